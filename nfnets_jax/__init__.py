@@ -1,0 +1,16 @@
+"""Normaliser-Free ResNets (NFNets) in JAX, with adaptive gradient clipping.
+
+The package has one subpackage per concern, and importing it loads none:
+
+* `nfnets_jax.agc`: adaptive gradient clipping, for any JAX project;
+* `nfnets_jax.models`: the networks, as Haiku modules;
+* `nfnets_jax.data`: data sets and the host side of the input pipeline;
+* `nfnets_jax.augment`: MixUp, CutMix, RandAugment, on the device;
+* `nfnets_jax.training`: the recipe and the training loop.
+
+Reference:
+  Brock, De, Smith, Simonyan, "High-Performance Large-Scale Image Recognition
+  Without Normalization", 2021, https://arxiv.org/abs/2102.06171
+"""
+
+__version__ = '0.1.0'

@@ -1,0 +1,62 @@
+"""Packaging of nfnets_jax; the tested versions are in constraints.txt."""
+
+import pathlib
+import re
+
+import setuptools
+
+ROOT = pathlib.Path(__file__).parent
+
+_AGC = ['jax>=0.8', 'optax>=0.2.5']
+_MODELS = ['dm-haiku>=0.0.16']
+_TRAIN = [
+  'absl-py>=2.1',
+  'array_record>=0.7',
+  'dm-tree>=0.1.9',
+  'grain>=0.2.12',
+  'importlib_resources',  # tensorflow-datasets uses it without asking for it
+  'jmp>=0.0.4',
+  'matplotlib>=3.9',
+  'ml_collections>=1.0',
+  'orbax-checkpoint>=0.11.20',
+  'pillow>=11',
+  'scikit-learn>=1.5',  # ships the images of the `digits` data set
+  'tensorboardX>=2.6.2',
+  'tensorflow-datasets>=4.9.9',
+  'tqdm>=4.66',
+]
+_TEST = ['chex>=0.1.90', 'hypothesis>=6.100', 'pytest>=8', 'pytest-xdist>=3.6']
+_LINT = ['mypy>=1.13', 'ruff>=0.9']
+
+
+def _version() -> str:
+  text = (ROOT / 'nfnets_jax' / '__init__.py').read_text()
+  match = re.search(r"^__version__ = '([^']+)'", text, re.MULTILINE)
+  if match is None:
+    raise ValueError('nfnets_jax/__init__.py does not define __version__')
+  return match.group(1)
+
+
+setuptools.setup(
+  name='nfnets_jax',
+  version=_version(),
+  description='Normaliser-Free ResNets (NFNets) and adaptive gradient clipping',
+  long_description=(ROOT / 'README.md').read_text(),
+  long_description_content_type='text/markdown',
+  license='Apache-2.0',
+  packages=setuptools.find_packages(include=['nfnets_jax', 'nfnets_jax.*']),
+  python_requires='>=3.11,<3.14',
+  install_requires=_AGC,
+  extras_require={
+    'models': _MODELS,
+    'train': _MODELS + _TRAIN,
+    'dev': _MODELS + _TRAIN + _TEST + _LINT,
+  },
+  classifiers=[
+    'License :: OSI Approved :: Apache Software License',
+    'Programming Language :: Python :: 3.11',
+    'Programming Language :: Python :: 3.12',
+    'Programming Language :: Python :: 3.13',
+    'Topic :: Scientific/Engineering :: Artificial Intelligence',
+  ],
+)

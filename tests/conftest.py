@@ -1,0 +1,34 @@
+"""Strict settings for every test, made before jax starts a backend."""
+
+import os
+import pathlib
+
+# Eight virtual devices show what one device hides: a forgotten pmean, a batch
+# split wrongly, state that differs between replicas.
+os.environ['XLA_FLAGS'] = (
+  os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+)
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+
+import jax
+import pytest
+
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+jax.config.update('jax_numpy_dtype_promotion', 'strict')
+
+GOLDEN = pathlib.Path(__file__).parent / 'golden'
+
+
+@pytest.fixture(scope='session')
+def golden() -> pathlib.Path:
+  """The folder with the small golden files."""
+  return GOLDEN
+
+
+@pytest.fixture(scope='session')
+def shared() -> pathlib.Path:
+  """The folder with photographs and CIFAR-10 that may lie beside a checkout."""
+  path = pathlib.Path(__file__).parents[2] / 'shared'
+  if not path.is_dir():
+    pytest.skip(f'no folder {path.name}/ with sample data beside the checkout')
+  return path
