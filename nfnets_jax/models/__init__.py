@@ -1,0 +1,25 @@
+"""The networks of the paper, as Haiku modules.
+
+`create` and the modules load Haiku when they are first asked for; `variants`,
+which is plain data, never does.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+  from nfnets_jax.models.cost import count_macs
+  from nfnets_jax.models.factory import create
+
+__all__ = ['count_macs', 'create']
+
+_LAZY = {
+  'count_macs': 'nfnets_jax.models.cost',
+  'create': 'nfnets_jax.models.factory',
+}
+
+
+def __getattr__(name: str) -> Any:
+  if name not in _LAZY:
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  return getattr(importlib.import_module(_LAZY[name]), name)

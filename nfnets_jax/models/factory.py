@@ -1,0 +1,49 @@
+"""Builds a network by name."""
+
+import inspect
+
+import haiku as hk
+
+from nfnets_jax.models import nfnet
+from nfnets_jax.models import variants
+
+_FAMILIES: dict[str, type[hk.Module]] = {'nfnet': nfnet.NFNet}
+
+
+def create(name: str, num_classes: int = 1000, **overrides) -> hk.Module:
+  """Returns the network `name`; call it inside `hk.transform_with_state`.
+
+  Args:
+    name: a variant, such as 'nfnet_f0'; `variants.VARIANTS` holds them all.
+    num_classes: K, number of logits.
+    **overrides: replace arguments of the variant's module, for example
+      `drop_rate=0.0` or `group_width=(192, 128, 128, 128)`.
+
+  Returns:
+    A module whose call `(images, is_training)` takes `[B, H, W, 3]` and returns
+    a dict with at least `logits` `[B, K]` and `pool` `[B, C]`.
+
+  Raises:
+    ValueError: if the name, an override's name or a size is impossible; the
+      message lists what would be right.
+
+  Example:
+    >>> import jax, jax.numpy as jnp
+    >>> net = hk.transform_with_state(
+    ...     lambda x: create('nfnet_tiny', num_classes=10)(x, is_training=False))
+    >>> images = jnp.zeros((2, 32, 32, 3))
+    >>> params, state = net.init(jax.random.key(0), images)
+    >>> outputs, _ = net.apply(params, state, None, images)
+    >>> outputs['logits'].shape
+    (2, 10)
+  """
+  variant = variants.get(name)
+  family = _FAMILIES[variant.family]
+  known = set(inspect.signature(family).parameters) - {'num_classes', 'name'}
+  unknown = sorted(set(overrides) - known)
+  if unknown:
+    raise ValueError(
+      f'{name} has no argument {", ".join(unknown)}; it takes '
+      f'{", ".join(sorted(known))}'
+    )
+  return family(num_classes, **{**variant.architecture, **overrides})

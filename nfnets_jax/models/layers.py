@@ -1,0 +1,305 @@
+"""The layers that the families share, and the convolution beneath them.
+
+All layers take and return `[B, H, W, C]` arrays, create float32 parameters and
+compute in the dtype of their input: give bfloat16 images and the net runs in
+bfloat16 with float32 parameters.
+
+Differences:
+  * The released code casts all parameters to bfloat16 before a pass, so that it
+    also standardises weights in bfloat16. Here standardisation is float32 and
+    the standardised weight is cast; in float32 the two are the same.
+  * `WSConv2D` always has a bias, as the released one does whatever it is told.
+"""
+
+from collections.abc import Sequence
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from nfnets_jax.models import activations
+
+# Guards the standard deviation of a constant filter; published value.
+WS_EPS = 1e-4
+
+
+def conv2d(
+  x: jax.Array, w: jax.Array, stride: int = 1, groups: int = 1
+) -> jax.Array:
+  """Convolves with 'SAME' padding, in the fastest known form per backend.
+
+  The forms agree to rounding; which one runs is decided here and nowhere else:
+
+  * A 1×1 convolution of stride 1 is a matrix product, and written as one. XLA
+    for CPU runs the weight gradient of the convolution at 36 GFLOP/s and that
+    of the product at 140 to 260 (two cores).
+  * On CPU a grouped convolution is one convolution per group, concatenated:
+    XLA's own gradient of a grouped convolution is some 20 times slower there.
+
+  `experiments/benchmarks/conv_forms.py` measures both.
+
+  Args:
+    x: inputs `[B, H, W, I]`.
+    w: weights `[kh, kw, I / groups, O]`, of the dtype of `x`.
+    stride: step in both directions, in pixels.
+    groups: number of groups that input and output channels are split into.
+
+  Returns:
+    Outputs `[B, ceil(H / stride), ceil(W / stride), O]`.
+
+  Example:
+    >>> x, w = jnp.ones((2, 8, 8, 4)), jnp.ones((3, 3, 2, 6))
+    >>> conv2d(x, w, stride=2, groups=2).shape
+    (2, 4, 4, 6)
+  """
+  if w.shape[:2] == (1, 1) and stride == 1 and groups == 1:
+    return lax.dot_general(x, w[0, 0], (((3,), (0,)), ((), ())))
+  if groups > 1 and jax.default_backend() == 'cpu':
+    xs = jnp.split(x, groups, axis=3)
+    ws = jnp.split(w, groups, axis=3)
+    parts = [_conv(x_, w_, stride, 1) for x_, w_ in zip(xs, ws, strict=True)]
+    return jnp.concatenate(parts, axis=3)
+  return _conv(x, w, stride, groups)
+
+
+def _conv(x: jax.Array, w: jax.Array, stride: int, groups: int) -> jax.Array:
+  return lax.conv_general_dilated(
+    x,
+    w,
+    window_strides=(stride, stride),
+    padding='SAME',
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    feature_group_count=groups,
+  )
+
+
+def standardize_weight(
+  w: jax.Array, gain: jax.Array, eps: float = WS_EPS
+) -> jax.Array:
+  """Standardises a convolution's weight over its fan-in N and scales it.
+
+  Ŵ_i = gain_i · (W_i − μ_i) / √max(N·σ²_i, eps), with mean and (biased) variance
+  of each output channel i. For an input of independent channels of unit
+  variance every output then has variance gain².
+
+  Args:
+    w: weights `[kh, kw, I, O]`.
+    gain: `[O]`.
+    eps: lower bound of N·σ².
+
+  Returns:
+    The standardised weights `[kh, kw, I, O]`.
+
+  Example:
+    >>> w = jax.random.normal(jax.random.key(0), (3, 3, 8, 4))
+    >>> w_hat = standardize_weight(w, jnp.ones(4))
+    >>> bool(jnp.allclose((w_hat**2).sum((0, 1, 2)), 1.0, atol=1e-4))
+    True
+
+  Reference:
+    Brock et al. 2021, section 2, equation 1.
+  """
+  fan_in = w.shape[0] * w.shape[1] * w.shape[2]
+  mean = jnp.mean(w, axis=(0, 1, 2), keepdims=True)
+  var = jnp.var(w, axis=(0, 1, 2), keepdims=True)
+  scale = lax.rsqrt(jnp.maximum(var * fan_in, eps))
+  return (w - mean) * (scale * gain.reshape(1, 1, 1, -1))
+
+
+class WSConv2D(hk.Module):
+  """2-D convolution with Scaled Weight Standardisation, 'SAME' padding.
+
+  Parameters: `w` `[k, k, I / groups, O]` ~ N(0, 1 / fan_in), `gain` `[O]` = 1
+  and `bias` `[O]` = 0, float32. The nonlinearity's gain γ is applied with the
+  nonlinearity, not here.
+
+  Reference:
+    Brock et al. 2021, section 2, equation 1.
+  """
+
+  def __init__(
+    self,
+    output_channels: int,
+    kernel_size: int,
+    *,
+    stride: int = 1,
+    groups: int = 1,
+    name: str | None = None,
+  ):
+    """Describes the layer.
+
+    Args:
+      output_channels: O, a multiple of `groups`.
+      kernel_size: k, in pixels.
+      stride: in pixels.
+      groups: number of channel groups.
+      name: of the Haiku module.
+
+    Raises:
+      ValueError: if `groups` does not divide `output_channels`.
+    """
+    super().__init__(name=name)
+    if groups < 1 or output_channels % groups:
+      raise ValueError(
+        f'{output_channels} output channels cannot be split into {groups} '
+        'groups; give a multiple of the number of groups'
+      )
+    self.output_channels = output_channels
+    self.kernel_size = kernel_size
+    self.stride = stride
+    self.groups = groups
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Convolves `x` `[B, H, W, I]`; returns `[B, H', W', O]` of its dtype."""
+    if x.shape[3] % self.groups:
+      raise ValueError(
+        f'{x.shape[3]} input channels cannot be split into {self.groups} groups'
+      )
+    k, channels = self.kernel_size, self.output_channels
+    w = _parameter(
+      'w',
+      (k, k, x.shape[3] // self.groups, channels),
+      hk.initializers.VarianceScaling(1.0, 'fan_in', 'normal'),
+    )
+    gain = _parameter('gain', (channels,), hk.initializers.Constant(1.0))
+    bias = _parameter('bias', (channels,), hk.initializers.Constant(0.0))
+    w_hat = standardize_weight(w, gain).astype(x.dtype)
+    out = conv2d(x, w_hat, self.stride, self.groups)
+    return out + bias.astype(x.dtype).reshape(1, 1, 1, -1)
+
+
+class Linear(hk.Module):
+  """x·W + b with float32 parameters, computed in the dtype of the input.
+
+  `hk.Linear` creates its parameters in the input's dtype, so a bfloat16 input
+  would give bfloat16 parameters. The parameter names are those of `hk.Linear`.
+  """
+
+  def __init__(
+    self,
+    output_size: int,
+    *,
+    w_init: hk.initializers.Initializer | None = None,
+    name: str | None = None,
+  ):
+    """Describes the layer; `w_init` None is LeCun's truncated normal."""
+    super().__init__(name=name)
+    self.output_size = output_size
+    self.w_init = w_init
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps `x` `[B, I]` to `[B, output_size]`."""
+    fan_in = x.shape[1]
+    w_init = self.w_init or hk.initializers.TruncatedNormal(fan_in**-0.5)
+    w = _parameter('w', (fan_in, self.output_size), w_init)
+    b = _parameter('b', (self.output_size,), hk.initializers.Constant(0.0))
+    return x @ w.astype(x.dtype) + b.astype(x.dtype).reshape(1, -1)
+
+
+class SqueezeExcite(hk.Module):
+  """Squeeze-and-excitation gate: sigmoid(W₂·relu(W₁·mean(h))).
+
+  Returns the gate alone, in (0, 1); the caller multiplies, with the factor of 2
+  that keeps the variance in the normaliser-free nets.
+
+  Differences:
+    The paper's formula has the scaled GELU between the two layers; the released
+    code, and so this module, has an unscaled ReLU.
+
+  Reference:
+    Hu et al. 2018, https://arxiv.org/abs/1709.01507; Brock et al. 2021,
+    appendix C.
+  """
+
+  def __init__(
+    self, channels: int, hidden_channels: int, name: str | None = None
+  ):
+    """Describes the gate for `channels` channels."""
+    super().__init__(name=name)
+    self.reduce = Linear(hidden_channels, name='linear')
+    self.expand = Linear(channels, name='linear_1')
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps `[B, H, W, C]` to the gate `[B, 1, 1, C]`."""
+    pooled = jnp.mean(x, axis=(1, 2))
+    gate = jax.nn.sigmoid(
+      self.expand(activations.relu(self.reduce(pooled)))
+    )
+    return gate[:, None, None, :]
+
+
+def stochastic_depth(
+  x: jax.Array, rate: float, is_training: bool
+) -> jax.Array:
+  """Drops the whole residual branch of an image with probability `rate`.
+
+  The kept images are not rescaled by 1 / (1 − rate), neither in training nor at
+  test, as in the released code.
+
+  Args:
+    x: residual branch `[B, H, W, C]`.
+    rate: probability of dropping, in [0, 1).
+    is_training: False returns `x` as it is. True needs a Haiku random key when
+      `rate` is above 0.
+
+  Returns:
+    `x` with zeros for the dropped images.
+
+  Reference:
+    Huang et al. 2016, https://arxiv.org/abs/1603.09382.
+  """
+  if not is_training or rate == 0.0:
+    return x
+  keep = jax.random.bernoulli(
+    hk.next_rng_key(), 1.0 - rate, (x.shape[0], 1, 1, 1)
+  )
+  return x * keep.astype(x.dtype)
+
+
+def avg_pool(x: jax.Array, size: int) -> jax.Array:
+  """Averages `size`×`size` windows at stride `size`, 'SAME' padding.
+
+  Padded pixels do not count: a window at the border averages the pixels that it
+  has.
+
+  Args:
+    x: inputs `[B, H, W, C]`.
+    size: side and stride of the window, in pixels.
+
+  Returns:
+    `[B, ceil(H / size), ceil(W / size), C]`.
+
+  Example:
+    >>> avg_pool(jnp.ones((1, 3, 3, 1)), 2)[0, :, :, 0].tolist()
+    [[1.0, 1.0], [1.0, 1.0]]
+  """
+  _, height, width, _ = x.shape
+  rows = -(-height // size)
+  columns = -(-width // size)
+  # Multiples of the window, the usual case, need neither padding nor counts,
+  # and a mean over reshaped axes has a far cheaper gradient than reduce_window.
+  pad = (rows * size - height, columns * size - width)
+  if pad != (0, 0):
+    x = jnp.pad(x, ((0, 0), (0, pad[0]), (0, pad[1]), (0, 0)))
+  windows = x.reshape(x.shape[0], rows, size, columns, size, x.shape[3])
+  if pad == (0, 0):
+    return jnp.mean(windows, axis=(2, 4))
+  counts = _window_counts(height, rows, size)[:, None] * _window_counts(
+    width, columns, size
+  )
+  total = jnp.sum(windows, axis=(2, 4))
+  return total / counts.reshape(1, rows, columns, 1).astype(x.dtype)
+
+
+def _window_counts(length: int, windows: int, size: int) -> jax.Array:
+  counts: Sequence[int] = [
+    min(size, length - start * size) for start in range(windows)
+  ]
+  return jnp.asarray(counts, jnp.float32)
+
+
+def _parameter(
+  name: str, shape: tuple[int, ...], init: hk.initializers.Initializer
+) -> jax.Array:
+  return hk.get_parameter(name, shape, jnp.float32, init)

@@ -1,0 +1,48 @@
+"""Exponential moving average of the parameters, with a warm-up of its decay."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def decay_at(step: jax.Array, decay: float) -> jax.Array:
+  """Returns the decay of update `step`: min(decay, (1 + t) / (10 + t)).
+
+  The second term reaches 0.99999 only at t = 899,990, so runs of the paper's
+  length (112,603 steps) average over about the last ninth of training whatever
+  `decay` says.
+
+  Args:
+    step: t, the number of updates before this one, an integer scalar.
+    decay: upper bound, in [0, 1).
+
+  Returns:
+    A float32 scalar.
+
+  Example:
+    >>> round(float(decay_at(jnp.asarray(0), 0.99999)), 3)
+    0.1
+  """
+  t = step.astype(jnp.float32)
+  return jnp.minimum(decay, (1.0 + t) / (10.0 + t))
+
+
+def update(
+  average: chex.ArrayTree, new: chex.ArrayTree, step: jax.Array, decay: float
+) -> chex.ArrayTree:
+  """Moves `average` towards `new` by 1 − `decay_at(step, decay)`.
+
+  Args:
+    average: pytree of floating arrays.
+    new: pytree of the same structure, after the update of step t.
+    step: t, as in `decay_at`.
+    decay: as in `decay_at`.
+
+  Returns:
+    The new average.
+
+  Reference:
+    Brock et al. 2021, appendix A; the warm-up is the released code's.
+  """
+  return optax.incremental_update(new, average, 1.0 - decay_at(step, decay))

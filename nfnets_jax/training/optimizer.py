@@ -1,0 +1,175 @@
+"""The optimiser of the paper, and the baselines that it is compared with.
+
+The update is, in this order and as released: gradient of the whole batch → AGC
+on everything but the classifier's weight matrix → L2 decay of the weights →
+Nesterov momentum → −learning rate.
+
+Differences:
+  * The released warm-up and cosine are kept, so the learning rate of step 0 is
+    0 and the warm-up may last a fractional number of steps.
+"""
+
+from collections.abc import Callable
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import config_dict
+
+from nfnets_jax import agc
+
+Schedule = Callable[[chex.Numeric], chex.Numeric]
+
+
+def warmup_cosine(
+  peak: float, warmup_steps: float, total_steps: int
+) -> Schedule:
+  """Linear warm-up from 0 to `peak`, then half a cosine down to 0.
+
+  Unlike `optax.warmup_cosine_decay_schedule` this takes a fractional number of
+  warm-up steps: five epochs of ImageNet are 1563.9 batches of 4096.
+
+  Args:
+    peak: learning rate at the end of the warm-up.
+    warmup_steps: its length in steps, at least 0.
+    total_steps: length of both, in steps, more than `warmup_steps`.
+
+  Returns:
+    A function from the step, counted from 0, to the learning rate, float32.
+
+  Raises:
+    ValueError: if the warm-up is not shorter than the whole.
+
+  Example:
+    >>> schedule = warmup_cosine(1.6, warmup_steps=2.5, total_steps=10)
+    >>> [round(float(schedule(step)), 2) for step in (0, 1, 10)]
+    [0.0, 0.64, 0.0]
+
+  Reference:
+    Brock et al. 2021, appendix A.
+  """
+  if not 0 <= warmup_steps < total_steps:
+    raise ValueError(
+      f'a warm-up of {warmup_steps:g} steps does not fit into a run of '
+      f'{total_steps}; train longer or lower optimizer.warmup_epochs'
+    )
+
+  def schedule(step: chex.Numeric) -> jax.Array:
+    t = jnp.asarray(step, jnp.float32)
+    progress = jnp.clip((t - warmup_steps) / (total_steps - warmup_steps), 0, 1)
+    cosine = 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+    warmup = t / max(warmup_steps, 1.0)
+    return peak * jnp.where(t < warmup_steps, warmup, cosine)
+
+  return schedule
+
+
+def decayed(params: chex.ArrayTree) -> chex.ArrayTree:
+  """Marks the parameters that weight decay acts on: those named `w`.
+
+  That is every weight, also of the classifier and of squeeze-excite; gains,
+  biases and SkipInit scalars do not decay.
+
+  Args:
+    params: a Haiku parameter tree.
+
+  Returns:
+    The same structure with True or False at each leaf.
+  """
+  return _mark(params, lambda module, name: name == 'w')
+
+
+def clipped(params: chex.ArrayTree) -> chex.ArrayTree:
+  """Marks the parameters that AGC acts on: all but the classifier's weights.
+
+  The classifier is the module `linear` of the net itself, not that of a
+  squeeze-excite gate; its bias is clipped.
+
+  Args:
+    params: a Haiku parameter tree.
+
+  Returns:
+    The same structure with True or False at each leaf.
+
+  Example:
+    >>> marks = clipped({'NFNet/~/linear': {'w': 0, 'b': 0}})
+    >>> marks['NFNet/~/linear']['w'], marks['NFNet/~/linear']['b']
+    (False, True)
+
+  Reference:
+    Brock et al. 2021, section 4.1.
+  """
+  return _mark(
+    params,
+    lambda module, name: (
+      not (name == 'w' and module.split('/')[1:] == ['~', 'linear'])
+    ),
+  )
+
+
+def _mark(
+  params: chex.ArrayTree, rule: Callable[[str, str], bool]
+) -> chex.ArrayTree:
+  def at(path: tuple, _) -> bool:
+    module, name = (key.key for key in path)
+    return rule(module, name)
+
+  return jax.tree_util.tree_map_with_path(at, params)
+
+
+def create_optimizer(
+  config: config_dict.ConfigDict, schedule: Schedule
+) -> optax.GradientTransformation:
+  """Builds the optimiser that a config describes.
+
+  Args:
+    config: with the fields
+      `name`: 'sgd' (Nesterov momentum), 'lars', 'adam' or 'adamw';
+      `clip`: 'agc', 'global_norm' or None;
+      `clipping`: λ of AGC, or the largest global norm;
+      `clip_eps`: ε of AGC;
+      `momentum`: of 'sgd' and 'lars', in [0, 1);
+      `weight_decay`: added to the gradient of the weights (L2), at least 0; for
+        'adamw' decoupled from it.
+    schedule: step → learning rate.
+
+  Returns:
+    A transformation of the gradient of the whole batch into the update.
+
+  Raises:
+    ValueError: for an unknown `name` or `clip`, listing the known ones.
+  """
+  clips = {
+    None: lambda: optax.identity(),
+    'agc': lambda: optax.masked(
+      agc.adaptive_grad_clip(config.clipping, config.clip_eps), clipped
+    ),
+    'global_norm': lambda: optax.clip_by_global_norm(config.clipping),
+  }
+  decay = optax.add_decayed_weights(config.weight_decay, decayed)
+  optimizers = {
+    'sgd': lambda: optax.chain(
+      decay, optax.trace(decay=config.momentum, nesterov=True)
+    ),
+    # The trust ratio holds for what decays: scaling a gain or bias by its own
+    # tiny norm would stop it, and LARS leaves those out.
+    'lars': lambda: optax.chain(
+      decay,
+      optax.masked(optax.scale_by_trust_ratio(trust_coefficient=1e-3), decayed),
+      optax.trace(decay=config.momentum, nesterov=True),
+    ),
+    'adam': lambda: optax.chain(decay, optax.scale_by_adam()),
+    'adamw': lambda: optax.chain(optax.scale_by_adam(), decay),
+  }
+  for field, known in (('clip', clips), ('name', optimizers)):
+    if config[field] not in known:
+      raise ValueError(
+        f'optimizer.{field} is {config[field]!r}; choose one of '
+        f'{", ".join(map(str, known))}'
+      )
+  return optax.chain(
+    clips[config.clip](),
+    optimizers[config.name](),
+    optax.scale_by_learning_rate(schedule),
+  )
