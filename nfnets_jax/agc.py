@@ -52,7 +52,8 @@ def unitwise_norm(x: jax.Array) -> jax.Array:
   """
   if not jnp.issubdtype(x.dtype, jnp.floating):
     raise TypeError(f'AGC needs real floating-point leaves, got {x.dtype}')
-  x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  if x.dtype.itemsize < 4:
+    x = x.astype(jnp.float32)
   if sum(size > 1 for size in x.shape) <= 1:
     axes = tuple(range(x.ndim))
   elif x.ndim in (2, 3):

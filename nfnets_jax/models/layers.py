@@ -11,11 +11,10 @@ Differences:
   * `WSConv2D` always has a bias, as the released one does whatever it is told.
 """
 
-from collections.abc import Sequence
-
 import haiku as hk
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from nfnets_jax.models import activations
@@ -37,7 +36,7 @@ def conv2d(
   * On CPU a grouped convolution is one convolution per group, concatenated:
     XLA's own gradient of a grouped convolution is some 20 times slower there.
 
-  `experiments/benchmarks/conv_forms.py` measures both.
+  `experiments/benchmarks/gradient_step.py` measures them on a whole net.
 
   Args:
     x: inputs `[B, H, W, I]`.
@@ -257,6 +256,27 @@ def stochastic_depth(
   return x * keep.astype(x.dtype)
 
 
+def dropout(x: jax.Array, rate: float, is_training: bool) -> jax.Array:
+  """Zeroes each element with probability `rate` and rescales the others.
+
+  Args:
+    x: of any shape.
+    rate: probability of zeroing, in [0, 1).
+    is_training: False returns `x` as it is. True needs a Haiku random key when
+      `rate` is above 0.
+
+  Returns:
+    An array like `x`, with the same mean over draws.
+
+  Reference:
+    Srivastava et al. 2014, https://jmlr.org/papers/v15/srivastava14a.html.
+  """
+  if not is_training or rate == 0.0:
+    return x
+  keep = jax.random.bernoulli(hk.next_rng_key(), 1.0 - rate, x.shape)
+  return jnp.where(keep, x / (1.0 - rate), 0.0)
+
+
 def avg_pool(x: jax.Array, size: int) -> jax.Array:
   """Averages `size`×`size` windows at stride `size`, 'SAME' padding.
 
@@ -285,18 +305,12 @@ def avg_pool(x: jax.Array, size: int) -> jax.Array:
   windows = x.reshape(x.shape[0], rows, size, columns, size, x.shape[3])
   if pad == (0, 0):
     return jnp.mean(windows, axis=(2, 4))
-  counts = _window_counts(height, rows, size)[:, None] * _window_counts(
-    width, columns, size
+  counts = np.outer(
+    np.minimum(size, height - size * np.arange(rows)),
+    np.minimum(size, width - size * np.arange(columns)),
   )
   total = jnp.sum(windows, axis=(2, 4))
-  return total / counts.reshape(1, rows, columns, 1).astype(x.dtype)
-
-
-def _window_counts(length: int, windows: int, size: int) -> jax.Array:
-  counts: Sequence[int] = [
-    min(size, length - start * size) for start in range(windows)
-  ]
-  return jnp.asarray(counts, jnp.float32)
+  return total / jnp.asarray(counts, x.dtype).reshape(1, rows, columns, 1)
 
 
 def _parameter(

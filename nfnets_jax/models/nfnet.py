@@ -297,9 +297,9 @@ class NFNet(hk.Module):
     out = self.act(self.final_conv(out))
     pool = jnp.mean(out, axis=(1, 2))
     outputs['pool'] = pool
-    if is_training and self.drop_rate > 0:
-      pool = hk.dropout(hk.next_rng_key(), self.drop_rate, pool)
-    outputs['logits'] = self.classifier(pool)
+    outputs['logits'] = self.classifier(
+      layers.dropout(pool, self.drop_rate, is_training)
+    )
     return outputs
 
 

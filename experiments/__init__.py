@@ -1,0 +1,1 @@
+"""Which runs: configs, benchmarks, reports, and what came out."""

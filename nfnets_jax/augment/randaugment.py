@@ -1,0 +1,135 @@
+"""RandAugment: a few random operations of one fixed magnitude.
+
+Differences from the released code: none but the random generator, and the one
+that `operations` names. As in the released code, and unlike in the paper, the
+identity is not among the operations, and SolarizeAdd, Invert and Cutout are.
+
+Reference:
+  Cubuk et al., "RandAugment: Practical automated data augmentation with a
+  reduced search space", 2020, https://arxiv.org/abs/1909.13719
+  Brock et al., 2021, appendix A, https://arxiv.org/abs/2102.06171
+"""
+
+import functools
+import re
+
+import jax
+from jax import numpy as jnp
+
+from nfnets_jax.augment.operations import (
+  MAX_MAGNITUDE,
+  OPERATIONS,
+  argument,
+  distort,
+  to_uint8,
+)
+
+
+def parse_policy(policy: str) -> tuple[int, int]:
+  """Reads a policy such as `'4x10'`: four layers of magnitude ten.
+
+  The recipe has `'4x5'` for NFNet-F0, `'4x10'` for F1 and F2, and `'4x15'` for
+  the larger ones.
+
+  Args:
+    policy: two decimal numbers with an `x` between.
+
+  Returns:
+    The number of layers, at least 1, and the magnitude, in 0..20.
+
+  Raises:
+    ValueError: the string has another form, or a number is out of range.
+
+  Example:
+    >>> parse_policy('4x10')
+    (4, 10)
+
+  Reference:
+    Brock et al., 2021, table 1 and appendix A,
+    https://arxiv.org/abs/2102.06171
+  """
+  match = re.fullmatch(r'([0-9]+)x([0-9]+)', policy)
+  if match is None:
+    raise ValueError(
+      f'RandAugment policy {policy!r} is not of the form '
+      "'LAYERSxMAGNITUDE', such as '4x10'"
+    )
+  num_layers, magnitude = int(match[1]), int(match[2])
+  _check(num_layers, magnitude)
+  return num_layers, magnitude
+
+
+def rand_augment(
+  keys: jax.Array, images: jax.Array, num_layers: int, magnitude: int
+) -> jax.Array:
+  """Applies `num_layers` random operations, one after the other.
+
+  In each layer each image draws one of the sixteen operations, all equally
+  likely, and where the operation has them, a sign and the place of its box.
+
+  Args:
+    keys: `[B]` random keys, one per image.
+    images: `[B, H, W, 3]`, uint8 or floating; floating values are clipped to
+      0..255 and their fractions dropped.
+    num_layers: operations per image, at least 1. Static.
+    magnitude: their strength, in 0..20. Static.
+
+  Returns:
+    `[B, H, W, 3]` of the type of `images`, whole numbers in 0..255.
+
+  Raises:
+    ValueError: `num_layers` or `magnitude` is out of range.
+
+  Example:
+    >>> keys = jax.random.split(jax.random.key(0), 2)
+    >>> images = jnp.zeros((2, 16, 16, 3), jnp.uint8)
+    >>> rand_augment(keys, images, num_layers=4, magnitude=10).shape
+    (2, 16, 16, 3)
+
+  Reference:
+    Cubuk et al., 2020, section 3, https://arxiv.org/abs/1909.13719
+  """
+  _check(num_layers, magnitude)
+  strength = jnp.array(
+    [argument(name, magnitude) for name in OPERATIONS], jnp.float32
+  )
+
+  def layer(pixels: jax.Array, keys: jax.Array) -> tuple[jax.Array, None]:
+    keys = jax.vmap(jax.random.split)(keys)
+    operation = choose_operations(keys[:, 0])
+    return distort(keys[:, 1], pixels, operation, strength[operation]), None
+
+  split = functools.partial(jax.random.split, num=num_layers)
+  layer_keys = jax.vmap(split, out_axes=1)(keys)
+  # A scan compiles one layer, however many there are.
+  pixels, _ = jax.lax.scan(layer, to_uint8(images), layer_keys)
+  return pixels.astype(images.dtype)
+
+
+def choose_operations(keys: jax.Array) -> jax.Array:
+  """Draws one of the sixteen operations per image, all equally likely.
+
+  Args:
+    keys: `[B]` random keys, one per image.
+
+  Returns:
+    `[B]` int32, indices into `operations.OPERATIONS`.
+
+  Example:
+    >>> choose_operations(jax.random.split(jax.random.key(0), 8)).shape
+    (8,)
+
+  Reference:
+    Cubuk et al., 2020, section 3, https://arxiv.org/abs/1909.13719
+  """
+  count = len(OPERATIONS)
+  return jax.vmap(lambda key: jax.random.randint(key, (), 0, count))(keys)
+
+
+def _check(num_layers: int, magnitude: int) -> None:
+  if num_layers < 1:
+    raise ValueError(f'RandAugment needs at least 1 layer, not {num_layers}')
+  if not 0 <= magnitude <= MAX_MAGNITUDE:
+    raise ValueError(
+      f'RandAugment magnitude {magnitude} is not in 0..{MAX_MAGNITUDE}'
+    )

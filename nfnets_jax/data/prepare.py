@@ -1,0 +1,81 @@
+"""Prepares a data set: downloads it and writes it as ArrayRecord files.
+
+    python -m nfnets_jax.data.prepare digits [--data_dir=DIR]
+
+Any data set for image classification in the TFDS catalogue will do,
+https://www.tensorflow.org/datasets/catalog/overview. ArrayRecord is the format
+with random access, which the loader shuffles by. Preparing happens in a folder
+`incomplete.*` that is renamed at the end: an interrupted run can be repeated,
+and what a killed one left there can be deleted.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+
+import tensorflow_datasets as tfds
+from absl import app, flags
+
+from nfnets_jax.data import datasets
+
+_DATA_DIR = flags.DEFINE_string(
+  'data_dir', None, 'Where to keep data sets; ~/tensorflow_datasets if unset.'
+)
+
+
+def prepare(
+  name: str, data_dir: str | os.PathLike[str] | None = None
+) -> tfds.core.DatasetBuilder:
+  """Downloads and writes a data set, unless that has been done before.
+
+  Args:
+    name: the name of a TFDS data set.
+    data_dir: where data sets are kept, `~/tensorflow_datasets` by default.
+
+  Returns:
+    The builder of the data set, prepared.
+
+  Raises:
+    ValueError: if there is no such data set.
+    ModuleNotFoundError: if preparing it takes tensorflow and there is none.
+
+  Example:
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:  # doctest: +ELLIPSIS
+    ...   splits = prepare('digits', data_dir=folder).info.splits
+    Downloading and preparing dataset ...
+    >>> splits['train'].num_examples, splits['test'].num_examples
+    (1437, 360)
+  """
+  builder = datasets.find(name, data_dir)
+  if builder.is_prepared():
+    return builder
+  try:
+    builder.download_and_prepare(file_format='array_record')
+  except ModuleNotFoundError as error:
+    if "No module named 'tensorflow'" not in str(error):
+      raise
+    raise ModuleNotFoundError(
+      f'preparing data set {name!r} takes tensorflow, which reading it later '
+      'does not: pip install tensorflow-cpu'
+    ) from error
+  return builder
+
+
+def main(argv: Sequence[str]) -> None:
+  """Prepares the data set named on the command line and prints its sizes."""
+  if len(argv) != 2:
+    raise app.UsageError('name one data set, such as digits')
+  name = argv[1]
+  try:
+    done = datasets.find(name, _DATA_DIR.value).is_prepared()
+    builder = prepare(name, _DATA_DIR.value)
+  except (ValueError, ModuleNotFoundError) as error:
+    sys.exit(f'error: {error}')
+  print(f'{name}: {"already " if done else ""}prepared in {builder.data_dir}')
+  for split, info in builder.info.splits.items():
+    print(f'  {split}: {info.num_examples:,} examples')
+
+
+if __name__ == '__main__':
+  app.run(main)

@@ -1,0 +1,417 @@
+"""Decode, crop, flip and resize one image at a time, with numpy and Pillow.
+
+A transform maps an example, `{'image': encoded bytes, 'label': int}`, to
+`{'image': uint8 [px, px, 3], 'label': np.int32}`; the one for training takes a
+`np.random.Generator` besides, its only source of chance.
+
+`train_transform` knows these crops:
+
+* `'random_resized'`, or `'random_resized_0.25'` for another minimal area: a box
+  of random area and aspect ratio, resized; the crop of ImageNet training;
+* `'pad_4'`: pad by so many black pixels and take a random window of the size
+  before; the crop of CIFAR training;
+* `'none'`: the whole image, resized.
+
+`eval_transform` knows these:
+
+* `'resize_crop_32'`: resize both sides to px + 32, take the central px; the
+  whole image is squashed into a square. The evaluation of the NFNets;
+* `'resize_crop_0.875'`: likewise, with both sides resized to px / 0.875;
+* `'crop_resize'`: take the central square of px / (px + 32) of the shorter
+  side, resize; keeps the proportions;
+* `'resize'`: the whole image, resized; for small square images.
+
+Differences:
+  * Pixels are rounded to uint8 after the resize, as they cross to the device
+    in that form; the released code keeps float32. The mean difference is a
+    quarter of a level, 0.004 in normalised units. Pillow and TensorFlow do not
+    decode a JPEG to quite the same levels, which makes another 0.01 or so.
+  * The released random crop asks for 8 % of the area, and also for 10 % of the
+    object, which it says is the whole image. Both together ask for 10 %, the
+    default of `min_area` here.
+  * An image so narrow that ten attempts find no box (from about 10 : 1) yields
+    its central square.
+
+Reference:
+  Brock, De, Smith, Simonyan, "High-Performance Large-Scale Image Recognition
+  Without Normalization", 2021, Appendix A, https://arxiv.org/abs/2102.06171
+  Szegedy et al., "Going Deeper with Convolutions", 2014, section 6: the random
+  crop, https://arxiv.org/abs/1409.4842
+  Keys, "Cubic Convolution Interpolation for Digital Image Processing", 1981
+"""
+
+import functools
+import io
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+Example = Mapping[str, Any]
+Crop = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+
+TRAIN_CROPS = ('random_resized', 'random_resized_AREA', 'pad_PIXELS', 'none')
+EVAL_CROPS = (
+  'resize_crop_PIXELS',
+  'resize_crop_FRACTION',
+  'crop_resize',
+  'resize',
+)
+
+# The released kernel reads its weights from a table of so many steps a pixel.
+# Without that rounding a pixel is up to 0.13 of a level off.
+_KERNEL_STEPS = 1024
+
+
+def decode(image: bytes | np.ndarray) -> np.ndarray:
+  """Decodes an image to RGB.
+
+  Grey, palette, CMYK and 16-bit images are converted (16 bits keep the upper
+  eight), an alpha channel is dropped, the orientation in the EXIF data is
+  ignored: as in TensorFlow, so that published weights see what they were
+  trained on.
+
+  Args:
+    image: an encoded image in any format that Pillow reads, or the decoded
+      uint8 array `[H, W, 3]`, which passes through.
+
+  Returns:
+    uint8 `[H, W, 3]`, 0 to 255.
+
+  Raises:
+    ValueError: if the bytes are no image, or the array is no RGB image.
+
+  Example:
+    >>> buffer = io.BytesIO()
+    >>> Image.new('L', (4, 2), color=7).save(buffer, format='PNG')
+    >>> image = decode(buffer.getvalue())
+    >>> image.shape, image.dtype, int(image.max())
+    ((2, 4, 3), dtype('uint8'), 7)
+  """
+  if isinstance(image, np.ndarray):
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+      raise ValueError(
+        'a decoded image is uint8 [H, W, 3], '
+        f'got {image.dtype} {list(image.shape)}'
+      )
+    return image
+  try:
+    with Image.open(io.BytesIO(image)) as file:
+      if file.mode.startswith('I'):  # 16 bits, which Pillow would clip at 255
+        grey = np.clip(np.asarray(file), 0, 65535) >> 8
+        return np.repeat(grey[..., None].astype(np.uint8), 3, axis=-1)
+      if 'transparency' in file.info:  # Pillow warns of a direct conversion
+        return np.asarray(file.convert('RGBA').convert('RGB'))
+      return np.asarray(file.convert('RGB'))
+  except Exception as error:  # Pillow's plug-ins raise whatever they like
+    raise ValueError(
+      f'cannot decode an image of {len(image)} bytes: {error}'
+    ) from error
+
+
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+  """Resizes an image by bicubic interpolation, rounding to whole levels.
+
+  Args:
+    image: uint8 `[H, W, 3]`.
+    height: the new height in pixels.
+    width: the new width in pixels.
+
+  Returns:
+    uint8 `[height, width, 3]`: `resize_float`, rounded and clipped.
+
+  Example:
+    >>> image = np.full((5, 7, 3), 200, np.uint8)
+    >>> resized = resize(image, 4, 4)
+    >>> resized.shape, resized.dtype, np.unique(resized).tolist()
+    ((4, 4, 3), dtype('uint8'), [200])
+  """
+  if image.shape[:2] == (height, width):
+    return image
+  levels = np.rint(resize_float(image, height, width))
+  return np.clip(levels, 0, 255).astype(np.uint8)
+
+
+def resize_float(image: np.ndarray, height: int, width: int) -> np.ndarray:
+  """Resizes an image by bicubic interpolation.
+
+  The interpolation is Keys' cubic convolution with a = -0.5, sampled at the
+  centres of the pixels. The kernel spans four pixels of the input whatever the
+  scale (no antialiasing), and at the edges the weights that fall outside the
+  image are dropped and the others rescaled to sum to one. That is what the
+  released pipeline does; it costs two passes of four multiplications.
+
+  Args:
+    image: `[H, W, C]`, any real type.
+    height: the new height in pixels.
+    width: the new width in pixels.
+
+  Returns:
+    float32 `[height, width, C]`; it may leave the input's range by about an
+    eighth, as the kernel has negative lobes.
+
+  Example:
+    >>> edge = np.array([0, 0, 100, 100])[None, :, None]
+    >>> resize_float(edge, 1, 8).round().ravel().tolist()
+    [0.0, -2.0, -7.0, 20.0, 80.0, 107.0, 102.0, 100.0]
+  """
+  old_height, old_width, channels = image.shape
+  # einsum rather than matrix products: BLAS would start threads of its own
+  # under each of the loader's.
+  taps, weights = _cubic_taps(old_height, height)
+  gathered = image.reshape(old_height, -1)[taps].astype(np.float32)
+  rows = np.einsum('thx,th->hx', gathered, weights)
+  # Along the rows too it is numbers that are gathered, not pixels of three:
+  # a third faster than transposing and doing the same again.
+  taps, weights = _cubic_taps(old_width, width)
+  taps = (taps[..., None] * channels + np.arange(channels)).reshape(4, -1)
+  gathered = np.take(rows, taps, axis=1)
+  weights = np.repeat(weights, channels, axis=1)
+  resized = np.einsum('htx,tx->hx', gathered, weights)
+  return resized.reshape(height, width, channels)
+
+
+def random_resized_crop(
+  image: np.ndarray, rng: np.random.Generator, min_area: float = 0.1
+) -> np.ndarray:
+  """Cuts out a box of random area and aspect ratio.
+
+  The ratio of width to height is uniform in [3/4, 4/3], then the height among
+  those that fit into the image and cover at least `min_area` of it, then the
+  place. A ratio that leaves no height is drawn again, up to ten times; after
+  that the central square is taken.
+
+  Args:
+    image: `[H, W, C]`.
+    rng: the source of chance.
+    min_area: the least area of the box, as a fraction of the image's, in
+      (0, 1].
+
+  Returns:
+    A view `[h, w, C]` of the image.
+
+  Example:
+    >>> image = np.zeros((60, 80, 3), np.uint8)
+    >>> height, width, _ = random_resized_crop(
+    ...   image, np.random.default_rng(0)
+    ... ).shape
+    >>> height * width >= 0.1 * 60 * 80
+    True
+  """
+  height, width = image.shape[:2]
+  least = min_area * height * width
+  for _ in range(10):
+    ratio = rng.uniform(3 / 4, 4 / 3)
+    low = max(1, round((least / ratio) ** 0.5))
+    high = min(height, int(width / ratio))
+    if low > high:
+      continue
+    h = int(rng.integers(low, high, endpoint=True))
+    w = round(h * ratio)
+    if least <= h * w and 1 <= w <= width:
+      top = rng.integers(height - h, endpoint=True)
+      left = rng.integers(width - w, endpoint=True)
+      return image[top : top + h, left : left + w]
+  side = min(height, width)
+  return _center_crop(image, side, side)
+
+
+def pad_crop(
+  image: np.ndarray, rng: np.random.Generator, pixels: int = 4
+) -> np.ndarray:
+  """Pads an image with black and cuts out a random window of its own size.
+
+  Args:
+    image: `[H, W, C]`.
+    rng: the source of chance.
+    pixels: how far to pad each side, and so how far to shift at most.
+
+  Returns:
+    `[H, W, C]`, the image moved by up to `pixels` along each axis.
+
+  Example:
+    >>> image = np.ones((8, 8, 3), np.uint8)
+    >>> pad_crop(image, np.random.default_rng(0), pixels=2).shape
+    (8, 8, 3)
+  """
+  height, width = image.shape[:2]
+  padded = np.pad(image, ((pixels, pixels), (pixels, pixels), (0, 0)))
+  top, left = rng.integers(2 * pixels, size=2, endpoint=True)
+  return padded[top : top + height, left : left + width]
+
+
+def random_flip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+  """Mirrors an image, left to right, with a probability of one half.
+
+  Args:
+    image: `[H, W, C]`.
+    rng: the source of chance.
+
+  Returns:
+    A view `[H, W, C]` of the image.
+
+  Example:
+    >>> image = np.arange(3)[None, :, None]
+    >>> rng = np.random.default_rng(0)
+    >>> [random_flip(image, rng).ravel().tolist() for _ in range(2)]
+    [[0, 1, 2], [2, 1, 0]]
+  """
+  return image[:, ::-1] if rng.random() < 0.5 else image
+
+
+def train_transform(
+  image_size: int, crop: str = 'random_resized', flip: bool = True
+) -> Callable[[Example, np.random.Generator], dict[str, Any]]:
+  """Makes the transform of training examples: decode, crop, resize, flip.
+
+  Args:
+    image_size: the side of the square result, in pixels.
+    crop: `'random_resized'`, `'random_resized_AREA'`, `'pad_PIXELS'` or
+      `'none'`; see the module's docstring.
+    flip: whether to mirror every other image, at random.
+
+  Returns:
+    A function of an example and a generator, which returns
+    `{'image': uint8 [image_size, image_size, 3], 'label': np.int32}`.
+
+  Raises:
+    ValueError: if there is no such crop, or its number makes no sense.
+
+  Example:
+    >>> transform = train_transform(image_size=32, crop='pad_4')
+    >>> example = {'image': np.zeros((28, 28, 3), np.uint8), 'label': 3}
+    >>> result = transform(example, np.random.default_rng(0))
+    >>> result['image'].shape, int(result['label'])
+    ((32, 32, 3), 3)
+  """
+  crop_fn = _train_crop(crop)
+
+  def transform(example: Example, rng: np.random.Generator) -> dict[str, Any]:
+    image = crop_fn(decode(example['image']), rng)
+    image = resize(image, image_size, image_size)
+    if flip:
+      image = random_flip(image, rng)
+    return {'image': image, 'label': np.int32(example['label'])}
+
+  return transform
+
+
+def eval_transform(
+  image_size: int, crop: str = 'resize_crop_32'
+) -> Callable[[Example], dict[str, Any]]:
+  """Makes the transform of evaluation examples: decode, crop, resize.
+
+  Args:
+    image_size: the side of the square result, in pixels.
+    crop: `'resize_crop_PIXELS'`, `'resize_crop_FRACTION'`, `'crop_resize'` or
+      `'resize'`; see the module's docstring.
+
+  Returns:
+    A function of an example, which returns
+    `{'image': uint8 [image_size, image_size, 3], 'label': np.int32}`.
+
+  Raises:
+    ValueError: if there is no such crop, or its number makes no sense.
+
+  Example:
+    >>> transform = eval_transform(image_size=64, crop='crop_resize')
+    >>> example = {'image': np.zeros((90, 120, 3), np.uint8), 'label': 3}
+    >>> transform(example)['image'].shape
+    (64, 64, 3)
+  """
+  view = _eval_view(crop, image_size)
+
+  def transform(example: Example) -> dict[str, Any]:
+    image = view(decode(example['image']))
+    return {'image': image, 'label': np.int32(example['label'])}
+
+  return transform
+
+
+def _train_crop(name: str) -> Crop:
+  """Returns the crop of that name, a function of an image and a generator."""
+  match _split_number(name):
+    case 'none', None:
+      return lambda image, rng: image
+    case 'random_resized', None:
+      return random_resized_crop
+    case 'random_resized', int(area) | float(area) if 0 < area <= 1:
+      return functools.partial(random_resized_crop, min_area=area)
+    case 'pad', int(pixels):
+      return functools.partial(pad_crop, pixels=pixels)
+  raise ValueError(
+    f'unknown crop {name!r} for training, choose from {", ".join(TRAIN_CROPS)} '
+    'with 0 < AREA <= 1 and a whole number of PIXELS'
+  )
+
+
+def _eval_view(name: str, px: int) -> Callable[[np.ndarray], np.ndarray]:
+  """Returns the function that makes an image `[px, px, 3]`."""
+  match _split_number(name):
+    case 'resize', None:
+      return functools.partial(resize, height=px, width=px)
+    case 'crop_resize', None:
+      return functools.partial(_crop_resize, px=px)
+    case 'resize_crop', int(pixels):
+      return functools.partial(_resize_crop, side=px + pixels, px=px)
+    case 'resize_crop', float(fraction) if 0 < fraction <= 1:
+      return functools.partial(_resize_crop, side=round(px / fraction), px=px)
+  raise ValueError(
+    f'unknown crop {name!r} for evaluation, choose from '
+    f'{", ".join(EVAL_CROPS)} with a whole number of PIXELS and a decimal '
+    '0 < FRACTION <= 1'
+  )
+
+
+def _split_number(name: str) -> tuple[str, int | float | None]:
+  """Splits 'pad_4' into 'pad' and 4; a name without a number has None."""
+  match = re.fullmatch(r'(\w+)_(\d+(\.\d+)?)', name)
+  if match is None:
+    return name, None
+  kind, number, decimals = match.groups()
+  return kind, float(number) if decimals else int(number)
+
+
+def _crop_resize(image: np.ndarray, px: int) -> np.ndarray:
+  side = max(1, int(px / (px + 32) * min(image.shape[:2])))
+  return resize(_center_crop(image, side, side), px, px)
+
+
+def _resize_crop(image: np.ndarray, side: int, px: int) -> np.ndarray:
+  return _center_crop(resize(image, side, side), px, px)
+
+
+def _center_crop(image: np.ndarray, height: int, width: int) -> np.ndarray:
+  """Cuts out the centre; an odd pixel is left over below and to the right."""
+  top = (image.shape[0] - height + 1) // 2
+  left = (image.shape[1] - width + 1) // 2
+  return image[top : top + height, left : left + width]
+
+
+def _cubic_taps(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
+  """Finds which pixels make up each pixel of a resized axis, and how much.
+
+  Args:
+    old: the length of the axis, in pixels.
+    new: the length that it gets.
+
+  Returns:
+    Indices `[4, new]` into the old axis and their weights, float32
+    `[4, new]`, which sum to one over the first axis.
+  """
+  scale = np.float32(old) / np.float32(new)
+  centers = (np.arange(new, dtype=np.float32) + np.float32(0.5)) * scale
+  centers -= np.float32(0.5)
+  left = np.floor(centers)
+  fraction = np.rint((centers - left) * _KERNEL_STEPS) / _KERNEL_STEPS
+  offsets = np.arange(-1, 3)[:, None]
+  taps = left.astype(int) + offsets
+  x = np.abs(fraction - offsets)
+  near = (1.5 * x - 2.5) * x**2 + 1  # |x| <= 1
+  far = ((2.5 - 0.5 * x) * x - 4) * x + 2  # 1 <= |x| <= 2, zero at both ends
+  inside = (taps >= 0) & (taps < old)
+  weights = np.where(inside, np.where(x <= 1, near, far), 0)
+  weights /= weights.sum(axis=0)
+  return np.clip(taps, 0, old - 1), weights.astype(np.float32)

@@ -1,0 +1,210 @@
+"""What a run measures: fetched late, written once, drawn at the end."""
+
+import collections
+import json
+import math
+import pathlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import matplotlib.figure
+import tensorboardX
+
+# Steps whose metrics may still be on their way. The host runs ahead of the
+# devices by this much and no further, so a NaN is seen two steps later.
+_IN_FLIGHT = 2
+
+
+class Window:
+  """Collects the metrics of the steps since the last report.
+
+  Fetching a metric waits for its step, so the newest stay on the device until
+  the next steps have been started.
+  """
+
+  def __init__(self, images_per_step: int):
+    """Starts the clock.
+
+    Args:
+      images_per_step: global batch size.
+    """
+    self._images_per_step = images_per_step
+    self._pending: collections.deque = collections.deque()
+    self._fetched: list[dict[str, float]] = []
+    self._resume_clock = time.monotonic()
+    self._seconds = 0.0
+    self._timed_steps = 0
+
+  def push(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
+    """Adds the metrics of `step` and fetches those that are due.
+
+    Args:
+      step: number of updates made.
+      metrics: scalars on the device, `loss` and `grad_norm` among them.
+
+    Raises:
+      FloatingPointError: if the loss or the gradient norm of a step is not
+        finite; it names the step.
+    """
+    self._pending.append((step, metrics))
+    self._timed_steps += 1
+    while len(self._pending) > _IN_FLIGHT:
+      self._fetch()
+
+  def pause(self) -> None:
+    """Waits for all steps and stops the clock; raises as `push`."""
+    while self._pending:
+      self._fetch()
+    self._seconds += time.monotonic() - self._resume_clock
+
+  def resume(self, forget: bool = False) -> None:
+    """Starts the clock again.
+
+    Args:
+      forget: whether to leave what was timed so far out of the speed, as for a
+        first step that compiled.
+    """
+    if forget:
+      self._seconds, self._timed_steps = 0.0, 0
+    self._resume_clock = time.monotonic()
+
+  def summarize(self) -> dict[str, float]:
+    """Returns the means since the last call, and the speed; starts anew."""
+    self.pause()
+    count = len(self._fetched)
+    means = {
+      name: sum(metrics[name] for metrics in self._fetched) / count
+      for name in (self._fetched[0] if self._fetched else {})
+    }
+    if self._timed_steps:
+      speed = self._images_per_step * self._timed_steps / self._seconds
+      means['images_per_second'] = speed
+    self._fetched = []
+    self.resume(forget=True)
+    return means
+
+  def _fetch(self) -> None:
+    step, on_device = self._pending.popleft()
+    metrics = {k: float(v) for k, v in jax.device_get(on_device).items()}
+    for name in ('loss', 'grad_norm'):
+      if not math.isfinite(metrics[name]):
+        raise FloatingPointError(f'{name} is {metrics[name]} at step {step}')
+    self._fetched.append(metrics)
+
+
+class Writer:
+  """Appends metrics to `metrics.jsonl` and to TensorBoard's event files."""
+
+  def __init__(self, workdir: pathlib.Path, step: int):
+    """Opens the files of a run that goes on after `step`.
+
+    What was written of later steps is removed: those steps are made again.
+
+    Args:
+      workdir: of the run.
+      step: the last step that counts, 0 for a new run.
+    """
+    self._path = workdir / 'metrics.jsonl'
+    kept = [line for line in read(workdir) if line['step'] <= step]
+    partial = self._path.with_suffix('.tmp')
+    partial.write_text(''.join(json.dumps(line) + '\n' for line in kept))
+    partial.replace(self._path)
+    self._events = tensorboardX.SummaryWriter(
+      str(workdir / 'tensorboard'), purge_step=step + 1
+    )
+
+  def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
+    """Writes the values of one step.
+
+    Args:
+      step: number of updates made.
+      split: 'train' or 'test'.
+      values: by name.
+    """
+    with self._path.open('a') as file:
+      file.write(json.dumps({'step': step, 'split': split, **values}) + '\n')
+    for name, value in values.items():
+      self._events.add_scalar(f'{split}/{name}', value, step)
+
+  def close(self) -> None:
+    """Flushes the event files."""
+    self._events.close()
+
+
+def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
+  """Reads `metrics.jsonl`.
+
+  Args:
+    workdir: of a run.
+
+  Returns:
+    One dict per line, empty if there is no file. A last line that a killed
+    process left unfinished is left out.
+
+  Raises:
+    ValueError: if any other line is not JSON.
+  """
+  path = workdir / 'metrics.jsonl'
+  if not path.exists():
+    return []
+  lines = path.read_text().splitlines(keepends=True)
+  if lines and not lines[-1].endswith('\n'):
+    lines.pop()
+  metrics = []
+  for number, line in enumerate(lines, start=1):
+    try:
+      metrics.append(json.loads(line))
+    except json.JSONDecodeError as error:
+      raise ValueError(f'{path}, line {number}, is not JSON: {line!r}') from error
+  return metrics
+
+
+def plot_curves(workdir: pathlib.Path) -> None:
+  """Draws `metrics.jsonl` into `curves.png`: loss, top-1 and learning rate.
+
+  Args:
+    workdir: of a run.
+  """
+  metrics = read(workdir)
+
+  def series(split: str, name: str) -> tuple[list[float], list[float]]:
+    lines = [x for x in metrics if x['split'] == split and name in x]
+    return [x['step'] for x in lines], [x[name] for x in lines]
+
+  figure = matplotlib.figure.Figure(figsize=(12, 3.4), layout='constrained')
+  panels = (
+    (
+      'loss (nats)',
+      (
+        ('train', 'loss', 'training'),
+        ('test', 'eval_loss', 'test'),
+        ('test', 'ema_eval_loss', 'test, EMA'),
+      ),
+    ),
+    (
+      'top-1 error',
+      (
+        ('test', 'eval_top_1', 'test'),
+        ('test', 'ema_eval_top_1', 'test, EMA'),
+      ),
+    ),
+    ('learning rate', (('train', 'learning_rate', None),)),
+  )
+  for axes, (title, curves) in zip(
+    figure.subplots(1, len(panels)), panels, strict=True
+  ):
+    for split, name, label in curves:
+      steps, values = series(split, name)
+      if name.endswith('top_1'):
+        values = [1 - value for value in values]
+      axes.plot(steps, values, label=label)
+    if title == 'top-1 error':
+      axes.set_yscale('log')
+    axes.set_title(title)
+    axes.set_xlabel('step')
+    axes.grid(alpha=0.3)
+    if curves[0][2] is not None:
+      axes.legend()
+  figure.savefig(workdir / 'curves.png', dpi=100)

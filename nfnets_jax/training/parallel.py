@@ -1,0 +1,111 @@
+"""All that knows of several devices: the one file that says pmap.
+
+The state has no device axis. It goes in and comes out replicated, so nothing is
+ever indexed with `[0]` and the same code runs on several hosts. What this cannot
+show is a forgotten mean over devices, which makes replicas drift apart
+silently: `replica_spread` measures it.
+"""
+
+from collections.abc import Callable
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+AXIS = 'devices'
+
+
+def parallel_train_step(step: Callable) -> Callable:
+  """Maps `step(state, batch) → (state, metrics)` over all devices.
+
+  Args:
+    step: averages over the axis `AXIS`.
+
+  Returns:
+    The compiled function of a replicated state, which it consumes, and a batch
+    from `shard`.
+  """
+  return jax.pmap(
+    step,
+    axis_name=AXIS,
+    in_axes=(None, 0),
+    out_axes=(None, None),
+    donate_argnums=0,
+  )
+
+
+def parallel_eval_step(step: Callable) -> Callable:
+  """Maps `step(state, batch) → sums` over all devices; keeps the state."""
+  return jax.pmap(step, axis_name=AXIS, in_axes=(None, 0), out_axes=None)
+
+
+def replicate(tree: chex.ArrayTree) -> chex.ArrayTree:
+  """Copies a pytree of arrays to every device.
+
+  Args:
+    tree: the same values in every process.
+
+  Returns:
+    The same pytree, each array with one full copy per device.
+  """
+  mesh = jax.sharding.Mesh(np.asarray(jax.devices()), (AXIS,))
+  sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  # Through the host, since device_put may alias the buffer that it is given,
+  # and the training step then consumes both.
+  return jax.device_put(jax.device_get(tree), sharding)
+
+
+def shard(batch: chex.ArrayTree) -> chex.ArrayTree:
+  """Splits this process's part of a batch over its devices.
+
+  Args:
+    batch: arrays `[n, ...]`; n a multiple of the local devices.
+
+  Returns:
+    Arrays `[local devices, n / local devices, ...]`.
+
+  Raises:
+    ValueError: if the examples cannot be split evenly.
+
+  Example:
+    >>> shard({'label': np.zeros(16)})['label'].shape[0] == (
+    ...     jax.local_device_count())
+    True
+  """
+  devices = jax.local_device_count()
+
+  def split(x: np.ndarray) -> np.ndarray:
+    if x.shape[0] % devices:
+      raise ValueError(
+        f'{x.shape[0]} examples are not divisible by {devices} devices; change '
+        'the batch size'
+      )
+    return x.reshape(devices, x.shape[0] // devices, *x.shape[1:])
+
+  return jax.tree.map(split, batch)
+
+
+def replica_spread(tree: chex.ArrayTree) -> float:
+  """Measures how far the devices' copies of a pytree differ.
+
+  Args:
+    tree: replicated arrays.
+
+  Returns:
+    The largest difference between two copies of any element: 0 for replicas that
+    are identical, NaN if an element is NaN somewhere.
+  """
+
+  def spread(tree: chex.ArrayTree) -> jax.Array:
+    def leaf(x: jax.Array) -> jax.Array:
+      x = x.astype(jnp.float32)
+      return jnp.max(jax.lax.pmax(x, AXIS) - jax.lax.pmin(x, AXIS))
+
+    leaves = [leaf(x) for x in jax.tree.leaves(tree) if x.size]
+    return jnp.max(jnp.stack(leaves))
+
+  per_device = jax.pmap(
+    lambda tree, _: spread(tree), axis_name=AXIS, in_axes=(None, 0), out_axes=None
+  )
+  return float(per_device(tree, np.zeros(jax.local_device_count(), np.int32)))

@@ -1,0 +1,266 @@
+"""One step of training and one of evaluation, as pure functions.
+
+They run on one device's share of a batch and know of the others only the name
+of the axis to average over. Whatever is random about an image is drawn from a
+key of its own, made of the run's key, the step and the image's place in the
+global batch: augmentation does not depend on the number of devices. Dropout and
+stochastic depth draw from one key a device.
+
+Differences:
+  * The released code casts parameters to bfloat16 before the pass; here the
+    layers cast them after they have standardised them in float32.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import jmp
+import optax
+from ml_collections import config_dict
+
+from nfnets_jax import augment
+from nfnets_jax.training import ema
+from nfnets_jax.training import losses
+
+Batch = dict[str, chex.Array]
+Metrics = dict[str, jax.Array]
+
+
+class TrainState(NamedTuple):
+  """All that training changes, the same on every device.
+
+  Attributes:
+    step: number of updates made, int32 scalar.
+    key: data of the run's random key, uint32 `[2]`; never changes.
+    params: the network's parameters, float32.
+    model_state: the network's Haiku state, empty for normaliser-free nets.
+    opt_state: the optimiser's state.
+    ema_params: moving average of `params`.
+  """
+
+  step: jax.Array
+  key: jax.Array
+  params: hk.MutableParams
+  model_state: hk.MutableState
+  opt_state: optax.OptState
+  ema_params: hk.MutableParams
+
+
+def create_policy(compute_dtype: str) -> jmp.Policy:
+  """Returns float32 parameters and outputs with `compute_dtype` in between."""
+  return jmp.get_policy(
+    f'params=float32,compute={compute_dtype},output=float32'
+  )
+
+
+def init_state(
+  net: hk.TransformedWithState,
+  optimizer: optax.GradientTransformation,
+  seed: int,
+  image_size: int,
+) -> TrainState:
+  """Draws the initial state.
+
+  Args:
+    net: takes `(images, is_training)`.
+    optimizer: of the parameters.
+    seed: of the parameters and of everything random on the device.
+    image_size: side of the training images in pixels.
+
+  Returns:
+    The state before the first step.
+  """
+  key = jax.random.key(seed)
+  init_key, run_key = jax.random.split(key)
+  images = jnp.zeros((1, image_size, image_size, 3))
+
+  def init() -> TrainState:
+    params, model_state = net.init(init_key, images, is_training=True)
+    return TrainState(
+      step=jnp.zeros((), jnp.int32),
+      key=jax.random.key_data(run_key),
+      params=params,
+      model_state=model_state,
+      opt_state=optimizer.init(params),
+      ema_params=jax.tree.map(jnp.copy, params),
+    )
+
+  # It runs once: compile it fast rather than well, which for F0 on two cores is
+  # a matter of 10 seconds instead of minutes.
+  options = {'xla_backend_optimization_level': 0}
+  return jax.jit(init, compiler_options=options)()
+
+
+def augment_batch(
+  key: jax.Array,
+  batch: Batch,
+  first_image: jax.Array,
+  config: config_dict.ConfigDict,
+  num_classes: int,
+) -> tuple[jax.Array, jax.Array]:
+  """Mixes, augments and normalises one device's share of a batch.
+
+  Args:
+    key: random key of the step, the same on every device.
+    batch: `image` uint8 `[R, H, W, 3]` and `label` int32 `[R]`, with R the
+      number of output images B times `config.raw_per_image`.
+    first_image: place of the first output image in the global batch.
+    config: the `augment` part of the config.
+    num_classes: K.
+
+  Returns:
+    Normalised float32 images `[B, H, W, 3]` and label distributions `[B, K]`.
+  """
+  size = batch['image'].shape[0] // config.raw_per_image
+  places = first_image + jnp.arange(size, dtype=jnp.int32)
+  mix_key, policy_key = jax.random.split(key)
+  per_image = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+  images, labels = augment.mix_batch(
+    per_image(mix_key, places),
+    batch['image'],
+    batch['label'],
+    num_classes=num_classes,
+    mixup_alpha=config.mixup_alpha,
+    cutmix=config.cutmix,
+    raw_per_image=config.raw_per_image,
+  )
+  if config.rand_augment is not None:
+    layers, magnitude = augment.parse_policy(config.rand_augment)
+    images = augment.rand_augment(
+      per_image(policy_key, places), images, layers, magnitude
+    )
+  return augment.normalize(images), labels
+
+
+def create_train_step(
+  net: hk.TransformedWithState,
+  optimizer: optax.GradientTransformation,
+  schedule: Callable[[chex.Numeric], chex.Numeric],
+  config: config_dict.ConfigDict,
+  num_classes: int,
+  axis_name: str,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+  """Builds the training step.
+
+  Args:
+    net: takes `(images, is_training)`.
+    optimizer: maps the gradient of the whole batch to the update.
+    schedule: step → learning rate; only to report it.
+    config: of the run.
+    num_classes: K.
+    axis_name: of the devices that share the batch.
+
+  Returns:
+    `step(state, batch) → (state, metrics)`, to be mapped over `axis_name`.
+    `batch` holds this device's `image` uint8 `[R, H, W, 3]` and `label` int32
+    `[R]`. The metrics are float32 scalars of the whole batch: `loss`, `top_1`
+    (a fraction, against the likelier label of a mixed image), `grad_norm` before
+    clipping, and `learning_rate`.
+  """
+  policy = create_policy(config.compute_dtype)
+
+  def train_step(state: TrainState, batch: Batch):
+    key = jax.random.fold_in(
+      jax.random.wrap_key_data(state.key), state.step
+    )
+    augment_key, net_key = jax.random.split(key)
+    device = jax.lax.axis_index(axis_name)
+    size = batch['image'].shape[0] // config.augment.raw_per_image
+    images, labels = augment_batch(
+      augment_key, batch, device * size, config.augment, num_classes
+    )
+
+    def loss_fn(params: hk.MutableParams):
+      outputs, model_state = net.apply(
+        params,
+        state.model_state,
+        jax.random.fold_in(net_key, device),
+        policy.cast_to_compute(images),
+        is_training=True,
+      )
+      logits = policy.cast_to_output(outputs['logits'])
+      loss = losses.cross_entropy(logits, labels, config.label_smoothing)
+      return jnp.mean(loss), (logits, model_state)
+
+    (loss, (logits, model_state)), grads = jax.value_and_grad(
+      loss_fn, has_aux=True
+    )(state.params)
+    hits = jnp.argmax(logits, axis=1) == jnp.argmax(labels, axis=1)
+    metrics = {'loss': loss, 'top_1': jnp.mean(hits.astype(jnp.float32))}
+    # One mean over the whole batch, before AGC looks at the gradient.
+    grads, metrics, model_state = jax.lax.pmean(
+      (grads, metrics, model_state), axis_name
+    )
+    metrics['grad_norm'] = optax.global_norm(grads)
+    metrics['learning_rate'] = jnp.asarray(schedule(state.step), jnp.float32)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    new_state = TrainState(
+      step=state.step + 1,
+      key=state.key,
+      params=params,
+      model_state=model_state,
+      opt_state=opt_state,
+      ema_params=ema.update(
+        state.ema_params, params, state.step, config.ema_decay
+      ),
+    )
+    return new_state, metrics
+
+  return train_step
+
+
+def create_eval_step(
+  net: hk.TransformedWithState,
+  config: config_dict.ConfigDict,
+  axis_name: str,
+) -> Callable[[TrainState, Batch], dict[str, Metrics]]:
+  """Builds the evaluation step.
+
+  Args:
+    net: takes `(images, is_training)`.
+    config: of the run.
+    axis_name: of the devices that share the batch.
+
+  Returns:
+    `step(state, batch) → {'eval': sums, 'ema_eval': sums}`, with the current and
+    the averaged parameters, to be mapped over `axis_name`. `batch` holds this
+    device's `image` uint8 `[B, H, W, 3]`, `label` int32 `[B]` and `mask` `[B]`,
+    false or 0 for padding. The sums over all devices are of `loss` (nats, no
+    smoothing), `top_1` and `top_5` hits, and the `count` of images.
+  """
+  policy = create_policy(config.compute_dtype)
+
+  def eval_step(state: TrainState, batch: Batch):
+    images = policy.cast_to_compute(augment.normalize(batch['image']))
+    mask = batch['mask'].astype(jnp.float32)
+    label = batch['label']
+
+    def sums(params: hk.MutableParams) -> Metrics:
+      outputs, _ = net.apply(
+        params, state.model_state, None, images, is_training=False
+      )
+      logits = policy.cast_to_output(outputs['logits'])
+      loss = optax.softmax_cross_entropy_with_integer_labels(logits, label)
+      target = jnp.take_along_axis(logits, label[:, None], axis=1)
+      # How many classes rank above the label; written so that a NaN is a miss.
+      rank = jnp.sum(~(logits <= target), axis=1)
+      per_image = {
+        'loss': loss,
+        'top_1': (rank < 1).astype(jnp.float32),
+        'top_5': (rank < 5).astype(jnp.float32),
+        'count': jnp.ones_like(mask),
+      }
+      # `where`, because a padded image may have any loss, also a NaN.
+      return jax.tree.map(
+        lambda x: jnp.sum(jnp.where(mask > 0, x, 0.0)), per_image
+      )
+
+    both = {'eval': sums(state.params), 'ema_eval': sums(state.ema_params)}
+    return jax.lax.psum(both, axis_name)
+
+  return eval_step

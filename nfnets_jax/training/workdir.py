@@ -1,0 +1,95 @@
+"""The folder of a run: whose it is, and what came out."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import config_dict
+
+
+def claim(
+  workdir: pathlib.Path, config: config_dict.ConfigDict, allow_change: bool
+) -> None:
+  """Writes `config.json`, or checks that the folder is this config's.
+
+  Args:
+    workdir: of the run; made if it is not there.
+    config: of the run.
+    allow_change: whether a run may go on with another config, which is then the
+      one recorded.
+
+  Raises:
+    ValueError: if the folder holds a run of another config; the message lists
+      the fields that differ.
+  """
+  workdir.mkdir(parents=True, exist_ok=True)
+  path = workdir / 'config.json'
+  new = json.loads(json.dumps(config.to_dict()))
+  if path.exists():
+    difference = _difference(json.loads(path.read_text()), new)
+    if difference and not allow_change:
+      raise ValueError(
+        f'{workdir} holds a run of another config:\n'
+        + '\n'.join(f'  {line}' for line in difference)
+        + '\nUse another --workdir, or --allow_config_change to go on with the '
+        'new one.'
+      )
+  write_json(path, new)
+
+
+def _difference(old: Any, new: Any, name: str = 'config') -> list[str]:
+  if isinstance(old, dict) and isinstance(new, dict):
+    lines = []
+    for key in sorted(old.keys() | new.keys()):
+      missing = '(absent)'
+      lines += _difference(
+        old.get(key, missing), new.get(key, missing), f'{name}.{key}'
+      )
+    return lines
+  return [] if old == new else [f'{name}: {old!r} -> {new!r}']
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes indented JSON so that the file is never seen half-written."""
+  partial = path.with_suffix('.tmp')
+  partial.write_text(json.dumps(value, indent=2) + '\n')
+  partial.replace(path)
+
+
+def read_report(workdir: pathlib.Path) -> dict[str, Any] | None:
+  """Returns `report.json`, or None if the run has not finished."""
+  path = workdir / 'report.json'
+  return json.loads(path.read_text()) if path.exists() else None
+
+
+def format_report(report: Mapping[str, Any], workdir: pathlib.Path) -> str:
+  """Lays a report out as a table for people.
+
+  Args:
+    report: of `training.train.train_and_evaluate`.
+    workdir: of the run.
+
+  Returns:
+    Lines of text.
+  """
+
+  def percent(name: str) -> str:
+    return f'{100 * report[name]:9.2f} %'
+
+  rows = [
+    f'{"":14}{"weights":>11}{"EMA":>11}',
+    f'{"top-1":14}{percent("eval_top_1")}{percent("ema_eval_top_1")}',
+    f'{"top-5":14}{percent("eval_top_5")}{percent("ema_eval_top_5")}',
+    f'{"loss":14}{report["eval_loss"]:9.4f}  {report["ema_eval_loss"]:9.4f}',
+  ]
+  if 'num_params' in report:
+    speed = report['images_per_second']
+    rows += [
+      f'{"parameters":14}{report["num_params"]:>20,}',
+      f'{"steps":14}{report["steps"]:>20,}',
+      f'{"images/s":14}{"-" if speed is None else f"{speed:,.0f}":>20}',
+    ]
+  width = max(map(len, rows))
+  rule = '-' * width
+  return '\n'.join([rule, *rows, rule, f'run: {workdir}'])

@@ -1,0 +1,152 @@
+"""Data sets are found, sliced and refused with a remedy."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from nfnets_jax.data import datasets, transforms
+
+
+class NoLabels(tfds.core.GeneratorBasedBuilder):
+  """A data set without images."""
+
+  VERSION = tfds.core.Version('1.0.0')
+
+  def _info(self):
+    return tfds.core.DatasetInfo(
+      builder=self,
+      features=tfds.features.FeaturesDict(
+        {'x': tfds.features.Scalar(np.int32)}
+      ),
+    )
+
+  def _split_generators(self, dl_manager):
+    return {'train': self._generate_examples()}
+
+  def _generate_examples(self):
+    yield 0, {'x': 0}
+
+
+def labels(dataset):
+  return [dataset.source[i]['label'] for i in range(len(dataset))]
+
+
+def test_dataset_describes_itself(digits_dir):
+  dataset = datasets.load('digits', 'test', digits_dir)
+  assert (dataset.name, dataset.split) == ('digits', 'test')
+  assert len(dataset) == len(dataset.source) == 360
+  assert dataset.num_classes == 10
+  assert dataset.class_names == tuple('0123456789')
+  example = dataset.source[0]
+  assert example['image'].startswith(b'\x89PNG')
+  assert isinstance(example['label'], int)
+
+
+def test_slices_cover_a_split(digits_dir):
+  whole, head, tail, both = (
+    labels(datasets.load('digits', split, digits_dir))
+    for split in ('train', 'train[:25%]', 'train[25%:]', 'test+train')
+  )
+  assert len(head) == 359
+  assert head + tail == whole
+  assert both[360:] == whole
+
+
+@pytest.mark.parametrize(
+  ('name', 'split'),
+  [
+    ('digits', 'validation'),
+    ('digits', 'train[2000:]'),
+    ('digits', 'train[:0]'),
+    ('fake', 'test'),
+    ('fake', 'train['),
+  ],
+)
+def test_bad_split_is_named(name, split, digits_dir):
+  with pytest.raises(ValueError, match='split') as error:
+    datasets.load(name, split, digits_dir)
+  assert split in str(error.value)
+
+
+def test_data_dir_is_only_read(digits_dir, tmp_path):
+  shutil.copytree(digits_dir / 'digits', tmp_path / 'digits')
+  paths = [tmp_path, *tmp_path.rglob('*')]
+  modes = {path: path.stat().st_mode for path in paths}
+  for path in paths:
+    path.chmod(modes[path] & 0o555)
+  before = {path: path.stat() for path in paths}
+  try:
+    dataset = datasets.load('digits', 'train', tmp_path)
+    assert len(labels(dataset)) == 1437
+    after = {path: path.stat() for path in [tmp_path, *tmp_path.rglob('*')]}
+  finally:
+    for path in paths:
+      path.chmod(modes[path])
+  assert after.keys() == before.keys()
+  for path in paths:  # as root, the modes alone would prevent nothing
+    assert after[path].st_mtime_ns == before[path].st_mtime_ns
+
+
+def test_unprepared_data_set_names_folder_and_remedy(tmp_path):
+  with pytest.raises(FileNotFoundError) as error:
+    datasets.load('digits', 'train', tmp_path)
+  assert str(tmp_path / 'digits' / '1.0.0') in str(error.value)
+  command = f'python -m nfnets_jax.data.prepare digits --data_dir={tmp_path}'
+  assert str(error.value).endswith(command)
+
+
+def test_unknown_data_set_is_named_with_a_hint(tmp_path):
+  with pytest.raises(ValueError, match="unknown data set 'cifar_10'") as error:
+    datasets.load('cifar_10', 'train', tmp_path)
+  assert str(tmp_path) in str(error.value)
+  assert 'did you mean cifar10' in str(error.value)
+
+
+def test_data_set_without_images_is_refused(tmp_path):
+  builder = tfds.builder('no_labels', data_dir=tmp_path)
+  builder.download_and_prepare(file_format='array_record')
+  with pytest.raises(ValueError, match="'no_labels' is not for image") as error:
+    datasets.load('no_labels', 'train', tmp_path)
+  assert "'x'" in str(error.value)
+
+
+def test_format_without_random_access_is_refused(digits_dir, tmp_path):
+  shutil.copytree(digits_dir / 'digits', tmp_path / 'digits')
+  info_path = tmp_path / 'digits' / '1.0.0' / 'dataset_info.json'
+  info = json.loads(info_path.read_text())
+  info_path.write_text(json.dumps({**info, 'fileFormat': 'tfrecord'}))
+  with pytest.raises(ValueError, match='no random access; prepare it in'):
+    datasets.load('digits', 'train', tmp_path)
+
+
+def test_fake_images_are_a_function_of_their_index():
+  train = datasets.load('fake', 'train')
+  validation = datasets.load('fake', 'validation')
+  assert (len(train), len(validation)) == (1_281_167, 50_000)
+  assert train.num_classes == 1000
+  tail = datasets.load('fake', 'train[1000:]+validation[:3]')
+  assert len(tail) == 1_281_167 - 1000 + 3
+  for mine, other in (
+    (tail.source[7], train.source[1007]),
+    (tail.source[len(tail) - 1], validation.source[2]),
+  ):
+    np.testing.assert_array_equal(mine['image'], other['image'])
+    assert mine['label'] == other['label']
+  first, second = train.source[0]['image'], train.source[1]['image']
+  assert first.shape == (256, 256, 3) and first.dtype == np.uint8
+  assert (first != second).mean() > 0.99
+  assert (first != validation.source[0]['image']).mean() > 0.99
+
+
+def test_data_set_known_from_its_files_alone(shared):
+  data_dir = shared / 'data' / 'tfds'
+  if not data_dir.is_dir():
+    pytest.skip('no prepared CIFAR-10 beside the checkout')
+  dataset = datasets.load('cifar10_jpeg', 'train[10000:]', data_dir)
+  assert (len(dataset), dataset.num_classes) == (40_000, 10)
+  example = dataset.source[39_999]
+  assert transforms.decode(example['image']).shape == (32, 32, 3)
+  assert 0 <= example['label'] < 10

@@ -1,0 +1,220 @@
+"""The stream of batches: complete, the same for any processes, resumable."""
+
+import collections
+
+import grain
+import numpy as np
+import pytest
+
+from nfnets_jax.data import datasets, loader, transforms
+
+
+class Indices:
+  """Examples that are their own index."""
+
+  def __init__(self, size, broken=()):
+    self._size = size
+    self._broken = broken
+
+  def __len__(self):
+    return self._size
+
+  def __getitem__(self, index):
+    if index in self._broken:
+      return {'image': b'no image', 'label': 0}
+    return {'image': np.full((4, 4, 3), index % 256, np.uint8), 'label': index}
+
+
+def indices(size, **kwargs):
+  return datasets.Dataset('indices', 'train', Indices(size, **kwargs), ('a',))
+
+
+def with_noise(example, rng):
+  """Keeps the label and shows the generator's state."""
+  return {'label': np.int32(example['label']), 'noise': rng.random(2)}
+
+
+def label_only(example):
+  return {'label': np.int32(example['label'])}
+
+
+def train(dataset, batch_size, transform=with_noise, seed=0, **kwargs):
+  return loader.train_batches(
+    dataset, batch_size=batch_size, transform=transform, seed=seed, **kwargs
+  )
+
+
+def take(batches, count):
+  result = [next(batches) for _ in range(count)]
+  batches.close()
+  return result
+
+
+def assert_equal(left, right):
+  assert len(left) == len(right)
+  for mine, other in zip(left, right, strict=True):
+    assert mine.keys() == other.keys()
+    for key in mine:
+      np.testing.assert_array_equal(mine[key], other[key], strict=True)
+
+
+def test_every_epoch_visits_each_example_once_in_a_new_order():
+  # 23 examples in batches of 4: epochs end within a batch.
+  labels = np.concatenate([b['label'] for b in take(train(indices(23), 4), 23)])
+  epochs = labels.reshape(4, 23)
+  for epoch in epochs:
+    assert sorted(epoch) == list(range(23))
+  assert len({epoch.tobytes() for epoch in epochs}) == 4
+  assert not any(np.array_equal(epoch, np.arange(23)) for epoch in epochs)
+
+
+def test_an_example_is_transformed_anew_every_epoch():
+  batches = take(train(indices(5), 5), 40)
+  noise = collections.defaultdict(set)
+  for batch in batches:
+    for label, value in zip(batch['label'], batch['noise'], strict=True):
+      noise[int(label)].add(value.tobytes())
+  assert all(len(values) == 40 for values in noise.values())
+  assert len(set.union(*noise.values())) == 200
+
+
+@pytest.mark.parametrize('process_count', [2, 4])
+def test_processes_share_each_global_batch_in_order(process_count):
+  alone = take(train(indices(23), 8), 9)
+  parts = [
+    take(
+      train(indices(23), 8, process_index=index, process_count=process_count),
+      9,
+    )
+    for index in range(process_count)
+  ]
+  together = [
+    {key: np.concatenate([p[key] for p in blocks]) for key in blocks[0]}
+    for blocks in zip(*parts, strict=True)
+  ]
+  assert_equal(together, alone)
+
+
+@pytest.mark.parametrize('num_threads', [0, 1, 4])
+def test_resuming_equals_going_straight_through(num_threads):
+  straight = take(train(indices(23), 4, num_threads=1), 15)
+  first = train(indices(23), 4, num_threads=num_threads)
+  head = [next(first) for _ in range(8)]  # in the middle of the second epoch
+  state = first.get_state()
+  next(first)  # moving on does not move the state
+  first.close()
+  assert state == {'next_index': 8}
+
+  second = train(indices(23), 4, num_threads=num_threads)
+  next(second)
+  second.set_state(state)
+  assert_equal(head + take(second, 7), straight)
+
+
+def test_seeds_differ_and_repeat():
+  def stream(seed):
+    return take(train(indices(50), 10, seed=seed), 5)
+
+  assert_equal(stream(1), stream(1))
+  one, two = stream(1), stream(2)
+  assert not np.array_equal(one[0]['label'], two[0]['label'])
+  assert not np.intersect1d(one[0]['noise'], two[0]['noise']).size
+
+
+@pytest.mark.parametrize('process_count', [1, 2, 3])
+@pytest.mark.parametrize('size', [1, 12, 13, 23])
+def test_evaluation_visits_each_example_once(size, process_count):
+  parts = [
+    list(
+      loader.eval_batches(
+        indices(size),
+        batch_size=6,
+        transform=label_only,
+        process_index=index,
+        process_count=process_count,
+      )
+    )
+    for index in range(process_count)
+  ]
+  assert {len(part) for part in parts} == {-(-size // 6)}
+  visited = []
+  for blocks in zip(*parts, strict=True):
+    for block in blocks:
+      assert (
+        block['label'].shape == block['mask'].shape == (6 // process_count,)
+      )
+      assert block['label'].dtype == np.int32
+      assert block['mask'].dtype == np.float32
+      visited.extend(block['label'][block['mask'] == 1])
+  assert visited == list(range(size))
+  assert sum(b['mask'].sum() for part in parts for b in part) == size
+
+
+def test_batches_of_a_real_data_set(digits_dir):
+  batches = loader.train_batches(
+    datasets.load('digits', 'train', digits_dir),
+    batch_size=16,
+    transform=transforms.train_transform(12, 'pad_1'),
+    seed=0,
+    process_index=1,
+    process_count=2,
+  )
+  assert isinstance(batches, grain.DatasetIterator)
+  batch = next(batches)
+  batches.close()
+  assert batch['image'].shape == (8, 12, 12, 3)
+  assert batch['image'].dtype == np.uint8
+  assert batch['image'].std() > 10
+  assert batch['label'].dtype == np.int32
+
+  test = datasets.load('digits', 'test', digits_dir)
+  evaluation = loader.eval_batches(
+    test, batch_size=100, transform=transforms.eval_transform(8, 'resize')
+  )
+  images = np.concatenate([batch['image'] for batch in evaluation])
+  assert images.shape == (400, 8, 8, 3)
+  for i in (0, 123, 359):
+    expected = transforms.decode(test.source[i]['image'])
+    np.testing.assert_array_equal(images[i], expected)
+  np.testing.assert_array_equal(images[360:], images[:40])
+
+
+def test_unreadable_example_is_named():
+  dataset = indices(20, broken=[17])
+  message = (
+    'cannot read example 17 of indices split train: cannot decode an image'
+  )
+  transform = transforms.train_transform(4)
+  with pytest.raises(ValueError, match=message):
+    take(train(dataset, 5, transform=transform), 4)
+  with pytest.raises(ValueError, match=message):
+    list(
+      loader.eval_batches(
+        dataset, batch_size=5, transform=transforms.eval_transform(4, 'resize')
+      )
+    )
+
+
+@pytest.mark.parametrize(
+  ('size', 'kwargs', 'message'),
+  [
+    (
+      5,
+      {'batch_size': 10, 'process_count': 4},
+      'batch_size 10 is not a positive multiple of 4 processes; the next one '
+      'is 12',
+    ),
+    (5, {'batch_size': 0}, 'batch_size 0 .* the next one is 1'),
+    (
+      5,
+      {'batch_size': 4, 'process_index': 2, 'process_count': 2},
+      'process_index 2 is not one of 2 processes',
+    ),
+    (0, {'batch_size': 4}, 'indices split train has no examples'),
+  ],
+)
+def test_impossible_batches_are_refused(size, kwargs, message):
+  with pytest.raises(ValueError, match=message):
+    train(indices(size), **kwargs)
+  with pytest.raises(ValueError, match=message):
+    loader.eval_batches(indices(size), transform=label_only, **kwargs)

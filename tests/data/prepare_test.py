@@ -1,0 +1,96 @@
+"""Preparing can be repeated, interrupted, and fails with a remedy."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from absl.testing import flagsaver
+
+from nfnets_jax.data import datasets, digits, prepare
+
+
+class NeedsTensorflow(tfds.core.GeneratorBasedBuilder):
+  """Yields arrays, which TFDS encodes with tensorflow."""
+
+  VERSION = tfds.core.Version('1.0.0')
+
+  def _info(self):
+    image = tfds.features.Image(shape=(2, 2, 1))
+    return tfds.core.DatasetInfo(
+      builder=self, features=tfds.features.FeaturesDict({'image': image})
+    )
+
+  def _split_generators(self, dl_manager):
+    return {'train': self._generate_examples()}
+
+  def _generate_examples(self):
+    yield 0, {'image': np.zeros((2, 2, 1), np.uint8)}
+
+
+def run_main(name, data_dir):
+  with flagsaver.as_parsed(data_dir=str(data_dir)):
+    prepare.main(['prepare', name])
+
+
+def contents(folder):
+  return {path: path.stat().st_mtime_ns for path in folder.rglob('*')}
+
+
+def test_command_prepares_then_leaves_alone(tmp_path, capsys):
+  run_main('digits', tmp_path)
+  folder = tmp_path / 'digits' / '1.0.0'
+  sizes = '\n  train: 1,437 examples\n  test: 360 examples\n'
+  assert capsys.readouterr().out.endswith(
+    f'digits: prepared in {folder}{sizes}'
+  )
+  before = contents(tmp_path)
+  run_main('digits', tmp_path)
+  expected = f'digits: already prepared in {folder}{sizes}'
+  assert capsys.readouterr().out == expected
+  assert contents(tmp_path) == before
+
+
+def test_preparing_twice_gives_the_same_files(digits_dir, tmp_path):
+  prepare.prepare('digits', tmp_path)
+  for path in (tmp_path / 'digits').rglob('*.array_record*'):
+    other = digits_dir / path.relative_to(tmp_path)
+    assert path.read_bytes() == other.read_bytes()
+
+
+def test_interrupted_run_can_be_repeated(tmp_path, monkeypatch):
+  generate = digits.Digits._generate_examples
+
+  def interrupted(self, test):
+    yield from list(generate(self, test))[:100]
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    patch.setattr(digits.Digits, '_generate_examples', interrupted)
+    prepare.prepare('digits', tmp_path)
+  with pytest.raises(FileNotFoundError, match='not prepared'):
+    datasets.load('digits', 'train', tmp_path)
+  # A killed process cannot clean up after itself.
+  leftover = tmp_path / 'digits' / 'incomplete.ABC123_1.0.0'
+  leftover.mkdir(parents=True)
+  (leftover / 'digits-train.array_record-00000-of-00001').touch()
+  prepare.prepare('digits', tmp_path)
+  assert len(datasets.load('digits', 'train', tmp_path)) == 1437
+
+
+@pytest.mark.skipif(
+  importlib.util.find_spec('tensorflow') is not None,
+  reason='tensorflow is installed',
+)
+def test_missing_tensorflow_has_a_remedy(tmp_path):
+  with pytest.raises(
+    ModuleNotFoundError, match=r'needs_tensorflow.*pip install tensorflow-cpu'
+  ):
+    prepare.prepare('needs_tensorflow', tmp_path)
+  with pytest.raises(SystemExit, match=r'error: .* pip install tensorflow-cpu'):
+    run_main('needs_tensorflow', tmp_path)
+
+
+def test_command_refuses_unknown_names(tmp_path):
+  with pytest.raises(SystemExit, match="error: unknown data set 'digitz'"):
+    run_main('digitz', tmp_path)

@@ -1,0 +1,311 @@
+"""Pixels against oracles, crops against their promises."""
+
+import io
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nfnets_jax.data import transforms
+
+MEAN = np.array([0.485, 0.456, 0.406]) * 255
+STD = np.array([0.229, 0.224, 0.225]) * 255
+
+
+def encode(image, image_format='PNG', **options):
+  buffer = io.BytesIO()
+  image.save(buffer, format=image_format, **options)
+  return buffer.getvalue()
+
+
+def random_image(height, width, seed=0):
+  rng = np.random.default_rng(seed)
+  return rng.integers(256, size=(height, width, 3), dtype=np.uint8)
+
+
+def position_image(height, width):
+  """An image whose every pixel says where it is."""
+  rows, columns = np.mgrid[:height, :width]
+  return np.stack([rows, columns, np.ones_like(rows)], axis=-1).astype(np.uint8)
+
+
+def keys_matrix(old, new):
+  """Keys' interpolation of a whole axis, float64 [new, old], a = -1/2."""
+  centers = (np.arange(new) + 0.5) * old / new - 0.5
+  steps = np.floor(centers) + np.rint((centers % 1) * 1024) / 1024
+  x = np.abs(steps[:, None] - np.arange(old))
+  a = -0.5
+  near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+  far = a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a
+  weights = np.where(x < 1, near, np.where(x < 2, far, 0))
+  return weights / weights.sum(axis=1, keepdims=True)
+
+
+@pytest.fixture(scope='module')
+def photographs(shared):
+  path = shared / 'data' / 'imagenet-sample' / 'ILSVRC2012_img_val.tar'
+  if not path.is_file():
+    pytest.skip('no ImageNet photographs beside the checkout')
+  with tarfile.open(path) as tar:
+    return [tar.extractfile(member).read() for member in tar.getmembers()[:4]]
+
+
+@pytest.fixture(scope='module')
+def reference(shared):
+  path = shared / 'reference' / 'golden'
+  if not path.is_dir():
+    pytest.skip('no large golden files beside the checkout')
+  return path
+
+
+@pytest.mark.parametrize(
+  ('mode', 'color', 'expected'),
+  [
+    ('RGB', (10, 20, 30), (10, 20, 30)),
+    ('L', 40, (40, 40, 40)),
+    ('LA', (40, 9), (40, 40, 40)),
+    ('1', 1, (255, 255, 255)),
+    ('RGBA', (10, 20, 30, 5), (10, 20, 30)),
+    ('I;16', 0x8123, (0x81, 0x81, 0x81)),
+  ],
+)
+def test_decode_png_of_any_mode(mode, color, expected):
+  image = transforms.decode(encode(Image.new(mode, (5, 3), color)))
+  assert image.dtype == np.uint8
+  np.testing.assert_array_equal(image, np.tile(expected, (3, 5, 1)))
+
+
+@pytest.mark.parametrize('transparency', [None, 1, b'\x00\x80\xff'])
+def test_decode_palette(transparency):
+  palette = Image.new('P', (2, 2), 1)
+  palette.putpalette([0, 0, 0, 10, 20, 30, 0, 0, 0])
+  options = {} if transparency is None else {'transparency': transparency}
+  image = transforms.decode(encode(palette, **options))
+  np.testing.assert_array_equal(image, np.tile((10, 20, 30), (2, 2, 1)))
+
+
+def test_decode_cmyk_jpeg():
+  cmyk = Image.new('CMYK', (16, 16), (255, 0, 0, 0))
+  image = transforms.decode(encode(cmyk, 'JPEG', quality=95))
+  np.testing.assert_allclose(image, np.tile((0, 255, 255), (16, 16, 1)), atol=4)
+
+
+def test_decode_passes_arrays_through():
+  image = random_image(4, 5)
+  assert transforms.decode(image) is image
+
+
+@pytest.mark.parametrize('bad', [b'', b'no image', 'truncated', 'float', '2d'])
+def test_decode_refuses_what_is_no_image(bad):
+  if bad == 'truncated':
+    bad = encode(Image.fromarray(random_image(64, 64)), 'JPEG')[:-900]
+  elif bad == 'float':
+    bad = np.zeros((2, 2, 3), np.float32)
+  elif bad == '2d':
+    bad = np.zeros((2, 2), np.uint8)
+  with pytest.raises(ValueError, match=r'cannot decode|a decoded image is'):
+    transforms.decode(bad)
+
+
+@pytest.mark.parametrize(
+  ('old', 'new'),
+  [((1, 1), (3, 2)), ((2, 9), (9, 4)), ((23, 40), (40, 23)), ((8, 8), (33, 8))],
+)
+def test_resize_is_keys_interpolation(old, new):
+  image = random_image(*old)
+  expected = np.einsum(
+    'hi,ijc,wj->hwc',
+    keys_matrix(old[0], new[0]),
+    image.astype(np.float64),
+    keys_matrix(old[1], new[1]),
+  )
+  resized = transforms.resize_float(image, *new)
+  assert resized.dtype == np.float32
+  np.testing.assert_allclose(resized, expected, atol=1e-3)
+  levels = transforms.resize(image, *new)
+  assert levels.dtype == np.uint8
+  assert np.abs(levels - np.clip(expected, 0, 255)).max() < 0.501
+
+
+def test_resize_to_its_own_size_changes_nothing():
+  image = random_image(6, 9)
+  np.testing.assert_array_equal(transforms.resize(image, 6, 9), image)
+  np.testing.assert_array_equal(transforms.resize_float(image, 6, 9), image)
+
+
+def test_resize_equals_the_released_kernel(reference):
+  golden = np.load(reference / 'bicubic.npz')
+  names = [name for name in golden if name.startswith('out/')]
+  assert names
+  for name in names:
+    image = golden['in/' + name.removeprefix('out/').split('->')[0]]
+    resized = transforms.resize_float(image, *golden[name].shape[:2])
+    np.testing.assert_allclose(resized, golden[name], atol=1e-3, rtol=0)
+
+
+def test_evaluation_equals_the_released_pipeline(reference):
+  golden = np.load(reference / 'eval_preprocess.npz')
+  names = [name for name in golden if name.count('/') == 2]
+  assert names
+  for name in names:
+    synset, crop, size = name.split('/')
+    transform = transforms.eval_transform(int(size), crop)
+    decoded, encoded = golden[f'{synset}/decoded'], golden[f'{synset}/jpeg']
+    # Rounding alone errs by 0.004; TensorFlow's JPEG decoder differs more.
+    for image, tolerance in (decoded, 0.005), (encoded.tobytes(), 0.022):
+      pixels = transform({'image': image, 'label': 0})['image']
+      error = np.abs((pixels - MEAN) / STD - golden[name]).mean()
+      assert error < tolerance, name
+
+
+def test_evaluation_crops_take_the_right_part():
+  whole = position_image(100, 200)
+
+  def seen(crop, px=32):
+    """The first and last row and column of the original that show."""
+    transform = transforms.eval_transform(px, crop)
+    pixels = transform({'image': whole, 'label': 3})['image']
+    assert pixels.shape == (px, px, 3)
+    rows, columns = pixels[:, 0, 0], pixels[0, :, 1]
+    return [int(x) for x in (rows[0], rows[-1], columns[0], columns[-1])]
+
+  half_row, half_column = 100 / 64 / 2, 200 / 64 / 2
+  assert seen('resize_crop_32') == pytest.approx(
+    [25 + half_row, 75 - half_row, 50 + half_column, 150 - half_column], abs=1.5
+  )
+  assert seen('resize_crop_0.5') == seen('resize_crop_32')
+  assert seen('crop_resize') == pytest.approx([25, 74, 75, 124], abs=1)
+  assert seen('resize') == seen('resize_crop_0') == seen('resize_crop_1.0')
+  assert seen('resize') == pytest.approx([1, 98, 3, 196], abs=1.5)
+
+
+@pytest.mark.parametrize('min_area', [0.1, 0.25])
+def test_random_resized_crop_keeps_its_promises(min_area):
+  height, width = 120, 200
+  image = position_image(height, width)
+  rng = np.random.default_rng(0)
+  areas, corners = [], set()
+  for _ in range(2000):
+    crop = transforms.random_resized_crop(image, rng, min_area)
+    h, w, _ = crop.shape
+    top, left = crop[0, 0, :2].astype(int)
+    np.testing.assert_array_equal(
+      crop, image[top : top + h, left : left + w], strict=True
+    )
+    # The width is rounded to whole pixels.
+    assert (w + 0.5) / h >= 3 / 4 and (w - 0.5) / h <= 4 / 3
+    areas.append(h * w / (height * width))
+    corners.add((int(top), int(left)))
+  assert min_area <= min(areas) < min_area + 0.02
+  assert 0.7 < max(areas) <= 0.8  # the whole height at 4 : 3
+  assert len(corners) > 1000
+
+
+def test_random_resized_crop_falls_back_to_the_center():
+  image = position_image(120, 200)
+  # No box of those ratios covers so much of it.
+  crop = transforms.random_resized_crop(image, np.random.default_rng(0), 0.9)
+  np.testing.assert_array_equal(crop, image[:, 40:160])
+
+
+def test_random_resized_crop_of_extreme_shapes():
+  rng = np.random.default_rng(0)
+  for height, width in (1, 1), (1, 50), (50, 1), (2, 3), (10, 300):
+    image = position_image(height, width)
+    for _ in range(20):
+      h, w, _ = transforms.random_resized_crop(image, rng).shape
+      assert 1 <= h <= height
+      assert 1 <= w <= width
+
+
+def test_pad_crop_shifts_evenly_and_pads_with_black():
+  image = position_image(6, 7)
+  rng = np.random.default_rng(0)
+  shifts = []
+  for _ in range(900):
+    crop = transforms.pad_crop(image, rng, pixels=1)
+    assert crop.shape == image.shape
+    top, left = crop[2, 2, :2].astype(int) - 2
+    rolled = np.roll(image, (-top, -left), axis=(0, 1))
+    inside = crop[..., 2] == 1
+    np.testing.assert_array_equal(crop, rolled * inside[..., None])
+    assert inside.sum() == (6 - abs(top)) * (7 - abs(left))
+    shifts.append((top, left))
+  _, counts = np.unique(shifts, axis=0, return_counts=True)
+  assert len(counts) == 9
+  assert counts.min() > 65 and counts.max() < 135  # 100 expected
+
+
+def test_flip_mirrors_half_of_the_images():
+  image = position_image(2, 3)
+  rng = np.random.default_rng(0)
+  flipped = 0
+  for _ in range(1000):
+    result = transforms.random_flip(image, rng)
+    is_flipped = result[0, 0, 1] == 2
+    np.testing.assert_array_equal(
+      result, image[:, ::-1] if is_flipped else image
+    )
+    flipped += is_flipped
+  assert 440 < flipped < 560
+
+
+@pytest.mark.parametrize(
+  'crop', ['random_resized', 'random_resized_0.25', 'pad_4', 'none']
+)
+def test_training_is_a_function_of_the_generator(crop):
+  example = {'image': encode(Image.fromarray(random_image(30, 40))), 'label': 7}
+  transform = transforms.train_transform(24, crop)
+  results = [
+    transform(example, np.random.default_rng(seed)) for seed in (*range(8), 0)
+  ]
+  for result in results:
+    assert result['image'].shape == (24, 24, 3)
+    assert result['image'].dtype == np.uint8
+    assert result['label'].dtype == np.int32 and result['label'] == 7
+  np.testing.assert_array_equal(results[0]['image'], results[-1]['image'])
+  different = {result['image'].tobytes() for result in results}
+  assert len(different) == (2 if crop == 'none' else 8)
+
+
+def test_training_without_chance_is_a_resize():
+  image = random_image(30, 40)
+  transform = transforms.train_transform(24, crop='none', flip=False)
+  result = transform({'image': image, 'label': 0}, np.random.default_rng(0))
+  np.testing.assert_array_equal(
+    result['image'], transforms.resize(image, 24, 24)
+  )
+
+
+@pytest.mark.parametrize(
+  'crop',
+  ['', 'random', 'random_resized_0', 'random_resized_2', 'pad', 'pad_1.5'],
+)
+def test_unknown_training_crop_lists_the_choices(crop):
+  with pytest.raises(ValueError, match='random_resized_AREA, pad_PIXELS, none'):
+    transforms.train_transform(32, crop)
+
+
+@pytest.mark.parametrize(
+  'crop', ['', 'none', 'resize_crop', 'resize_crop_0.0', 'resize_crop_1.5']
+)
+def test_unknown_evaluation_crop_lists_the_choices(crop):
+  with pytest.raises(ValueError, match=r'resize_crop_PIXELS, .*, resize '):
+    transforms.eval_transform(32, crop)
+
+
+def test_photographs_of_any_shape(photographs):
+  rng = np.random.default_rng(0)
+  shapes = {transforms.decode(image).shape for image in photographs}
+  assert any(height != width for height, width, _ in shapes)
+  for image in photographs:
+    example = {'image': image, 'label': 1}
+    train = transforms.train_transform(64)(example, rng)
+    evaluation = transforms.eval_transform(64)(example)
+    squashed = transforms.eval_transform(64, 'resize')(example)
+    for result in train, evaluation, squashed:
+      assert result['image'].shape == (64, 64, 3)
+    # The central part of the squashed image, at a larger scale.
+    center = transforms.resize(squashed['image'][11:53, 11:53], 64, 64)
+    assert np.corrcoef(center.ravel(), evaluation['image'].ravel())[0, 1] > 0.8

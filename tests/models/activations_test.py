@@ -1,0 +1,57 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nfnets_jax.models import activations
+
+
+@pytest.mark.parametrize('name', activations.NAMES)
+def test_gain_gives_unit_variance_by_monte_carlo(name):
+  z = jax.random.normal(jax.random.key(0), (1_000_000,))
+  variance = float(jnp.var(activations.scaled(name)(z)))
+  # Two thousandths for the published rounding, the rest is sampling.
+  assert variance == pytest.approx(1.0, abs=0.012)
+
+
+@pytest.mark.parametrize('name', activations.NAMES)
+def test_gain_is_the_published_estimate_of_the_integral(name):
+  z = np.linspace(-12, 12, 200_001, dtype=np.float32)
+  weight = np.exp(-(z.astype(np.float64) ** 2) / 2)
+  weight /= weight.sum()
+  function = getattr(activations, name)
+  y = np.asarray(function(jnp.asarray(z)), np.float64)
+  variance = weight @ y**2 - (weight @ y) ** 2
+  assert activations.gain(name) == pytest.approx(variance**-0.5, rel=1e-3)
+
+
+def test_derivations_hold():
+  """The closed forms of the docstrings, evaluated."""
+  pi = np.pi
+  relu = np.sqrt(2 / (1 - 1 / pi))
+  gelu = (1 / 3 + 1 / (2 * pi * np.sqrt(3)) - 1 / (4 * pi)) ** -0.5
+  leaky = ((1 + 1e-4) / 2 - 0.99**2 / (2 * pi)) ** -0.5
+  assert relu == pytest.approx(1.71286, abs=1e-5)
+  assert gelu == pytest.approx(1.70093, abs=1e-5)
+  assert leaky == pytest.approx(1.70483, abs=1e-5)
+  assert activations.gain('relu') == pytest.approx(relu, rel=1e-3)
+  assert activations.gain('gelu') == pytest.approx(gelu, rel=1e-3)
+  assert activations.gain('leaky_relu') == pytest.approx(leaky, rel=1e-3)
+
+
+def test_gelu_is_the_tanh_form():
+  x = np.linspace(-4, 4, 101, dtype=np.float32)
+  inner = np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)
+  np.testing.assert_allclose(
+    activations.gelu(jnp.asarray(x)), 0.5 * x * (1 + np.tanh(inner)), atol=1e-6
+  )
+
+
+def test_keeps_dtype():
+  x = jnp.ones((3,), jnp.bfloat16)
+  assert activations.scaled('silu')(x).dtype == jnp.bfloat16
+
+
+def test_unknown_name_lists_the_known():
+  with pytest.raises(ValueError, match=r"'swish'.*gelu.*silu"):
+    activations.scaled('swish')

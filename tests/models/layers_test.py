@@ -1,0 +1,171 @@
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from nfnets_jax.models import activations
+from nfnets_jax.models import layers
+
+
+def _normal(seed, shape):
+  return jax.random.normal(jax.random.key(seed), shape)
+
+
+def _plain_conv(x, w, stride, groups):
+  return lax.conv_general_dilated(
+    x,
+    w,
+    (stride, stride),
+    'SAME',
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    feature_group_count=groups,
+    precision='highest',
+  )
+
+
+@pytest.mark.parametrize('size', [1, 3])
+@pytest.mark.parametrize('stride', [1, 2])
+@pytest.mark.parametrize('groups', [1, 4])
+def test_conv2d_and_its_gradients_equal_the_plain_convolution(
+  size, stride, groups
+):
+  x = _normal(0, (2, 9, 8, 16))
+  w = _normal(1, (size, size, 16 // groups, 8))
+  ours = layers.conv2d(x, w, stride, groups)
+  cotangent = _normal(2, ours.shape)
+  expected, vjp = jax.vjp(
+    lambda x, w: _plain_conv(x, w, stride, groups), x, w
+  )
+  np.testing.assert_allclose(ours, expected, atol=1e-4)
+  _, our_vjp = jax.vjp(lambda x, w: layers.conv2d(x, w, stride, groups), x, w)
+  for got, want in zip(our_vjp(cotangent), vjp(cotangent), strict=True):
+    np.testing.assert_allclose(got, want, atol=2e-4)
+
+
+def test_standardize_weight_equals_float64():
+  w = np.random.default_rng(0).standard_normal((3, 3, 8, 6))
+  gain = np.linspace(0.5, 2, 6)
+  mean = w.mean((0, 1, 2))
+  std = np.sqrt(w.var((0, 1, 2)) * 72)
+  ours = layers.standardize_weight(
+    jnp.asarray(w, jnp.float32), jnp.asarray(gain, jnp.float32)
+  )
+  np.testing.assert_allclose(ours, gain * (w - mean) / std, atol=1e-6)
+
+
+def test_standardize_weight_bears_a_constant_filter():
+  w = jnp.full((3, 3, 4, 2), 0.7)
+
+  def total(w):
+    return jnp.sum(layers.standardize_weight(w, jnp.ones(2)))
+
+  # Rounding of the mean, magnified by the bound: 1e-7 · 72 / √1e-4 at most.
+  np.testing.assert_allclose(total(w), 0, atol=5e-3)
+  assert np.isfinite(jax.grad(total)(w)).all()
+
+
+@pytest.mark.parametrize('activation', activations.NAMES)
+def test_activation_and_convolution_keep_unit_variance(activation):
+  net = hk.without_apply_rng(
+    hk.transform(
+      lambda x: layers.WSConv2D(512, 1)(activations.scaled(activation)(x))
+    )
+  )
+  x = _normal(0, (16, 8, 8, 256))
+  out = net.apply(net.init(jax.random.key(1), x), x)
+  # The variance of each channel over the batch: the mean of f(z), constant over
+  # the batch, is taken out by the centred weights.
+  assert float(jnp.mean(jnp.var(out, (0, 1, 2)))) == pytest.approx(1, abs=0.1)
+
+
+def test_ws_conv_has_float32_parameters_and_computes_in_the_input_dtype():
+  net = hk.transform(lambda x: layers.WSConv2D(8, 3, groups=2)(x))
+  x = jnp.ones((1, 4, 4, 4), jnp.bfloat16)
+  params = net.init(jax.random.key(0), x)['ws_conv2_d']
+  assert {k: (v.shape, v.dtype) for k, v in params.items()} == {
+    'w': ((3, 3, 2, 8), jnp.float32),
+    'gain': ((8,), jnp.float32),
+    'bias': ((8,), jnp.float32),
+  }
+  assert net.apply({'ws_conv2_d': params}, None, x).dtype == jnp.bfloat16
+
+
+def test_impossible_groups_are_refused():
+  def build(channels_in, channels_out, groups):
+    net = hk.transform(
+      lambda x: layers.WSConv2D(channels_out, 3, groups=groups)(x)
+    )
+    net.init(jax.random.key(0), jnp.ones((1, 4, 4, channels_in)))
+
+  with pytest.raises(ValueError, match='9 output channels .* 2 groups'):
+    build(4, 9, 2)
+  with pytest.raises(ValueError, match='5 input channels .* 2 groups'):
+    build(5, 8, 2)
+
+
+def test_linear_equals_haiku():
+  ours = hk.transform(lambda x: layers.Linear(5)(x))
+  theirs = hk.transform(lambda x: hk.Linear(5)(x))
+  x = _normal(0, (3, 7))
+  params = theirs.init(jax.random.key(0), x)
+  mine = ours.init(jax.random.key(0), x)
+  assert jax.tree.map(jnp.shape, mine) == jax.tree.map(jnp.shape, params)
+  for leaf, expected in zip(
+    jax.tree.leaves(mine), jax.tree.leaves(params), strict=True
+  ):
+    np.testing.assert_array_equal(leaf, expected)
+  np.testing.assert_allclose(
+    ours.apply(params, None, x), theirs.apply(params, None, x), atol=1e-6
+  )
+
+
+def test_squeeze_excite_gate():
+  net = hk.transform(lambda x: layers.SqueezeExcite(6, 3)(x))
+  x = _normal(0, (2, 4, 4, 6))
+  params = net.init(jax.random.key(0), x)
+  first, second = (
+    params[f'squeeze_excite/~/{name}'] for name in ('linear', 'linear_1')
+  )
+  pooled = np.asarray(x, np.float64).mean((1, 2))
+  first, second = jax.tree.map(np.asarray, (first, second))
+  hidden = np.maximum(pooled @ first['w'] + first['b'], 0)
+  expected = 1 / (1 + np.exp(-(hidden @ second['w'] + second['b'])))
+  gate = net.apply(params, None, x)
+  assert gate.shape == (2, 1, 1, 6)
+  np.testing.assert_allclose(gate[:, 0, 0], expected, atol=1e-6)
+
+
+def test_stochastic_depth_drops_whole_images_at_its_rate():
+  x = jnp.ones((4000, 2, 2, 3))
+  net = hk.transform(lambda x: layers.stochastic_depth(x, 0.25, True))
+  out = np.asarray(net.apply({}, jax.random.key(0), x))
+  per_image = out.reshape(4000, -1)
+  assert set(np.unique(per_image)) == {0.0, 1.0}  # not rescaled
+  np.testing.assert_array_equal(per_image.min(1), per_image.max(1))
+  assert per_image[:, 0].mean() == pytest.approx(0.75, abs=0.03)
+
+
+def test_dropout_zeroes_elements_at_its_rate_and_keeps_the_mean():
+  net = hk.transform(lambda x: layers.dropout(x, 0.2, True))
+  out = np.asarray(net.apply({}, jax.random.key(0), jnp.ones((100, 200))))
+  np.testing.assert_allclose(np.unique(out), [0, 1.25])
+  assert out.mean() == pytest.approx(1, abs=0.02)
+
+
+def test_stochastic_depth_is_off_in_evaluation():
+  x = jnp.ones((4, 2, 2, 3))
+  np.testing.assert_array_equal(layers.stochastic_depth(x, 0.9, False), x)
+
+
+@pytest.mark.parametrize('shape', [(4, 6), (5, 7), (3, 4), (1, 1)])
+def test_avg_pool_averages_what_is_there(shape):
+  x = _normal(0, (2, *shape, 3))
+  window = (1, 2, 2, 1)
+
+  def window_sum(x):
+    return lax.reduce_window(x, 0.0, lax.add, window, window, 'SAME')
+
+  expected = window_sum(x) / window_sum(jnp.ones_like(x))
+  np.testing.assert_allclose(layers.avg_pool(x, 2), expected, atol=1e-6)
