@@ -1,8 +1,8 @@
 """The fields of a run and the paper's values for ImageNet.
 
-The fields are independent facts: counts of steps, the peak learning rate and the
-like follow from them in the loop. None means off. An experiment file changes
-what differs and nothing else.
+The fields are independent facts: counts of steps, the peak learning rate and
+the like follow from them in the loop. None means off. An experiment file
+changes what differs and nothing else.
 
 Source: Brock et al. 2021, appendix A.
 """

@@ -35,9 +35,9 @@ def unitwise_norm(x: jax.Array) -> jax.Array:
   """Returns the L2 norm of each unit, in a shape that broadcasts against `x`.
 
   Args:
-    x: a scalar or vector, which is one unit; a matrix `[I, O]` or a rank-3 array,
-      whose units are reduced over axis 0; or a convolution's `[H, W, I, O]`,
-      whose units are its output channels.
+    x: a scalar or vector, which is one unit; a matrix `[I, O]` or a rank-3
+      array, whose units are reduced over axis 0; or a convolution's `[H, W, I,
+      O]`, whose units are its output channels.
 
   Returns:
     The norms, float32 or wider.
@@ -74,11 +74,11 @@ def adaptive_grad_clip(
   """Clips each unit's gradient to a multiple of the norm of its weights.
 
   Args:
-    clipping: λ, the largest allowed ratio of gradient norm to weight norm, above
-      0. The paper uses 0.01 for batches of 1024 to 4096; smaller batches bear
-      larger values.
-    eps: ε, lower bound of a weight norm, above 0, so that parameters which start
-      at zero can move.
+    clipping: λ, the largest allowed ratio of gradient norm to weight norm,
+      above 0. The paper uses 0.01 for batches of 1024 to 4096; smaller batches
+      bear larger values.
+    eps: ε, lower bound of a weight norm, above 0, so that parameters which
+      start at zero can move.
 
   Returns:
     A stateless transformation. Its `update(updates, state, params)` needs the

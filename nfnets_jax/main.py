@@ -1,13 +1,11 @@
 r"""Trains or evaluates a network: flags in, one call out.
 
-  python -m nfnets_jax.main --config=experiments/digits.py --workdir=runs/digits
+python -m nfnets_jax.main --config=experiments/digits.py --workdir=runs/digits
 """
 
 import pathlib
 
-from absl import app
-from absl import flags
-from absl import logging
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -17,7 +15,7 @@ _CONFIG = config_flags.DEFINE_config_file(
   'overridden by --config.field=value.',
   lock_config=True,
 )
-_WORKDIR = flags.DEFINE_string(
+flags.DEFINE_string(
   'workdir', None, 'Folder of the run; a run found there is resumed.'
 )
 _MODE = flags.DEFINE_enum(
@@ -33,11 +31,14 @@ def main(argv: list[str]) -> None:
   """Runs one mode."""
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
+  if flags.FLAGS['verbosity'].using_default_value:
+    # Orbax says at level INFO what it does at each checkpoint.
+    logging.set_verbosity(logging.WARNING)
   # Imported late, so that --help and a mistyped flag answer at once.
   from nfnets_jax.training import train
   from nfnets_jax.training import workdir as workdirs
 
-  workdir = pathlib.Path(_WORKDIR.value)
+  workdir = pathlib.Path(flags.FLAGS.workdir)
   if _MODE.value == 'train':
     report = train.train_and_evaluate(
       _CONFIG.value, workdir, _ALLOW_CONFIG_CHANGE.value
@@ -48,6 +49,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  # Orbax says at level INFO what it does at each checkpoint.
-  flags.FLAGS.set_default('verbosity', logging.WARNING)
   app.run(main)

@@ -51,7 +51,12 @@ def test_equals_optax_bit_for_bit(golden):
 
 def _random_tree(seed):
   keys = jax.random.split(jax.random.key(seed), 4)
-  shapes = {'conv': (3, 3, 8, 16), 'linear': (32, 10), 'bias': (10,), 'gain': ()}
+  shapes = {
+    'conv': (3, 3, 8, 16),
+    'linear': (32, 10),
+    'bias': (10,),
+    'gain': (),
+  }
   return {
     name: jax.random.normal(key, shape)
     for key, (name, shape) in zip(keys, shapes.items(), strict=True)

@@ -2,8 +2,8 @@ r"""Times one gradient step beside the released formulation of the convolutions.
 
   python -m experiments.benchmarks.gradient_step --model=nfnet_f0 --batch=8
 
-The two run in turn, and the ratio is taken pair by pair, so that a machine whose
-speed drifts does not decide the result. The released formulation is one
+The two run in turn, and the ratio is taken pair by pair, so that a machine
+whose speed drifts does not decide the result. The released formulation is one
 `conv_general_dilated` per convolution, with `feature_group_count` for grouped
 ones, and `reduce_window` for average pooling.
 """
@@ -17,14 +17,11 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 import optax
-from absl import app
-from absl import flags
-from absl import logging
+from absl import app, flags
 from jax import lax
 
 from nfnets_jax import models
-from nfnets_jax.models import layers
-from nfnets_jax.models import variants
+from nfnets_jax.models import layers, variants
 
 _MODEL = flags.DEFINE_string('model', 'nfnet_f0', 'Variant.')
 _BATCH = flags.DEFINE_integer('batch', 8, 'Images in a step.')
@@ -96,7 +93,8 @@ def main(argv: list[str]) -> None:
   """Prints the table."""
   del argv
   size = _SIZE.value or variants.get(_MODEL.value).train_size
-  run, compile_time, seconds = {}, {}, {}
+  run, compile_time = {}, {}
+  seconds: dict[str, list[float]] = {}
   for name in ('ours', 'released'):
     run[name], compile_time[name] = gradient_step(
       name == 'released', _MODEL.value, _BATCH.value, size
@@ -110,9 +108,7 @@ def main(argv: list[str]) -> None:
       seconds[name].append(time.perf_counter() - began)
   ratios = [
     released / ours
-    for ours, released in zip(
-      seconds['ours'], seconds['released'], strict=True
-    )
+    for ours, released in zip(seconds['ours'], seconds['released'], strict=True)
   ]
   print(
     f'{_MODEL.value}, {size} px, batch {_BATCH.value}, float32, jax '
@@ -132,5 +128,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  flags.FLAGS.set_default('verbosity', logging.WARNING)
   app.run(main)

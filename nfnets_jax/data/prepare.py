@@ -9,18 +9,14 @@ with random access, which the loader shuffles by. Preparing happens in a folder
 and what a killed one left there can be deleted.
 """
 
+import argparse
 import os
 import sys
 from collections.abc import Sequence
 
 import tensorflow_datasets as tfds
-from absl import app, flags
 
 from nfnets_jax.data import datasets
-
-_DATA_DIR = flags.DEFINE_string(
-  'data_dir', None, 'Where to keep data sets; ~/tensorflow_datasets if unset.'
-)
 
 
 def prepare(
@@ -62,20 +58,32 @@ def prepare(
   return builder
 
 
-def main(argv: Sequence[str]) -> None:
-  """Prepares the data set named on the command line and prints its sizes."""
-  if len(argv) != 2:
-    raise app.UsageError('name one data set, such as digits')
-  name = argv[1]
+def main(argv: Sequence[str] | None = None) -> None:
+  """Prepares the data set named on the command line and prints its sizes.
+
+  Args:
+    argv: the command line without the program; that of the process by default.
+  """
+  parser = argparse.ArgumentParser(
+    prog='python -m nfnets_jax.data.prepare',
+    description='Prepares a data set as ArrayRecord files.',
+  )
+  parser.add_argument('name', help='a TFDS data set, such as digits')
+  parser.add_argument(
+    '--data_dir', help='where to keep it (default: ~/tensorflow_datasets)'
+  )
+  args = parser.parse_args(argv)
   try:
-    done = datasets.find(name, _DATA_DIR.value).is_prepared()
-    builder = prepare(name, _DATA_DIR.value)
+    done = datasets.find(args.name, args.data_dir).is_prepared()
+    builder = prepare(args.name, args.data_dir)
   except (ValueError, ModuleNotFoundError) as error:
     sys.exit(f'error: {error}')
-  print(f'{name}: {"already " if done else ""}prepared in {builder.data_dir}')
+  print(
+    f'{args.name}: {"already " if done else ""}prepared in {builder.data_dir}'
+  )
   for split, info in builder.info.splits.items():
     print(f'  {split}: {info.num_examples:,} examples')
 
 
 if __name__ == '__main__':
-  app.run(main)
+  main()

@@ -104,7 +104,7 @@ def selu(x: jax.Array) -> jax.Array:
 
 
 def tanh(x: jax.Array) -> jax.Array:
-  """Returns tanh(x).
+  """Returns the hyperbolic tangent.
 
   Odd, so E[f] = 0; quadrature gives Var = E[f²] = 0.39429, γ = 1.59254.
   """

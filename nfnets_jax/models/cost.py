@@ -12,8 +12,8 @@ def count_macs(function: Callable[..., Any], *args: Any) -> int:
   """Counts the multiply-accumulates of a function's products.
 
   Convolutions and matrix products count, elementwise work does not: this is
-  what the paper's tables call FLOPs. A padded border counts as if it were there.
-  Nothing is computed; the function is only traced.
+  what the paper's tables call FLOPs. A padded border counts as if it were
+  there. Nothing is computed; the function is only traced.
 
   Args:
     function: of `args`.
@@ -36,19 +36,24 @@ def count_macs(function: Callable[..., Any], *args: Any) -> int:
 def _jaxpr_macs(jaxpr: core.Jaxpr) -> int:
   total = 0
   for eqn in jaxpr.eqns:
-    out_size = math.prod(eqn.outvars[0].aval.shape) if eqn.outvars else 0
     if eqn.primitive.name == 'dot_general':
       (contracted, _), _ = eqn.params['dimension_numbers']
-      lhs = eqn.invars[0].aval.shape
-      total += out_size * math.prod(lhs[axis] for axis in contracted)
+      lhs = _shape(eqn.invars[0])
+      total += math.prod(_shape(eqn.outvars[0])) * math.prod(
+        lhs[axis] for axis in contracted
+      )
     elif eqn.primitive.name == 'conv_general_dilated':
       spec = eqn.params['dimension_numbers'].rhs_spec
-      rhs = eqn.invars[1].aval.shape
+      rhs = _shape(eqn.invars[1])
       # Output channels lie at spec[0]; the rest of the kernel is one fan-in.
-      total += out_size * math.prod(rhs[axis] for axis in spec[1:])
-    else:
-      inner = sum(
-        _jaxpr_macs(sub) for sub in core.jaxprs_in_params(eqn.params)
+      total += math.prod(_shape(eqn.outvars[0])) * math.prod(
+        rhs[axis] for axis in spec[1:]
       )
+    else:
+      inner = sum(_jaxpr_macs(sub) for sub in core.jaxprs_in_params(eqn.params))
       total += inner * eqn.params.get('length', 1)
   return total
+
+
+def _shape(variable: Any) -> tuple[int, ...]:
+  return variable.aval.shape

@@ -1,16 +1,17 @@
 """Builds a network by name."""
 
 import inspect
+from collections.abc import Callable
+from typing import Any
 
 import haiku as hk
 
-from nfnets_jax.models import nfnet
-from nfnets_jax.models import variants
+from nfnets_jax.models import nfnet, variants
 
-_FAMILIES: dict[str, type[hk.Module]] = {'nfnet': nfnet.NFNet}
+_FAMILIES: dict[str, Callable[..., hk.Module]] = {'nfnet': nfnet.NFNet}
 
 
-def create(name: str, num_classes: int = 1000, **overrides) -> hk.Module:
+def create(name: str, num_classes: int = 1000, **overrides: Any) -> Any:
   """Returns the network `name`; call it inside `hk.transform_with_state`.
 
   Args:
@@ -29,8 +30,9 @@ def create(name: str, num_classes: int = 1000, **overrides) -> hk.Module:
 
   Example:
     >>> import jax, jax.numpy as jnp
-    >>> net = hk.transform_with_state(
-    ...     lambda x: create('nfnet_tiny', num_classes=10)(x, is_training=False))
+    >>> def forward(images):
+    ...   return create('nfnet_tiny', num_classes=10)(images, is_training=False)
+    >>> net = hk.transform_with_state(forward)
     >>> images = jnp.zeros((2, 32, 32, 3))
     >>> params, state = net.init(jax.random.key(0), images)
     >>> outputs, _ = net.apply(params, state, None, images)

@@ -78,9 +78,9 @@ def standardize_weight(
 ) -> jax.Array:
   """Standardises a convolution's weight over its fan-in N and scales it.
 
-  Ŵ_i = gain_i · (W_i − μ_i) / √max(N·σ²_i, eps), with mean and (biased) variance
-  of each output channel i. For an input of independent channels of unit
-  variance every output then has variance gain².
+  Ŵ_i = gain_i · (W_i − μ_i) / √max(N·σ²_i, eps), with mean and (biased)
+  variance of each output channel i. For an input of independent channels of
+  unit variance every output then has variance gain².
 
   Args:
     w: weights `[kh, kw, I, O]`.
@@ -222,15 +222,11 @@ class SqueezeExcite(hk.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps `[B, H, W, C]` to the gate `[B, 1, 1, C]`."""
     pooled = jnp.mean(x, axis=(1, 2))
-    gate = jax.nn.sigmoid(
-      self.expand(activations.relu(self.reduce(pooled)))
-    )
+    gate = jax.nn.sigmoid(self.expand(activations.relu(self.reduce(pooled))))
     return gate[:, None, None, :]
 
 
-def stochastic_depth(
-  x: jax.Array, rate: float, is_training: bool
-) -> jax.Array:
+def stochastic_depth(x: jax.Array, rate: float, is_training: bool) -> jax.Array:
   """Drops the whole residual branch of an image with probability `rate`.
 
   The kept images are not rescaled by 1 / (1 − rate), neither in training nor at

@@ -11,8 +11,8 @@ variance (0.92 → 0.26 → 0.06 → 0.01 over the stages of F0, in the released
 as here): that is the net, not a fault.
 
 Differences:
-  * Appendix C once calls β the predicted variance; the code, as here, divides by
-    its square root.
+  * Appendix C once calls β the predicted variance; the code, as here, divides
+    by its square root.
   * The first layer of the squeeze-excite gate is followed by an unscaled ReLU,
     where the paper's formula has the scaled GELU.
   * Stochastic depth does not rescale the kept branches.
@@ -29,8 +29,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from nfnets_jax.models import activations
-from nfnets_jax.models import layers
+from nfnets_jax.models import activations, layers
 
 
 class NFBlock(hk.Module):
@@ -223,7 +222,7 @@ class NFNet(hk.Module):
         zip(stem_width, stem_strides, strict=True)
       )
     ]
-    self.blocks = []
+    self.blocks: list[NFBlock] = []
     channels = stem_width[-1]
     variance = 1.0
     num_blocks = sum(depth)

@@ -12,10 +12,10 @@ from nfnets_jax.training import train_step
 class Checkpointer:
   """Writes and reads `<directory>/<step>/`.
 
-  A checkpoint holds the train state (parameters, optimiser, moving average, step
-  and random key) and the position of the input pipeline. It is written in the
-  background to a temporary folder and renamed when complete, so whatever bears a
-  step's name is whole. The newest `keep` stay.
+  A checkpoint holds the train state (parameters, optimiser, moving average,
+  step and random key) and the position of the input pipeline. It is written in
+  the background to a temporary folder and renamed when complete, so whatever
+  bears a step's name is whole. The newest `keep` stay.
   """
 
   def __init__(self, directory: pathlib.Path, keep: int):

@@ -4,8 +4,7 @@ from collections.abc import Callable, Iterable
 
 import jax
 
-from nfnets_jax.training import parallel
-from nfnets_jax.training import train_step
+from nfnets_jax.training import parallel, train_step
 
 
 def evaluate(
@@ -32,7 +31,7 @@ def evaluate(
   if not sums:
     raise ValueError('there is nothing to evaluate: the split has no batches')
   totals = jax.tree.map(lambda *xs: float(sum(xs)), *jax.device_get(sums))
-  results = {'eval_count': int(totals['eval']['count'])}
+  results: dict[str, float] = {'eval_count': int(totals['eval']['count'])}
   for prefix, total in totals.items():
     for name in ('loss', 'top_1', 'top_5'):
       results[f'{prefix}_{name}'] = total[name] / total['count']

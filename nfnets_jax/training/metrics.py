@@ -157,7 +157,9 @@ def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
     try:
       metrics.append(json.loads(line))
     except json.JSONDecodeError as error:
-      raise ValueError(f'{path}, line {number}, is not JSON: {line!r}') from error
+      raise ValueError(
+        f'{path}, line {number}, is not JSON: {line!r}'
+      ) from error
   return metrics
 
 

@@ -1,8 +1,8 @@
 """All that knows of several devices: the one file that says pmap.
 
 The state has no device axis. It goes in and comes out replicated, so nothing is
-ever indexed with `[0]` and the same code runs on several hosts. What this cannot
-show is a forgotten mean over devices, which makes replicas drift apart
+ever indexed with `[0]` and the same code runs on several hosts. What this
+cannot show is a forgotten mean over devices, which makes replicas drift apart
 silently: `replica_spread` measures it.
 """
 
@@ -93,8 +93,8 @@ def replica_spread(tree: chex.ArrayTree) -> float:
     tree: replicated arrays.
 
   Returns:
-    The largest difference between two copies of any element: 0 for replicas that
-    are identical, NaN if an element is NaN somewhere.
+    The largest difference between two copies of any element: 0 for replicas
+    that are identical, NaN if an element is NaN somewhere.
   """
 
   def spread(tree: chex.ArrayTree) -> jax.Array:
@@ -106,6 +106,9 @@ def replica_spread(tree: chex.ArrayTree) -> float:
     return jnp.max(jnp.stack(leaves))
 
   per_device = jax.pmap(
-    lambda tree, _: spread(tree), axis_name=AXIS, in_axes=(None, 0), out_axes=None
+    lambda tree, _: spread(tree),
+    axis_name=AXIS,
+    in_axes=(None, 0),
+    out_axes=None,
   )
   return float(per_device(tree, np.zeros(jax.local_device_count(), np.int32)))

@@ -15,15 +15,10 @@ from jax.experimental import multihost_utils
 from ml_collections import config_dict
 
 from nfnets_jax import models
-from nfnets_jax.data import datasets
+from nfnets_jax.data import datasets, prepare, transforms
 from nfnets_jax.data import loader as loaders
-from nfnets_jax.data import prepare
-from nfnets_jax.data import transforms
-from nfnets_jax.training import checkpoint
-from nfnets_jax.training import evaluate
-from nfnets_jax.training import metrics
+from nfnets_jax.training import checkpoint, evaluate, metrics, parallel
 from nfnets_jax.training import optimizer as optimizers
-from nfnets_jax.training import parallel
 from nfnets_jax.training import train_step as steps
 from nfnets_jax.training import workdir as workdirs
 
@@ -38,9 +33,9 @@ def train_and_evaluate(
   Args:
     config: of the run; `experiments/base.py` documents the fields.
     workdir: receives `config.json`, `metrics.jsonl`, `tensorboard/`,
-      `checkpoints/`, `curves.png` and, at the end, `report.json`. A run that was
-      interrupted there goes on after its newest checkpoint; a finished one is
-      reported as it is.
+      `checkpoints/`, `curves.png` and, at the end, `report.json`. A run that
+      was interrupted there goes on after its newest checkpoint; a finished one
+      is reported as it is.
     allow_config_change: whether a run begun under another config may go on.
 
   Returns:
@@ -162,9 +157,9 @@ def train_and_evaluate(
     kept = checkpoints.latest_step
     where = f'step {kept}' if kept is not None else 'none yet'
     raise FloatingPointError(
-      f'{error}; the last good checkpoint in {workdir / "checkpoints"}: {where}. '
-      'Lower optimizer.learning_rate_per_256 or optimizer.clipping, or train '
-      'longer warm-up'
+      f'{error}; last good checkpoint in {workdir / "checkpoints"}: {where}. '
+      'Lower optimizer.learning_rate_per_256 or optimizer.clipping, or raise '
+      'optimizer.warmup_epochs'
     ) from error
   finally:
     progress.close()
@@ -316,7 +311,8 @@ class Progress:
       seconds = time.monotonic() - self._began
       eta = seconds / (step - self._start) * (self._total - step)
       print(
-        f'step {step}/{self._total}, epoch {epoch:.1f}: {text}, ETA {eta:.0f} s',
+        f'step {step}/{self._total}, epoch {epoch:.1f}: {text}, '
+        f'ETA {eta:.0f} s',
         flush=True,
       )
 

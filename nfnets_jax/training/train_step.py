@@ -23,8 +23,7 @@ import optax
 from ml_collections import config_dict
 
 from nfnets_jax import augment
-from nfnets_jax.training import ema
-from nfnets_jax.training import losses
+from nfnets_jax.training import ema, losses
 
 Batch = dict[str, chex.Array]
 Metrics = dict[str, jax.Array]
@@ -158,15 +157,13 @@ def create_train_step(
     `step(state, batch) → (state, metrics)`, to be mapped over `axis_name`.
     `batch` holds this device's `image` uint8 `[R, H, W, 3]` and `label` int32
     `[R]`. The metrics are float32 scalars of the whole batch: `loss`, `top_1`
-    (a fraction, against the likelier label of a mixed image), `grad_norm` before
-    clipping, and `learning_rate`.
+    (a fraction, against the likelier label of a mixed image), `grad_norm`
+    before clipping, and `learning_rate`.
   """
   policy = create_policy(config.compute_dtype)
 
   def train_step(state: TrainState, batch: Batch):
-    key = jax.random.fold_in(
-      jax.random.wrap_key_data(state.key), state.step
-    )
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     augment_key, net_key = jax.random.split(key)
     device = jax.lax.axis_index(axis_name)
     size = batch['image'].shape[0] // config.augment.raw_per_image
@@ -227,11 +224,11 @@ def create_eval_step(
     axis_name: of the devices that share the batch.
 
   Returns:
-    `step(state, batch) → {'eval': sums, 'ema_eval': sums}`, with the current and
-    the averaged parameters, to be mapped over `axis_name`. `batch` holds this
-    device's `image` uint8 `[B, H, W, 3]`, `label` int32 `[B]` and `mask` `[B]`,
-    false or 0 for padding. The sums over all devices are of `loss` (nats, no
-    smoothing), `top_1` and `top_5` hits, and the `count` of images.
+    `step(state, batch) → {'eval': sums, 'ema_eval': sums}`, with the current
+    and the averaged parameters, to be mapped over `axis_name`. `batch` holds
+    this device's `image` uint8 `[B, H, W, 3]`, `label` int32 `[B]` and `mask`
+    `[B]`, false or 0 for padding. The sums over all devices are of `loss`
+    (nats, no smoothing), `top_1` and `top_5` hits, and the `count` of images.
   """
   policy = create_policy(config.compute_dtype)
 

@@ -5,7 +5,6 @@ import importlib.util
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from absl.testing import flagsaver
 
 from nfnets_jax.data import datasets, digits, prepare
 
@@ -29,8 +28,7 @@ class NeedsTensorflow(tfds.core.GeneratorBasedBuilder):
 
 
 def run_main(name, data_dir):
-  with flagsaver.as_parsed(data_dir=str(data_dir)):
-    prepare.main(['prepare', name])
+  prepare.main([name, f'--data_dir={data_dir}'])
 
 
 def contents(folder):

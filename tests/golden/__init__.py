@@ -1,7 +1,7 @@
 """Parameters and images that anyone can rebuild, for the golden values.
 
-The golden files come from the released implementation (float32, CPU, jax 0.10.2,
-highest matmul precision) run on these parameters and images.
+The golden files come from the released implementation (float32, CPU, jax
+0.10.2, highest matmul precision) run on these parameters and images.
 """
 
 import zlib

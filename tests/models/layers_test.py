@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from nfnets_jax.models import activations
-from nfnets_jax.models import layers
+from nfnets_jax.models import activations, layers
 
 
 def _normal(seed, shape):
@@ -35,9 +34,7 @@ def test_conv2d_and_its_gradients_equal_the_plain_convolution(
   w = _normal(1, (size, size, 16 // groups, 8))
   ours = layers.conv2d(x, w, stride, groups)
   cotangent = _normal(2, ours.shape)
-  expected, vjp = jax.vjp(
-    lambda x, w: _plain_conv(x, w, stride, groups), x, w
-  )
+  expected, vjp = jax.vjp(lambda x, w: _plain_conv(x, w, stride, groups), x, w)
   np.testing.assert_allclose(ours, expected, atol=1e-4)
   _, our_vjp = jax.vjp(lambda x, w: layers.conv2d(x, w, stride, groups), x, w)
   for got, want in zip(our_vjp(cotangent), vjp(cotangent), strict=True):

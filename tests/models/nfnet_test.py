@@ -9,8 +9,7 @@ import optax
 import pytest
 
 from nfnets_jax import models
-from nfnets_jax.models import nfnet
-from nfnets_jax.models import variants
+from nfnets_jax.models import nfnet, variants
 from tests import golden as reference
 
 NFNETS = sorted(name for name in variants.VARIANTS if name != 'nfnet_tiny')

@@ -1,0 +1,36 @@
+"""NFNet-F0 to F7 on ImageNet, the paper's main result.
+
+Source: Brock et al. 2021, tables 1 and 3, appendix A; see base.py for the rest.
+Command:
+  python -m nfnets_jax.main --config=experiments/nfnet_imagenet.py:F1 \
+    --workdir=DIR
+Expected (the paper's; batch 4096, top-1 / top-5 in %, ms a step on 32 TPUv3
+cores with 32 images each):
+  F0 83.6 / 96.8,   73.3     F1 84.7 / 97.1,  158.5     F2 85.1 / 97.3,  295.8
+  F3 85.7 / 97.5,  532.2     F4 85.9 / 97.6, 1033.3     F5 86.0 / 97.6, 1398.5
+F6 is published with SAM only (86.5 / 97.9), F7 not at all.
+"""
+
+from ml_collections import config_dict
+
+from experiments import base
+from nfnets_jax.models import variants
+
+
+def get_config(name: str = 'F0') -> config_dict.ConfigDict:
+  """Expands a variant, 'F0' to 'F7' or 'F0+' to 'F7+', into plain numbers."""
+  model = f'nfnet_{name.lower().replace("+", "plus")}'
+  variant = variants.get(model)
+  config = base.get_config()
+
+  config.model.name = model
+  config.model.drop_rate = variant.architecture['drop_rate']
+  config.model.stochdepth_rate = 0.25
+  config.model.alpha = 0.2
+  config.model.activation = 'gelu'
+
+  config.data.image_size = variant.train_size
+  config.data.eval_image_size = variant.test_size
+
+  config.augment.rand_augment = variant.rand_augment
+  return config
