@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
   """Runs one mode."""
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
-  if flags.FLAGS['verbosity'].using_default_value:
+  if not flags.FLAGS['verbosity'].present:
     # Orbax says at level INFO what it does at each checkpoint.
     logging.set_verbosity(logging.WARNING)
   # Imported late, so that --help and a mistyped flag answer at once.

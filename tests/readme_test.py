@@ -1,0 +1,102 @@
+"""What the README tells people to type exists, and its Python runs."""
+
+import importlib.util
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from nfnets_jax.models import variants
+
+ROOT = pathlib.Path(__file__).parents[1]
+DOCUMENTS = ['README.md', 'CONTRIBUTING.md', 'experiments/README.md']
+
+
+def _blocks(document, language):
+  text = (ROOT / document).read_text()
+  return re.findall(rf'^```{language}\n(.*?)^```', text, re.M | re.S)
+
+
+def _commands():
+  for document in DOCUMENTS:
+    for block in _blocks(document, 'bash'):
+      for line in block.replace('\\\n', ' ').splitlines():
+        if words := shlex.split(line, comments=True):
+          yield pytest.param(words, id=' '.join(words)[:60])
+
+
+def _make_targets():
+  return set(
+    re.findall(r'^([a-z0-9-]+):', (ROOT / 'Makefile').read_text(), re.M)
+  )
+
+
+# ml_collections loads config files so.
+@pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')
+@pytest.mark.parametrize('words', list(_commands()))
+def test_command_exists(words, monkeypatch):
+  program, *arguments = words
+  if program == 'make':
+    targets = [word for word in arguments if '=' not in word]
+    assert set(targets) <= _make_targets()
+  elif program == '.venv/bin/python' and arguments[1] != 'pip':
+    assert arguments[0] == '-m'
+    assert importlib.util.find_spec(arguments[1]) is not None
+    if arguments[1] == 'nfnets_jax.main':
+      _parse_config(arguments[2:], monkeypatch)
+  elif program != '.venv/bin/python':
+    assert (ROOT / program).exists()
+
+
+def _parse_config(arguments, monkeypatch):
+  """Loads the config and applies the overrides as main does."""
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file('config', flag_values=values)
+  flags.DEFINE_string('workdir', None, '', flag_values=values)
+  flags.DEFINE_string('mode', None, '', flag_values=values)
+  absolute = [
+    re.sub(r'^--config=', f'--config={ROOT}/', word) for word in arguments
+  ]
+  # ml_collections looks for overrides in sys.argv, whatever is parsed.
+  monkeypatch.setattr(sys, 'argv', ['main', *absolute])
+  values(sys.argv)
+  assert values.workdir
+  variants.get(values.config.model.name)
+
+
+@pytest.mark.parametrize('code', _blocks('README.md', 'python'))
+def test_python_runs(code):
+  exec(compile(code, 'README.md', 'exec'), {})
+
+
+def test_links_lead_somewhere():
+  for document in DOCUMENTS:
+    text = (ROOT / document).read_text()
+    for link in re.findall(r'\]\((?!http)([^)#]+)\)', text):
+      target = (ROOT / document).parent / link
+      assert target.exists(), f'{document} links to {link}'
+
+
+def test_table_of_models_is_the_code():
+  rows = re.findall(
+    r'^\| (F\d) \| ([\d.]+) M \| ([\d.]+) G \| (\d+) / (\d+)',
+    (ROOT / 'README.md').read_text(),
+    re.M,
+  )
+  assert len(rows) == 7
+  for name, _, _, train, test in rows:
+    variant = variants.get(f'nfnet_{name.lower()}')
+    assert (variant.train_size, variant.test_size) == (int(train), int(test))
+
+
+def test_make_prints_help():
+  out = subprocess.run(
+    ['make'], cwd=ROOT, capture_output=True, text=True, check=True
+  ).stdout
+  for target in ('install', 'train', 'test', 'test-slow', 'lint', 'bench'):
+    assert f'make {target} ' in out
