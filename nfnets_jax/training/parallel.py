@@ -96,19 +96,19 @@ def replica_spread(tree: chex.ArrayTree) -> float:
     The largest difference between two copies of any element: 0 for replicas
     that are identical, NaN if an element is NaN somewhere.
   """
+  return float(_spread(tree, np.zeros(jax.local_device_count(), np.int32)))
 
-  def spread(tree: chex.ArrayTree) -> jax.Array:
-    def leaf(x: jax.Array) -> jax.Array:
-      x = x.astype(jnp.float32)
-      return jnp.max(jax.lax.pmax(x, AXIS) - jax.lax.pmin(x, AXIS))
 
-    leaves = [leaf(x) for x in jax.tree.leaves(tree) if x.size]
-    return jnp.max(jnp.stack(leaves))
+def _spread_over_devices(tree: chex.ArrayTree, _: jax.Array) -> jax.Array:
+  def leaf(x: jax.Array) -> jax.Array:
+    x = x.astype(jnp.float32)
+    return jnp.max(jax.lax.pmax(x, AXIS) - jax.lax.pmin(x, AXIS))
 
-  per_device = jax.pmap(
-    lambda tree, _: spread(tree),
-    axis_name=AXIS,
-    in_axes=(None, 0),
-    out_axes=None,
-  )
-  return float(per_device(tree, np.zeros(jax.local_device_count(), np.int32)))
+  leaves = [leaf(x) for x in jax.tree.leaves(tree) if x.size]
+  return jnp.max(jnp.stack(leaves))
+
+
+# The second argument is there for its device axis alone: pmap wants one.
+_spread = jax.pmap(
+  _spread_over_devices, axis_name=AXIS, in_axes=(None, 0), out_axes=None
+)

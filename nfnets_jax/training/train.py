@@ -51,8 +51,8 @@ def train_and_evaluate(
   # Set up.
   workdir = pathlib.Path(workdir)
   check_batch_sizes(config, jax.device_count())
-  workdirs.claim(workdir, config, allow_config_change)
   first_process = jax.process_index() == 0
+  workdirs.claim(workdir, config, allow_config_change, write=first_process)
 
   # Data.
   train_set, test_set = load_data(config)
@@ -134,6 +134,14 @@ def train_and_evaluate(
         progress.show(step, step / epoch_steps, means)
         if writer:
           writer.write(step, 'train', means)
+      if last or step % eval_every == 0:
+        window.pause()
+        results = evaluate.evaluate(eval_step, state, test_batches())
+        progress.show(step, step / epoch_steps, results)
+        if writer:
+          writer.write(step, 'test', results)
+        window.resume()
+      # Last, so that what was measured up to a checkpoint is on record.
       if last or step % checkpoint_every == 0:
         window.pause()  # so that only a state known to be finite is kept
         spread = parallel.replica_spread((state.params, state.opt_state))
@@ -144,13 +152,6 @@ def train_and_evaluate(
             'or of a device'
           )
         checkpoints.save(step, state, loader.get_state())
-        window.resume()
-      if last or step % eval_every == 0:
-        window.pause()
-        results = evaluate.evaluate(eval_step, state, test_batches())
-        progress.show(step, step / epoch_steps, results)
-        if writer:
-          writer.write(step, 'test', results)
         window.resume()
   except FloatingPointError as error:
     checkpoints.wait()
@@ -288,6 +289,19 @@ def create_net(
   return hk.transform_with_state(forward)
 
 
+# What people watch; `metrics.jsonl` has the rest.
+_SHOWN = (
+  'loss',
+  'top_1',
+  'learning_rate',
+  'images_per_second',
+  'eval_top_1',
+  'ema_eval_top_1',
+  'eval_loss',
+  'ema_eval_loss',
+)
+
+
 class Progress:
   """A bar where a person watches, plain lines where not."""
 
@@ -303,7 +317,9 @@ class Progress:
 
   def show(self, step: int, epoch: float, values: dict[str, float]) -> None:
     """Shows the newest values."""
-    text = ', '.join(f'{k} {_format(v)}' for k, v in values.items())
+    text = ', '.join(
+      f'{name} {_format(values[name])}' for name in _SHOWN if name in values
+    )
     if self._bar is not None:
       self._bar.update(step - self._bar.n)
       self._bar.write(f'epoch {epoch:.1f}: {text}')

@@ -9,7 +9,10 @@ from ml_collections import config_dict
 
 
 def claim(
-  workdir: pathlib.Path, config: config_dict.ConfigDict, allow_change: bool
+  workdir: pathlib.Path,
+  config: config_dict.ConfigDict,
+  allow_change: bool,
+  write: bool = True,
 ) -> None:
   """Writes `config.json`, or checks that the folder is this config's.
 
@@ -18,12 +21,14 @@ def claim(
     config: of the run.
     allow_change: whether a run may go on with another config, which is then the
       one recorded.
+    write: whether this process is the one that writes.
 
   Raises:
     ValueError: if the folder holds a run of another config; the message lists
       the fields that differ.
   """
-  workdir.mkdir(parents=True, exist_ok=True)
+  if write:
+    workdir.mkdir(parents=True, exist_ok=True)
   path = workdir / 'config.json'
   new = json.loads(json.dumps(config.to_dict()))
   if path.exists():
@@ -35,7 +40,8 @@ def claim(
         + '\nUse another --workdir, or --allow_config_change to go on with the '
         'new one.'
       )
-  write_json(path, new)
+  if write:
+    write_json(path, new)
 
 
 def _difference(old: Any, new: Any, name: str = 'config') -> list[str]:

@@ -1,0 +1,98 @@
+"""The floors of the house: who may import whom."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+FILES = sorted((ROOT / 'nfnets_jax').rglob('*.py'))
+PARTS = {'agc', 'models', 'augment', 'data', 'weights', 'training'}
+
+# Which other parts of the library the parts may import.
+ALLOWED = {
+  'agc': set(),
+  'models': set(),
+  'augment': set(),
+  'data': set(),
+  'weights': {'models'},
+  'training': {'agc', 'models', 'augment', 'data', 'weights'},
+}
+
+
+def _name(path):
+  return path.relative_to(ROOT).as_posix()
+
+
+def _tree(path):
+  return ast.parse(path.read_text(), _name(path))
+
+
+def _imports(path):
+  """Full names of all that is imported, anywhere in the file."""
+  package = path.relative_to(ROOT).parent.parts
+  names = set()
+  for node in ast.walk(_tree(path)):
+    if isinstance(node, ast.Import):
+      names |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      base = package[: len(package) - node.level + 1] if node.level else ()
+      module = '.'.join((*base, *filter(None, [node.module])))
+      names |= {f'{module}.{alias.name}' for alias in node.names}
+  return names
+
+
+def _identifiers(path):
+  """Names and attributes that the code uses; no strings, no comments."""
+  names = set()
+  for node in ast.walk(_tree(path)):
+    if isinstance(node, ast.Name):
+      names.add(node.id)
+    elif isinstance(node, ast.Attribute):
+      names.add(node.attr)
+    elif isinstance(node, ast.alias):
+      names |= set(node.name.split('.'))
+  return names
+
+
+def test_there_is_something_to_look_at():
+  assert {_name(path) for path in FILES} >= {
+    'nfnets_jax/agc.py',
+    'nfnets_jax/data/prepare.py',
+    'nfnets_jax/training/parallel.py',
+  }
+  assert 'nfnets_jax.agc' in _imports(ROOT / 'nfnets_jax/training/optimizer.py')
+  assert 'pmap' in _identifiers(ROOT / 'nfnets_jax/training/parallel.py')
+
+
+@pytest.mark.parametrize('path', FILES, ids=_name)
+def test_imports_only_the_floors_below(path):
+  part = path.relative_to(ROOT / 'nfnets_jax').parts[0].removesuffix('.py')
+  allowed = ALLOWED.get(part, PARTS) | {part}
+  inside = [x.split('.') for x in _imports(path) if x.startswith('nfnets_jax')]
+  used = {x[1] for x in inside if len(x) > 1}
+  assert used & PARTS <= allowed
+  # The commands on top are imported by nobody.
+  if part in PARTS:
+    assert used <= PARTS
+
+
+@pytest.mark.parametrize('path', FILES, ids=_name)
+def test_foreign_imports(path):
+  packages = {name.split('.')[0] for name in _imports(path)}
+  assert not packages & {'experiments', 'tests', 'jaxline'}
+  if _name(path) != 'nfnets_jax/data/prepare.py':
+    assert 'tensorflow' not in packages
+
+
+@pytest.mark.parametrize('path', FILES, ids=_name)
+def test_only_parallel_knows_pmap(path):
+  if _name(path) != 'nfnets_jax/training/parallel.py':
+    assert 'pmap' not in _identifiers(path)
+
+
+@pytest.mark.parametrize('path', FILES, ids=_name)
+def test_what_is_gone_from_the_field_is_not_mentioned(path):
+  text = path.read_text()
+  for gone in ('jax.tree_map', 'device_put_replicated', 'jaxline'):
+    assert gone not in text

@@ -1,0 +1,69 @@
+"""A net that compiles fast, prepared digits, and one compilation for all."""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+from ml_collections import config_dict
+
+from experiments import digits
+from nfnets_jax.data import prepare
+
+
+@pytest.fixture(scope='package', autouse=True)
+def compile_once(tmp_path_factory):
+  """Steps that several runs share are compiled by the first of them."""
+  folder = str(tmp_path_factory.mktemp('compiled'))
+  jax.config.update('jax_compilation_cache_dir', folder)
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+  compilation_cache.reset_cache()  # it looked for a folder before there was one
+  yield
+  jax.config.update('jax_compilation_cache_dir', None)
+  compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope='session')
+def data_dir(tmp_path_factory) -> pathlib.Path:
+  """A data_dir in which `digits` is prepared."""
+  path = tmp_path_factory.mktemp('data')
+  prepare.prepare('digits', path)
+  return path
+
+
+@pytest.fixture(scope='session')
+def make_config(data_dir) -> Callable[..., config_dict.ConfigDict]:
+  """Makes configs of short runs: `make_config(steps, {'field.name': value})`.
+
+  An epoch is ten steps.
+  """
+
+  def make(steps: int = 1, changes: dict[str, Any] | None = None):
+    config = digits.get_config()
+    with config.unlocked():
+      config.model = {
+        'name': 'nfnet_tiny',
+        'width': (16,),
+        'depth': (1,),
+        'strides': (1,),
+        'group_width': (8,),
+        'stem_width': (8,),
+        'stem_strides': (2,),
+        'drop_rate': 0.0,
+        'stochdepth_rate': 0.0,
+      }
+    config.epochs = steps / 10
+    config.batch_size = 32
+    config.data.data_dir = str(data_dir)
+    config.data.train_split = 'train[:320]'
+    config.data.image_size = 8
+    config.data.eval_image_size = 8
+    config.data.crop = 'pad_1'
+    config.data.num_threads = 1
+    config.optimizer.warmup_epochs = 0.0
+    config.update_from_flattened_dict(changes or {})
+    return config.lock()
+
+  return make

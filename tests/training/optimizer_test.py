@@ -1,0 +1,336 @@
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from ml_collections import config_dict
+
+from nfnets_jax.training import ema
+from nfnets_jax.training import optimizer as optimizers
+from tests import golden as reference
+
+
+def _config(**changes):
+  """The released settings of the recipe, with `changes`."""
+  fields = {
+    'name': 'sgd',
+    'clip': 'agc',
+    'clipping': 0.01,
+    'clip_eps': 1e-3,
+    'momentum': 0.9,
+    'weight_decay': 2e-5,
+  }
+  return config_dict.ConfigDict({**fields, **changes})
+
+
+def _random_tree(seed, scale=1.0):
+  """A net's kinds of parameters, as float64 numpy arrays."""
+  rng = np.random.default_rng(seed)
+  shapes = {
+    'NFNet/~/conv': {'w': (3, 3, 2, 4), 'gain': (4,), 'bias': (4,)},
+    'NFNet/~/nf_block': {'skip_gain': ()},
+    'NFNet/~/linear': {'w': (4, 5), 'b': (5,)},
+  }
+  return jax.tree.map(
+    lambda shape: np.asarray(rng.normal(0, scale, shape)),
+    shapes,
+    is_leaf=lambda x: isinstance(x, tuple),
+  )
+
+
+def _float32(tree):
+  return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
+
+
+def _run(optimizer, params, grads, bear_promotion=False):
+  """The parameters after one update for each of `grads`."""
+  params = _float32(params)
+  state = optimizer.init(params)
+  update = jax.jit(optimizer.update)
+  promotion = 'standard' if bear_promotion else 'strict'
+  with jax.numpy_dtype_promotion(promotion):
+    for grad in grads:
+      updates, state = update(_float32(grad), state, params)
+      params = optax.apply_updates(params, updates)
+  return params
+
+
+def _assert_close(tree, expected, rtol=1e-5):
+  assert jax.tree.structure(tree) == jax.tree.structure(expected)
+  for (path, x), y in zip(
+    jax.tree.leaves_with_path(tree), jax.tree.leaves(expected), strict=True
+  ):
+    assert x.dtype == jnp.float32
+    assert reference.relative_error(x, y) <= rtol, jax.tree_util.keystr(path)
+
+
+def _golden_tree(arrays, prefix):
+  tree = {}
+  for key in arrays.files:
+    if key.startswith(f'{prefix}/'):
+      module, name = key.removeprefix(f'{prefix}/').rsplit('/', 1)
+      tree.setdefault(module, {})[name] = arrays[key]
+  return tree
+
+
+def test_eight_steps_are_the_released(golden):
+  arrays = np.load(golden / 'recipe.npz')
+  total_steps, warmup_steps, batch_size, steps = arrays['meta']
+  schedule = optimizers.warmup_cosine(
+    0.1 * batch_size / 256, warmup_steps, int(total_steps)
+  )
+  np.testing.assert_allclose(
+    jax.vmap(schedule)(jnp.arange(len(arrays['learning_rate']))),
+    arrays['learning_rate'],
+    rtol=1e-5,
+    atol=1e-7,
+  )
+
+  optimizer = optimizers.create_optimizer(_config(), schedule)
+  params = average = _float32(_golden_tree(arrays, 'param0'))
+  state = optimizer.init(params)
+  for step in range(int(steps)):
+    grads = _float32(_golden_tree(arrays, f'grad{step}'))
+    updates, state = jax.jit(optimizer.update)(grads, state, params)
+    params = optax.apply_updates(params, updates)
+    average = ema.update(average, params, jnp.asarray(step), 0.99999)
+  _assert_close(params, _golden_tree(arrays, 'param8'))
+  _assert_close(average, _golden_tree(arrays, 'ema8'))
+
+
+@pytest.fixture(scope='module')
+def f0(golden):
+  """Shapes of F0's parameters."""
+  shapes = json.loads((golden / 'nfnet_f0_shapes.json').read_text())
+  return {
+    module: {
+      name: jax.ShapeDtypeStruct(tuple(shape), jnp.float32)
+      for name, shape in leaves.items()
+    }
+    for module, leaves in shapes.items()
+  }
+
+
+def _marked(marks, value):
+  return {
+    (module, name)
+    for module, leaves in marks.items()
+    for name, mark in leaves.items()
+    if mark is value
+  }
+
+
+def test_matrices_and_kernels_decay(f0):
+  decayed = _marked(optimizers.decayed(f0), True)
+  others = _marked(optimizers.decayed(f0), False)
+  assert len(decayed) + len(others) == len(jax.tree.leaves(f0))
+  assert all(f0[module][name].ndim >= 2 for module, name in decayed)
+  assert all(f0[module][name].ndim <= 1 for module, name in others)
+  assert {name for _, name in others} == {'b', 'bias', 'gain', 'skip_gain'}
+  gates = {module for module, _ in decayed if 'squeeze_excite' in module}
+  assert len(gates) == 2 * 12  # two matrices in each of F0's twelve blocks
+
+
+def test_all_but_the_classifiers_matrix_is_clipped(f0):
+  marks = optimizers.clipped(f0)
+  assert _marked(marks, False) == {('NFNet/~/linear', 'w')}
+  assert len(_marked(marks, True)) == len(jax.tree.leaves(f0)) - 1
+
+
+def test_weights_decay_by_what_clipping_never_saw():
+  params = {'NFNet/~/conv': {'w': np.full((2, 3), 2.0), 'gain': np.ones(3)}}
+  grads = {'NFNet/~/conv': {'w': np.full((2, 3), 50.0), 'gain': np.zeros(3)}}
+  config = _config(weight_decay=0.5, momentum=0.0)
+  optimizer = optimizers.create_optimizer(config, lambda step: 1.0)
+  new = _run(optimizer, params, [grads])['NFNet/~/conv']
+  # A column's gradient is as long as λ times its weights, then λ_decay · 2 is
+  # added in full. Clipped after the decay the step would be 0.02.
+  np.testing.assert_allclose(new['w'], 2 - (0.01 * 2 + 0.5 * 2), rtol=1e-6)
+  np.testing.assert_array_equal(new['gain'], params['NFNet/~/conv']['gain'])
+
+
+def _nesterov(params, grads, learning_rates, direction, momentum=0.9):
+  """SGD in float64; `direction(param, grad, name)` comes before momentum."""
+  trace = jax.tree.map(np.zeros_like, params)
+  for grad, rate in zip(grads, learning_rates, strict=True):
+    step = {
+      module: {
+        name: direction(params[module][name], g, name)
+        for name, g in leaves.items()
+      }
+      for module, leaves in grad.items()
+    }
+    trace = jax.tree.map(lambda g, m: g + momentum * m, step, trace)
+    params = jax.tree.map(
+      lambda p, g, m, rate=rate: p - rate * (g + momentum * m),
+      params,
+      step,
+      trace,
+    )
+  return params
+
+
+RATES = (0.3, 0.2, 0.1)
+
+
+def _schedule(step):
+  return jnp.asarray(RATES)[step]
+
+
+def test_without_clipping_it_is_nesterov_with_l2_decay():
+  params, grads = _random_tree(0), [_random_tree(i) for i in (1, 2, 3)]
+  config = _config(clip=None, weight_decay=0.01)
+
+  def direction(param, grad, name):
+    return grad + 0.01 * param if name == 'w' else grad
+
+  _assert_close(
+    _run(optimizers.create_optimizer(config, _schedule), params, grads),
+    _nesterov(params, grads, RATES, direction),
+  )
+
+
+def test_lars_scales_weights_by_the_trust_ratio():
+  params, grads = _random_tree(0), [_random_tree(i) for i in (1, 2, 3)]
+  config = _config(name='lars', clip=None, weight_decay=0.01)
+
+  def direction(param, grad, name):
+    if name != 'w':
+      return grad
+    grad = grad + 0.01 * param
+    return grad * 1e-3 * np.linalg.norm(param) / np.linalg.norm(grad)
+
+  _assert_close(
+    _run(optimizers.create_optimizer(config, _schedule), params, grads),
+    _nesterov(params, grads, RATES, direction),
+  )
+
+
+def _step_of(config, grads):
+  """The change that one update of learning rate 1 makes."""
+  params = _random_tree(0)
+  optimizer = optimizers.create_optimizer(config, lambda step: 1.0)
+  updates, _ = jax.jit(optimizer.update)(
+    _float32(grads), optimizer.init(_float32(params)), _float32(params)
+  )
+  return updates
+
+
+def test_global_norm_is_bounded_and_small_gradients_pass():
+  config = _config(
+    clip='global_norm', clipping=0.5, weight_decay=0.0, momentum=0.0
+  )
+  grads = _random_tree(1)
+  norm = float(
+    np.sqrt(sum(np.sum(np.square(x)) for x in jax.tree.leaves(grads)))
+  )
+  assert norm > 0.5
+  _assert_close(
+    _step_of(config, grads), jax.tree.map(lambda x: -x * 0.5 / norm, grads)
+  )
+  small = jax.tree.map(lambda x: x * 0.4 / norm, grads)
+  _assert_close(_step_of(config, small), jax.tree.map(np.negative, small))
+
+
+@pytest.mark.parametrize(
+  ('name', 'decay', 'expected'),
+  [
+    ('adam', 0.0, optax.adam(_schedule)),
+    (
+      'adamw',
+      0.1,
+      optax.adamw(_schedule, weight_decay=0.1, mask=optimizers.decayed),
+    ),
+  ],
+)
+def test_adam_is_that_of_optax(name, decay, expected):
+  params, grads = _random_tree(0), [_random_tree(i) for i in (1, 2, 3)]
+  config = _config(name=name, clip=None, weight_decay=decay)
+  ours = optimizers.create_optimizer(config, _schedule)
+  # optax's bias correction mixes dtypes.
+  run = functools.partial(_run, params=params, grads=grads, bear_promotion=True)
+  _assert_close(run(ours), run(expected), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ('name', 'step'),
+  [
+    ('adam', lambda w: -np.sign(w)),  # L2: Adam divides the decay by itself
+    ('adamw', lambda w: -0.1 * w),  # decoupled
+  ],
+)
+def test_decay_of_adam_without_a_gradient(name, step):
+  config = _config(name=name, clip=None, weight_decay=0.1)
+  params = _random_tree(0)
+  with jax.numpy_dtype_promotion('standard'):
+    updates = _step_of(config, jax.tree.map(np.zeros_like, params))
+  for module, leaves in updates.items():
+    for leaf, x in leaves.items():
+      expected = step(params[module][leaf]) if leaf == 'w' else 0.0
+      np.testing.assert_allclose(x, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize('name', ['sgd', 'lars', 'adam', 'adamw'])
+@pytest.mark.parametrize('clip', ['agc', 'global_norm', None])
+def test_every_combination_moves_every_parameter(name, clip):
+  with jax.numpy_dtype_promotion('standard'):
+    updates = _step_of(_config(name=name, clip=clip), _random_tree(1))
+  assert all((x != 0).all() for x in jax.tree.leaves(updates))
+  assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(updates))
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    (
+      {'name': 'sdg'},
+      "optimizer.name is 'sdg'; choose one of sgd, lars, adam, adamw",
+    ),
+    (
+      {'clip': 'norm'},
+      "optimizer.clip is 'norm'; choose one of None, agc, global_norm",
+    ),
+    ({'clipping': 0.0}, 'must be positive, got 0.0'),
+  ],
+)
+def test_unknown_choices_list_the_known(changes, message):
+  with pytest.raises(ValueError, match=message):
+    optimizers.create_optimizer(_config(**changes), lambda step: 1.0)
+
+
+def test_fractional_warmup():
+  schedule = optimizers.warmup_cosine(1.6, warmup_steps=2.5, total_steps=10)
+  steps = np.arange(13)
+  progress = np.clip((steps - 2.5) / 7.5, 0, 1)
+  expected = np.where(
+    steps < 2.5, 1.6 * steps / 2.5, 0.8 * (1 + np.cos(np.pi * progress))
+  )
+  rates = [schedule(step) for step in steps]
+  assert {rate.dtype for rate in rates} == {jnp.dtype('float32')}
+  np.testing.assert_allclose(rates, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize('warmup_steps', [0.0, 0.3])
+def test_short_warmup_reaches_the_peak_at_once(warmup_steps):
+  schedule = optimizers.warmup_cosine(1.6, warmup_steps, total_steps=1000)
+  assert float(schedule(0)) == pytest.approx(1.6 if warmup_steps == 0 else 0)
+  assert float(schedule(1)) == pytest.approx(1.6, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+  ('warmup_steps', 'total_steps', 'message'),
+  [
+    (50, 40, 'warm-up of 50 steps does not fit into a run of 40'),
+    (40, 40, 'warm-up of 40 steps does not fit into a run of 40'),
+    (-1, 40, 'warm-up of -1 steps'),
+    (0, 0, 'a run of 0; train longer'),
+  ],
+)
+def test_warmup_that_does_not_fit_is_refused(
+  warmup_steps, total_steps, message
+):
+  with pytest.raises(ValueError, match=message):
+    optimizers.warmup_cosine(1.6, warmup_steps, total_steps)
