@@ -92,8 +92,8 @@ def adaptive_grad_clip(
     >>> grads = {'w': jnp.array([[30.0], [40.0]])}
     >>> agc = adaptive_grad_clip(0.1)
     >>> clipped, _ = agc.update(grads, agc.init(params), params)
-    >>> clipped['w'].round(4).tolist()
-    [[0.3...], [0.4...]]
+    >>> bool(jnp.allclose(clipped['w'], 0.01 * grads['w']))  # norm 50 to 0.5
+    True
 
   Reference:
     Brock et al. 2021, section 4, equation 3.

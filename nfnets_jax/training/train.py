@@ -119,12 +119,13 @@ def train_and_evaluate(
   eval_every = max(1, round(config.eval_every_epochs * epoch_steps))
   checkpoint_every = max(1, round(config.checkpoint_every_epochs * epoch_steps))
   window = metrics.Window(config.batch_size)
-  progress = Progress(start, total_steps)
+  progress = Progress(start, total_steps, config.batch_size)
   results: dict[str, float] = {}
   try:
     for step in range(start + 1, total_steps + 1):
       state, step_metrics = train_step(state, parallel.shard(next(loader)))
       window.push(step, step_metrics)
+      progress.advance()
       if step == start + 1:
         window.pause()
         window.resume(forget=True)  # it was spent compiling
@@ -305,15 +306,24 @@ _SHOWN = (
 class Progress:
   """A bar where a person watches, plain lines where not."""
 
-  def __init__(self, start: int, total: int):
-    """Starts at step `start` of `total`."""
+  def __init__(self, start: int, total: int, batch_size: int):
+    """Starts at step `start` of `total`, each of `batch_size` images."""
     self._start, self._total = start, total
     self._began = time.monotonic()
     self._bar = None
     if sys.stderr.isatty() and jax.process_index() == 0:
       self._bar = tqdm.tqdm(
-        total=total, initial=start, unit='step', dynamic_ncols=True
+        total=total,
+        initial=start,
+        unit=' images',
+        unit_scale=batch_size,
+        dynamic_ncols=True,
       )
+
+  def advance(self) -> None:
+    """Counts a step."""
+    if self._bar is not None:
+      self._bar.update()
 
   def show(self, step: int, epoch: float, values: dict[str, float]) -> None:
     """Shows the newest values."""
@@ -321,8 +331,7 @@ class Progress:
       f'{name} {_format(values[name])}' for name in _SHOWN if name in values
     )
     if self._bar is not None:
-      self._bar.update(step - self._bar.n)
-      self._bar.write(f'epoch {epoch:.1f}: {text}')
+      self._bar.write(f'step {step}, epoch {epoch:.1f}: {text}')
     elif jax.process_index() == 0:
       seconds = time.monotonic() - self._began
       eta = seconds / (step - self._start) * (self._total - step)

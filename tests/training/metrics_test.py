@@ -48,7 +48,7 @@ def test_what_was_forgotten_is_not_timed():
 def test_step_that_is_not_finite_is_named(name, value):
   window = metrics.Window(images_per_step=32)
   window.push(11, _scalars(1.0))
-  window.push(12, {**_scalars(1.0), **_scalars(1.0, **{})} | {name: value})
+  window.push(12, _scalars(**{'loss': 1.0, name: value}))
   with pytest.raises(FloatingPointError, match=f'{name} is {value} at step 12'):
     window.pause()
 
@@ -154,6 +154,16 @@ def test_curves_are_an_image(tmp_path, steps):
   assert 900 <= width <= 2400
   assert 250 <= height <= 800
   assert pixels.std() > 10  # not blank
+
+
+@pytest.mark.parametrize('top_1', [0.0, 1.0])
+def test_curves_of_perfect_and_hopeless_nets(tmp_path, top_1):
+  writer = metrics.Writer(tmp_path, 0)
+  for step in (1, 2):
+    writer.write(step, 'test', {'eval_top_1': top_1, 'ema_eval_top_1': top_1})
+  writer.close()
+  metrics.plot_curves(tmp_path)
+  assert (tmp_path / 'curves.png').stat().st_size > 0
 
 
 def test_more_training_shows_in_the_curves(tmp_path):

@@ -64,9 +64,7 @@ def test_the_same_config_may_go_on(tmp_path, width):
     ({'augment': None}, ["config.augment: {'cutmix': True", '} -> None']),
   ],
 )
-def test_another_config_is_refused_and_may_be_allowed(
-  tmp_path, changes, lines
-):
+def test_another_config_is_refused_and_may_be_allowed(tmp_path, changes, lines):
   workdirs.claim(tmp_path, _config(), allow_change=False)
   before = _recorded(tmp_path)
   with pytest.raises(ValueError, match='holds a run of another') as caught:

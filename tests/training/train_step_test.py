@@ -1,0 +1,291 @@
+import functools
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from nfnets_jax import augment
+from nfnets_jax.training import optimizer as optimizers
+from nfnets_jax.training import parallel, train, train_step
+from tests import golden as reference
+
+DEVICES = 8
+
+
+def _batch(size, seed=0):
+  rng = np.random.default_rng(seed)
+  return {
+    'image': rng.integers(256, size=(size, 8, 8, 3), dtype=np.uint8),
+    'label': rng.integers(10, size=size, dtype=np.int32),
+  }
+
+
+def _create(config):
+  """Net, train step and initial state, away from the SkipInit zeros."""
+  net = train.create_net(config, num_classes=10)
+  optimizer = optimizers.create_optimizer(config.optimizer, lambda step: 0.1)
+  state = train_step.init_state(net, optimizer, config.seed, image_size=8)
+  params = reference.fill_tree(state.params)
+  state = state._replace(
+    params=jax.tree.map(jnp.asarray, params),
+    ema_params=jax.tree.map(jnp.array, params),
+  )
+  step = train_step.create_train_step(
+    net, optimizer, lambda step: 0.1, config, 10, parallel.AXIS
+  )
+  return net, step, state
+
+
+def _on_one_device(step):
+  return jax.pmap(
+    step,
+    axis_name=parallel.AXIS,
+    in_axes=(None, 0),
+    out_axes=(None, None),
+    devices=jax.devices()[:1],
+  )
+
+
+@pytest.fixture(scope='module')
+def trained(make_config):
+  """Two steps of batch 16, on eight devices and on one."""
+  config = make_config()
+  assert config.augment.mixup_alpha is not None
+  assert config.augment.cutmix
+  _, step, start = _create(config)
+
+  eight, one = parallel.replicate(start), start
+  on_eight, on_one = parallel.parallel_train_step(step), _on_one_device(step)
+  metrics = []
+  for seed in (1, 2):
+    batch = _batch(16, seed)
+    eight, eight_metrics = on_eight(eight, parallel.shard(batch))
+    one, one_metrics = on_one(one, jax.tree.map(lambda x: x[None], batch))
+    metrics.append((eight_metrics, one_metrics))
+  return {'start': start, 'eight': eight, 'one': one, 'metrics': metrics}
+
+
+def test_metrics_do_not_depend_on_the_devices(trained):
+  for eight, one in trained['metrics']:
+    assert eight.keys() == {'loss', 'top_1', 'grad_norm', 'learning_rate'}
+    for name in eight:
+      assert eight[name].dtype == jnp.float32
+      # Sums in another order, with seven digits.
+      np.testing.assert_allclose(eight[name], one[name], rtol=1e-5)
+  assert trained['metrics'][0][0]['loss'] != trained['metrics'][1][0]['loss']
+
+
+@pytest.mark.parametrize('part', ['params', 'ema_params', 'opt_state'])
+def test_state_does_not_depend_on_the_devices(trained, part):
+  eight, one, start = (
+    jax.tree.leaves_with_path(getattr(trained[run], part))
+    for run in ('eight', 'one', 'start')
+  )
+  for (path, x), (_, y), (_, old) in zip(eight, one, start, strict=True):
+    # What changed, to about 1e-4 of itself: the sums of both runs are ordered
+    # differently and a change is a hundredth of what it is read off.
+    change = np.asarray(y, np.float64) - old
+    assert np.linalg.norm(change) > 0, path
+    assert reference.relative_error(x - old, change) <= 1e-3, path
+
+
+def test_replicas_stay_identical(trained):
+  assert parallel.replica_spread(trained['eight']) == 0
+
+
+def test_state_counts_and_keeps_its_key(trained):
+  assert int(trained['eight'].step) == 2
+  np.testing.assert_array_equal(trained['eight'].key, trained['start'].key)
+
+
+def test_average_trails_the_parameters(trained):
+  start, new = trained['start'], trained['eight']
+  # Two decays: 1/10, then 2/11.
+  average = new.ema_params['NFNet/~/linear']['w']
+  old = start.params['NFNet/~/linear']['w']
+  current = new.params['NFNet/~/linear']['w']
+  assert not np.allclose(average, current, rtol=1e-6, atol=0)
+  ratio = np.linalg.norm(average - old) / np.linalg.norm(current - old)
+  assert 0.5 < ratio < 1
+
+
+def test_forgotten_mean_is_seen(make_config):
+  """Every device trains alone, on an axis that holds only itself."""
+  config = make_config()
+  net = train.create_net(config, num_classes=10)
+  optimizer = optimizers.create_optimizer(config.optimizer, lambda step: 0.1)
+  step = train_step.create_train_step(
+    net, optimizer, lambda step: 0.1, config, 10, axis_name='alone'
+  )
+  alone = jax.vmap(step, (None, 0), (None, None), axis_name='alone')
+
+  def faulty(state, batch):
+    state, metrics = alone(state, jax.tree.map(lambda x: x[None], batch))
+    return state, jax.lax.pmean(metrics, parallel.AXIS)
+
+  state, metrics = parallel.parallel_train_step(faulty)(
+    parallel.replicate(train_step.init_state(net, optimizer, 0, image_size=8)),
+    parallel.shard(_batch(16)),
+  )
+  assert np.isfinite(metrics['loss'])  # nothing else shows it
+  assert parallel.replica_spread(state.params) > 0
+  assert parallel.replica_spread(state.step) == 0
+
+
+@pytest.mark.parametrize('raw_per_image', [1, 2])
+def test_augmentation_does_not_depend_on_the_split(make_config, raw_per_image):
+  changes = {'augment.raw_per_image': raw_per_image}
+  config = make_config(1, changes).augment
+  batch = _batch(16 * raw_per_image)
+  key = jax.random.key(3)
+  run = jax.jit(
+    functools.partial(train_step.augment_batch, config=config, num_classes=10)
+  )
+  images, labels = run(key, batch, jnp.asarray(0))
+  assert images.shape == (16, 8, 8, 3)
+  np.testing.assert_allclose(labels.sum(axis=1), 1, rtol=1e-6)
+  mixed = np.sum(np.asarray(labels) > 0, axis=1) > 1
+  assert mixed.mean() > 0.5
+
+  for device, share in enumerate(zip(*parallel.shard(batch).values())):
+    share = dict(zip(batch, share, strict=True))
+    part = slice(2 * device, 2 * device + 2)
+    own_images, own_labels = run(key, share, jnp.asarray(2 * device))
+    np.testing.assert_allclose(own_images, images[part], atol=1e-5)
+    np.testing.assert_allclose(own_labels, labels[part], atol=1e-6)
+
+
+def test_augmentation_differs_from_step_to_step(make_config):
+  config, batch = make_config().augment, _batch(16)
+  run = jax.jit(
+    functools.partial(train_step.augment_batch, config=config, num_classes=10)
+  )
+  first, again, second = (
+    run(jax.random.key(seed), batch, jnp.asarray(0))[0] for seed in (0, 0, 1)
+  )
+  np.testing.assert_array_equal(first, again)
+  assert not np.allclose(first, second)
+
+
+def test_without_mixing_images_are_normalised_and_labels_one_hot(make_config):
+  changes = {'augment.mixup_alpha': None, 'augment.cutmix': False}
+  config, batch = make_config(1, changes).augment, _batch(5)
+  images, labels = train_step.augment_batch(
+    jax.random.key(0), batch, jnp.asarray(0), config, 10
+  )
+  expected = (batch['image'] - np.array(augment.IMAGENET_MEAN)) / (
+    augment.IMAGENET_STD
+  )
+  np.testing.assert_allclose(images, expected, atol=1e-5)
+  np.testing.assert_array_equal(labels, np.eye(10)[batch['label']])
+
+
+def test_bfloat16_computes_but_does_not_remember(make_config):
+  exact_config = make_config()
+  _, step, start = _create(make_config(1, {'compute_dtype': 'bfloat16'}))
+  batch = parallel.shard(_batch(16))
+  train = parallel.parallel_train_step(step)
+  state, metrics = train(parallel.replicate(start), batch)
+  for x in jax.tree.leaves((state, metrics)):
+    assert x.dtype != jnp.bfloat16
+    assert np.isfinite(x).all()
+  assert parallel.replica_spread(state) == 0
+
+  _, step, start = _create(exact_config)
+  _, exact = parallel.parallel_train_step(step)(
+    parallel.replicate(start), batch
+  )
+  # Eight bits a number.
+  assert float(metrics['loss']) == pytest.approx(float(exact['loss']), rel=0.02)
+  assert metrics['loss'] != exact['loss']
+
+
+def _table_net(num_classes):
+  """A net whose parameters are the logits: red is the row of an image."""
+
+  def forward(images, is_training):
+    del is_training
+    shape = (256, num_classes)
+    table = hk.get_parameter('table', shape, init=hk.initializers.Constant(0))
+    red = images[:, 0, 0, 0] * augment.IMAGENET_STD[0]
+    row = jnp.round(red + augment.IMAGENET_MEAN[0]).astype(jnp.int32)
+    return {'logits': table[row]}
+
+  return hk.transform_with_state(forward)
+
+
+def _evaluate(config, logits, labels, mask, average=None):
+  """The sums over eight devices for these logits of each image."""
+  count, num_classes = logits.shape
+  net = _table_net(num_classes)
+  state = train_step.init_state(net, optax.sgd(0.1), seed=0, image_size=2)
+
+  def params(logits):
+    table = np.zeros((256, num_classes), np.float32)
+    table[:count] = logits
+    return jax.tree.map(lambda _: table, state.params)
+
+  average = logits if average is None else average
+  state = state._replace(params=params(logits), ema_params=params(average))
+  step = train_step.create_eval_step(net, config, parallel.AXIS)
+  image = np.zeros((count, 2, 2, 3), np.uint8)
+  image[..., 0] = np.arange(count)[:, None, None]
+  batch = {'image': image, 'label': labels, 'mask': mask}
+  sums = parallel.parallel_eval_step(step)(
+    parallel.replicate(state), parallel.shard(batch)
+  )
+  return jax.tree.map(float, sums)
+
+
+def _oracle(logits, labels, mask):
+  logits = np.asarray(logits, np.float64)[mask > 0]
+  labels = labels[mask > 0]
+  order = np.argsort(-logits, axis=1)
+  return {
+    'loss': np.sum(
+      np.log(np.sum(np.exp(logits), axis=1))
+      - logits[np.arange(len(labels)), labels]
+    ),
+    'top_1': np.sum(order[:, 0] == labels),
+    'top_5': np.sum(order[:, :5] == labels[:, None]),
+    'count': len(labels),
+  }
+
+
+@pytest.mark.parametrize('num_classes', [3, 5, 6, 20])
+def test_evaluation_sums_what_the_mask_leaves(make_config, num_classes):
+  rng = np.random.default_rng(0)
+  logits, average = rng.normal(0, 2, (2, 32, num_classes)).astype(np.float32)
+  labels = rng.integers(num_classes, size=32, dtype=np.int32)
+  mask = (rng.uniform(size=32) < 0.7).astype(np.float32)
+  assert 0 < mask.sum() < 32
+  logits[mask == 0] = np.nan  # padding is not to be looked at
+  sums = _evaluate(make_config(), logits, labels, mask, average)
+  assert sums['eval'] == pytest.approx(_oracle(logits, labels, mask))
+  assert sums['ema_eval'] == pytest.approx(_oracle(average, labels, mask))
+
+
+@pytest.mark.parametrize('where', ['label', 'others', 'all'])
+def test_nan_is_a_miss(make_config, where):
+  labels = np.full(16, 3, np.int32)
+  logits = np.zeros((16, 10), np.float32)
+  logits[:, 3] = 9.0  # all would be hits
+  columns = {'label': [3], 'others': [0, 1, 2, 4, 5], 'all': range(10)}[where]
+  logits[:4, columns] = np.nan
+  sums = _evaluate(make_config(), logits, labels, np.ones(16, np.float32))
+  assert sums['eval']['top_1'] == 12
+  assert sums['eval']['top_5'] == 12
+  assert sums['eval']['count'] == 16
+  assert np.isnan(sums['eval']['loss'])
+
+
+def test_ties_are_no_hits_for_all(make_config):
+  """Equal logits say nothing: of K labels, one is right."""
+  labels = np.arange(20, dtype=np.int32).repeat(2)
+  logits = np.zeros((40, 20), np.float32)
+  sums = _evaluate(make_config(), logits, labels, np.ones(40, np.float32))
+  assert sums['eval']['top_1'] == 2
+  assert sums['eval']['top_5'] == 10
