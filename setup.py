@@ -11,6 +11,7 @@ _AGC = ['jax>=0.8', 'optax>=0.2.5']
 _MODELS = ['dm-haiku>=0.0.16']
 _TRAIN = [
   'absl-py>=2.1',
+  'chex>=0.1.90',
   'array_record>=0.7',
   'dm-tree>=0.1.9',
   'grain>=0.2.12',
@@ -25,7 +26,7 @@ _TRAIN = [
   'tensorflow-datasets>=4.9.9',
   'tqdm>=4.66',
 ]
-_TEST = ['chex>=0.1.90', 'hypothesis>=6.100', 'pytest>=8', 'pytest-xdist>=3.6']
+_TEST = ['hypothesis>=6.100', 'pytest>=8', 'pytest-xdist>=3.6']
 _LINT = ['mypy>=1.13', 'ruff>=0.9']
 
 
@@ -53,7 +54,6 @@ setuptools.setup(
     'dev': _MODELS + _TRAIN + _TEST + _LINT,
   },
   classifiers=[
-    'License :: OSI Approved :: Apache Software License',
     'Programming Language :: Python :: 3.11',
     'Programming Language :: Python :: 3.12',
     'Programming Language :: Python :: 3.13',

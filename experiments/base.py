@@ -9,6 +9,13 @@ Source: Brock et al. 2021, appendix A.
 
 from ml_collections import config_dict
 
+from nfnets_jax import models
+
+
+def model(name: str) -> config_dict.ConfigDict:
+  """Expands a variant: its name, and every argument of its network."""
+  return config_dict.ConfigDict({'name': name, **models.arguments(name)})
+
 
 def get_config() -> config_dict.ConfigDict:
   config = config_dict.ConfigDict()
@@ -19,8 +26,7 @@ def get_config() -> config_dict.ConfigDict:
   config.eval_batch_size = 4096
   config.seed = 0
 
-  # `name`, and any argument of that model to override.
-  config.model = config_dict.ConfigDict({'name': 'nfnet_f0'})
+  config.model = model('nfnet_f0')
 
   config.data = config_dict.ConfigDict()
   config.data.name = 'imagenet2012'  # a TFDS data set, or 'fake'
@@ -55,8 +61,9 @@ def get_config() -> config_dict.ConfigDict:
   config.optimizer.weight_decay = 2e-5
   config.optimizer.clip = config_dict.placeholder(str)
   config.optimizer.clip = 'agc'  # or 'global_norm', or None
-  config.optimizer.clipping = 0.01
-  config.optimizer.clip_eps = 1e-3
+  config.optimizer.clipping = 0.01  # λ of AGC
+  config.optimizer.clip_eps = 1e-3  # ε of AGC
+  config.optimizer.max_norm = 1.0  # of 'global_norm'
 
   config.label_smoothing = 0.1
   config.ema_decay = 0.99999

@@ -18,7 +18,7 @@ def get_config() -> config_dict.ConfigDict:
   config.eval_batch_size = 400
 
   # Wide groups and few early pixels: what two cores do best.
-  config.model.name = 'nfnet_tiny'
+  config.model = base.model('nfnet_tiny')
   config.model.stem_width = (32,)
   config.model.stem_strides = (2,)
   config.model.width = (64, 128, 256)

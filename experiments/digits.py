@@ -13,8 +13,8 @@ def get_config() -> config_dict.ConfigDict:
   config = base.get_config()
   config.epochs = 40.0
   config.batch_size = 64
-  config.eval_batch_size = 120
-  config.model.name = 'nfnet_tiny'
+  config.eval_batch_size = 128
+  config.model = base.model('nfnet_tiny')
 
   config.data.name = 'digits'
   config.data.prepare = True

@@ -23,12 +23,7 @@ def get_config(name: str = 'F0') -> config_dict.ConfigDict:
   variant = variants.get(model)
   config = base.get_config()
 
-  config.model.name = model
-  config.model.drop_rate = variant.architecture['drop_rate']
-  config.model.stochdepth_rate = 0.25
-  config.model.alpha = 0.2
-  config.model.activation = 'gelu'
-
+  config.model = base.model(model)
   config.data.image_size = variant.train_size
   config.data.eval_image_size = variant.test_size
 

@@ -4,6 +4,8 @@ python -m nfnets_jax.main --config=experiments/digits.py --workdir=runs/digits
 """
 
 import pathlib
+import re
+import sys
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -27,6 +29,30 @@ _ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
 flags.mark_flags_as_required(['config', 'workdir'])
 
 
+def parse_flags(argv: list[str]) -> list[str]:
+  """Parses the command line; understands `--config.field=None`.
+
+  ml_collections would take None for a string, or refuse it.
+
+  Args:
+    argv: the program and its arguments.
+
+  Returns:
+    The program and what are no flags.
+  """
+  off = re.compile(r'--config\.([\w.]+)=None')
+  fields = [match.group(1) for match in map(off.fullmatch, argv) if match]
+  # ml_collections looks for overrides in sys.argv, whatever is parsed.
+  sys.argv = [word for word in argv if not off.fullmatch(word)]
+  rest = app.parse_flags_with_usage(sys.argv)
+  for field in fields:
+    try:
+      _CONFIG.value.update_from_flattened_dict({field: None})
+    except (AttributeError, KeyError):
+      sys.exit(f'FATAL: --config.{field}=None: the config has no such field')
+  return rest
+
+
 def main(argv: list[str]) -> None:
   """Runs one mode."""
   if len(argv) > 1:
@@ -38,7 +64,12 @@ def main(argv: list[str]) -> None:
   from nfnets_jax.training import train
   from nfnets_jax.training import workdir as workdirs
 
-  workdir = pathlib.Path(flags.FLAGS.workdir)
+  if '://' in flags.FLAGS.workdir:
+    raise app.UsageError(
+      f'--workdir={flags.FLAGS.workdir} is no folder of this machine; mount '
+      'the bucket or give a local path'
+    )
+  workdir = pathlib.Path(flags.FLAGS.workdir).expanduser()
   if _MODE.value == 'train':
     report = train.train_and_evaluate(
       _CONFIG.value, workdir, _ALLOW_CONFIG_CHANGE.value
@@ -49,4 +80,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  app.run(main, flags_parser=parse_flags)

@@ -52,6 +52,7 @@ def test_nfnet_imagenet_is_the_paper(name, plus):
     'clip': 'agc',
     'clipping': 0.01,
     'clip_eps': 1e-3,
+    'max_norm': 1.0,
   }
   assert config.label_smoothing == 0.1
   assert config.ema_decay == 0.99999

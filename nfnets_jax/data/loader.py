@@ -6,8 +6,9 @@ global batches, each batch into one block per process, in order. So the number
 of processes changes neither which examples are in a batch nor how they are
 cropped, and as the place in the stream is one number, a run resumes exactly.
 
-Each thread makes whole batches. Decoding and resizing happen outside Python's
-lock, so that threads share the cores well.
+Threads make the examples of a batch side by side, up to two batches ahead of
+the one in use. Decoding and resizing happen outside Python's lock, so that they
+share the cores well.
 """
 
 import os
@@ -31,7 +32,6 @@ def train_batches(
   process_index: int = 0,
   process_count: int = 1,
   num_threads: int | None = None,
-  prefetch: int | None = None,
 ) -> grain.DatasetIterator[Batch]:
   """Returns the endless stream of this process's training batches.
 
@@ -46,11 +46,8 @@ def train_batches(
     seed: determines the order and the transforms, in [0, 2^32).
     process_index: which process this is.
     process_count: how many processes there are.
-    num_threads: how many batches to make at a time. By default as many as
-      there are cores, but at most 16.
-    prefetch: how many batches to keep ready, or to be working on; by default
-      two more than there are threads. Each holds
-      3 * batch_size / process_count * px^2 bytes.
+    num_threads: how many examples to make at a time. By default as many as
+      this process may use cores.
 
   Returns:
     An iterator of `{'image': uint8 [b, px, px, 3], 'label': int32 [b]}` with
@@ -73,7 +70,7 @@ def train_batches(
     >>> batch['image'].shape, batch['label'].dtype
     ((4, 32, 32, 3), dtype('int32'))
     >>> batches.get_state()
-    {'next_index': 1}
+    {'next_index': 4}
   """
   block_size = _block_size(dataset, batch_size, process_index, process_count)
 
@@ -81,16 +78,14 @@ def train_batches(
     return _read(dataset, index, lambda example: transform(example, rng))
 
   # The elements are indices until `read`, so that its errors can name one.
-  batches = (
+  stream = (
     grain.MapDataset.range(len(dataset))
     .seed(seed)
     .shuffle()
     .repeat()
     .random_map(read)
-    .batch(block_size)[process_index::process_count]
   )
-  options = _read_options(num_threads, prefetch)
-  return iter(batches.to_iter_dataset(options))
+  return _batches(stream, batch_size, block_size, process_index, num_threads)
 
 
 def eval_batches(
@@ -101,7 +96,6 @@ def eval_batches(
   process_index: int = 0,
   process_count: int = 1,
   num_threads: int | None = None,
-  prefetch: int | None = None,
 ) -> grain.DatasetIterator[Batch]:
   """Returns this process's share of one pass over the data set, in order.
 
@@ -116,7 +110,6 @@ def eval_batches(
     process_index: which process this is.
     process_count: how many processes there are.
     num_threads: as in `train_batches`.
-    prefetch: as in `train_batches`.
 
   Returns:
     An iterator of `{'image': uint8 [b, px, px, 3], 'label': int32 [b],
@@ -144,13 +137,8 @@ def eval_batches(
     example = _read(dataset, index % num_examples, transform)
     return {**example, 'mask': np.float32(index < num_examples)}
 
-  batches = (
-    grain.MapDataset.range(num_batches * batch_size)
-    .map(read)
-    .batch(block_size)[process_index::process_count]
-  )
-  options = _read_options(num_threads, prefetch)
-  return iter(batches.to_iter_dataset(options))
+  stream = grain.MapDataset.range(num_batches * batch_size).map(read)
+  return _batches(stream, batch_size, block_size, process_index, num_threads)
 
 
 def _block_size(
@@ -189,13 +177,27 @@ def _read(
     ) from error
 
 
-def _read_options(
-  num_threads: int | None, prefetch: int | None
-) -> grain.ReadOptions:
-  if num_threads is None:
-    num_threads = min(os.cpu_count() or 1, 16)
-  if prefetch is None:
-    prefetch = num_threads + 2
-  return grain.ReadOptions(
-    num_threads=num_threads, prefetch_buffer_size=prefetch
+def _batches(
+  stream: grain.MapDataset[dict[str, Any]],
+  batch_size: int,
+  block_size: int,
+  process_index: int,
+  num_threads: int | None,
+) -> grain.DatasetIterator[Batch]:
+  """Cuts a stream into global batches and yields this process's blocks."""
+
+  def place(index: int) -> int:
+    batch, offset = divmod(index, block_size)
+    return batch * batch_size + process_index * block_size + offset
+
+  processes = batch_size // block_size
+  mine = grain.MapDataset.range(len(stream) // processes).map(
+    lambda index: stream[place(index)]
   )
+  if num_threads is None:
+    num_threads = len(os.sched_getaffinity(0))
+  options = grain.ReadOptions(
+    num_threads=num_threads,
+    prefetch_buffer_size=max(2 * block_size, num_threads),
+  )
+  return iter(mine.to_iter_dataset(options).batch(block_size))

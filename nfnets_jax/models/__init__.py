@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
   from nfnets_jax.models.cost import count_macs
-  from nfnets_jax.models.factory import create
+  from nfnets_jax.models.factory import arguments, create
 
-__all__ = ['count_macs', 'create']
+__all__ = ['arguments', 'count_macs', 'create']
 
 _LAZY = {
+  'arguments': 'nfnets_jax.models.factory',
   'count_macs': 'nfnets_jax.models.cost',
   'create': 'nfnets_jax.models.factory',
 }

@@ -39,13 +39,38 @@ def create(name: str, num_classes: int = 1000, **overrides: Any) -> Any:
     >>> outputs['logits'].shape
     (2, 10)
   """
-  variant = variants.get(name)
-  family = _FAMILIES[variant.family]
-  known = set(inspect.signature(family).parameters) - {'num_classes', 'name'}
-  unknown = sorted(set(overrides) - known)
+  known = arguments(name)
+  unknown = sorted(set(overrides) - set(known))
   if unknown:
     raise ValueError(
       f'{name} has no argument {", ".join(unknown)}; it takes '
       f'{", ".join(sorted(known))}'
     )
-  return family(num_classes, **{**variant.architecture, **overrides})
+  family = _FAMILIES[variants.get(name).family]
+  return family(num_classes, **{**known, **overrides})
+
+
+def arguments(name: str) -> dict[str, Any]:
+  """Returns all that `create` can override, with the variant's values.
+
+  Args:
+    name: a variant.
+
+  Returns:
+    Values by the name of the argument.
+
+  Raises:
+    ValueError: if there is no such variant.
+
+  Example:
+    >>> arguments('nfnet_f1')['depth']
+    (2, 4, 12, 6)
+  """
+  variant = variants.get(name)
+  parameters = inspect.signature(_FAMILIES[variant.family]).parameters
+  defaults = {
+    argument: parameter.default
+    for argument, parameter in parameters.items()
+    if argument not in ('num_classes', 'name')
+  }
+  return {**defaults, **variant.architecture}

@@ -296,15 +296,18 @@ def avg_pool(x: jax.Array, size: int) -> jax.Array:
   # Multiples of the window, the usual case, need neither padding nor counts,
   # and a mean over reshaped axes has a far cheaper gradient than reduce_window.
   pad = (rows * size - height, columns * size - width)
+  before = (pad[0] // 2, pad[1] // 2)
   if pad != (0, 0):
-    x = jnp.pad(x, ((0, 0), (0, pad[0]), (0, pad[1]), (0, 0)))
+    around = [(b, p - b) for b, p in zip(before, pad, strict=True)]
+    x = jnp.pad(x, ((0, 0), *around, (0, 0)))
   windows = x.reshape(x.shape[0], rows, size, columns, size, x.shape[3])
   if pad == (0, 0):
     return jnp.mean(windows, axis=(2, 4))
-  counts = np.outer(
-    np.minimum(size, height - size * np.arange(rows)),
-    np.minimum(size, width - size * np.arange(columns)),
+  inside = np.pad(
+    np.ones((height, width)),
+    [(b, p - b) for b, p in zip(before, pad, strict=True)],
   )
+  counts = inside.reshape(rows, size, columns, size).sum((1, 3))
   total = jnp.sum(windows, axis=(2, 4))
   return total / jnp.asarray(counts, x.dtype).reshape(1, rows, columns, 1)
 

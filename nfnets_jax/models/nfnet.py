@@ -192,8 +192,8 @@ class NFNet(hk.Module):
       se_ratio: hidden channels of the squeeze-excite gate relative to the
         stage's width.
       alpha: α, scale of the residual branches.
-      stochdepth_rate: rate of stochastic depth that the last block would have
-        plus one; block i of n drops with rate · i / n. In [0, 1).
+      stochdepth_rate: of n blocks, block i (from 0) drops the residual branch
+        of an image with probability stochdepth_rate · i / n. In [0, 1).
       activation: one of `activations.NAMES`.
       final_conv_mult: channels of the last convolution relative to `width[-1]`.
       name: of the Haiku module.

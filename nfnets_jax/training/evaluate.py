@@ -1,5 +1,7 @@
 """Evaluation of a state on a data set, every image once."""
 
+import collections
+import math
 from collections.abc import Callable, Iterable
 
 import jax
@@ -25,14 +27,25 @@ def evaluate(
 
   Raises:
     ValueError: if there is no image.
+    FloatingPointError: if a loss is not finite.
   """
-  # The sums are fetched at the end, so that the devices never wait.
-  sums = [eval_step(state, parallel.shard(batch)) for batch in batches]
+  in_flight: collections.deque = collections.deque()
+  sums = []
+  for batch in batches:
+    in_flight.append(eval_step(state, parallel.shard(batch)))
+    # Two batches are enough to keep the devices busy, and their images in
+    # memory.
+    if len(in_flight) > 2:
+      sums.append(jax.device_get(in_flight.popleft()))
+  sums.extend(jax.device_get(list(in_flight)))
   if not sums:
     raise ValueError('there is nothing to evaluate: the split has no batches')
-  totals = jax.tree.map(lambda *xs: float(sum(xs)), *jax.device_get(sums))
+  # In Python's floats: float32 would lose the last digits of a long sum.
+  totals = jax.tree.map(lambda *xs: sum(map(float, xs)), *sums)
   results: dict[str, float] = {'eval_count': int(totals['eval']['count'])}
   for prefix, total in totals.items():
     for name in ('loss', 'top_1', 'top_5'):
       results[f'{prefix}_{name}'] = total[name] / total['count']
+    if not math.isfinite(total['loss']):
+      raise FloatingPointError(f'{prefix}_loss is {total["loss"]}')
   return results

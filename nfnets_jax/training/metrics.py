@@ -1,12 +1,13 @@
 """What a run measures: fetched late, written once, drawn at the end."""
 
 import collections
+import contextlib
 import json
 import math
 import pathlib
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Self
 
 import jax
 import matplotlib.figure
@@ -33,7 +34,7 @@ class Window:
     self._images_per_step = images_per_step
     self._pending: collections.deque = collections.deque()
     self._fetched: list[dict[str, float]] = []
-    self._resume_clock = time.monotonic()
+    self._clock = time.monotonic()
     self._seconds = 0.0
     self._timed_steps = 0
 
@@ -53,26 +54,28 @@ class Window:
     while len(self._pending) > _IN_FLIGHT:
       self._fetch()
 
-  def pause(self) -> None:
-    """Waits for all steps and stops the clock; raises as `push`."""
-    while self._pending:
-      self._fetch()
-    self._seconds += time.monotonic() - self._resume_clock
+  @contextlib.contextmanager
+  def paused(self) -> Iterator[None]:
+    """Waits for all steps, and leaves what follows out of the speed.
 
-  def resume(self, forget: bool = False) -> None:
-    """Starts the clock again.
-
-    Args:
-      forget: whether to leave what was timed so far out of the speed, as for a
-        first step that compiled.
+    Raises:
+      FloatingPointError: as `push`.
     """
-    if forget:
-      self._seconds, self._timed_steps = 0.0, 0
-    self._resume_clock = time.monotonic()
+    self._stop()
+    try:
+      yield
+    finally:
+      self._clock = time.monotonic()
+
+  def forget_time(self) -> None:
+    """Leaves all steps so far out of the speed; raises as `push`."""
+    self._stop()
+    self._seconds, self._timed_steps = 0.0, 0
+    self._clock = time.monotonic()
 
   def summarize(self) -> dict[str, float]:
-    """Returns the means since the last call, and the speed; starts anew."""
-    self.pause()
+    """Returns the means and the speed since the last call."""
+    self._stop()
     count = len(self._fetched)
     means = {
       name: sum(metrics[name] for metrics in self._fetched) / count
@@ -82,8 +85,13 @@ class Window:
       speed = self._images_per_step * self._timed_steps / self._seconds
       means['images_per_second'] = speed
     self._fetched = []
-    self.resume(forget=True)
+    self.forget_time()
     return means
+
+  def _stop(self) -> None:
+    while self._pending:
+      self._fetch()
+    self._seconds += time.monotonic() - self._clock
 
   def _fetch(self) -> None:
     step, on_device = self._pending.popleft()
@@ -127,9 +135,12 @@ class Writer:
       file.write(json.dumps({'step': step, 'split': split, **values}) + '\n')
     for name, value in values.items():
       self._events.add_scalar(f'{split}/{name}', value, step)
+    self._events.flush()  # it would keep them for two minutes
 
-  def close(self) -> None:
-    """Flushes the event files."""
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *exception: object) -> None:
     self._events.close()
 
 
@@ -202,8 +213,6 @@ def plot_curves(workdir: pathlib.Path) -> None:
       if name.endswith('top_1'):
         values = [1 - value for value in values]
       axes.plot(steps, values, label=label)
-    if title == 'top-1 error':
-      axes.set_yscale('log')
     axes.set_title(title)
     axes.set_xlabel('step')
     axes.grid(alpha=0.3)

@@ -3,10 +3,6 @@
 The update is, in this order and as released: gradient of the whole batch → AGC
 on everything but the classifier's weight matrix → L2 decay of the weights →
 Nesterov momentum → −learning rate.
-
-Differences:
-  * The released warm-up and cosine are kept, so the learning rate of step 0 is
-    0 and the warm-up may last a fractional number of steps.
 """
 
 from collections.abc import Callable
@@ -65,7 +61,7 @@ def warmup_cosine(
   return schedule
 
 
-def decayed(params: chex.ArrayTree) -> chex.ArrayTree:
+def decay_mask(params: chex.ArrayTree) -> chex.ArrayTree:
   """Marks the parameters that weight decay acts on: those named `w`.
 
   That is every weight, also of the classifier and of squeeze-excite; gains,
@@ -80,7 +76,7 @@ def decayed(params: chex.ArrayTree) -> chex.ArrayTree:
   return _mark(params, lambda module, name: name == 'w')
 
 
-def clipped(params: chex.ArrayTree) -> chex.ArrayTree:
+def clip_mask(params: chex.ArrayTree) -> chex.ArrayTree:
   """Marks the parameters that AGC acts on: all but the classifier's weights.
 
   The classifier is the module `linear` of the net itself, not that of a
@@ -92,20 +88,29 @@ def clipped(params: chex.ArrayTree) -> chex.ArrayTree:
   Returns:
     The same structure with True or False at each leaf.
 
+  Raises:
+    ValueError: if there is no classifier.
+
   Example:
-    >>> marks = clipped({'NFNet/~/linear': {'w': 0, 'b': 0}})
+    >>> marks = clip_mask({'NFNet/~/linear': {'w': 0, 'b': 0}})
     >>> marks['NFNet/~/linear']['w'], marks['NFNet/~/linear']['b']
     (False, True)
 
   Reference:
     Brock et al. 2021, section 4.1.
   """
-  return _mark(
+  mask = _mark(
     params,
     lambda module, name: (
       not (name == 'w' and module.split('/')[1:] == ['~', 'linear'])
     ),
   )
+  if all(jax.tree.leaves(mask)):
+    raise ValueError(
+      'AGC found no classifier to leave out: there is no module NET/~/linear '
+      f'among {", ".join(sorted(params))}'
+    )
+  return mask
 
 
 def _mark(
@@ -127,8 +132,8 @@ def create_optimizer(
     config: with the fields
       `name`: 'sgd' (Nesterov momentum), 'lars', 'adam' or 'adamw';
       `clip`: 'agc', 'global_norm' or None;
-      `clipping`: λ of AGC, or the largest global norm;
-      `clip_eps`: ε of AGC;
+      `clipping` and `clip_eps`: λ and ε of AGC;
+      `max_norm`: the largest norm that 'global_norm' lets pass;
       `momentum`: of 'sgd' and 'lars', in [0, 1);
       `weight_decay`: added to the gradient of the weights (L2), at least 0; for
         'adamw' decoupled from it.
@@ -141,26 +146,30 @@ def create_optimizer(
     ValueError: for an unknown `name` or `clip`, listing the known ones.
   """
   clips = {
-    None: lambda: optax.identity(),
+    None: optax.identity,
     'agc': lambda: optax.masked(
-      agc.adaptive_grad_clip(config.clipping, config.clip_eps), clipped
+      agc.adaptive_grad_clip(config.clipping, config.clip_eps), clip_mask
     ),
-    'global_norm': lambda: optax.clip_by_global_norm(config.clipping),
+    'global_norm': lambda: optax.clip_by_global_norm(config.max_norm),
   }
-  decay = optax.add_decayed_weights(config.weight_decay, decayed)
+  decay, momentum = config.weight_decay, config.momentum
+  l2 = optax.add_decayed_weights(decay, decay_mask)
   optimizers = {
     'sgd': lambda: optax.chain(
-      decay, optax.trace(decay=config.momentum, nesterov=True)
+      l2, optax.sgd(schedule, momentum, nesterov=True)
     ),
-    # The trust ratio holds for what decays: scaling a gain or bias by its own
-    # tiny norm would stop it, and LARS leaves those out.
-    'lars': lambda: optax.chain(
-      decay,
-      optax.masked(optax.scale_by_trust_ratio(trust_coefficient=1e-3), decayed),
-      optax.trace(decay=config.momentum, nesterov=True),
+    # The trust ratio holds for what decays, as is usual: scaled by their own
+    # tiny norm, gains and biases would stop.
+    'lars': lambda: optax.lars(
+      schedule,
+      weight_decay=decay,
+      weight_decay_mask=decay_mask,
+      trust_ratio_mask=decay_mask,
+      momentum=momentum,
+      nesterov=True,
     ),
-    'adam': lambda: optax.chain(decay, optax.scale_by_adam()),
-    'adamw': lambda: optax.chain(optax.scale_by_adam(), decay),
+    'adam': lambda: optax.chain(l2, optax.adam(schedule)),
+    'adamw': lambda: optax.adamw(schedule, weight_decay=decay, mask=decay_mask),
   }
   for field, known in (('clip', clips), ('name', optimizers)):
     if config[field] not in known:
@@ -168,8 +177,4 @@ def create_optimizer(
         f'optimizer.{field} is {config[field]!r}; choose one of '
         f'{", ".join(map(str, known))}'
       )
-  return optax.chain(
-    clips[config.clip](),
-    optimizers[config.name](),
-    optax.scale_by_learning_rate(schedule),
-  )
+  return optax.chain(clips[config.clip](), optimizers[config.name]())

@@ -102,7 +102,10 @@ def replica_spread(tree: chex.ArrayTree) -> float:
 def _spread_over_devices(tree: chex.ArrayTree, _: jax.Array) -> jax.Array:
   def leaf(x: jax.Array) -> jax.Array:
     x = x.astype(jnp.float32)
-    return jnp.max(jax.lax.pmax(x, AXIS) - jax.lax.pmin(x, AXIS))
+    spread = jnp.max(jax.lax.pmax(x, AXIS) - jax.lax.pmin(x, AXIS))
+    # A maximum over devices may pass over a NaN.
+    nans = jax.lax.psum(jnp.sum(jnp.isnan(x)), AXIS)
+    return jnp.where(nans > 0, jnp.nan, spread)
 
   leaves = [leaf(x) for x in jax.tree.leaves(tree) if x.size]
   return jnp.max(jnp.stack(leaves))

@@ -1,23 +1,29 @@
 """The training loop, read from top to bottom."""
 
+import contextlib
 import functools
+import math
 import pathlib
 import statistics
-import sys
-import time
 from collections.abc import Iterable
 from typing import Any
 
 import haiku as hk
 import jax
-import tqdm
 from jax.experimental import multihost_utils
 from ml_collections import config_dict
 
 from nfnets_jax import models
 from nfnets_jax.data import datasets, prepare, transforms
 from nfnets_jax.data import loader as loaders
-from nfnets_jax.training import checkpoint, evaluate, metrics, parallel
+from nfnets_jax.models import variants
+from nfnets_jax.training import (
+  checkpoint,
+  evaluate,
+  metrics,
+  parallel,
+  progress,
+)
 from nfnets_jax.training import optimizer as optimizers
 from nfnets_jax.training import train_step as steps
 from nfnets_jax.training import workdir as workdirs
@@ -50,17 +56,17 @@ def train_and_evaluate(
   """
   # Set up.
   workdir = pathlib.Path(workdir)
-  check_batch_sizes(config, jax.device_count())
+  check_config(config, jax.device_count())
+  same_config = workdirs.check(workdir, config, allow_config_change)
   first_process = jax.process_index() == 0
-  workdirs.claim(workdir, config, allow_config_change, write=first_process)
 
   # Data.
   train_set, test_set = load_data(config)
   epoch_steps = len(train_set) / config.batch_size
   total_steps = round(config.epochs * epoch_steps)
   report = workdirs.read_report(workdir)
-  if report is not None and report['steps'] == total_steps:
-    print(f'this run is finished after {total_steps} steps', flush=True)
+  if same_config and report is not None:
+    progress.say(f'this run is finished after {report["steps"]} steps')
     return report
   loader = loaders.train_batches(
     train_set,
@@ -96,83 +102,84 @@ def train_and_evaluate(
     steps.create_eval_step(net, config, parallel.AXIS)
   )
 
-  # Restore.
-  checkpoints = checkpoint.Checkpointer(
-    workdir / 'checkpoints', config.keep_checkpoints
-  )
-  start = 0
-  if checkpoints.latest_step is not None:
-    state, loader_state = checkpoints.restore(state)
-    loader.set_state(loader_state)
-    start = int(state.step)
-    print(f'resumed after step {start}', flush=True)
-  writer = metrics.Writer(workdir, start) if first_process else None
-  print(
-    f'{config.model.name}: {num_params:,} parameters; {config.data.name}: '
-    f'{len(train_set):,} images; {total_steps:,} steps of '
-    f'{config.batch_size} images on {jax.device_count()} '
-    f'{jax.devices()[0].platform} device(s)',
-    flush=True,
-  )
+  with contextlib.ExitStack() as stack:
+    stack.callback(loader.close)
 
-  # Loop.
-  eval_every = max(1, round(config.eval_every_epochs * epoch_steps))
-  checkpoint_every = max(1, round(config.checkpoint_every_epochs * epoch_steps))
-  window = metrics.Window(config.batch_size)
-  progress = Progress(start, total_steps, config.batch_size)
-  results: dict[str, float] = {}
-  try:
-    for step in range(start + 1, total_steps + 1):
-      state, step_metrics = train_step(state, parallel.shard(next(loader)))
-      window.push(step, step_metrics)
-      progress.advance()
-      if step == start + 1:
-        window.pause()
-        window.resume(forget=True)  # it was spent compiling
-      last = step == total_steps
-      if last or step % config.log_every_steps == 0:
-        means = window.summarize()
-        progress.show(step, step / epoch_steps, means)
-        if writer:
-          writer.write(step, 'train', means)
-      if last or step % eval_every == 0:
-        window.pause()
-        results = evaluate.evaluate(eval_step, state, test_batches())
-        progress.show(step, step / epoch_steps, results)
-        if writer:
-          writer.write(step, 'test', results)
-        window.resume()
-      # Last, so that what was measured up to a checkpoint is on record.
-      if last or step % checkpoint_every == 0:
-        window.pause()  # so that only a state known to be finite is kept
-        spread = parallel.replica_spread((state.params, state.opt_state))
-        if spread != 0:
-          raise RuntimeError(
-            f'the copies of the state on {jax.device_count()} devices differ '
-            f'by {spread} at step {step}; this is a fault in the training step '
-            'or of a device'
-          )
-        checkpoints.save(step, state, loader.get_state())
-        window.resume()
-  except FloatingPointError as error:
-    checkpoints.wait()
-    kept = checkpoints.latest_step
-    where = f'step {kept}' if kept is not None else 'none yet'
-    raise FloatingPointError(
-      f'{error}; last good checkpoint in {workdir / "checkpoints"}: {where}. '
-      'Lower optimizer.learning_rate_per_256 or optimizer.clipping, or raise '
-      'optimizer.warmup_epochs'
-    ) from error
-  finally:
-    progress.close()
-    loader.close()
-    checkpoints.close()
-    if writer:
-      writer.close()
+    # Restore.
+    checkpoints = checkpoint.Checkpointer(
+      workdir / 'checkpoints', config.keep_checkpoints
+    )
+    stack.callback(checkpoints.close)
+    start = 0
+    if checkpoints.latest_step is not None:
+      state, loader_state = checkpoints.restore(state)
+      loader.set_state(loader_state)
+      start = int(state.step)
+      progress.say(f'resumed after step {start}')
+    if start > total_steps:
+      raise ValueError(
+        f'the run in {workdir} has made {start} steps, and this config asks '
+        f'for {total_steps}; raise epochs, or use another --workdir'
+      )
+    writer = None
+    if first_process:
+      # Not before here, so that a config which cannot be run leaves no trace.
+      workdirs.record(workdir, config)
+      writer = stack.enter_context(metrics.Writer(workdir, start))
+    progress.say(
+      f'{config.model.name}: {num_params:,} parameters; {config.data.name}: '
+      f'{len(train_set):,} images; {total_steps:,} steps of '
+      f'{config.batch_size} images on {jax.device_count()} '
+      f'{jax.devices()[0].platform} device(s)'
+    )
 
-  # Report.
-  if not results:  # every step had been made, but the report was not written
-    results = evaluate.evaluate(eval_step, state, test_batches())
+    # Loop.
+    eval_every = max(1, round(config.eval_every_epochs * epoch_steps))
+    save_every = max(1, round(config.checkpoint_every_epochs * epoch_steps))
+    window = metrics.Window(config.batch_size)
+    bar = stack.enter_context(
+      progress.Progress(start, total_steps, config.batch_size)
+    )
+    results: dict[str, float] = {}
+    try:
+      for step in range(start + 1, total_steps + 1):
+        state, step_metrics = train_step(state, parallel.shard(next(loader)))
+        window.push(step, step_metrics)
+        bar.advance()
+        if step == start + 1:
+          window.forget_time()  # it was spent compiling
+        last = step == total_steps
+        save = last or step % save_every == 0
+        # Also at a checkpoint, so that a resumed run averages the same steps.
+        if save or step % config.log_every_steps == 0:
+          means = window.summarize()
+          bar.show(step, step / epoch_steps, means)
+          if writer:
+            writer.write(step, 'train', means)
+        if last or step % eval_every == 0:
+          with window.paused():
+            results = evaluate.evaluate(eval_step, state, test_batches())
+          bar.show(step, step / epoch_steps, results)
+          if writer:
+            writer.write(step, 'test', results)
+        # Last, so that what was measured up to a checkpoint is on record.
+        if save:
+          with window.paused():  # every step so far was finite
+            check_replicas(state, step)
+            checkpoints.save(step, state, loader.get_state())
+    except FloatingPointError as error:
+      checkpoints.wait()
+      kept = checkpoints.latest_step
+      where = f'step {kept}' if kept is not None else 'none yet'
+      raise FloatingPointError(
+        f'{error}; last good checkpoint in {workdir / "checkpoints"}: {where}. '
+        'Lower optimizer.learning_rate_per_256 or optimizer.clipping, or raise '
+        'optimizer.warmup_epochs'
+      ) from error
+
+    # Report.
+    if not results:  # all steps had been made, but the report not written
+      results = evaluate.evaluate(eval_step, state, test_batches())
   speeds = [
     line['images_per_second']
     for line in metrics.read(workdir)
@@ -208,7 +215,7 @@ def evaluate_checkpoint(
   Raises:
     FileNotFoundError: if there is no checkpoint.
   """
-  check_batch_sizes(config, jax.device_count())
+  check_config(config, jax.device_count())
   directory = pathlib.Path(workdir) / 'checkpoints'
   if not directory.is_dir():
     raise FileNotFoundError(
@@ -221,28 +228,48 @@ def evaluate_checkpoint(
     steps.init_state(net, optimizer, config.seed, config.data.image_size)
   )
   checkpoints = checkpoint.Checkpointer(directory, config.keep_checkpoints)
-  state, _ = checkpoints.restore(state)
-  checkpoints.close()
+  with contextlib.closing(checkpoints):
+    state, _ = checkpoints.restore(state)
   eval_step = parallel.parallel_eval_step(
     steps.create_eval_step(net, config, parallel.AXIS)
   )
   return evaluate.evaluate(eval_step, state, eval_batches(config, test_set))
 
 
-def check_batch_sizes(config: config_dict.ConfigDict, devices: int) -> None:
-  """Raises a ValueError if a batch cannot be split over the devices."""
+def check_config(config: config_dict.ConfigDict, devices: int) -> None:
+  """Raises a ValueError if the batches cannot be split or mixed so."""
   for name in ('batch_size', 'eval_batch_size'):
-    if config[name] % devices:
+    if config[name] < 1 or config[name] % devices:
       raise ValueError(
         f'{name} {config[name]} is not divisible by {devices} devices; use a '
-        f'multiple of {devices}'
+        f'positive multiple of {devices}'
       )
-  mixes = config.augment.mixup_alpha is not None, config.augment.cutmix
-  if all(mixes) and config.batch_size // devices % 2:
+  raw = config.augment.raw_per_image
+  mixes = (config.augment.mixup_alpha is not None) + config.augment.cutmix
+  if raw not in (1, 2) or (raw == 2 and not mixes):
     raise ValueError(
-      f'batch_size {config.batch_size} leaves {config.batch_size // devices} '
-      f'images for each of {devices} devices; MixUp and CutMix share a batch '
-      'evenly, so use an even number'
+      f'augment.raw_per_image {raw} with MixUp '
+      f'{config.augment.mixup_alpha} and CutMix {config.augment.cutmix}: use 2 '
+      'to mix two fresh images, 1 to mix within the batch or not to mix'
+    )
+  share = config.batch_size // devices
+  if share % 2 and (mixes == 2 or (mixes and raw == 1)):
+    raise ValueError(
+      f'batch_size {config.batch_size} leaves {share} images for each of '
+      f'{devices} devices; MixUp and CutMix need an even number'
+    )
+
+
+def check_replicas(state: steps.TrainState, step: int) -> None:
+  """Raises if the devices' copies of the state differ or are not finite."""
+  spread = parallel.replica_spread((state.params, state.opt_state))
+  if math.isnan(spread):
+    raise FloatingPointError(f'the state is not finite at step {step}')
+  if spread != 0:
+    raise RuntimeError(
+      f'the copies of the state on {jax.device_count()} devices differ by '
+      f'{spread} at step {step}; this is a fault in the training step or of a '
+      'device'
     )
 
 
@@ -280,72 +307,29 @@ def eval_batches(
 def create_net(
   config: config_dict.ConfigDict, num_classes: int
 ) -> hk.TransformedWithState:
-  """Returns the config's network as functions of `(images, is_training)`."""
+  """Returns the config's network as functions of `(images, is_training)`.
+
+  Args:
+    config: of the run.
+    num_classes: K.
+
+  Returns:
+    The network as functions.
+
+  Raises:
+    ValueError: if the config names one variant and describes another, as when
+      only `model.name` is overridden.
+  """
   overrides = {k: v for k, v in config.model.items() if k != 'name'}
+  for name in variants.VARIANTS:
+    if name != config.model.name and models.arguments(name) == overrides:
+      raise ValueError(
+        f'config.model is called {config.model.name}, but its fields are those '
+        f'of {name}; choose the variant in the argument of the config file'
+      )
 
   def forward(images: jax.Array, is_training: bool) -> dict[str, jax.Array]:
     net = models.create(config.model.name, num_classes, **overrides)
     return net(images, is_training)
 
   return hk.transform_with_state(forward)
-
-
-# What people watch; `metrics.jsonl` has the rest.
-_SHOWN = (
-  'loss',
-  'top_1',
-  'learning_rate',
-  'images_per_second',
-  'eval_top_1',
-  'ema_eval_top_1',
-  'eval_loss',
-  'ema_eval_loss',
-)
-
-
-class Progress:
-  """A bar where a person watches, plain lines where not."""
-
-  def __init__(self, start: int, total: int, batch_size: int):
-    """Starts at step `start` of `total`, each of `batch_size` images."""
-    self._start, self._total = start, total
-    self._began = time.monotonic()
-    self._bar = None
-    if sys.stderr.isatty() and jax.process_index() == 0:
-      self._bar = tqdm.tqdm(
-        total=total,
-        initial=start,
-        unit=' images',
-        unit_scale=batch_size,
-        dynamic_ncols=True,
-      )
-
-  def advance(self) -> None:
-    """Counts a step."""
-    if self._bar is not None:
-      self._bar.update()
-
-  def show(self, step: int, epoch: float, values: dict[str, float]) -> None:
-    """Shows the newest values."""
-    text = ', '.join(
-      f'{name} {_format(values[name])}' for name in _SHOWN if name in values
-    )
-    if self._bar is not None:
-      self._bar.write(f'step {step}, epoch {epoch:.1f}: {text}')
-    elif jax.process_index() == 0:
-      seconds = time.monotonic() - self._began
-      eta = seconds / (step - self._start) * (self._total - step)
-      print(
-        f'step {step}/{self._total}, epoch {epoch:.1f}: {text}, '
-        f'ETA {eta:.0f} s',
-        flush=True,
-      )
-
-  def close(self) -> None:
-    """Leaves the bar as it is."""
-    if self._bar is not None:
-      self._bar.close()
-
-
-def _format(value: float) -> str:
-  return f'{value:,.0f}' if abs(value) >= 1000 else f'{value:.4g}'

@@ -34,7 +34,7 @@ class TrainState(NamedTuple):
 
   Attributes:
     step: number of updates made, int32 scalar.
-    key: data of the run's random key, uint32 `[2]`; never changes.
+    key: data of the run's random key, uint32; never changes.
     params: the network's parameters, float32.
     model_state: the network's Haiku state, empty for normaliser-free nets.
     opt_state: the optimiser's state.
@@ -135,6 +135,33 @@ def augment_batch(
   return augment.normalize(images), labels
 
 
+def apply_gradients(
+  state: TrainState,
+  grads: hk.MutableParams,
+  optimizer: optax.GradientTransformation,
+  ema_decay: float,
+) -> TrainState:
+  """Makes one update from the gradient of the whole batch.
+
+  Args:
+    state: before the update.
+    grads: of the parameters, float32.
+    optimizer: maps the gradient to the update.
+    ema_decay: upper bound of the decay of the moving average.
+
+  Returns:
+    The state after it, one step further.
+  """
+  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  return state._replace(
+    step=state.step + 1,
+    params=params,
+    opt_state=opt_state,
+    ema_params=ema.update(state.ema_params, params, state.step, ema_decay),
+  )
+
+
 def create_train_step(
   net: hk.TransformedWithState,
   optimizer: optax.GradientTransformation,
@@ -192,21 +219,10 @@ def create_train_step(
     grads, metrics, model_state = jax.lax.pmean(
       (grads, metrics, model_state), axis_name
     )
-    metrics['grad_norm'] = optax.global_norm(grads)
+    metrics['grad_norm'] = optax.tree.norm(grads)
     metrics['learning_rate'] = jnp.asarray(schedule(state.step), jnp.float32)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    new_state = TrainState(
-      step=state.step + 1,
-      key=state.key,
-      params=params,
-      model_state=model_state,
-      opt_state=opt_state,
-      ema_params=ema.update(
-        state.ema_params, params, state.step, config.ema_decay
-      ),
-    )
-    return new_state, metrics
+    state = apply_gradients(state, grads, optimizer, config.ema_decay)
+    return state._replace(model_state=model_state), metrics
 
   return train_step
 
@@ -244,8 +260,13 @@ def create_eval_step(
       logits = policy.cast_to_output(outputs['logits'])
       loss = optax.softmax_cross_entropy_with_integer_labels(logits, label)
       target = jnp.take_along_axis(logits, label[:, None], axis=1)
-      # How many classes rank above the label; written so that a NaN is a miss.
-      rank = jnp.sum(~(logits <= target), axis=1)
+      # How many classes come before the label. Of equal logits the first comes
+      # first, as in argmax, or a net that says the same of all would be right;
+      # and a NaN is a miss.
+      first = jnp.arange(logits.shape[1])[None, :] < label[:, None]
+      before = (logits > target) | ((logits == target) & first)
+      unordered = jnp.isnan(logits) | jnp.isnan(target)
+      rank = jnp.sum(before | unordered, axis=1)
       per_image = {
         'loss': loss,
         'top_1': (rank < 1).astype(jnp.float32),

@@ -8,40 +8,53 @@ from typing import Any
 from ml_collections import config_dict
 
 
-def claim(
-  workdir: pathlib.Path,
-  config: config_dict.ConfigDict,
-  allow_change: bool,
-  write: bool = True,
-) -> None:
-  """Writes `config.json`, or checks that the folder is this config's.
+def check(
+  workdir: pathlib.Path, config: config_dict.ConfigDict, allow_change: bool
+) -> bool:
+  """Checks that a folder is this config's; writes nothing.
 
   Args:
-    workdir: of the run; made if it is not there.
+    workdir: of the run; need not be there.
     config: of the run.
-    allow_change: whether a run may go on with another config, which is then the
-      one recorded.
-    write: whether this process is the one that writes.
+    allow_change: whether a run may go on with another config.
+
+  Returns:
+    Whether the config is the one that the folder's run began with, or there is
+    no run.
 
   Raises:
     ValueError: if the folder holds a run of another config; the message lists
       the fields that differ.
   """
-  if write:
-    workdir.mkdir(parents=True, exist_ok=True)
   path = workdir / 'config.json'
-  new = json.loads(json.dumps(config.to_dict()))
-  if path.exists():
-    difference = _difference(json.loads(path.read_text()), new)
-    if difference and not allow_change:
-      raise ValueError(
-        f'{workdir} holds a run of another config:\n'
-        + '\n'.join(f'  {line}' for line in difference)
-        + '\nUse another --workdir, or --allow_config_change to go on with the '
-        'new one.'
-      )
-  if write:
-    write_json(path, new)
+  if not path.exists():
+    return True
+  difference = _difference(json.loads(path.read_text()), _plain(config))
+  if difference and not allow_change:
+    raise ValueError(
+      f'{workdir} holds a run of another config:\n'
+      + '\n'.join(f'  {line}' for line in difference)
+      + '\nUse another --workdir, or --allow_config_change to go on with the '
+      'new one.'
+    )
+  return not difference
+
+
+def record(workdir: pathlib.Path, config: config_dict.ConfigDict) -> None:
+  """Writes `config.json`, and removes a report that it would not explain.
+
+  Args:
+    workdir: of the run; made if it is not there.
+    config: of the run.
+  """
+  workdir.mkdir(parents=True, exist_ok=True)
+  (workdir / 'report.json').unlink(missing_ok=True)
+  write_json(workdir / 'config.json', _plain(config))
+
+
+def _plain(config: config_dict.ConfigDict) -> Any:
+  # Through JSON, so that tuples compare equal to the lists in the file.
+  return json.loads(json.dumps(config.to_dict()))
 
 
 def _difference(old: Any, new: Any, name: str = 'config') -> list[str]:

@@ -42,18 +42,15 @@ def make_config(data_dir) -> Callable[..., config_dict.ConfigDict]:
 
   def make(steps: int = 1, changes: dict[str, Any] | None = None):
     config = digits.get_config()
-    with config.unlocked():
-      config.model = {
-        'name': 'nfnet_tiny',
-        'width': (16,),
-        'depth': (1,),
-        'strides': (1,),
-        'group_width': (8,),
-        'stem_width': (8,),
-        'stem_strides': (2,),
-        'drop_rate': 0.0,
-        'stochdepth_rate': 0.0,
-      }
+    config.lock()
+    config.model.width = (64,)
+    config.model.depth = (1,)
+    config.model.strides = (1,)
+    config.model.group_width = (16,)
+    config.model.stem_width = (32,)
+    config.model.stem_strides = (2,)
+    config.model.drop_rate = 0.0
+    config.model.stochdepth_rate = 0.0
     config.epochs = steps / 10
     config.batch_size = 32
     config.data.data_dir = str(data_dir)
@@ -64,6 +61,6 @@ def make_config(data_dir) -> Callable[..., config_dict.ConfigDict]:
     config.data.num_threads = 1
     config.optimizer.warmup_epochs = 0.0
     config.update_from_flattened_dict(changes or {})
-    return config.lock()
+    return config
 
   return make

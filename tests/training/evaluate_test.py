@@ -53,9 +53,7 @@ def _oracle(params, test_set, prefix):
 
 
 @pytest.mark.parametrize('batch_size', [56, 120, 400])
-def test_counts_each_image_once(
-  net, state, test_set, make_config, batch_size
-):
+def test_counts_each_image_once(net, state, test_set, make_config, batch_size):
   eval_step = parallel.parallel_eval_step(
     train_step.create_eval_step(net, make_config(), parallel.AXIS)
   )

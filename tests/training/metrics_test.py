@@ -1,3 +1,4 @@
+import contextlib
 import json
 
 import jax.numpy as jnp
@@ -30,16 +31,15 @@ def test_pausing_loses_no_step():
   for step in range(1, 8):
     window.push(step, _scalars(step))
     if step in (1, 4):
-      window.pause()
-      window.resume(forget=step == 1)
+      with window.paused():
+        pass
   assert window.summarize()['loss'] == 4
 
 
 def test_what_was_forgotten_is_not_timed():
   window = metrics.Window(images_per_step=32)
   window.push(1, _scalars(1))
-  window.pause()
-  window.resume(forget=True)
+  window.forget_time()
   assert window.summarize() == {'loss': 1, 'grad_norm': 1}
 
 
@@ -50,7 +50,7 @@ def test_step_that_is_not_finite_is_named(name, value):
   window.push(11, _scalars(1.0))
   window.push(12, _scalars(**{'loss': 1.0, name: value}))
   with pytest.raises(FloatingPointError, match=f'{name} is {value} at step 12'):
-    window.pause()
+    window.summarize()
 
 
 def test_step_that_is_not_finite_is_seen_soon():
@@ -62,7 +62,7 @@ def test_step_that_is_not_finite_is_seen_soon():
 
 
 def _write(workdir, steps, start=0):
-  """A run from after `start` that is never ended properly."""
+  """What a run writes from after `start`; nobody ends it properly."""
   writer = metrics.Writer(workdir, start)
   for step in steps:
     writer.write(step, 'train', {'loss': 10.0 - step, 'learning_rate': 0.1})
@@ -74,11 +74,10 @@ def _write(workdir, steps, start=0):
         for prefix in ('eval', 'ema_eval')
       }
       writer.write(step, 'test', values)
-  return writer
 
 
 def test_lines_are_json_and_come_back(tmp_path):
-  _write(tmp_path, [1, 2]).close()
+  _write(tmp_path, [1, 2])
   text = (tmp_path / 'metrics.jsonl').read_text()
   lines = [json.loads(line) for line in text.splitlines()]
   assert lines == metrics.read(tmp_path)
@@ -97,7 +96,7 @@ def test_lines_are_json_and_come_back(tmp_path):
 
 def test_resuming_removes_what_lies_after_the_checkpoint(tmp_path):
   _write(tmp_path, [1, 2, 3, 4, 5])
-  _write(tmp_path, [4, 5, 6], start=3).close()
+  _write(tmp_path, [4, 5, 6], start=3)
   seen = [(line['step'], line['split']) for line in metrics.read(tmp_path)]
   assert seen == [
     (1, 'train'),
@@ -118,7 +117,7 @@ def test_line_that_a_killed_run_was_writing_is_dropped(tmp_path):
   with path.open('a') as file:
     file.write('{"step": 5, "spl')
   assert [line['step'] for line in metrics.read(tmp_path)] == [1, 3]
-  _write(tmp_path, [5], start=3).close()
+  _write(tmp_path, [5], start=3)
   assert [line['step'] for line in metrics.read(tmp_path)] == [1, 3, 5]
 
 
@@ -135,7 +134,7 @@ def test_line_that_cannot_be_read_is_named(tmp_path):
 
 
 def test_tensorboard_holds_what_was_written(tmp_path):
-  _write(tmp_path, [1, 2]).close()
+  _write(tmp_path, [1, 2])
   events = list((tmp_path / 'tensorboard').glob('events.out.tfevents.*'))
   assert len(events) == 1
   content = events[0].read_bytes()
@@ -145,7 +144,7 @@ def test_tensorboard_holds_what_was_written(tmp_path):
 
 @pytest.mark.parametrize('steps', [[], [1], range(1, 20)])
 def test_curves_are_an_image(tmp_path, steps):
-  _write(tmp_path, steps).close()
+  _write(tmp_path, steps)
   metrics.plot_curves(tmp_path)
   with Image.open(tmp_path / 'curves.png') as image:
     assert image.format == 'PNG'
@@ -158,10 +157,10 @@ def test_curves_are_an_image(tmp_path, steps):
 
 @pytest.mark.parametrize('top_1', [0.0, 1.0])
 def test_curves_of_perfect_and_hopeless_nets(tmp_path, top_1):
-  writer = metrics.Writer(tmp_path, 0)
-  for step in (1, 2):
-    writer.write(step, 'test', {'eval_top_1': top_1, 'ema_eval_top_1': top_1})
-  writer.close()
+  with contextlib.closing(metrics.Writer(tmp_path, 0)) as writer:
+    for step in (1, 2):
+      values = {'eval_top_1': top_1, 'ema_eval_top_1': top_1}
+      writer.write(step, 'test', values)
   metrics.plot_curves(tmp_path)
   assert (tmp_path / 'curves.png').stat().st_size > 0
 
@@ -169,7 +168,7 @@ def test_curves_of_perfect_and_hopeless_nets(tmp_path, top_1):
 def test_more_training_shows_in_the_curves(tmp_path):
   images = []
   for steps in (range(1, 5), range(1, 20)):
-    _write(tmp_path, steps).close()
+    _write(tmp_path, steps)
     metrics.plot_curves(tmp_path)
     images.append((tmp_path / 'curves.png').read_bytes())
   assert images[0] != images[1]

@@ -15,13 +15,25 @@ def _config(**changes):
   return config_dict.ConfigDict({**fields, **changes}, type_safe=False)
 
 
+def _claim(workdir, config, allow_change=False):
+  same = workdirs.check(workdir, config, allow_change)
+  workdirs.record(workdir, config)
+  return same
+
+
 def _recorded(workdir):
   return json.loads((workdir / 'config.json').read_text())
 
 
-def test_first_run_records_its_config(tmp_path):
+def test_new_folder_is_anyones_and_stays_untouched(tmp_path):
+  folder = tmp_path / 'new'
+  assert workdirs.check(folder, _config(), allow_change=False)
+  assert not folder.exists()
+
+
+def test_run_records_its_config(tmp_path):
   folder = tmp_path / 'runs' / 'new'
-  workdirs.claim(folder, _config(), allow_change=False)
+  workdirs.record(folder, _config())
   assert _recorded(folder) == {
     'epochs': 3.0,
     'model': {'name': 'nfnet_f0', 'width': [16, 32]},
@@ -29,13 +41,19 @@ def test_first_run_records_its_config(tmp_path):
   }
 
 
+def test_report_of_another_config_is_removed(tmp_path):
+  workdirs.record(tmp_path, _config())
+  workdirs.write_json(tmp_path / 'report.json', {})
+  workdirs.record(tmp_path, _config(epochs=4.0))
+  assert [path.name for path in tmp_path.iterdir()] == ['config.json']
+
+
+@pytest.mark.parametrize('allow_change', [False, True])
 @pytest.mark.parametrize('width', [(16, 32), [16, 32]])
-def test_the_same_config_may_go_on(tmp_path, width):
-  workdirs.claim(tmp_path, _config(), allow_change=False)
-  before = _recorded(tmp_path)
+def test_the_same_config_may_go_on(tmp_path, width, allow_change):
+  workdirs.record(tmp_path, _config())
   model = {'name': 'nfnet_f0', 'width': width}
-  workdirs.claim(tmp_path, _config(model=model), allow_change=False)
-  assert _recorded(tmp_path) == before
+  assert workdirs.check(tmp_path, _config(model=model), allow_change)
 
 
 @pytest.mark.parametrize(
@@ -61,25 +79,20 @@ def test_the_same_config_may_go_on(tmp_path, width):
       {'model': {'name': 'nfnet_f0'}},
       ["config.model.width: [16, 32] -> '(absent)'"],
     ),
-    ({'augment': None}, ["config.augment: {'cutmix': True", '} -> None']),
   ],
 )
-def test_another_config_is_refused_and_may_be_allowed(tmp_path, changes, lines):
-  workdirs.claim(tmp_path, _config(), allow_change=False)
+def test_another_config_is_refused_or_allowed(tmp_path, changes, lines):
+  workdirs.record(tmp_path, _config())
   before = _recorded(tmp_path)
+  other = _config(**changes)
   with pytest.raises(ValueError, match='holds a run of another') as caught:
-    workdirs.claim(tmp_path, _config(**changes), allow_change=False)
+    workdirs.check(tmp_path, other, allow_change=False)
   message = str(caught.value)
   assert str(tmp_path) in message
   assert '--allow_config_change' in message
-  for line in lines:
-    assert line in message
-  assert message.count(' -> ') == max(1, len(lines) - (lines[-1][0] == '}'))
+  assert [x.strip() for x in message.splitlines() if ' -> ' in x] == lines
+  assert not workdirs.check(tmp_path, other, allow_change=True)
   assert _recorded(tmp_path) == before
-
-  workdirs.claim(tmp_path, _config(**changes), allow_change=True)
-  assert _recorded(tmp_path) != before
-  workdirs.claim(tmp_path, _config(**changes), allow_change=False)
 
 
 REPORT = {

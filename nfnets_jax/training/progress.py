@@ -1,0 +1,74 @@
+"""What a person sees of a run: a bar, or plain lines."""
+
+import sys
+import time
+from typing import Self
+
+import jax
+import tqdm
+
+# What people watch; `metrics.jsonl` has the rest.
+_SHOWN = (
+  'loss',
+  'top_1',
+  'learning_rate',
+  'images_per_second',
+  'eval_top_1',
+  'ema_eval_top_1',
+  'eval_loss',
+  'ema_eval_loss',
+)
+
+
+class Progress:
+  """A bar where a person watches, plain lines where not."""
+
+  def __init__(self, start: int, total: int, batch_size: int):
+    """Starts at step `start` of `total`, each of `batch_size` images."""
+    self._start, self._total = start, total
+    self._began = time.monotonic()
+    self._bar = None
+    if sys.stderr.isatty() and jax.process_index() == 0:
+      self._bar = tqdm.tqdm(
+        total=total,
+        initial=start,
+        unit=' images',
+        unit_scale=batch_size,
+        dynamic_ncols=True,
+      )
+
+  def advance(self) -> None:
+    """Counts a step."""
+    if self._bar is not None:
+      self._bar.update()
+
+  def show(self, step: int, epoch: float, values: dict[str, float]) -> None:
+    """Shows the newest values."""
+    text = ', '.join(
+      f'{name} {_format(values[name])}' for name in _SHOWN if name in values
+    )
+    if self._bar is not None:
+      self._bar.write(f'step {step}, epoch {epoch:.1f}: {text}')
+    else:
+      seconds = time.monotonic() - self._began
+      eta = seconds / (step - self._start) * (self._total - step)
+      say(
+        f'step {step}/{self._total}, epoch {epoch:.1f}: {text}, ETA {eta:.0f} s'
+      )
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    if self._bar is not None:
+      self._bar.close()
+
+
+def say(text: str) -> None:
+  """Prints a line, once however many processes there are."""
+  if jax.process_index() == 0:
+    print(text, flush=True)
+
+
+def _format(value: float) -> str:
+  return f'{value:,.0f}' if abs(value) >= 1000 else f'{value:.4g}'

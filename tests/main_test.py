@@ -1,0 +1,169 @@
+"""The command line, in processes of its own."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from nfnets_jax.training import metrics
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+DIGITS = 'experiments/digits.py'
+
+
+def _start(arguments, config=DIGITS, cache=None):
+  """Starts the command on one device, compiling fast."""
+  environment = {
+    **os.environ,
+    'JAX_PLATFORMS': 'cpu',
+    'XLA_FLAGS': '--xla_backend_optimization_level=0',
+  }
+  if cache:
+    environment['JAX_COMPILATION_CACHE_DIR'] = str(cache)
+  return subprocess.Popen(
+    [sys.executable, '-m', 'nfnets_jax.main', f'--config={config}', *arguments],
+    cwd=ROOT,
+    env=environment,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def _run(arguments, **kwargs):
+  process = _start(arguments, **kwargs)
+  out, err = process.communicate(timeout=300)
+  return process.returncode, out, err
+
+
+def _flags(tmp_path, **changes):
+  """A run of four steps of a small net on 64 small images, with `changes`."""
+  fields = {
+    'model.width': '(64,)',
+    'model.depth': '(1,)',
+    'model.strides': '(1,)',
+    'model.group_width': '(16,)',
+    'model.stem_width': '(32,)',
+    'model.stem_strides': '(2,)',
+    'data.data_dir': tmp_path / 'data',
+    'data.train_split': 'train[:64]',
+    'data.image_size': 8,
+    'data.eval_image_size': 8,
+    'augment.mixup_alpha': None,
+    'batch_size': 16,
+    'epochs': 1.0,
+    'optimizer.warmup_epochs': 0.5,
+    **changes,
+  }
+  return [f'--config.{name}={value}' for name, value in fields.items()]
+
+
+def test_train_and_evaluate(tmp_path):
+  workdir = tmp_path / 'run'
+  arguments = [f'--workdir={workdir}', *_flags(tmp_path)]
+  code, out, err = _run(arguments)
+  assert code == 0, err
+  recorded = json.loads((workdir / 'config.json').read_text())
+  assert recorded['augment']['mixup_alpha'] is None
+  assert recorded['model']['width'] == [64]
+  report = json.loads((workdir / 'report.json').read_text())
+  assert report['steps'] == 4
+  table = [line.split() for line in out.splitlines()]
+  top_1 = f'{100 * report["eval_top_1"]:.2f}'
+  ema_top_1 = f'{100 * report["ema_eval_top_1"]:.2f}'
+  assert ['top-1', top_1, '%', ema_top_1, '%'] in table
+  assert ['steps', '4'] in table
+
+  code, out, err = _run([*arguments, '--mode=evaluate'])
+  assert code == 0, err
+  table = [line.split() for line in out.splitlines()]
+  assert ['top-1', top_1, '%', ema_top_1, '%'] in table
+  assert not any('parameters' in line for line in table)
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    ([], '--workdir must have a value'),
+    (['--workdir=DIR', '--config.ephocs=3'], 'Did you mean "epochs"'),
+    (['--workdir=DIR', '--config.epochs=many'], 'config.epochs'),
+    (['--workdir=DIR', '--config.ephocs=None'], 'config has no such field'),
+    (['--workdir=DIR', '--config.epochs.x=None'], 'config has no such field'),
+    (['--workdir=gs://bucket'], 'no folder of this machine'),
+    (['--workdir=DIR', '--mode=test'], 'should be one of <train|evaluate>'),
+    (['--workdir=DIR', 'train'], 'unexpected arguments: train'),
+  ],
+)
+def test_mistyped_flags(tmp_path, arguments, message):
+  workdir = tmp_path / 'run'
+  code, out, err = _run([x.replace('DIR', str(workdir)) for x in arguments])
+  assert code != 0
+  assert message in out + err
+  assert not workdir.exists()
+
+
+def test_no_config(tmp_path):
+  missing = tmp_path / 'missing.py'
+  code, _, err = _run([f'--workdir={tmp_path}'], config=missing)
+  assert code != 0
+  assert str(missing) in err
+
+
+def _kill_after_next_checkpoint(process, workdir):
+  """Waits for a checkpoint that was not there, then kills without warning."""
+
+  def kept():
+    return {path.name for path in (workdir / 'checkpoints').glob('[0-9]*')}
+
+  before, deadline = kept(), time.monotonic() + 200
+  while process.poll() is None and not kept() - before:
+    assert time.monotonic() < deadline
+    time.sleep(0.02)
+  process.send_signal(signal.SIGKILL)
+  process.communicate()
+  assert process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.slow
+def test_killed_run_goes_on_as_if_nothing_had_happened(tmp_path):
+  """Without warning and twice, with nothing but what lies on the disk."""
+  changes = {
+    'epochs': 16.0,
+    'log_every_steps': 2,
+    'eval_every_epochs': 4.0,
+    'checkpoint_every_epochs': 1.0,
+  }
+  flags = _flags(tmp_path, **changes)
+  cache = tmp_path / 'compiled'
+
+  straight = tmp_path / 'straight'
+  code, _, err = _run([f'--workdir={straight}', *flags], cache=cache)
+  assert code == 0, err
+
+  workdir = tmp_path / 'killed'
+  arguments = [f'--workdir={workdir}', *flags]
+  for _ in range(2):
+    _kill_after_next_checkpoint(_start(arguments, cache=cache), workdir)
+    assert not (workdir / 'report.json').exists()
+  code, out, err = _run(arguments, cache=cache)
+  assert code == 0, err
+  assert 'resumed after step' in out
+
+  def without_speed(values):
+    return {k: x for k, x in values.items() if k != 'images_per_second'}
+
+  reports = [
+    without_speed(json.loads((folder / 'report.json').read_text()))
+    for folder in (straight, workdir)
+  ]
+  assert reports[0]['steps'] == 64
+  assert reports[0] == reports[1]
+  assert [without_speed(line) for line in metrics.read(workdir)] == [
+    without_speed(line) for line in metrics.read(straight)
+  ]

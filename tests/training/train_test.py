@@ -1,0 +1,345 @@
+"""Whole runs on handwritten digits, forty steps long."""
+
+import json
+import re
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import digits
+from nfnets_jax.training import (
+  checkpoint,
+  metrics,
+  parallel,
+  progress,
+  train,
+  train_step,
+)
+from nfnets_jax.training import optimizer as optimizers
+
+STEPS = 40
+RUN = {
+  'log_every_steps': 4,
+  'eval_every_epochs': 2.0,
+  'checkpoint_every_epochs': 1.0,
+}
+
+
+@pytest.fixture(scope='module')
+def config(make_config):
+  return make_config(STEPS, RUN)
+
+
+@pytest.fixture(scope='module')
+def straight(config, tmp_path_factory):
+  """The folder of a run from beginning to end, and its report."""
+  workdir = tmp_path_factory.mktemp('straight')
+  return workdir, train.train_and_evaluate(config, workdir)
+
+
+@pytest.fixture
+def copy(straight, tmp_path):
+  """A copy of the finished run, to go on with."""
+  return shutil.copytree(straight[0], tmp_path / 'copy')
+
+
+def _restore(config, workdir):
+  """The newest checkpoint's state and loader state."""
+  net = train.create_net(config, num_classes=10)
+  optimizer = optimizers.create_optimizer(config.optimizer, lambda step: 0.0)
+  template = train_step.init_state(net, optimizer, 0, config.data.image_size)
+  checkpoints = checkpoint.Checkpointer(workdir / 'checkpoints', keep=3)
+  try:
+    return checkpoints.restore(parallel.replicate(template))
+  finally:
+    checkpoints.close()
+
+
+def test_run_leaves_its_files(config, straight):
+  workdir, report = straight
+  assert {path.name for path in workdir.iterdir()} == {
+    'config.json',
+    'metrics.jsonl',
+    'tensorboard',
+    'checkpoints',
+    'curves.png',
+    'report.json',
+  }
+  recorded = json.loads((workdir / 'config.json').read_text())
+  assert recorded == json.loads(config.to_json())
+  assert json.loads((workdir / 'report.json').read_text()) == report
+  assert list((workdir / 'tensorboard').glob('events.out.tfevents.*'))
+  with Image.open(workdir / 'curves.png') as image:
+    image.verify()
+  kept = sorted(int(path.name) for path in (workdir / 'checkpoints').iterdir())
+  assert kept == [20, 30, 40]
+
+
+def test_report(straight):
+  _, report = straight
+  assert report.keys() >= {
+    'steps',
+    'eval_top_1',
+    'eval_top_5',
+    'eval_loss',
+    'ema_eval_top_1',
+    'ema_eval_top_5',
+    'ema_eval_loss',
+    'images_per_second',
+    'num_params',
+  }
+  assert report['steps'] == STEPS
+  assert report['images_per_second'] > 0
+  for name in ('eval', 'ema_eval'):
+    hits = 360 * report[f'{name}_top_1'], 360 * report[f'{name}_top_5']
+    assert hits == pytest.approx(np.round(hits))
+    assert 0 <= hits[0] <= hits[1] <= 360
+  assert report['eval_loss'] != report['ema_eval_loss']
+
+
+def test_number_of_parameters(config, straight):
+  state, _ = _restore(config, straight[0])
+  expected = sum(x.size for x in jax.tree.leaves(state.params))
+  assert straight[1]['num_params'] == expected
+
+
+def _metrics(workdir):
+  """What was measured, but for the speed."""
+  lines = metrics.read(workdir)
+  return [
+    {name: x for name, x in line.items() if name != 'images_per_second'}
+    for line in lines
+  ]
+
+
+def test_metrics_are_written_as_often_as_asked(straight):
+  seen = [(line['step'], line['split']) for line in _metrics(straight[0])]
+  train_steps = [step for step, split in seen if split == 'train']
+  test_steps = [step for step, split in seen if split == 'test']
+  # Every four steps, and at the checkpoints.
+  assert train_steps == sorted({*range(4, 41, 4), *range(10, 41, 10)})
+  assert test_steps == [20, 40]
+  assert seen == sorted(seen, key=lambda pair: pair[0])
+
+
+def test_learning_rate_follows_the_schedule(config, straight):
+  schedule = optimizers.warmup_cosine(
+    config.optimizer.learning_rate_per_256 * 32 / 256, 0.0, STEPS
+  )
+  lines = [line for line in _metrics(straight[0]) if line['split'] == 'train']
+  first = 0
+  for line in lines:
+    expected = np.mean([schedule(step) for step in range(first, line['step'])])
+    assert line['learning_rate'] == pytest.approx(expected, rel=1e-5)
+    first = line['step']
+
+
+def test_it_learns(straight):
+  losses = [x['loss'] for x in _metrics(straight[0]) if 'loss' in x]
+  assert np.mean(losses[-3:]) < np.mean(losses[:3]) - 0.05
+  # Better than to guess, which scores ln 10 and one half.
+  for name in ('eval', 'ema_eval'):
+    assert straight[1][f'{name}_loss'] < np.log(10) - 0.1
+    assert straight[1][f'{name}_top_5'] > 0.65
+
+
+class _Interruption:
+  """A person who stops the run when it shows this."""
+
+  def __init__(self, step, name):
+    self._step, self._name = step, name
+
+  def __call__(self, bar, step, epoch, values):
+    if step == self._step and self._name in values:
+      raise KeyboardInterrupt
+
+
+def test_resumed_equals_straight_through(
+  config, straight, tmp_path, monkeypatch, capsys
+):
+  # Once before the state of the same step is kept, once long after.
+  for step, name in ((20, 'eval_loss'), (36, 'loss')):
+    with monkeypatch.context() as patch:
+      show = _Interruption(step, name)
+      patch.setattr(
+        progress.Progress, 'show', lambda *args, show=show: show(*args)
+      )
+      with pytest.raises(KeyboardInterrupt):
+        train.train_and_evaluate(config, tmp_path)
+    assert not (tmp_path / 'report.json').exists()
+  report = train.train_and_evaluate(config, tmp_path)
+  resumed = re.findall(r'resumed after step (\d+)', capsys.readouterr().out)
+  assert resumed == ['10', '30']
+
+  workdir, expected = straight
+  assert _metrics(tmp_path) == _metrics(workdir)
+  assert report.pop('images_per_second') > 0
+  assert report == {k: x for k, x in expected.items() if k in report}
+  ours, theirs = _restore(config, tmp_path), _restore(config, workdir)
+  assert ours[1] == theirs[1]
+  for (path, x), y in zip(
+    jax.tree.leaves_with_path(ours[0]), jax.tree.leaves(theirs[0]), strict=True
+  ):
+    np.testing.assert_array_equal(
+      x, y, err_msg=jax.tree_util.keystr(path), strict=True
+    )
+
+
+def test_finished_run_is_reported_as_it_is(config, straight, capsys):
+  workdir, report = straight
+  files = {path: path.stat().st_mtime_ns for path in workdir.rglob('*')}
+  files.pop(workdir / 'config.json')
+  assert train.train_and_evaluate(config, workdir) == report
+  assert capsys.readouterr().out == 'this run is finished after 40 steps\n'
+  for path, written in files.items():
+    assert path.stat().st_mtime_ns == written or path.is_dir()
+
+
+def test_run_killed_before_its_report_is_reported(config, straight, copy):
+  (copy / 'report.json').unlink()
+  report = train.train_and_evaluate(config, copy)
+  assert report == straight[1]
+  assert metrics.read(copy) == metrics.read(straight[0])
+
+
+def test_another_config_is_refused_or_taken_on(
+  make_config, config, straight, copy
+):
+  longer = make_config(STEPS + 2, RUN)
+  with pytest.raises(ValueError, match=r'config.epochs: 4.0 -> 4.2'):
+    train.train_and_evaluate(longer, copy)
+  shorter = make_config(STEPS - 20, RUN)
+  message = 'has made 40 steps, and this config asks for 20'
+  with pytest.raises(ValueError, match=message):
+    train.train_and_evaluate(shorter, copy, allow_config_change=True)
+  # As if nothing had been asked.
+  assert train.train_and_evaluate(config, copy) == straight[1]
+  assert _metrics(copy) == _metrics(straight[0])
+
+  report = train.train_and_evaluate(longer, copy, allow_config_change=True)
+  assert report['steps'] == STEPS + 2
+  assert json.loads((copy / 'config.json').read_text())['epochs'] == 4.2
+  lines = _metrics(copy)
+  assert lines[: len(_metrics(straight[0]))] == _metrics(straight[0])
+  assert [line['step'] for line in lines[-2:]] == [42, 42]
+
+
+def test_checkpoint_is_evaluated_as_in_the_run(config, straight):
+  workdir, report = straight
+  results = train.evaluate_checkpoint(config, workdir)
+  assert results == {name: report[name] for name in results}
+  assert results['eval_count'] == 360
+
+
+def test_divergence_names_the_step_and_the_last_good_checkpoint(
+  make_config, tmp_path
+):
+  changes = {
+    'optimizer.clip': None,
+    'optimizer.learning_rate_per_256': 1e30,
+    'checkpoint_every_epochs': 0.1,
+  }
+  message = (
+    r'(loss|grad_norm) is (nan|-?inf) at step 2; last good checkpoint in '
+    r'.*checkpoints: step 1\.'
+  )
+  with pytest.raises(FloatingPointError, match=message):
+    train.train_and_evaluate(make_config(STEPS, changes), tmp_path)
+  assert [path.name for path in (tmp_path / 'checkpoints').iterdir()] == ['1']
+  assert not (tmp_path / 'report.json').exists()
+
+
+def test_noise_trains_in_bfloat16_with_two_raw_images(make_config, tmp_path):
+  changes = {
+    'batch_size': 16,
+    'eval_batch_size': 8,
+    'data.name': 'fake',
+    'data.prepare': False,
+    'data.train_split': 'train[:64]',
+    'data.test_split': 'validation[:20]',
+    'data.crop': 'random_resized',
+    'data.eval_crop': 'resize_crop_32',
+    'data.flip': True,
+    'augment.raw_per_image': 2,
+    'compute_dtype': 'bfloat16',
+  }
+  report = train.train_and_evaluate(make_config(5, changes), tmp_path)
+  assert report['steps'] == 2  # half an epoch of 64 images in batches of 16
+  assert report['eval_count'] == 20
+  assert report['eval_loss'] == pytest.approx(np.log(1000), rel=0.05)
+
+
+def test_variant_is_more_than_its_name(make_config):
+  config = digits.get_config()
+  config.model.name = 'nfnet_f0'
+  with pytest.raises(ValueError, match='called nfnet_f0, but .* of nfnet_tiny'):
+    train.create_net(config, num_classes=10)
+  train.create_net(make_config(), num_classes=10)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    (
+      {'batch_size': 36},
+      'batch_size 36 is not divisible by 8 devices; use a .*multiple of 8',
+    ),
+    (
+      {'eval_batch_size': 100},
+      'eval_batch_size 100 is not divisible by 8 devices; use a .*multiple',
+    ),
+    (
+      {'batch_size': 24},
+      'batch_size 24 leaves 3 images for each of 8 devices; MixUp and CutMix '
+      'need an even number',
+    ),
+    ({'batch_size': 0}, 'batch_size 0'),
+    ({'eval_batch_size': 0}, 'eval_batch_size 0'),
+  ],
+)
+def test_batches_that_cannot_be_split(make_config, changes, message):
+  with pytest.raises(ValueError, match=f'^{message}'):
+    train.check_config(make_config(1, changes), devices=8)
+
+
+def test_batches_that_can_be_split(make_config):
+  train.check_config(make_config(), devices=8)
+  train.check_config(make_config(1, {'batch_size': 36}), devices=2)
+  no_cutmix = make_config(
+    1, {'batch_size': 24, 'augment.cutmix': False, 'augment.raw_per_image': 2}
+  )
+  train.check_config(no_cutmix, devices=8)
+
+
+def test_after_a_mistake_the_folder_takes_the_right_config(
+  make_config, tmp_path
+):
+  for wrong, message in (
+    ({'batch_size': 36}, 'batch_size 36'),
+    ({'optimizer.warmup_epochs': 9.0}, 'a warm-up of 90 steps'),
+    ({'optimizer.clip': 'acg'}, "clip is 'acg'"),
+    ({'model.name': 'nfnet_f9'}, "unknown model 'nfnet_f9'"),
+    ({'data.train_split': 'training'}, "split 'training'"),
+    ({'data.test_split': 'test[:0]'}, r"split 'test\[:0\]'.* 0 length"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      train.train_and_evaluate(make_config(STEPS, wrong), tmp_path)
+    assert not (tmp_path / 'config.json').exists()
+
+
+def test_nothing_was_trained(config, tmp_path):
+  with pytest.raises(FileNotFoundError, match='no run to evaluate .*; train'):
+    train.evaluate_checkpoint(config, tmp_path / 'missing')
+  assert not (tmp_path / 'missing').exists()
+  (tmp_path / 'checkpoints').mkdir()
+  with pytest.raises(FileNotFoundError, match='no checkpoint .*; train first'):
+    train.evaluate_checkpoint(config, tmp_path)
+
+
+def test_data_set_that_is_not_prepared(make_config, tmp_path):
+  changes = {'data.prepare': False, 'data.data_dir': str(tmp_path / 'empty')}
+  with pytest.raises(FileNotFoundError, match="'digits' is not prepared in"):
+    train.train_and_evaluate(make_config(1, changes), tmp_path / 'run')
