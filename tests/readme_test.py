@@ -14,6 +14,7 @@ from ml_collections import config_flags
 from nfnets_jax.models import variants
 
 ROOT = pathlib.Path(__file__).parents[1]
+PYTHONS = ['.venv/bin/python', '.venv-prepare/bin/python']
 DOCUMENTS = ['README.md', 'CONTRIBUTING.md', 'experiments/README.md']
 
 
@@ -44,12 +45,12 @@ def test_command_exists(words, monkeypatch):
   if program == 'make':
     targets = [word for word in arguments if '=' not in word]
     assert set(targets) <= _make_targets()
-  elif program == '.venv/bin/python' and arguments[1] != 'pip':
+  elif program in PYTHONS and arguments[1] != 'pip':
     assert arguments[0] == '-m'
     assert importlib.util.find_spec(arguments[1]) is not None
     if arguments[1] == 'nfnets_jax.main':
       _parse_config(arguments[2:], monkeypatch)
-  elif program != '.venv/bin/python':
+  elif program not in PYTHONS:
     assert (ROOT / program).exists()
 
 

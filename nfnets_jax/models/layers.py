@@ -30,13 +30,13 @@ def conv2d(
 
   The forms agree to rounding; which one runs is decided here and nowhere else:
 
-  * A 1×1 convolution of stride 1 is a matrix product, and written as one. XLA
-    for CPU runs the weight gradient of the convolution at 36 GFLOP/s and that
-    of the product at 140 to 260 (two cores).
+  * A 1×1 convolution of stride 1 is a matrix product, and written as one: XLA
+    for CPU is several times slower at the weight gradient of the convolution.
   * On CPU a grouped convolution is one convolution per group, concatenated:
-    XLA's own gradient of a grouped convolution is some 20 times slower there.
+    XLA's own gradient of a grouped convolution is slower there by an order.
 
-  `experiments/benchmarks/gradient_step.py` measures them on a whole net.
+  `experiments/benchmarks/gradient_step.py` measures them on a whole net, and
+  `experiments/README.md` holds what came out.
 
   Args:
     x: inputs `[B, H, W, I]`.

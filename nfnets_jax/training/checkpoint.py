@@ -78,12 +78,15 @@ class Checkpointer:
 
     Raises:
       FileNotFoundError: if there is no checkpoint.
+      ValueError: if it holds another state than `template`; the message lists
+        what is missing, left over and of another shape.
     """
     step = self.latest_step
     if step is None:
       raise FileNotFoundError(
         f'there is no checkpoint in {self._manager.directory}; train first'
       )
+    self._check_shapes(step, template)
     abstract = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
       template,
@@ -97,6 +100,28 @@ class Checkpointer:
     )
     return restored['state'], restored['loader']
 
+  def _check_shapes(self, step: int, template: train_step.TrainState) -> None:
+    folder = self._manager.directory / str(step)
+    with ocp.StandardCheckpointer() as reader:
+      stored = _shapes(reader.metadata(folder / 'state').item_metadata.tree)
+    wanted = _shapes(template)
+    problems = [
+      *(f'missing: {name}' for name in wanted.keys() - stored.keys()),
+      *(f'left over: {name}' for name in stored.keys() - wanted.keys()),
+      *(
+        f'shape: {name} is {stored[name]}, not {wanted[name]}'
+        for name in wanted.keys() & stored.keys()
+        if stored[name] != wanted[name]
+      ),
+    ]
+    if problems:
+      shown = sorted(problems)[:20]
+      raise ValueError(
+        f'{folder} is not of this model and optimiser:\n  '
+        + '\n  '.join(shown)
+        + f'\n{len(problems)} differences, {len(shown)} shown'
+      )
+
   def wait(self) -> None:
     """Returns when what was saved is on disk; raises if it could not be."""
     self._manager.wait_until_finished()
@@ -104,3 +129,10 @@ class Checkpointer:
   def close(self) -> None:
     """Waits for what is being written and releases the directory."""
     self._manager.close()
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='.'): tuple(leaf.shape)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }

@@ -1,9 +1,10 @@
 """All that knows of several devices: the one file that says pmap.
 
-The state has no device axis. It goes in and comes out replicated, so nothing is
-ever indexed with `[0]` and the same code runs on several hosts. What this
-cannot show is a forgotten mean over devices, which makes replicas drift apart
-silently: `replica_spread` measures it.
+The state has no device axis: it goes in and comes out replicated, and nothing
+is ever indexed with `[0]`. What this cannot show is a forgotten mean over
+devices, which makes replicas drift apart silently: `replica_spread` measures
+it. One process with all its devices is what runs today; several need their
+states made global before a checkpoint.
 """
 
 from collections.abc import Callable

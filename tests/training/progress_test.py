@@ -1,4 +1,3 @@
-import contextlib
 import io
 import sys
 
@@ -7,11 +6,11 @@ from nfnets_jax.training import progress
 
 def _show_two_steps():
   bar = progress.Progress(start=10, total=40, batch_size=32)
-  with contextlib.closing(bar):
-    bar.advance()
-    bar.show(11, 1.1, {'loss': 2.30259, 'images_per_second': 12345.6})
-    bar.advance()
-    bar.show(12, 1.2, {'eval_top_1': 0.25, 'eval_count': 360})
+  bar.advance()
+  bar.show(11, 1.1, {'loss': 2.30259, 'images_per_second': 12345.6})
+  bar.advance()
+  bar.show(12, 1.2, {'eval_top_1': 0.25, 'eval_count': 360})
+  return bar
 
 
 def test_lines_where_nobody_watches(capsys):
@@ -32,7 +31,9 @@ def test_bar_where_a_person_watches(capsys, monkeypatch):
 
   terminal = Terminal()
   monkeypatch.setattr(sys, 'stderr', terminal)
-  _show_two_steps()
+  bar = _show_two_steps()
+  bar.advance()
+  del bar
   shown = capsys.readouterr().out + terminal.getvalue()
   assert 'step 11, epoch 1.1: loss 2.303' in shown
   assert 'images' in shown

@@ -71,7 +71,9 @@ def test_run_leaves_its_files(config, straight):
   recorded = json.loads((workdir / 'config.json').read_text())
   assert recorded == json.loads(config.to_json())
   assert json.loads((workdir / 'report.json').read_text()) == report
-  assert list((workdir / 'tensorboard').glob('events.out.tfevents.*'))
+  (events,) = (workdir / 'tensorboard').glob('events.out.tfevents.*')
+  for name in (b'train/loss', b'test/eval_top_1', b'test/ema_eval_loss'):
+    assert name in events.read_bytes()
   with Image.open(workdir / 'curves.png') as image:
     image.verify()
   kept = sorted(int(path.name) for path in (workdir / 'checkpoints').iterdir())
