@@ -74,13 +74,23 @@ class Window:
     self._clock = time.monotonic()
 
   def summarize(self) -> dict[str, float]:
-    """Returns the means and the speed since the last call."""
+    """Returns the means and the speed since the last call.
+
+    Returns:
+      The mean of each metric over the steps, but the newest learning rate; and
+      `images_per_second`, if any step was timed.
+
+    Raises:
+      FloatingPointError: as `push`.
+    """
     self._stop()
     count = len(self._fetched)
     means = {
       name: sum(metrics[name] for metrics in self._fetched) / count
       for name in (self._fetched[0] if self._fetched else {})
     }
+    if 'learning_rate' in means:  # a mean of it belongs to no step
+      means['learning_rate'] = self._fetched[-1]['learning_rate']
     if self._timed_steps:
       speed = self._images_per_step * self._timed_steps / self._seconds
       means['images_per_second'] = speed
