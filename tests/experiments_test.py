@@ -5,10 +5,12 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 from ml_collections import config_dict
 
 from experiments import base, cifar10, digits, nfnet_imagenet
+from experiments.benchmarks import gradient_step
 from nfnets_jax.models import variants
 from nfnets_jax.training import train
 
@@ -87,6 +89,28 @@ def test_net_is_built_from_the_config(config):
     'stochdepth_rate',
     *variants.get(config.model.name).architecture,
   }
+
+
+def test_another_name_alone_is_refused():
+  config = nfnet_imagenet.get_config('F1')
+  config.model.name = 'nfnet_f3'
+  with pytest.raises(ValueError, match='called nfnet_f3, but .* of nfnet_f1'):
+    train.create_net(config, num_classes=10)
+  config.model.drop_rate = 0.1  # a net of one's own may have any name
+  train.create_net(config, num_classes=10)
+
+
+def test_bench_compares_the_same_computation():
+  results = []
+  for released in (False, True):
+    step, _ = gradient_step.gradient_step(released, 'nfnet_tiny', 2, 16)
+    results.append(step())
+  (loss, grads), (expected_loss, expected_grads) = results
+  np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
+  for ours, released in zip(
+    jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True
+  ):
+    np.testing.assert_allclose(ours, released, atol=1e-5)
 
 
 def test_every_field_off_is_none_and_can_be_switched():

@@ -11,6 +11,7 @@ ones, and `reduce_window` for average pooling.
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 from unittest import mock
 
 import haiku as hk
@@ -57,8 +58,11 @@ def released_avg_pool(x: jax.Array, size: int) -> jax.Array:
 
 def gradient_step(
   released: bool, model: str, batch: int, size: int
-) -> tuple[Callable[[], None], float]:
-  """Returns a function that makes one step and waits, and its compile time."""
+) -> tuple[Callable[[], Any], float]:
+  """Returns a function that makes one step and waits, and its compile time.
+
+  The function returns the loss and the gradients.
+  """
 
   def forward(images: jax.Array) -> jax.Array:
     return models.create(model)(images, is_training=True)['logits']

@@ -52,25 +52,38 @@ def _oracle(params, test_set, prefix):
   }
 
 
-@pytest.mark.parametrize('batch_size', [56, 120, 400])
-def test_counts_each_image_once(net, state, test_set, make_config, batch_size):
+@pytest.fixture(scope='module')
+def run(net, test_set, make_config):
+  """Evaluates a state in batches of a size."""
   eval_step = parallel.parallel_eval_step(
     train_step.create_eval_step(net, make_config(), parallel.AXIS)
   )
-  results = evaluate.evaluate(
-    eval_step,
-    state,
-    loader.eval_batches(
+
+  def run(state, batch_size):
+    batches = loader.eval_batches(
       test_set,
       batch_size=batch_size,
       transform=transforms.eval_transform(8, 'resize'),
-    ),
-  )
+    )
+    return evaluate.evaluate(eval_step, state, batches)
+
+  return run
+
+
+@pytest.mark.parametrize('batch_size', [56, 120, 400])
+def test_counts_each_image_once(run, state, test_set, batch_size):
+  results = run(state, batch_size)
   current = _oracle(state.params, test_set, 'eval')
   average = _oracle(state.ema_params, test_set, 'ema_eval')
   assert current['eval_top_1'] != average['ema_eval_top_1']
   assert results.pop('eval_count') == 360
   assert results == pytest.approx(current | average, rel=1e-5)
+
+
+def test_loss_that_is_not_finite_is_named(run, state):
+  broken = jax.tree.map(lambda x: x * jnp.nan, state.ema_params)
+  with pytest.raises(FloatingPointError, match='^ema_eval_loss is nan'):
+    run(state._replace(ema_params=broken), 120)
 
 
 def test_nothing_to_evaluate(state):

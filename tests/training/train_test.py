@@ -252,6 +252,31 @@ def test_divergence_names_the_step_and_the_last_good_checkpoint(
   assert not (tmp_path / 'report.json').exists()
 
 
+def _copies(values):
+  """An array that claims to be replicated, of these values on the devices."""
+  like = parallel.replicate(np.float32(0))
+  return jax.make_array_from_single_device_arrays(
+    (), like.sharding, list(map(jax.device_put, values, jax.devices()))
+  )
+
+
+@pytest.mark.parametrize('where', ['params', 'opt_state'])
+def test_state_that_differs_between_devices_is_not_kept(where):
+  same = _copies(np.full(8, 1, np.float32))
+  state = train_step.TrainState(*[same] * 6)
+  train.check_replicas(state, step=3)
+
+  different = _copies(np.array([1, 1, 1.5, 1, 1, 1, 1, 1], np.float32))
+  message = 'on 8 devices differ by 0.5 at step 3'
+  with pytest.raises(RuntimeError, match=message):
+    train.check_replicas(state._replace(**{where: different}), step=3)
+
+  for value in (np.nan, np.inf):
+    broken = _copies(np.full(8, value, np.float32))
+    with pytest.raises(FloatingPointError, match='not finite at step 3'):
+      train.check_replicas(state._replace(**{where: broken}), step=3)
+
+
 def test_noise_trains_in_bfloat16_with_two_raw_images(make_config, tmp_path):
   changes = {
     'batch_size': 16,
