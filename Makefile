@@ -28,7 +28,7 @@ train: $(STAMP)  ## Train a small NFNet on handwritten digits and show the resul
 	$(BIN)/python -m nfnets_jax.main --config=experiments/digits.py --workdir=$(WORKDIR)
 
 test: $(STAMP)  ## Run the fast tests and the examples of the docstrings.
-	$(BIN)/python -m pytest -m 'not slow' --numprocesses=auto --maxprocesses=8
+	$(BIN)/python -m pytest -m 'not slow' --numprocesses=auto --maxprocesses=8 --dist=loadfile
 
 test-slow: $(STAMP)  ## Run the slow tests.
 	$(BIN)/python -m pytest -m slow tests

@@ -2,6 +2,8 @@
 
 Source: scikit-learn's 1,797 images of 8×8 pixels; every fifth is the test
 split. Command: make train
+Expected: above 98 % top-1 in some two minutes on two cores; see
+experiments/README.md.
 """
 
 from ml_collections import config_dict
@@ -26,10 +28,11 @@ def get_config() -> config_dict.ConfigDict:
   config.data.flip = False  # a mirrored 2 is no digit
 
   config.augment.raw_per_image = 1
-  # Nine hundred steps are few: a higher rate, and a λ that lets the SkipInit
-  # gains, which start at zero, grow to their place in time.
+  # Nine hundred steps are few: a higher rate, and a λ and ε that let what starts
+  # at zero, biases and SkipInit gains, grow to its place in time.
   config.optimizer.learning_rate_per_256 = 1.0
   config.optimizer.clipping = 0.1
+  config.optimizer.clip_eps = 0.1
   config.optimizer.weight_decay = 5e-4
   config.compute_dtype = 'float32'
 

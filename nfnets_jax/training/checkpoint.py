@@ -51,12 +51,10 @@ class Checkpointer:
     """Copies the state to the host and writes it in the background.
 
     Args:
-      step: number of updates made; no-op if it is there already.
+      step: number of updates made.
       state: replicated.
       loader_state: JSON-serialisable position of the input pipeline.
     """
-    if step in self._manager.all_steps():
-      return
     self._manager.save(
       step,
       args=ocp.args.Composite(

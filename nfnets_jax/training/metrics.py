@@ -130,7 +130,7 @@ class Writer:
     partial.write_text(''.join(json.dumps(line) + '\n' for line in kept))
     partial.replace(self._path)
     self._events = tensorboardX.SummaryWriter(
-      str(workdir / 'tensorboard'), purge_step=step + 1
+      str(workdir / 'tensorboard'), purge_step=step + 1, flush_secs=10
     )
 
   def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
@@ -145,7 +145,6 @@ class Writer:
       file.write(json.dumps({'step': step, 'split': split, **values}) + '\n')
     for name, value in values.items():
       self._events.add_scalar(f'{split}/{name}', value, step)
-    self._events.flush()  # it would keep them for two minutes
 
   def __enter__(self) -> Self:
     return self
