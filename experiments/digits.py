@@ -28,8 +28,8 @@ def get_config() -> config_dict.ConfigDict:
   config.data.flip = False  # a mirrored 2 is no digit
 
   config.augment.raw_per_image = 1
-  # Nine hundred steps are few: a higher rate, and a λ and ε that let what starts
-  # at zero, biases and SkipInit gains, grow to its place in time.
+  # Nine hundred steps are few: a higher rate, and a λ and ε that let what
+  # starts at zero, biases and SkipInit gains, grow to its place in time.
   config.optimizer.learning_rate_per_256 = 1.0
   config.optimizer.clipping = 0.1
   config.optimizer.clip_eps = 0.1
