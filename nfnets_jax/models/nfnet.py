@@ -268,7 +268,8 @@ class NFNet(hk.Module):
       return_metrics: whether to add the statistics of signal propagation.
 
     Returns:
-      `logits` `[B, K]` and `pool` `[B, C]`, the pooled features before dropout.
+      `logits` `[B, K]`, float32 or wider, and `pool` `[B, C]`, the pooled
+      features before dropout.
       With `return_metrics` also scalars: `avg_sq_mean_{i}` and `avg_var_{i}`,
       the mean over channels of the squared mean and of the variance after the
       stem (i = 0) and after block i − 1; and `res_avg_var_{i}`, the variance of
@@ -296,9 +297,10 @@ class NFNet(hk.Module):
     out = self.act(self.final_conv(out))
     pool = jnp.mean(out, axis=(1, 2))
     outputs['pool'] = pool
-    outputs['logits'] = self.classifier(
-      layers.dropout(pool, self.drop_rate, is_training)
-    )
+    logits = self.classifier(layers.dropout(pool, self.drop_rate, is_training))
+    # A softmax over a thousand classes wants more than bfloat16's three digits.
+    half = logits.dtype.itemsize < 4
+    outputs['logits'] = logits.astype(jnp.float32) if half else logits
     return outputs
 
 

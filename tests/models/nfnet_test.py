@@ -239,8 +239,11 @@ def test_bfloat16_computes_with_float32_parameters():
   evaluate = _transform('nfnet_tiny', num_classes=10)
   exact = evaluate.apply(params, None, images)['logits']
   half = evaluate.apply(params, None, images.astype(jnp.bfloat16))['logits']
-  assert half.dtype == jnp.bfloat16
-  np.testing.assert_allclose(half.astype(jnp.float32), exact, atol=0.05)
+  assert half.dtype == jnp.float32
+  assert np.isfinite(half).all()
+  np.testing.assert_allclose(half, exact, atol=0.05)
+  # It did compute in bfloat16.
+  assert np.abs(half - exact).max() > 0
 
 
 def test_dropout_acts_on_the_pooled_features_only_in_training():
