@@ -35,6 +35,11 @@ class Checkpointer:
       options=ocp.CheckpointManagerOptions(
         max_to_keep=keep, enable_async_checkpointing=True
       ),
+      # Named, so that what a checkpoint holds can be asked before it is read.
+      item_handlers={
+        'state': ocp.StandardCheckpointHandler(),
+        'loader': ocp.JsonCheckpointHandler(),
+      },
     )
 
   @property
@@ -100,8 +105,7 @@ class Checkpointer:
 
   def _check_shapes(self, step: int, template: train_step.TrainState) -> None:
     folder = self._manager.directory / str(step)
-    with ocp.StandardCheckpointer() as reader:
-      stored = _shapes(reader.metadata(folder / 'state').item_metadata.tree)
+    stored = _shapes(self._manager.item_metadata(step)['state'].tree)
     wanted = _shapes(template)
     problems = [
       *(f'missing: {name}' for name in wanted.keys() - stored.keys()),
