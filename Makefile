@@ -1,31 +1,68 @@
 # Every target that needs the environment makes it first. Try `make`.
 PYTHON ?= python3
 VENV ?= .venv
-WORKDIR ?= runs/digits
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# tensorflow only prepares data and is the peer of a bench: an environment apart.
+TF_BIN := $(VENV)-tensorflow/bin
+TF_STAMP := $(VENV)-tensorflow/.installed
+VARIANTS := f0 f1 f2 f3 f4 f5 f6
+
+# Where data sets are kept; TFDS's ~/tensorflow_datasets if not given.
+data_dir = $(if $(DATA_DIR),--data_dir='$(DATA_DIR)')
+config_data_dir = $(if $(DATA_DIR),--config.data.data_dir='$(DATA_DIR)')
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-slow lint format bench clean
+.PHONY: help install train test test-slow lint format bench bench-input \
+  bench-augment show-augment prepare imagenet clean \
+  $(VARIANTS:%=reproduce-%) $(VARIANTS:%=rehearse-%)
 
 help:  ## Show the targets.
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | \
-	  awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
+	  awk -F ':.*## ' '{ printf "  make %-14s %s\n", $$1, $$2 }'
 	@echo
-	@echo 'Variables: PYTHON=$(PYTHON) VENV=$(VENV) WORKDIR=$(WORKDIR)'
+	@echo 'Variables: PYTHON=$(PYTHON) VENV=$(VENV) WORKDIR DATA_DIR ARGS'
 
 install: $(STAMP)  ## Make the virtual environment with all dependencies.
 
-$(STAMP): setup.py pyproject.toml constraints.txt
+# $(call make_venv,folder,extra)
+define make_venv
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit( \
 	  None if (3, 11) <= v <= (3, 13) else \
 	  "Python 3.11 to 3.13 is needed, $(PYTHON) is %d.%d; try make PYTHON=python3.12" % v)'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	@touch $@
+	$(PYTHON) -m venv $(1)
+	$(1)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[$(2)]'
+	@touch $(1)/.installed
+endef
 
+$(STAMP): setup.py pyproject.toml constraints.txt
+	$(call make_venv,$(VENV),dev)
+
+$(TF_STAMP): setup.py pyproject.toml constraints.txt
+	$(call make_venv,$(VENV)-tensorflow,tensorflow)
+
+train: WORKDIR ?= runs/digits
 train: $(STAMP)  ## Train a small NFNet on handwritten digits and show the result.
-	$(BIN)/python -m nfnets_jax.main --config=experiments/digits.py --workdir=$(WORKDIR)
+	$(BIN)/python -m nfnets_jax.main --config=experiments/digits.py --workdir=$(WORKDIR) $(ARGS)
+
+prepare: $(TF_STAMP)  ## Prepare another data set of TFDS's catalogue, as in NAME=cifar10.
+	$(TF_BIN)/python -m nfnets_jax.data.prepare $(NAME) $(data_dir)
+
+imagenet: $(TF_STAMP)  ## Prepare ImageNet: IMAGENET_DIR=folder of the tars, or FROM_TFRECORD=folder.
+	$(TF_BIN)/python -m nfnets_jax.data.prepare imagenet2012 $(data_dir) \
+	  $(if $(FROM_TFRECORD),--from_tfrecord='$(FROM_TFRECORD)',--imagenet_dir='$(IMAGENET_DIR)')
+
+reproduce-f1:  ## Train NFNet-F1 on ImageNet as in the paper; also f0 to f6.
+$(VARIANTS:%=reproduce-%): WORKDIR ?= runs/$@
+$(VARIANTS:%=reproduce-%): reproduce-f%: $(STAMP)
+	$(BIN)/python -m experiments.reproduce.nfnet --workdir=$(WORKDIR) \
+	  --config=experiments/nfnet_imagenet.py:F$* $(config_data_dir) $(ARGS)
+
+rehearse-f1:  ## All of that with a few photographs, killed once and resumed.
+$(VARIANTS:%=rehearse-%): WORKDIR ?= runs/$@
+$(VARIANTS:%=rehearse-%): rehearse-f%: $(STAMP)
+	$(BIN)/python -m experiments.reproduce.nfnet --workdir=$(WORKDIR) --rehearse \
+	  --config=experiments/rehearse.py:F$* $(config_data_dir) $(ARGS)
 
 test: $(STAMP)  ## Run the fast tests and the examples of the docstrings.
 	$(BIN)/python -m pytest -m 'not slow' --numprocesses=auto --maxprocesses=8 --dist=loadfile
@@ -45,6 +82,17 @@ format: $(STAMP)  ## Format the code.
 bench: $(STAMP)  ## Time a gradient step beside the released formulation.
 	$(BIN)/python -m experiments.benchmarks.gradient_step
 
+bench-input: $(TF_STAMP)  ## Time the input pipeline beside tf.data, on photographs.
+	$(TF_BIN)/python -m experiments.benchmarks.input_pipeline $(data_dir) $(ARGS)
+
+bench-augment: $(STAMP)  ## Estimate or measure what augmentation costs of a training step.
+	$(BIN)/python -m experiments.benchmarks.augmentation $(ARGS)
+
+show-augment: WORKDIR ?= runs/show-augment
+show-augment: $(STAMP)  ## Draw augmented training images with their labels.
+	$(BIN)/python -m experiments.show_augment --output=$(WORKDIR)/augment.png \
+	  --config=experiments/nfnet_imagenet.py:F1 $(config_data_dir) $(ARGS)
+
 clean:  ## Remove the environment and caches; runs and data stay.
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-tensorflow build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

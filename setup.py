@@ -22,11 +22,15 @@ _TRAIN = [
   'orbax-checkpoint>=0.11.20',
   'pillow>=11',
   'scikit-learn>=1.5',  # ships the images of the `digits` data set
+  'scipy>=1.14',
+  'simplejpeg>=1.8',
   'tensorboardX>=2.6.2',
   'tensorflow-datasets>=4.9.9',
   'tqdm>=4.66',
 ]
-_TEST = ['hypothesis>=6.100', 'pytest>=8', 'pytest-xdist>=3.6']
+_TEST = ['hypothesis>=6.100', 'psutil>=6', 'pytest>=8', 'pytest-xdist>=3.6']
+# Only to prepare data sets and to bench the input pipeline beside tf.data.
+_TENSORFLOW = ['tensorflow-cpu>=2.19']
 _LINT = ['mypy>=1.13', 'ruff>=0.9']
 
 
@@ -51,6 +55,7 @@ setuptools.setup(
   extras_require={
     'models': _MODELS,
     'train': _MODELS + _TRAIN,
+    'tensorflow': _MODELS + _TRAIN + _TENSORFLOW,
     'dev': _MODELS + _TRAIN + _TEST + _LINT,
   },
   classifiers=[

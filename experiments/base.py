@@ -24,6 +24,14 @@ def get_config() -> config_dict.ConfigDict:
   config.epochs = 360.0
   config.batch_size = 4096  # over all devices and hosts
   config.eval_batch_size = 4096
+  # Parts that each device's share of a batch is computed in, one after the
+  # other; their mean gradient is the whole batch's. None takes the fewest that
+  # fit into the device's memory.
+  config.micro_batches = config_dict.placeholder(int)
+  # What the forward pass keeps for the backward pass: None keeps all, 'block'
+  # the input of each residual block, 'stage' the input of each stage; the rest
+  # is computed again.
+  config.remat = config_dict.placeholder(str)
   config.seed = 0
 
   config.model = model('nfnet_f0')
@@ -40,8 +48,12 @@ def get_config() -> config_dict.ConfigDict:
   config.data.crop = 'random_resized'
   config.data.eval_crop = 'resize_crop_32'
   config.data.flip = True
-  # Decoding threads; None takes a number that suits the machine.
-  config.data.num_threads = config_dict.placeholder(int)
+  # What decodes: as many workers as there are cores, if None; 'threads' or
+  # 'processes', if None by their number.
+  config.data.num_workers = config_dict.placeholder(int)
+  config.data.worker_type = config_dict.placeholder(str)
+  # Damaged images: stop and name the first, or leave out, count and name all.
+  config.data.skip_corrupt = False
 
   config.augment = config_dict.ConfigDict()
   # With both, each makes half of a batch.
@@ -68,6 +80,10 @@ def get_config() -> config_dict.ConfigDict:
   config.label_smoothing = 0.1
   config.ema_decay = 0.99999
   config.compute_dtype = 'bfloat16'
+  # Where compiled programs are kept, in the run's folder or elsewhere; None
+  # compiles anew each time.
+  config.compilation_cache = config_dict.placeholder(str)
+  config.compilation_cache = 'compilation_cache'
 
   config.log_every_steps = 100
   config.eval_every_epochs = 5.0

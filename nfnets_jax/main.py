@@ -1,6 +1,8 @@
 r"""Trains or evaluates a network: flags in, one call out.
 
 python -m nfnets_jax.main --config=experiments/digits.py --workdir=runs/digits
+
+On several hosts the same command runs on each; experiments/launch/ has scripts.
 """
 
 import pathlib
@@ -25,6 +27,26 @@ _MODE = flags.DEFINE_enum(
 )
 _ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
   'allow_config_change', False, 'Resume a run that began with another config.'
+)
+_COORDINATOR_ADDRESS = flags.DEFINE_string(
+  'coordinator_address',
+  None,
+  'host:port of process 0, of several. Without this and the next two, the '
+  'environment of a TPU pod, SLURM, Open MPI or Kubernetes tells them.',
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  'num_processes', None, 'How many processes there are; 1 runs one by itself.'
+)
+_PROCESS_ID = flags.DEFINE_integer(
+  'process_id', None, 'Which of the processes this is, from 0.'
+)
+_START_TIMEOUT = flags.DEFINE_integer(
+  'start_timeout', 300, 'Seconds to wait at the start for other processes.'
+)
+_HEARTBEAT_TIMEOUT = flags.DEFINE_integer(
+  'heartbeat_timeout',
+  60,
+  'Seconds without a sign of life from a process until the others end.',
 )
 flags.mark_flags_as_required(['config', 'workdir'])
 
@@ -61,7 +83,7 @@ def main(argv: list[str]) -> None:
     # Orbax says at level INFO what it does at each checkpoint.
     logging.set_verbosity(logging.WARNING)
   # Imported late, so that --help and a mistyped flag answer at once.
-  from nfnets_jax.training import train
+  from nfnets_jax.training import distributed, progress, train
   from nfnets_jax.training import workdir as workdirs
 
   if '://' in flags.FLAGS.workdir:
@@ -70,13 +92,24 @@ def main(argv: list[str]) -> None:
       'the bucket or give a local path'
     )
   workdir = pathlib.Path(flags.FLAGS.workdir).expanduser()
-  if _MODE.value == 'train':
-    report = train.train_and_evaluate(
-      _CONFIG.value, workdir, _ALLOW_CONFIG_CHANGE.value
+  try:
+    distributed.initialize(
+      _COORDINATOR_ADDRESS.value,
+      _NUM_PROCESSES.value,
+      _PROCESS_ID.value,
+      _START_TIMEOUT.value,
+      _HEARTBEAT_TIMEOUT.value,
     )
-  else:
-    report = train.evaluate_checkpoint(_CONFIG.value, workdir)
-  print(workdirs.format_report(report, workdir), flush=True)
+  except ValueError as error:
+    raise app.UsageError(str(error)) from error
+  with distributed.ending_together():
+    if _MODE.value == 'train':
+      report = train.train_and_evaluate(
+        _CONFIG.value, workdir, _ALLOW_CONFIG_CHANGE.value
+      )
+    else:
+      report = train.evaluate_checkpoint(_CONFIG.value, workdir)
+    progress.say(workdirs.format_report(report, workdir))
 
 
 if __name__ == '__main__':

@@ -3,12 +3,18 @@
 import dataclasses
 import difflib
 import os
+import pathlib
+import shlex
 from typing import Any, Protocol
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 import nfnets_jax.data.digits  # noqa: F401, registers itself with TFDS
+from nfnets_jax.data import folder, splits
+
+# These are read as they are.
+UNPREPARED = ('fake', 'folder')
 
 _FAKE_SPLITS = {'train': 1_281_167, 'validation': 50_000}  # as ImageNet
 _FAKE_CLASSES = 1000
@@ -28,11 +34,12 @@ class Dataset:
   """One split of a data set for image classification.
 
   Attributes:
-    name: the name that TFDS knows it by.
+    name: the name that TFDS knows it by, `fake` or `folder`.
     split: which part, in TFDS' notation.
     source: the examples, `{'image': encoded bytes, 'label': int}`. Those of
       `fake` hold uint8 `[H, W, 3]` instead of bytes. Other features of the data
-      set may be there too.
+      set may be there too, such as `file_name`, bytes from TFDS and a string
+      from `folder`.
     class_names: the name of each label.
   """
 
@@ -58,20 +65,22 @@ def load(
   Args:
     name: any TFDS data set with the features `image` and `label`, such as
       `'digits'`, `'cifar10'` or `'imagenet2012'`, also one that TFDS knows only
-      from its files in `data_dir`. `'fake'` needs no files: noise of 256 x 256
-      pixels, a function of the index, in the splits and 1,000 classes of
-      ImageNet.
+      from its files in `data_dir`. `'folder'` is a plain folder of images,
+      `<data_dir>/train/<class>/*.jpg`; see the module `folder`. `'fake'` needs
+      no files: noise of 256 x 256 pixels, a function of the index, in the
+      splits and 1,000 classes of ImageNet.
     split: in TFDS' notation: `'train'`, `'train[10000:]'`, `'train[:5%]'`,
       `'train+validation'`.
     data_dir: where data sets are kept, `~/tensorflow_datasets` by default. It
       is only read.
 
   Returns:
-    The split; its examples are read when they are asked for.
+    The split; its examples are read when they are asked for. It can be pickled.
 
   Raises:
     ValueError: if there is no such data set or split, or it does not suit.
-    FileNotFoundError: if the data set is not prepared.
+    FileNotFoundError: if the data set is not prepared, or the folder or a split
+      in it is not there.
 
   Example:
     >>> dataset = load('fake', split='train[:100]')
@@ -83,12 +92,23 @@ def load(
   if name == 'fake':
     names = tuple(str(label) for label in range(_FAKE_CLASSES))
     return Dataset(name, split, _FakeImages(split), names)
+  if name == 'folder':
+    if data_dir is None:
+      raise ValueError("data set 'folder' needs data_dir, the folder to read")
+    try:
+      images = folder.FolderImages(data_dir, split)
+    except ValueError as error:
+      raise ValueError(
+        f'cannot read split {split!r} of folder {data_dir}: {error}'
+      ) from error
+    return Dataset(name, split, images, images.class_names)
 
   builder = find(name, data_dir)
   if not builder.is_prepared():
     raise FileNotFoundError(
-      f'data set {name!r} is not prepared in {builder.data_dir}; prepare it '
-      f'with: {_command(name, data_dir)}'
+      f'data set {name!r} is not prepared in {builder.data_dir}'
+      f'{_other_versions(builder)}; prepare it with: '
+      + prepare_command(name, data_dir=data_dir)
     )
   features = builder.info.features
   is_dict = isinstance(features, tfds.features.FeaturesDict)
@@ -101,16 +121,16 @@ def load(
       f'data set {name!r} is not for image classification: it needs an Image '
       f"'image' and a ClassLabel 'label', and has {features}"
     )
+  if not has_random_access(builder):
+    raise ValueError(no_random_access(builder))
+  # Decoding is the work of `transforms`, also where it fails.
+  decoders = {
+    key: tfds.decode.SkipDecoding()
+    for key, feature in fields.items()
+    if isinstance(feature, tfds.features.Image)
+  }
   try:
-    source = builder.as_data_source(
-      split=split, decoders={'image': tfds.decode.SkipDecoding()}
-    )
-  except NotImplementedError as error:
-    raise ValueError(
-      f'data set {name!r} in {builder.data_dir} is in the format '
-      f'{builder.info.file_format}, which has no random access; prepare it in '
-      f'another folder with: {_command(name, "DIR")}'
-    ) from error
+    source = builder.as_data_source(split=split, decoders=decoders)
   except ValueError as error:
     raise ValueError(
       f'cannot read split {split!r} of data set {name!r}: {error}'
@@ -131,45 +151,113 @@ def find(
     The builder.
 
   Raises:
-    ValueError: if neither TFDS nor `data_dir` has such a data set.
+    ValueError: if neither TFDS nor `data_dir` has such a data set or version.
 
   Example:
     >>> find('digits').name
     'digits'
   """
+  if data_dir is not None:
+    data_dir = pathlib.Path(data_dir).expanduser()
   try:
     return tfds.builder(name, data_dir=data_dir)
   except tfds.core.DatasetNotFoundError as error:
-    known = tfds.list_builders(with_community_datasets=False)
+    known = [*tfds.list_builders(with_community_datasets=False), *UNPREPARED]
     similar = difflib.get_close_matches(name, known)
     hint = f'; did you mean {" or ".join(similar)}?' if similar else ''
     raise ValueError(
       f'unknown data set {name!r}: TFDS has none of that name, and '
       f'{data_dir or "its default folder"} holds none{hint}'
     ) from error
+  except AssertionError as error:  # no such version
+    raise ValueError(str(error)) from error
 
 
-def _command(name: str, data_dir: str | os.PathLike[str] | None) -> str:
-  option = f' --data_dir={os.fspath(data_dir)}' if data_dir else ''
-  return f'python -m nfnets_jax.data.prepare {name}{option}'
+def has_random_access(builder: tfds.core.DatasetBuilder) -> bool:
+  """Says whether a prepared data set is in a format that can be shuffled.
+
+  Args:
+    builder: the builder of the data set, prepared.
+
+  Returns:
+    False for TFRecord, which can only be read from its start.
+  """
+  formats = builder.info.available_file_formats()
+  return bool(formats & tfds.core.FileFormat.with_random_access())
+
+
+def no_random_access(builder: tfds.core.DatasetBuilder) -> str:
+  """Returns what to say of a prepared data set without random access.
+
+  Args:
+    builder: the builder of the data set, prepared.
+
+  Returns:
+    What is wrong and the command that helps.
+  """
+  file_format = builder.info.file_format or tfds.core.FileFormat.TFRECORD
+  command = prepare_command(
+    _without_version(builder),
+    from_tfrecord=builder.data_dir,
+    data_dir='ANOTHER_FOLDER',
+  )
+  return (
+    f'{builder.data_dir} holds data set {builder.name!r} in the format '
+    f'{file_format.value}, which has no random access; convert it, which takes '
+    f'tensorflow, with: {command}'
+  )
+
+
+def prepare_command(name: str, **options: str | os.PathLike[str] | None) -> str:
+  """Returns the command line that prepares a data set.
+
+  Args:
+    name: the name of the data set.
+    **options: options of the command; None leaves one out.
+
+  Returns:
+    The command, fit for a shell.
+
+  Example:
+    >>> prepare_command('cifar10', data_dir='/my data')
+    "python -m nfnets_jax.data.prepare cifar10 '--data_dir=/my data'"
+  """
+  words = ['python', '-m', 'nfnets_jax.data.prepare', name]
+  for option, value in options.items():
+    if value is not None:
+      words.append(f'--{option}={os.fspath(value)}')
+  return shlex.join(words)
+
+
+def _other_versions(builder: tfds.core.DatasetBuilder) -> str:
+  """Says which versions are prepared beside one that is not."""
+  paths = pathlib.Path(builder.data_dir).parent.glob('*/dataset_info.json')
+  names = [
+    repr(f'{_without_version(builder)}:{path.parent.name}')
+    for path in sorted(paths)
+    if tfds.core.Version.is_valid(path.parent.name)
+  ]
+  return f', which is beside {" and ".join(names)}' if names else ''
+
+
+def _without_version(builder: tfds.core.DatasetBuilder) -> str:
+  return builder.info.full_name.removesuffix(f'/{builder.version}')
 
 
 class _FakeImages:
   """Noise and labels, made from the index when they are asked for."""
 
   def __init__(self, split: str):
-    infos = {
-      name: tfds.core.SplitInfo(name=name, shard_lengths=[size], num_bytes=0)
-      for name, size in _FAKE_SPLITS.items()
-    }
-    parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
     # One seed for every example: those of a split follow those of the last.
-    seeds, first = {}, 0
+    first, total = {}, 0
     for name, size in _FAKE_SPLITS.items():
-      seeds[name] = np.arange(first, first + size)
-      first += size
+      first[name] = total
+      total += size
     self._seeds = np.concatenate(
-      [seeds[part.splitname][part.from_ : part.to] for part in parts]
+      [
+        first[name] + np.arange(numbers.start, numbers.stop)
+        for name, numbers in splits.ranges(split, _FAKE_SPLITS)
+      ]
     )
 
   def __len__(self) -> int:

@@ -2,25 +2,111 @@
 
 Training is an endless stream of examples, a function of the seed alone: epoch
 after epoch, each in another order and with other crops. The stream is cut into
-global batches, each batch into one block per process, in order. So the number
-of processes changes neither which examples are in a batch nor how they are
-cropped, and as the place in the stream is one number, a run resumes exactly.
+global batches, each batch into one block per process, in order. So neither the
+number of processes nor that of workers changes which examples are in a batch or
+how they are cropped, and as the place in the stream is one number, a run
+resumes exactly.
 
-Threads make the examples of a batch side by side, up to two batches ahead of
-the one in use. Decoding and resizing happen outside Python's lock, so that they
-share the cores well.
+Workers, threads or processes, make a batch side by side in chunks of a few
+examples, up to two batches ahead of the one in use. Most of the work happens
+outside Python's lock, but not all of it: threads do for a few cores, and need
+neither start-up time nor copies; many cores take processes.
+
+An example that cannot be read, as its file is damaged, stops the stream with an
+error that names it. With `skip_corrupt` it is left out instead and named in a
+warning: in training the next readable example of the data set takes its place,
+in evaluation its mask is 0, and `skipped` in the batch counts it.
 """
 
 import os
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
 
 import grain
 import numpy as np
+from absl import logging
 
 from nfnets_jax.data import datasets
 
 Batch = dict[str, np.ndarray]
+WorkerType = Literal['threads', 'processes']
+
+WORKER_TYPES = ('threads', 'processes')
+
+# Beyond so many, threads wait for Python's lock more than they work.
+_MAX_THREADS = 6
+# Large enough to make handing over cheap, small enough to share a batch evenly.
+_MAX_CHUNK = 16
+# So many damaged examples in a row are no accident.
+_MAX_SKIPPED = 10
+
+
+class Batches(Iterator[Batch]):
+  """Iterates over batches from any place of a stream.
+
+  The place is kept here rather than by the workers, so that it means the same
+  whatever their number and type.
+  """
+
+  def __init__(
+    self, start: Callable[[int], grain.DatasetIterator[Batch]], batch_size: int
+  ):
+    """Begins with the first batch.
+
+    Args:
+      start: returns an iterator that begins with the batch of that number.
+      batch_size: examples in a global batch.
+    """
+    self._start = start
+    self._batch_size = batch_size
+    self._next_batch = 0
+    self._iterator: grain.DatasetIterator[Batch] | None = None
+    self._closed = False
+
+  def __next__(self) -> Batch:
+    if self._closed:
+      raise ValueError('these batches are closed')
+    if self._iterator is None:
+      self._iterator = self._start(self._next_batch)
+    try:
+      batch = next(self._iterator)
+    except StopIteration:
+      self._stop()  # so that no process outlives an evaluation
+      raise
+    self._next_batch += 1
+    return batch
+
+  def get_state(self) -> dict[str, int]:
+    """Returns the place in the stream, in examples of all processes."""
+    return {'next_index': self._next_batch * self._batch_size}
+
+  def set_state(self, state: dict[str, int]) -> None:
+    """Goes to a place that `get_state` returned, also of other processes.
+
+    Args:
+      state: of a stream with the same batch size.
+
+    Raises:
+      ValueError: if no batch begins there.
+    """
+    batch, rest = divmod(state['next_index'], self._batch_size)
+    if rest:
+      raise ValueError(
+        f'no batch of {self._batch_size} examples begins at example '
+        f'{state["next_index"]}; resume with the batch size of before'
+      )
+    self._stop()
+    self._next_batch = batch
+
+  def close(self) -> None:
+    """Stops the workers."""
+    self._stop()
+    self._closed = True
+
+  def _stop(self) -> None:
+    if self._iterator is not None:
+      self._iterator.close()
+      self._iterator = None
 
 
 def train_batches(
@@ -31,8 +117,10 @@ def train_batches(
   seed: int,
   process_index: int = 0,
   process_count: int = 1,
-  num_threads: int | None = None,
-) -> grain.DatasetIterator[Batch]:
+  num_workers: int | None = None,
+  worker_type: WorkerType | None = None,
+  skip_corrupt: bool = False,
+) -> Batches:
   """Returns the endless stream of this process's training batches.
 
   Every epoch is a new permutation of the examples. Where an epoch does not
@@ -46,17 +134,23 @@ def train_batches(
     seed: determines the order and the transforms, in [0, 2^32).
     process_index: which process this is.
     process_count: how many processes there are.
-    num_threads: how many examples to make at a time. By default as many as
-      this process may use cores.
+    num_workers: how many workers make examples at a time; 0 makes them when
+      they are asked for. By default as many as this process may use cores.
+    worker_type: `'threads'` or `'processes'`; by default threads up to six
+      workers. Processes start anew, so a script that uses them keeps its own
+      work under `if __name__ == '__main__'`.
+    skip_corrupt: whether to leave out what cannot be read; see above.
 
   Returns:
     An iterator of `{'image': uint8 [b, px, px, 3], 'label': int32 [b]}` with
-    b = batch_size / process_count. `get_state()` is a small dict, from which
-    `set_state()` goes on where the other left off.
+    b = batch_size / process_count, and with `skip_corrupt` also `'skipped':
+    int32 [b]`, how many examples were left out before each. `get_state()` is a
+    small dict, from which `set_state()` goes on where the other left off.
 
   Raises:
-    ValueError: if the processes cannot share the batch, or there is no
-      example. The iterator raises it if it cannot read an example.
+    ValueError: if the processes cannot share the batch, there is no example, or
+      the workers make no sense. The iterator raises it if it cannot read an
+      example, or with `skip_corrupt` ten in a row.
 
   Example:
     >>> from nfnets_jax.data import transforms
@@ -71,11 +165,18 @@ def train_batches(
     ((4, 32, 32, 3), dtype('int32'))
     >>> batches.get_state()
     {'next_index': 4}
+    >>> batches.close()
   """
   block_size = _block_size(dataset, batch_size, process_index, process_count)
 
   def read(index: int, rng: np.random.Generator) -> dict[str, Any]:
-    return _read(dataset, index, lambda example: transform(example, rng))
+    def transform_with_rng(example: Any) -> dict[str, Any]:
+      return transform(example, rng)
+
+    if not skip_corrupt:
+      return _read(dataset, index, transform_with_rng)
+    example, skipped = _read_next(dataset, index, transform_with_rng)
+    return {**example, 'skipped': np.int32(skipped)}
 
   # The elements are indices until `read`, so that its errors can name one.
   stream = (
@@ -85,7 +186,9 @@ def train_batches(
     .repeat()
     .random_map(read)
   )
-  return _batches(stream, batch_size, block_size, process_index, num_threads)
+  return _batches(
+    stream, batch_size, block_size, process_index, num_workers, worker_type
+  )
 
 
 def eval_batches(
@@ -95,8 +198,10 @@ def eval_batches(
   transform: Callable[[Any], dict[str, Any]],
   process_index: int = 0,
   process_count: int = 1,
-  num_threads: int | None = None,
-) -> grain.DatasetIterator[Batch]:
+  num_workers: int | None = None,
+  worker_type: WorkerType | None = None,
+  skip_corrupt: bool = False,
+) -> Batches:
   """Returns this process's share of one pass over the data set, in order.
 
   All batches are full, and all processes get equally many: the last global
@@ -109,12 +214,15 @@ def eval_batches(
       `transforms.eval_transform`.
     process_index: which process this is.
     process_count: how many processes there are.
-    num_threads: as in `train_batches`.
+    num_workers: as in `train_batches`.
+    worker_type: as in `train_batches`.
+    skip_corrupt: as in `train_batches`.
 
   Returns:
     An iterator of `{'image': uint8 [b, px, px, 3], 'label': int32 [b],
     'mask': float32 [b]}` with b = batch_size / process_count. Over all
-    batches and processes the mask sums to the number of examples.
+    batches and processes the mask sums to the number of examples that could be
+    read.
 
   Raises:
     ValueError: as in `train_batches`.
@@ -134,11 +242,18 @@ def eval_batches(
   num_batches = -(-num_examples // batch_size)
 
   def read(index: int) -> dict[str, Any]:
-    example = _read(dataset, index % num_examples, transform)
-    return {**example, 'mask': np.float32(index < num_examples)}
+    place, skipped = index % num_examples, 0
+    if skip_corrupt:
+      example, skipped = _read_next(dataset, place, transform)
+    else:
+      example = _read(dataset, place, transform)
+    counts = index < num_examples and not skipped
+    return {**example, 'mask': np.float32(counts)}
 
   stream = grain.MapDataset.range(num_batches * batch_size).map(read)
-  return _batches(stream, batch_size, block_size, process_index, num_threads)
+  return _batches(
+    stream, batch_size, block_size, process_index, num_workers, worker_type
+  )
 
 
 def _block_size(
@@ -168,13 +283,38 @@ def _read(
   index: int,
   transform: Callable[[Any], dict[str, Any]],
 ) -> dict[str, Any]:
+  """Reads and transforms one example; a ValueError says which is damaged."""
+  place = f'example {index} of {dataset.name} split {dataset.split}'
   try:
-    return transform(dataset.source[index])
+    example = dataset.source[index]
+    if 'file_name' in example:
+      file_name = example['file_name']
+      is_bytes = isinstance(file_name, bytes)
+      place += f' ({file_name.decode() if is_bytes else file_name})'
+    return transform(example)
   except Exception as error:
-    raise ValueError(
-      f'cannot read example {index} of {dataset.name} split {dataset.split}: '
-      f'{error}'
-    ) from error
+    raise ValueError(f'cannot read {place}: {error}') from error
+
+
+def _read_next(
+  dataset: datasets.Dataset,
+  index: int,
+  transform: Callable[[Any], dict[str, Any]],
+) -> tuple[dict[str, Any], int]:
+  """Reads the first example from `index` on that can be; counts the others."""
+  skipped = 0
+  while True:
+    try:
+      place = (index + skipped) % len(dataset)
+      return _read(dataset, place, transform), skipped
+    except ValueError as error:
+      skipped += 1
+      if skipped == min(_MAX_SKIPPED, len(dataset)):
+        raise ValueError(
+          f'{skipped} examples in a row are damaged, too many to leave out: '
+          f'{error}'
+        ) from error
+      logging.warning('left out: %s', error)
 
 
 def _batches(
@@ -182,22 +322,63 @@ def _batches(
   batch_size: int,
   block_size: int,
   process_index: int,
-  num_threads: int | None,
-) -> grain.DatasetIterator[Batch]:
+  num_workers: int | None,
+  worker_type: WorkerType | None,
+) -> Batches:
   """Cuts a stream into global batches and yields this process's blocks."""
-
-  def place(index: int) -> int:
-    batch, offset = divmod(index, block_size)
-    return batch * batch_size + process_index * block_size + offset
-
-  processes = batch_size // block_size
-  mine = grain.MapDataset.range(len(stream) // processes).map(
-    lambda index: stream[place(index)]
+  if num_workers is None:
+    num_workers = len(os.sched_getaffinity(0))
+  if num_workers < 0:
+    raise ValueError(f'num_workers must be 0 or more, got {num_workers}')
+  if worker_type is None:
+    worker_type = 'threads' if num_workers <= _MAX_THREADS else 'processes'
+  if worker_type not in WORKER_TYPES:
+    raise ValueError(
+      f'worker_type must be one of {", ".join(WORKER_TYPES)}, got '
+      f'{worker_type!r}'
+    )
+  # A chunk is part of a block, and each worker has one to do.
+  chunk_size = max(
+    size
+    for size in range(1, _MAX_CHUNK + 1)
+    if size == 1
+    or (block_size % size == 0 and size * num_workers <= block_size)
   )
-  if num_threads is None:
-    num_threads = len(os.sched_getaffinity(0))
-  options = grain.ReadOptions(
-    num_threads=num_threads,
-    prefetch_buffer_size=max(2 * block_size, num_threads),
-  )
-  return iter(mine.to_iter_dataset(options).batch(block_size))
+  chunks_per_block = block_size // chunk_size
+  num_chunks = len(stream) // batch_size * chunks_per_block
+
+  def read_chunk(chunk: int) -> Batch:
+    batch, offset = divmod(chunk * chunk_size, block_size)
+    first = batch * batch_size + process_index * block_size + offset
+    examples = [stream[i] for i in range(first, first + chunk_size)]
+    return {k: np.stack([e[k] for e in examples]) for k in examples[0]}
+
+  def start(batch: int) -> grain.DatasetIterator[Batch]:
+    chunks = grain.MapDataset.range(batch * chunks_per_block, num_chunks).map(
+      read_chunk
+    )
+    ahead = max(2 * chunks_per_block, num_workers)
+    if worker_type == 'processes' and num_workers:
+      # In each process one thread works, when it is asked to.
+      made = chunks.to_iter_dataset(
+        grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+      ).mp_prefetch(
+        grain.MultiprocessingOptions(
+          num_workers=num_workers,
+          per_worker_buffer_size=-(-ahead // num_workers),
+        )
+      )
+    else:
+      made = chunks.to_iter_dataset(
+        grain.ReadOptions(
+          num_threads=num_workers,
+          prefetch_buffer_size=ahead if num_workers else 0,
+        )
+      )
+    return iter(made.batch(chunks_per_block, batch_fn=_concatenate))
+
+  return Batches(start, batch_size)
+
+
+def _concatenate(chunks: Sequence[Batch]) -> Batch:
+  return {k: np.concatenate([c[k] for c in chunks]) for k in chunks[0]}

@@ -11,12 +11,25 @@ from nfnets_jax.models import nfnet, variants
 _FAMILIES: dict[str, Callable[..., hk.Module]] = {'nfnet': nfnet.NFNet}
 
 
-def create(name: str, num_classes: int = 1000, **overrides: Any) -> Any:
+# What a module is told that is no part of its variant: the task, its name, and
+# how it computes what it computes.
+_NOT_OF_A_VARIANT = ('num_classes', 'name', 'remat')
+
+
+def create(
+  name: str,
+  num_classes: int = 1000,
+  *,
+  remat: str | None = None,
+  **overrides: Any,
+) -> Any:
   """Returns the network `name`; call it inside `hk.transform_with_state`.
 
   Args:
     name: a variant, such as 'nfnet_f0'; `variants.VARIANTS` holds them all.
     num_classes: K, number of logits.
+    remat: what is computed again in the backward pass to save memory, such as
+      'block'; see the variant's module. None is nothing.
     **overrides: replace arguments of the variant's module, for example
       `drop_rate=0.0` or `group_width=(192, 128, 128, 128)`.
 
@@ -47,6 +60,10 @@ def create(name: str, num_classes: int = 1000, **overrides: Any) -> Any:
       f'{", ".join(sorted(known))}'
     )
   family = _FAMILIES[variants.get(name).family]
+  if remat is not None:
+    if 'remat' not in inspect.signature(family).parameters:
+      raise ValueError(f'{name} cannot do with remat {remat!r}; use None')
+    overrides['remat'] = remat
   return family(num_classes, **{**known, **overrides})
 
 
@@ -71,6 +88,6 @@ def arguments(name: str) -> dict[str, Any]:
   defaults = {
     argument: parameter.default
     for argument, parameter in parameters.items()
-    if argument not in ('num_classes', 'name')
+    if argument not in _NOT_OF_A_VARIANT
   }
   return {**defaults, **variant.architecture}

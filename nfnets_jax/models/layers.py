@@ -2,7 +2,8 @@
 
 All layers take and return `[B, H, W, C]` arrays, create float32 parameters and
 compute in the dtype of their input: give bfloat16 images and the net runs in
-bfloat16 with float32 parameters.
+bfloat16 with float32 parameters. Sums over pixels and images are float32 all
+the same, in the forward and in the backward pass.
 
 Differences:
   * The released code casts all parameters to bfloat16 before a pass, so that it
@@ -10,6 +11,11 @@ Differences:
     the standardised weight is cast; in float32 the two are the same.
   * `WSConv2D` always has a bias, as the released one does whatever it is told.
 """
+
+import contextlib
+import contextvars
+import functools
+from collections.abc import Iterator
 
 import haiku as hk
 import jax
@@ -21,6 +27,10 @@ from nfnets_jax.models import activations
 
 # Guards the standard deviation of a constant filter; published value.
 WS_EPS = 1e-4
+
+_places: contextvars.ContextVar[jax.Array | None] = contextvars.ContextVar(
+  'places', default=None
+)
 
 
 def conv2d(
@@ -34,6 +44,9 @@ def conv2d(
     for CPU is several times slower at the weight gradient of the convolution.
   * On CPU a grouped convolution is one convolution per group, concatenated:
     XLA's own gradient of a grouped convolution is slower there by an order.
+  * On CPU the gradients are written with channels last, as the convolution is.
+    XLA brings them into that form itself, but not inside a loop, such as that
+    over micro-batches; there they would be slower by an order.
 
   `experiments/benchmarks/gradient_step.py` measures them on a whole net, and
   `experiments/README.md` holds what came out.
@@ -57,20 +70,81 @@ def conv2d(
   if groups > 1 and jax.default_backend() == 'cpu':
     xs = jnp.split(x, groups, axis=3)
     ws = jnp.split(w, groups, axis=3)
-    parts = [_conv(x_, w_, stride, 1) for x_, w_ in zip(xs, ws, strict=True)]
+    parts = [conv2d(x_, w_, stride) for x_, w_ in zip(xs, ws, strict=True)]
     return jnp.concatenate(parts, axis=3)
-  return _conv(x, w, stride, groups)
+  if jax.default_backend() == 'cpu':
+    return _conv_for_loops(x, w, stride)
+  return _conv(x, w, 'SAME', stride=stride, groups=groups)
 
 
-def _conv(x: jax.Array, w: jax.Array, stride: int, groups: int) -> jax.Array:
+def _conv(
+  x: jax.Array,
+  w: jax.Array,
+  padding: str | list[tuple[int, int]],
+  *,
+  stride: int = 1,
+  x_dilation: int = 1,
+  w_dilation: int = 1,
+  groups: int = 1,
+) -> jax.Array:
   return lax.conv_general_dilated(
     x,
     w,
     window_strides=(stride, stride),
-    padding='SAME',
+    padding=padding,
+    lhs_dilation=(x_dilation, x_dilation),
+    rhs_dilation=(w_dilation, w_dilation),
     dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
     feature_group_count=groups,
   )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _conv_for_loops(x: jax.Array, w: jax.Array, stride: int) -> jax.Array:
+  return _conv(x, w, 'SAME', stride=stride)
+
+
+def _conv_forward(
+  x: jax.Array, w: jax.Array, stride: int
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+  return _conv_for_loops(x, w, stride), (x, w)
+
+
+def _conv_backward(
+  stride: int, kept: tuple[jax.Array, jax.Array], dy: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Gradients of a convolution, themselves convolutions of stride 1.
+
+  Of n pixels padded by p before them, y has those at stride s; between them dy
+  has s − 1 zeros and so spans d = (m − 1)·s + 1. dx is dy with the kernel
+  turned round, padded so that n pixels come out; dw is x with dy as its kernel,
+  images as channels and channels as images, padded so that k come out.
+  """
+  x, w = kept
+  sides = list(zip(x.shape[1:3], w.shape[:2], dy.shape[1:3], strict=True))
+  before = [
+    low
+    for low, _ in lax.padtype_to_pads(
+      x.shape[1:3], w.shape[:2], (stride, stride), 'SAME'
+    )
+  ]
+  around_dy, around_x = [], []
+  for (n, k, m), p in zip(sides, before, strict=True):
+    d = (m - 1) * stride + 1
+    around_dy.append((k - 1 - p, n - d + p))
+    around_x.append((p, k - 1 + d - n - p))
+  turned = jnp.flip(w, (0, 1)).transpose(0, 1, 3, 2)
+  dx = _conv(dy, turned, around_dy, x_dilation=stride)
+  dw = _conv(
+    x.transpose(3, 1, 2, 0),
+    dy.transpose(1, 2, 0, 3),
+    around_x,
+    w_dilation=stride,
+  )
+  return dx, dw.transpose(1, 2, 0, 3)
+
+
+_conv_for_loops.defvjp(_conv_forward, _conv_backward)
 
 
 def standardize_weight(
@@ -165,7 +239,7 @@ class WSConv2D(hk.Module):
     bias = _parameter('bias', (channels,), hk.initializers.Constant(0.0))
     w_hat = standardize_weight(w, gain).astype(x.dtype)
     out = conv2d(x, w_hat, self.stride, self.groups)
-    return out + bias.astype(x.dtype).reshape(1, 1, 1, -1)
+    return (widen(out) + bias.reshape(1, 1, 1, -1)).astype(x.dtype)
 
 
 class Linear(hk.Module):
@@ -193,7 +267,21 @@ class Linear(hk.Module):
     w_init = self.w_init or hk.initializers.TruncatedNormal(fan_in**-0.5)
     w = _parameter('w', (fan_in, self.output_size), w_init)
     b = _parameter('b', (self.output_size,), hk.initializers.Constant(0.0))
-    return x @ w.astype(x.dtype) + b.astype(x.dtype).reshape(1, -1)
+    return (widen(x @ w.astype(x.dtype)) + b.reshape(1, -1)).astype(x.dtype)
+
+
+def widen(x: jax.Array) -> jax.Array:
+  """Returns `x` as float32, or as it is if it is wider.
+
+  For what many elements share, a bias or a gain: where it meets its elements in
+  float32, the backward pass also sums over them in float32. XLA computes it
+  where it is read, so it takes no memory.
+
+  Example:
+    >>> widen(jnp.ones(3, jnp.bfloat16)).dtype
+    dtype('float32')
+  """
+  return x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
 
 
 class SqueezeExcite(hk.Module):
@@ -246,9 +334,7 @@ def stochastic_depth(x: jax.Array, rate: float, is_training: bool) -> jax.Array:
   """
   if not is_training or rate == 0.0:
     return x
-  keep = jax.random.bernoulli(
-    hk.next_rng_key(), 1.0 - rate, (x.shape[0], 1, 1, 1)
-  )
+  keep = _draw_kept(rate, (x.shape[0], 1, 1, 1))
   return x * keep.astype(x.dtype)
 
 
@@ -256,7 +342,7 @@ def dropout(x: jax.Array, rate: float, is_training: bool) -> jax.Array:
   """Zeroes each element with probability `rate` and rescales the others.
 
   Args:
-    x: of any shape.
+    x: `[B, ...]`.
     rate: probability of zeroing, in [0, 1).
     is_training: False returns `x` as it is. True needs a Haiku random key when
       `rate` is above 0.
@@ -269,8 +355,52 @@ def dropout(x: jax.Array, rate: float, is_training: bool) -> jax.Array:
   """
   if not is_training or rate == 0.0:
     return x
-  keep = jax.random.bernoulli(hk.next_rng_key(), 1.0 - rate, x.shape)
-  return jnp.where(keep, x / (1.0 - rate), 0.0)
+  return jnp.where(_draw_kept(rate, x.shape), x / (1.0 - rate), 0.0)
+
+
+@contextlib.contextmanager
+def places_in_batch(places: jax.Array) -> Iterator[None]:
+  """Makes what is dropped of an image depend on its place in the whole batch.
+
+  Without it, dropout and stochastic depth draw one mask for all images of a
+  call, which changes with the number of images. Inside, every image draws its
+  own, of the net's key and its place, so that a batch may be split over devices
+  and calls in any way; the key must then be the same for all parts.
+
+  It is a context and not an argument, because all nets are called alike, as
+  `module(images, is_training)`.
+
+  Args:
+    places: `[B]` int32, of the images of the calls inside.
+
+  Yields:
+    Nothing.
+
+  Example:
+    >>> net = hk.transform(lambda x: dropout(x, 0.5, is_training=True))
+    >>> key, x = jax.random.key(0), jnp.ones((4, 8))
+    >>> with places_in_batch(jnp.arange(4)):
+    ...   whole = net.apply({}, key, x)
+    >>> with places_in_batch(jnp.arange(2, 4)):
+    ...   half = net.apply({}, key, x[2:])
+    >>> bool((half == whole[2:]).all())
+    True
+  """
+  token = _places.set(places)
+  try:
+    yield
+  finally:
+    _places.reset(token)
+
+
+def _draw_kept(rate: float, shape: tuple[int, ...]) -> jax.Array:
+  """Draws which elements of `[B, ...]` are kept, each with 1 − `rate`."""
+  key, places = hk.next_rng_key(), _places.get()
+  if places is None:
+    return jax.random.bernoulli(key, 1.0 - rate, shape)
+  keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, places)
+  draw = functools.partial(jax.random.bernoulli, p=1.0 - rate, shape=shape[1:])
+  return jax.vmap(draw)(keys)
 
 
 def avg_pool(x: jax.Array, size: int) -> jax.Array:

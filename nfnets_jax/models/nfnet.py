@@ -23,13 +23,20 @@ Reference:
   Brock et al. 2021, section 3 and appendix C.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 
 import haiku as hk
 import jax
 import jax.numpy as jnp
 
 from nfnets_jax.models import activations, layers
+
+# What `NFNet` can be told to compute again in the backward pass.
+REMAT = (None, 'block', 'stage')
+
+# Maps features to features and statistics of them.
+_Segment = Callable[[jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 
 
 class NFBlock(hk.Module):
@@ -128,12 +135,13 @@ class NFBlock(hk.Module):
     if self.conv1b is not None:
       out = self.conv1b(self.act(out))
     branch = self.conv2(self.act(out))
-    branch = branch * (2 * self.squeeze_excite(branch))
+    gate = layers.widen(2 * self.squeeze_excite(branch))
+    branch = (layers.widen(branch) * gate).astype(x.dtype)
     skip_gain = hk.get_parameter(
       'skip_gain', (), jnp.float32, hk.initializers.Constant(0.0)
     )
     out = layers.stochastic_depth(branch, self.stochdepth_rate, is_training)
-    out = out * (skip_gain.astype(x.dtype) * self.alpha)
+    out = (layers.widen(out) * (skip_gain * self.alpha)).astype(x.dtype)
     return out + shortcut, branch
 
 
@@ -173,6 +181,7 @@ class NFNet(hk.Module):
     stochdepth_rate: float = 0.25,
     activation: str = 'gelu',
     final_conv_mult: int = 2,
+    remat: str | None = None,
     name: str = 'NFNet',
   ):
     """Describes the net; the defaults are what all variants F0 to F7 share.
@@ -196,6 +205,11 @@ class NFNet(hk.Module):
         of an image with probability stochdepth_rate · i / n. In [0, 1).
       activation: one of `activations.NAMES`.
       final_conv_mult: channels of the last convolution relative to `width[-1]`.
+      remat: what the forward pass keeps for the backward pass. None keeps all
+        that it needs; 'block' keeps the input of the stem and of each block,
+        'stage' the input of the stem and of each stage, and what lies between
+        is computed again, for about a third more work. Parameters, outputs and
+        gradients are the same.
       name: of the Haiku module.
 
     Raises:
@@ -214,6 +228,12 @@ class NFNet(hk.Module):
       raise ValueError(f'num_classes must be at least 1, got {num_classes}')
     _check_rate('drop_rate', drop_rate)
     _check_rate('stochdepth_rate', stochdepth_rate)
+    if remat not in REMAT:
+      raise ValueError(
+        f'remat is {remat!r}; choose one of {", ".join(map(repr, REMAT))}'
+      )
+    self.remat = remat
+    self.depth = tuple(depth)
     self.drop_rate = drop_rate
     self.act = activations.scaled(activation)
     self.stem = [
@@ -284,24 +304,52 @@ class NFNet(hk.Module):
         f'{images.dtype}{list(images.shape)}; normalise uint8 images first'
       )
     outputs: dict[str, jax.Array] = {}
-    out = self.stem[0](images)
-    for conv in self.stem[1:]:
-      out = conv(self.act(out))
-    if return_metrics:
-      outputs.update(_signal_metrics(out, 0))
-    for i, block in enumerate(self.blocks):
-      out, branch = block(out, is_training)
-      if return_metrics:
-        outputs.update(_signal_metrics(out, i + 1))
-        outputs[f'res_avg_var_{i}'] = _signal_metrics(branch, i)[f'avg_var_{i}']
+    out = images
+    for segment in self._segments(is_training, return_metrics):
+      if self.remat is not None:
+        segment = hk.remat(segment)
+      out, metrics = segment(out)
+      outputs.update(metrics)
     out = self.act(self.final_conv(out))
     pool = jnp.mean(out, axis=(1, 2))
     outputs['pool'] = pool
     logits = self.classifier(layers.dropout(pool, self.drop_rate, is_training))
     # A softmax over a thousand classes wants more than bfloat16's three digits.
-    half = logits.dtype.itemsize < 4
-    outputs['logits'] = logits.astype(jnp.float32) if half else logits
+    outputs['logits'] = layers.widen(logits)
     return outputs
+
+  def _segments(
+    self, is_training: bool, return_metrics: bool
+  ) -> Iterator[_Segment]:
+    """The parts of the net, in order, whose inputs are worth keeping.
+
+    The first is the stem; then come stages if `remat` says so, else blocks.
+    """
+
+    def stem(x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+      x = self.stem[0](x)
+      for conv in self.stem[1:]:
+        x = conv(self.act(x))
+      return x, _signal_metrics(x, 0) if return_metrics else {}
+
+    def blocks(
+      x: jax.Array, part: range
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+      metrics = {}
+      for i in part:
+        x, branch = self.blocks[i](x, is_training)
+        if return_metrics:
+          metrics.update(_signal_metrics(x, i + 1))
+          variance = _signal_metrics(branch, i)[f'avg_var_{i}']
+          metrics[f'res_avg_var_{i}'] = variance
+      return x, metrics
+
+    yield stem
+    ones = [1] * len(self.blocks)
+    first = 0
+    for length in self.depth if self.remat == 'stage' else ones:
+      yield functools.partial(blocks, part=range(first, first + length))
+      first += length
 
 
 def _signal_metrics(x: jax.Array, index: int) -> dict[str, jax.Array]:

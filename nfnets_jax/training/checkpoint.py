@@ -1,51 +1,91 @@
-"""Checkpoints of the whole state of a run, through Orbax."""
+"""Checkpoints of the whole state of a run, through Orbax.
 
+A checkpoint is a folder that bears the number of a step. Process 0 writes it in
+the background under a temporary name and renames it when it is complete, so
+that a run killed at any moment leaves whole checkpoints only. All processes
+read.
+
+Disks and networks damage files nevertheless, and not every flipped bit makes a
+file illegible. A fingerprint of all that went in is therefore kept with it, and
+what is read must have the same. A checkpoint that has not is reported, and the
+one before it is used.
+"""
+
+import contextlib
+import hashlib
+import itertools
+import json
+import math
 import pathlib
+import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
-from nfnets_jax.training import train_step
+from nfnets_jax.training import (
+  distributed,
+  parallel,
+  progress,
+  train_step,
+)
+
+# Parts of a checkpoint, each a folder.
+_STATE, _LOADER, _FINGERPRINT = 'state', 'loader', 'fingerprint'
+
+
+class DamagedError(Exception):
+  """What is read is not what was written."""
 
 
 class Checkpointer:
   """Writes and reads `<directory>/<step>/`.
 
   A checkpoint holds the train state (parameters, optimiser, moving average,
-  step and random key) and the position of the input pipeline. It is written in
-  the background to a temporary folder and renamed when complete, so whatever
-  bears a step's name is whole. The newest `keep` stay.
+  step and random key) and the position of the input pipeline. The newest `keep`
+  stay. Nothing in the directory is touched before the first `save`: until then
+  it may be that of a run in another process.
   """
 
   def __init__(self, directory: pathlib.Path, keep: int):
-    """Opens `directory`, which is made if it is not there.
+    """Looks at a directory; all processes do.
 
     Args:
-      directory: of the checkpoints.
+      directory: of the checkpoints, shared by all processes.
       keep: how many to keep, at least 1.
 
     Raises:
-      ValueError: if `keep` is below 1.
+      ValueError: if `keep` is below 1, or the directory is not shared.
     """
     if keep < 1:
       raise ValueError(f'keep_checkpoints must be at least 1, got {keep}')
-    self._manager = ocp.CheckpointManager(
-      directory.absolute(),
-      options=ocp.CheckpointManagerOptions(
-        max_to_keep=keep, enable_async_checkpointing=True
-      ),
-      # Named, so that what a checkpoint holds can be asked before it is read.
-      item_handlers={
-        'state': ocp.StandardCheckpointHandler(),
-        'loader': ocp.JsonCheckpointHandler(),
-      },
-    )
+    self._directory = directory.absolute()
+    self._keep = keep
+    self._damaged: list[int] = []
+    self._step: int | None = None
+    self._template: Any = None
+    self._failed = False
+    self._manager: ocp.CheckpointManager | None = None
+    distributed.check_shared(self._directory)
+    distributed.agree(f'what is in {self._directory}', self._steps())
 
   @property
   def latest_step(self) -> int | None:
-    """The step of the newest complete checkpoint, None if there is none."""
-    return self._manager.latest_step()
+    """The step of the newest complete checkpoint, None if there is none.
+
+    One that `restore` has found to be damaged does not count.
+    """
+    return max(self._steps(), default=None)
+
+  def _steps(self) -> list[int]:
+    if not self._directory.is_dir():
+      return []
+    names = [path.name for path in self._directory.iterdir()]
+    steps = {int(name) for name in names if name.isdecimal()}
+    return sorted(steps.difference(self._damaged))
 
   def save(
     self,
@@ -55,86 +95,304 @@ class Checkpointer:
   ) -> None:
     """Copies the state to the host and writes it in the background.
 
+    A step that is there is not written again.
+
     Args:
       step: number of updates made.
       state: replicated.
       loader_state: JSON-serialisable position of the input pipeline.
+
+    Raises:
+      OSError: if this checkpoint or the one before could not be written; the
+        message has the reason and the newest checkpoint that is intact.
     """
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state),
-        loader=ocp.args.JsonSave(loader_state),
-      ),
+    if jax.process_index() != 0:
+      return
+    self.wait()  # so that what fails from here on is this step's
+    fingerprint = {
+      'shapes': _digest(_shapes(state)),
+      'content': fingerprint_of(state, loader_state),
+    }
+    # Orbax takes no array of one process among several, but numpy's it does.
+    on_host = jax.device_get(jax.tree.map(parallel.local_copy, state))
+    self._template = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state
     )
+    self._step = step
+    with self._explaining():
+      if self._manager is None:
+        self._manager = self._open()
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          **{
+            _STATE: ocp.args.StandardSave(on_host),
+            _LOADER: ocp.args.JsonSave(loader_state),
+            _FINGERPRINT: ocp.args.JsonSave(fingerprint),
+          }
+        ),
+      )
+
+  def _open(self) -> ocp.CheckpointManager:
+    """Clears the way: what is damaged, and what was left half-written."""
+    self._directory.mkdir(parents=True, exist_ok=True)
+    for step in self._damaged:
+      folder = self._directory / str(step)
+      if folder.is_dir():
+        kept = _free_name(f'{folder}.damaged')
+        folder.rename(kept)
+        progress.say(f'{folder} is damaged and called {kept.name} from now on')
+    self._damaged = []
+    self._remove_partial()
+    # To Orbax it is a run of one process, so that no other is waited for.
+    alone = ocp.options.MultiprocessingOptions(
+      primary_host=0, active_processes={0}, barrier_sync_key_prefix='process_0'
+    )
+    return ocp.CheckpointManager(
+      self._directory,
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=self._keep,
+        create=False,
+        enable_async_checkpointing=True,
+        lightweight_initialize=True,  # reads nothing that may be damaged
+        multiprocessing_options=alone,
+      ),
+      item_handlers={
+        _STATE: ocp.StandardCheckpointHandler(multiprocessing_options=alone),
+        _LOADER: ocp.JsonCheckpointHandler(multiprocessing_options=alone),
+        _FINGERPRINT: ocp.JsonCheckpointHandler(multiprocessing_options=alone),
+      },
+    )
+
+  def _remove_partial(self) -> None:
+    for folder in self._directory.glob('*.orbax-checkpoint-tmp*'):
+      shutil.rmtree(folder, ignore_errors=True)
+
+  @contextlib.contextmanager
+  def _explaining(self) -> Iterator[None]:
+    """Says of a checkpoint that cannot be written what is left."""
+    try:
+      yield
+    except Exception as error:
+      self._failed = True
+      self._remove_partial()
+      needed = sum(
+        math.prod(x.shape) * x.dtype.itemsize
+        for x in jax.tree.leaves(self._template)
+      )
+      free = shutil.disk_usage(self._directory).free
+      intact = self._newest_intact()
+      raise OSError(
+        f'cannot write the checkpoint of step {self._step} into '
+        f'{self._directory}: {error}\nIt takes up to {needed / 1e6:,.1f} MB, '
+        f'and {free / 1e6:,.1f} MB are free. '
+        + (
+          'There is no earlier checkpoint'
+          if intact is None
+          else f'The checkpoint of step {intact} is intact; the run goes on '
+          'from there when it is started again'
+        )
+      ) from error
+
+  def _newest_intact(self) -> int | None:
+    for step in reversed(self._steps()):
+      with contextlib.suppress(DamagedError):
+        self._read(step, self._template)
+        return step
+    return None
+
+  def check(self) -> None:
+    """Raises as `save` if what was saved could not be written; never waits."""
+    if self._manager is not None and not self._manager.is_saving_in_progress():
+      self.wait()
+
+  def wait(self) -> None:
+    """Returns when what was saved is on disk; raises as `save` if it is not."""
+    if self._manager is not None:
+      with self._explaining():
+        self._manager.wait_until_finished()
+        # Orbax only logs some errors of its background threads.
+        if self._step is not None and self._step not in self._steps():
+          raise FileNotFoundError('its folder is not there')
+
+  def close(self) -> None:
+    """Waits for what is being written, raises as `save`, and ends writing."""
+    try:
+      if not self._failed:  # or that has been said
+        self.wait()
+    finally:
+      manager, self._manager = self._manager, None
+      if manager is not None:
+        with contextlib.suppress(Exception):
+          manager.close()
 
   def restore(
     self, template: train_step.TrainState
   ) -> tuple[train_step.TrainState, dict[str, Any]]:
-    """Reads the newest checkpoint.
+    """Reads the newest checkpoint that is not damaged; all processes do.
+
+    One that is damaged is reported and left alone. If the run then comes to
+    that step again, the folder is renamed to `<step>.damaged`.
 
     Args:
-      template: a replicated state with the shapes and dtypes to expect.
+      template: a state with the shapes and dtypes to expect.
 
     Returns:
-      The state, replicated like `template`, and the loader's state.
+      The state, replicated over all devices, and the loader's state.
 
     Raises:
       FileNotFoundError: if there is no checkpoint.
       ValueError: if it holds another state than `template`; the message lists
-        what is missing, left over and of another shape.
+        what is missing, left over and of another shape. Or if all checkpoints
+        are damaged, or the processes see different ones.
     """
-    step = self.latest_step
-    if step is None:
+    if not self._steps():
       raise FileNotFoundError(
-        f'there is no checkpoint in {self._manager.directory}; train first'
+        f'there is no checkpoint in {self._directory}; train first'
       )
-    self._check_shapes(step, template)
-    abstract = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-      template,
-    )
-    restored = self._manager.restore(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(abstract),
-        loader=ocp.args.JsonRestore(),
-      ),
-    )
-    return restored['state'], restored['loader']
-
-  def _check_shapes(self, step: int, template: train_step.TrainState) -> None:
-    folder = self._manager.directory / str(step)
-    stored = _shapes(self._manager.item_metadata(step)['state'].tree)
-    wanted = _shapes(template)
-    problems = [
-      *(f'missing: {name}' for name in wanted.keys() - stored.keys()),
-      *(f'left over: {name}' for name in stored.keys() - wanted.keys()),
-      *(
-        f'shape: {name} is {stored[name]}, not {wanted[name]}'
-        for name in wanted.keys() & stored.keys()
-        if stored[name] != wanted[name]
-      ),
-    ]
-    if problems:
-      shown = sorted(problems)[:20]
-      raise ValueError(
-        f'{folder} is not of this model and optimiser:\n  '
-        + '\n  '.join(shown)
-        + f'\n{len(problems)} differences, {len(shown)} shown'
+    reports = []
+    for step in reversed(self._steps()):
+      folder = self._directory / str(step)
+      try:
+        state, loader_state = self._read(step, template)
+        problem = None
+      except DamagedError as error:
+        problem = str(error)
+      if distributed.all_agree(problem is None):
+        return parallel.replicate(state), loader_state
+      if not distributed.all_agree(folder.is_dir()):
+        continue  # the run that it is of has removed it meanwhile
+      self._damaged.append(step)
+      reports.append(f'{folder}: {problem or "another process cannot read it"}')
+      progress.say(
+        f'damaged checkpoint, the one before it is used: {reports[-1]}'
       )
+    raise ValueError(
+      'all checkpoints are damaged; move them away to begin anew:\n  '
+      + '\n  '.join(reports)
+    )
 
-  def wait(self) -> None:
-    """Returns when what was saved is on disk; raises if it could not be."""
-    self._manager.wait_until_finished()
+  def _read(self, step: int, template: Any) -> tuple[Any, dict[str, Any]]:
+    """Reads a checkpoint into numpy arrays, without the other processes.
 
-  def close(self) -> None:
-    """Waits for what is being written and releases the directory."""
-    self._manager.close()
+    Raises:
+      DamagedError: if it cannot be read, or is not what was written.
+      ValueError: if it is of another model or optimiser.
+    """
+    folder = self._directory / str(step)
+    states, texts = ocp.StandardCheckpointHandler(), ocp.JsonCheckpointHandler()
+    try:
+      fingerprint = texts.restore(folder / _FINGERPRINT)
+      loader_state = texts.restore(folder / _LOADER)
+      shapes = _shapes(states.metadata(folder / _STATE).tree)
+    except MemoryError:
+      raise
+    except Exception as error:
+      raise DamagedError(_brief(error)) from error
+    if fingerprint.get('shapes') != _digest(shapes):
+      raise DamagedError('its description is not what was written')
+    _check_shapes(folder, shapes, _shapes(template))
+    like = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), template)
+    try:
+      state = states.restore(
+        folder / _STATE, args=ocp.args.StandardRestore(like)
+      )
+    except MemoryError:
+      raise
+    except Exception as error:
+      raise DamagedError(_brief(error)) from error
+    if fingerprint.get('content') != fingerprint_of(state, loader_state):
+      raise DamagedError('its content is not what was written')
+    return state, loader_state
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+def fingerprint_of(state: Any, loader_state: dict[str, Any]) -> str:
+  """Digests the bits of a state and of the loader's.
+
+  Every single changed bit changes it; that any other damage goes unnoticed has
+  a chance of 1 in 2^32 for each damaged array.
+
+  Args:
+    state: pytree of arrays of up to 32 bits an element, on the host or
+      replicated.
+    loader_state: JSON-serialisable.
+
+  Returns:
+    A hexadecimal number, the same on every kind of device.
+
+  Example:
+    >>> x = np.zeros(3, np.float32)
+    >>> fingerprint_of([x], {}) == fingerprint_of([-x], {})  # a 0 of other sign
+    False
+  """
+  # One copy is enough, and of one process alone.
+  copy = jax.tree.map(parallel.local_copy, state)
+  sums = jax.device_get([_sum_of_bits(x) for x in jax.tree.leaves(copy)])
+  return _digest([_shapes(state), [int(x) for x in sums], loader_state])
+
+
+@jax.jit
+def _sum_of_bits(x: jax.Array) -> jax.Array:
+  """Sums a scrambled value for each element and its place, modulo 2^32."""
+  if x.dtype == jnp.bool_:
+    x = x.astype(jnp.uint8)
+  bits = jax.lax.bitcast_convert_type(x, f'uint{8 * x.dtype.itemsize}')
+  bits = bits.astype(jnp.uint32).ravel()
+  places = jax.lax.iota(jnp.uint32, bits.size)
+  return jnp.sum(_scramble(bits + _scramble(places)), dtype=jnp.uint32)
+
+
+def _scramble(x: jax.Array) -> jax.Array:
+  """Maps numbers of 32 bits one to one, so that each bit moves half of them."""
+  # Odd factors and shifts to the right can both be undone: nothing is lost.
+  for factor in (0x7FEB352D, 0x846CA68B):
+    x = (x ^ (x >> jnp.uint32(16))) * jnp.uint32(factor)
+  return x ^ (x >> jnp.uint32(15))
+
+
+def _digest(value: Any) -> str:
+  text = json.dumps(value, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _shapes(tree: Any) -> dict[str, str]:
   return {
-    jax.tree_util.keystr(path, simple=True, separator='.'): tuple(leaf.shape)
+    jax.tree_util.keystr(path, simple=True, separator='.'): (
+      f'{np.dtype(leaf.dtype).name} {tuple(leaf.shape)}'
+    )
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
   }
+
+
+def _check_shapes(
+  folder: pathlib.Path, stored: dict[str, str], wanted: dict[str, str]
+) -> None:
+  """Raises a ValueError with the differences, if there are any."""
+  problems = [
+    *(f'missing: {name}' for name in wanted.keys() - stored.keys()),
+    *(f'left over: {name}' for name in stored.keys() - wanted.keys()),
+    *(
+      f'shape: {name} is {stored[name]}, not {wanted[name]}'
+      for name in wanted.keys() & stored.keys()
+      if stored[name] != wanted[name]
+    ),
+  ]
+  if problems:
+    shown = sorted(problems)[:20]
+    raise ValueError(
+      f'{folder} is not of this model and optimiser:\n  '
+      + '\n  '.join(shown)
+      + f'\n{len(problems)} differences, {len(shown)} shown'
+    )
+
+
+def _free_name(name: str) -> pathlib.Path:
+  """Returns the name, with a number if it is taken."""
+  numbered = (f'{name}.{number}' for number in itertools.count(2))
+  names = map(pathlib.Path, itertools.chain([name], numbered))
+  return next(path for path in names if not path.exists())
+
+
+def _brief(error: Exception) -> str:
+  """The first line of what may be a page."""
+  return (str(error) or type(error).__name__).splitlines()[0][:300]

@@ -77,8 +77,9 @@ class Window:
     """Returns the means and the speed since the last call.
 
     Returns:
-      The mean of each metric over the steps, but the newest learning rate; and
-      `images_per_second`, if any step was timed.
+      The mean of each metric over the steps, but the newest learning rate and
+      the sum of what was skipped; and `images_per_second`, if any step was
+      timed.
 
     Raises:
       FloatingPointError: as `push`.
@@ -91,6 +92,8 @@ class Window:
     }
     if 'learning_rate' in means:  # a mean of it belongs to no step
       means['learning_rate'] = self._fetched[-1]['learning_rate']
+    if 'skipped' in means:
+      means['skipped'] = round(means['skipped'] * count)
     if self._timed_steps:
       speed = self._images_per_step * self._timed_steps / self._seconds
       means['images_per_second'] = speed

@@ -3,8 +3,12 @@
 The state has no device axis: it goes in and comes out replicated, and nothing
 is ever indexed with `[0]`. What this cannot show is a forgotten mean over
 devices, which makes replicas drift apart silently: `replica_spread` measures
-it. One process with all its devices is what runs today; several need their
-states made global before a checkpoint.
+it.
+
+There may be several processes, each with devices of its own. All of them call
+these functions, and sums and means go over the devices of all. What a step
+returns tells of this process's devices only; it may go into the next step as it
+is.
 """
 
 from collections.abc import Callable
@@ -52,9 +56,31 @@ def replicate(tree: chex.ArrayTree) -> chex.ArrayTree:
   """
   mesh = jax.sharding.Mesh(np.asarray(jax.devices()), (AXIS,))
   sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+  def copy(x: np.ndarray) -> jax.Array:
+    # Device by device: for all at once, device_put would gather what each
+    # process has, to compare.
+    copies = [jax.device_put(x, device) for device in jax.local_devices()]
+    return jax.make_array_from_single_device_arrays(
+      np.shape(x), sharding, copies
+    )
+
   # Through the host, since device_put may alias the buffer that it is given,
   # and the training step then consumes both.
-  return jax.device_put(jax.device_get(tree), sharding)
+  return jax.tree.map(copy, jax.device_get(tree))
+
+
+def local_copy(x: chex.Array) -> chex.Array:
+  """Returns one device's copy of a replicated array, without copying it.
+
+  Args:
+    x: replicated, or of the host.
+
+  Returns:
+    An array on one device of this process, so that the other processes need not
+    take part in what is done with it; or `x`, if it is of the host.
+  """
+  return x.addressable_data(0) if isinstance(x, jax.Array) else x
 
 
 def shard(batch: chex.ArrayTree) -> chex.ArrayTree:
@@ -88,14 +114,15 @@ def shard(batch: chex.ArrayTree) -> chex.ArrayTree:
 
 
 def replica_spread(tree: chex.ArrayTree) -> float:
-  """Measures how far the devices' copies of a pytree differ.
+  """Measures how far the copies of a pytree on all devices differ.
 
   Args:
     tree: replicated arrays.
 
   Returns:
-    The largest difference between two copies of any element: 0 for replicas
-    that are identical, NaN if an element is NaN somewhere.
+    The largest difference between two copies of any element, also of different
+    processes: 0 for replicas that are identical, NaN if an element is NaN
+    somewhere. All processes get the same.
   """
   return float(_spread(tree, np.zeros(jax.local_device_count(), np.int32)))
 

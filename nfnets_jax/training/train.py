@@ -10,7 +10,10 @@ from typing import Any
 
 import haiku as hk
 import jax
+import numpy as np
+import optax
 from jax.experimental import multihost_utils
+from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import config_dict
 
 from nfnets_jax import models
@@ -19,7 +22,9 @@ from nfnets_jax.data import loader as loaders
 from nfnets_jax.models import variants
 from nfnets_jax.training import (
   checkpoint,
+  distributed,
   evaluate,
+  memory,
   metrics,
   parallel,
   progress,
@@ -46,8 +51,9 @@ def train_and_evaluate(
 
   Returns:
     The report: `steps`, `eval_top_1`, `eval_top_5`, `eval_loss`, the same with
-    the prefix `ema_`, `eval_count`, `images_per_second` and `num_params`.
-    Accuracies are fractions.
+    the prefix `ema_`, `eval_count`, `images_per_second` and `num_params`;
+    `batch_size`, `devices` and `device_kind`; `skipped` and `eval_skipped`, how
+    many damaged images were left out. Accuracies are fractions.
 
   Raises:
     ValueError: if the config is impossible, or the folder another config's.
@@ -57,6 +63,7 @@ def train_and_evaluate(
   # Set up.
   workdir = pathlib.Path(workdir)
   check_config(config, jax.device_count())
+  distributed.agree('the config', config.to_json())
   same_config = workdirs.check(workdir, config, allow_config_change)
   first_process = jax.process_index() == 0
 
@@ -65,6 +72,7 @@ def train_and_evaluate(
   epoch_steps = len(train_set) / config.batch_size
   total_steps = round(config.epochs * epoch_steps)
   report = workdirs.read_report(workdir)
+  distributed.agree(f'report.json in {workdir}, a folder to share,', report)
   if same_config and report is not None:
     progress.say(f'this run is finished after {report["steps"]} steps')
     return report
@@ -75,9 +83,7 @@ def train_and_evaluate(
       config.data.image_size, config.data.crop, config.data.flip
     ),
     seed=config.seed,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-    num_threads=config.data.num_threads,
+    **loader_options(config),
   )
   test_batches = functools.partial(eval_batches, config, test_set)
 
@@ -95,7 +101,13 @@ def train_and_evaluate(
   num_params = hk.data_structures.tree_size(state.params)
   train_step = parallel.parallel_train_step(
     steps.create_train_step(
-      net, optimizer, schedule, config, train_set.num_classes, parallel.AXIS
+      net,
+      optimizer,
+      schedule,
+      config,
+      train_set.num_classes,
+      parallel.AXIS,
+      count_micro_batches(config, optimizer, train_set.num_classes),
     )
   )
   eval_step = parallel.parallel_eval_step(
@@ -116,6 +128,9 @@ def train_and_evaluate(
       loader.set_state(loader_state)
       start = int(state.step)
       progress.say(f'resumed after step {start}')
+    if jax.process_count() > 1:
+      # Also where the versions of jax or the kinds of device differ.
+      distributed.agree('the state', checkpoint.fingerprint_of(state, {}))
     if start > total_steps:
       raise ValueError(
         f'the run in {workdir} has made {start} steps, and this config asks '
@@ -126,6 +141,7 @@ def train_and_evaluate(
       # Not before here, so that a config which cannot be run leaves no trace.
       workdirs.record(workdir, config)
       writer = stack.enter_context(metrics.Writer(workdir, start))
+    keep_compiled(config, workdir)
     progress.say(
       f'{config.model.name}: {num_params:,} parameters; {config.data.name}: '
       f'{len(train_set):,} images; {total_steps:,} steps of '
@@ -152,6 +168,7 @@ def train_and_evaluate(
         save = last or step % save_every == 0
         # Also at a checkpoint, so that a resumed run averages the same steps.
         if save or step % config.log_every_steps == 0:
+          checkpoints.check()
           means = window.summarize()
           bar.show(step, step / epoch_steps, means)
           if writer:
@@ -177,21 +194,24 @@ def train_and_evaluate(
         'optimizer.warmup_epochs'
       ) from error
 
-    # Report.
+    # Report, once nothing can be lost any more.
+    checkpoints.wait()
     if not results:  # all steps had been made, but the report not written
       results = evaluate.evaluate(eval_step, state, test_batches())
-  speeds = [
-    line['images_per_second']
-    for line in metrics.read(workdir)
-    if 'images_per_second' in line
-  ]
+  lines = metrics.read(workdir)
+  speeds = [x['images_per_second'] for x in lines if 'images_per_second' in x]
   report = {
     'model': config.model.name,
     'data': config.data.name,
     'steps': total_steps,
+    'batch_size': config.batch_size,
+    'devices': jax.device_count(),
+    'device_kind': jax.devices()[0].device_kind,
     **results,
     'images_per_second': statistics.median(speeds) if speeds else None,
     'num_params': num_params,
+    'skipped': sum(x.get('skipped', 0) for x in lines),
+    'eval_skipped': len(test_set) - results['eval_count'],
   }
   if first_process:
     metrics.plot_curves(workdir)
@@ -236,6 +256,26 @@ def evaluate_checkpoint(
   return evaluate.evaluate(eval_step, state, eval_batches(config, test_set))
 
 
+def keep_compiled(
+  config: config_dict.ConfigDict, workdir: pathlib.Path
+) -> None:
+  """Makes jax keep compiled programs, so that resuming starts fast.
+
+  A folder that jax was told of otherwise, as by the environment variable
+  JAX_COMPILATION_CACHE_DIR, comes first.
+
+  Args:
+    config: of the run.
+    workdir: of the run, which a relative folder belongs to.
+  """
+  told = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+  if config.compilation_cache and not told:
+    folder = workdir.absolute() / config.compilation_cache
+    jax.config.update('jax_compilation_cache_dir', str(folder))
+    # jax decides at the first compilation whether to keep any.
+    compilation_cache.reset_cache()
+
+
 def check_config(config: config_dict.ConfigDict, devices: int) -> None:
   """Raises a ValueError if the batches cannot be split or mixed so."""
   for name in ('batch_size', 'eval_batch_size'):
@@ -252,12 +292,74 @@ def check_config(config: config_dict.ConfigDict, devices: int) -> None:
       f'{config.augment.mixup_alpha} and CutMix {config.augment.cutmix}: use 2 '
       'to mix two fresh images, 1 to mix within the batch or not to mix'
     )
-  share = config.batch_size // devices
-  if share % 2 and (mixes == 2 or (mixes and raw == 1)):
+  share, even = config.batch_size // devices, mixes_pairs(config)
+  if share % 2 and even:
     raise ValueError(
       f'batch_size {config.batch_size} leaves {share} images for each of '
       f'{devices} devices; MixUp and CutMix need an even number'
     )
+  count = config.micro_batches
+  valid = memory.valid_micro_batches(share, even)
+  if count is not None and count not in valid:
+    below = [x for x in valid if x < count][-1:]
+    nearest = below + [x for x in valid if x > count][:1]
+    raise ValueError(
+      f'micro_batches {count} does not split the {share} images of each of '
+      f'{devices} devices into equal parts'
+      + (', even for MixUp and CutMix' if even else '')
+      + f'; use {" or ".join(map(str, nearest))}'
+    )
+
+
+def mixes_pairs(config: config_dict.ConfigDict) -> bool:
+  """Returns whether images are mixed in pairs, so that parts must be even."""
+  mixes = (config.augment.mixup_alpha is not None) + config.augment.cutmix
+  return mixes == 2 or (mixes == 1 and config.augment.raw_per_image == 1)
+
+
+def count_micro_batches(
+  config: config_dict.ConfigDict,
+  optimizer: optax.GradientTransformation,
+  num_classes: int,
+) -> int:
+  """Returns the config's number of micro-batches, or the fewest that fit.
+
+  Args:
+    config: of the run.
+    optimizer: of the run.
+    num_classes: K.
+
+  Returns:
+    The same number in all processes.
+
+  Raises:
+    ValueError: if no number fits, or a device does not say what it has.
+  """
+  if config.micro_batches is not None:
+    return config.micro_batches
+  planned = config
+  if jax.default_backend() == 'cpu':
+    # Neither saves memory there; see `memory`.
+    planned = config.copy_and_resolve_references()
+    planned.compute_dtype, planned.remat = 'float32', None
+  need = memory.estimate(
+    create_net(planned, num_classes), optimizer, planned, num_classes
+  )
+  available = memory.device_memory()
+  if jax.process_count() > 1:
+    # In MiB, since a gather makes 32 bits of 64.
+    mebibytes = np.asarray(available >> 20, np.int32)
+    available = int(multihost_utils.process_allgather(mebibytes).min()) << 20
+  share = config.batch_size // jax.device_count()
+  count = memory.choose_micro_batches(
+    share, mixes_pairs(config), need, available
+  )
+  progress.say(
+    f'{count} micro-batches of {share // count} images on each device: about '
+    f'{need.total(share, count) / memory.GIB:.2f} of '
+    f'{available / memory.GIB:.2f} GiB'
+  )
+  return count
 
 
 def check_replicas(state: steps.TrainState, step: int) -> None:
@@ -288,6 +390,17 @@ def load_data(
   )
 
 
+def loader_options(config: config_dict.ConfigDict) -> dict[str, Any]:
+  """Returns what all loaders of this process have in common."""
+  return {
+    'process_index': jax.process_index(),
+    'process_count': jax.process_count(),
+    'num_workers': config.data.num_workers,
+    'worker_type': config.data.worker_type,
+    'skip_corrupt': config.data.skip_corrupt,
+  }
+
+
 def eval_batches(
   config: config_dict.ConfigDict, test_set: datasets.Dataset
 ) -> Iterable[steps.Batch]:
@@ -298,9 +411,7 @@ def eval_batches(
     transform=transforms.eval_transform(
       config.data.eval_image_size, config.data.eval_crop
     ),
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-    num_threads=config.data.num_threads,
+    **loader_options(config),
   )
 
 
@@ -329,7 +440,9 @@ def create_net(
       )
 
   def forward(images: jax.Array, is_training: bool) -> dict[str, jax.Array]:
-    net = models.create(config.model.name, num_classes, **overrides)
+    net = models.create(
+      config.model.name, num_classes, remat=config.remat, **overrides
+    )
     return net(images, is_training)
 
   return hk.transform_with_state(forward)

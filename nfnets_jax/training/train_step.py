@@ -1,10 +1,10 @@
 """One step of training and one of evaluation, as pure functions.
 
 They run on one device's share of a batch and know of the others only the name
-of the axis to average over. Whatever is random about an image is drawn from a
-key of its own, made of the run's key, the step and the image's place in the
-global batch: augmentation does not depend on the number of devices. Dropout and
-stochastic depth draw from one key a device.
+of the axis to average over. Whatever is random about an image, also what
+dropout and stochastic depth drop of it, is drawn from a key of its own, made of
+the run's key, the step and the image's place in the global batch: a run does
+not depend on the number of devices, nor on the number of micro-batches.
 
 Differences:
   * The released code casts parameters to bfloat16 before the pass; here the
@@ -23,6 +23,7 @@ import optax
 from ml_collections import config_dict
 
 from nfnets_jax import augment
+from nfnets_jax.models import layers
 from nfnets_jax.training import ema, losses
 
 Batch = dict[str, chex.Array]
@@ -73,6 +74,28 @@ def init_state(
   Returns:
     The state before the first step.
   """
+  # It runs once: compile it fast rather than well, which for F0 on two cores is
+  # a matter of 10 seconds instead of minutes.
+  options = {'xla_backend_optimization_level': 0}
+  init = _create_init(net, optimizer, seed, image_size)
+  return jax.jit(init, compiler_options=options)()
+
+
+def state_shapes(
+  net: hk.TransformedWithState,
+  optimizer: optax.GradientTransformation,
+  image_size: int,
+) -> TrainState:
+  """Returns the shapes and dtypes of what `init_state` draws."""
+  return jax.eval_shape(_create_init(net, optimizer, 0, image_size))
+
+
+def _create_init(
+  net: hk.TransformedWithState,
+  optimizer: optax.GradientTransformation,
+  seed: int,
+  image_size: int,
+) -> Callable[[], TrainState]:
   key = jax.random.key(seed)
   init_key, run_key = jax.random.split(key)
   images = jnp.zeros((1, image_size, image_size, 3))
@@ -88,10 +111,7 @@ def init_state(
       ema_params=jax.tree.map(jnp.copy, params),
     )
 
-  # It runs once: compile it fast rather than well, which for F0 on two cores is
-  # a matter of 10 seconds instead of minutes.
-  options = {'xla_backend_optimization_level': 0}
-  return jax.jit(init, compiler_options=options)()
+  return init
 
 
 def augment_batch(
@@ -162,6 +182,63 @@ def apply_gradients(
   )
 
 
+def create_gradient(
+  net: hk.TransformedWithState,
+  config: config_dict.ConfigDict,
+  num_classes: int,
+) -> Callable[..., tuple[hk.MutableParams, Metrics, hk.MutableState]]:
+  """Builds the gradient of the mean loss of some images of a batch.
+
+  Args:
+    net: takes `(images, is_training)`.
+    config: of the run.
+    num_classes: K.
+
+  Returns:
+    `gradient(params, model_state, key, batch, first_image) → (grads, metrics,
+    model_state)`. `key` is the step's; `batch` holds `image` uint8
+    `[R, H, W, 3]` and `label` int32 `[R]`, and `first_image` is the place of
+    its first output image in the global batch. The gradients are float32, and
+    the metrics are the means of `loss` and `top_1`.
+  """
+  policy = create_policy(config.compute_dtype)
+
+  def gradient(
+    params: hk.MutableParams,
+    model_state: hk.MutableState,
+    key: jax.Array,
+    batch: Batch,
+    first_image: jax.Array,
+  ):
+    augment_key, net_key = jax.random.split(key)
+    images, labels = augment_batch(
+      augment_key, batch, first_image, config.augment, num_classes
+    )
+    places = first_image + jnp.arange(images.shape[0], dtype=jnp.int32)
+
+    def loss_fn(params: hk.MutableParams):
+      with layers.places_in_batch(places):
+        outputs, new_model_state = net.apply(
+          params,
+          model_state,
+          net_key,
+          policy.cast_to_compute(images),
+          is_training=True,
+        )
+      logits = policy.cast_to_output(outputs['logits'])
+      loss = losses.cross_entropy(logits, labels, config.label_smoothing)
+      return jnp.mean(loss), (logits, new_model_state)
+
+    (loss, (logits, new_model_state)), grads = jax.value_and_grad(
+      loss_fn, has_aux=True
+    )(params)
+    hits = jnp.argmax(logits, axis=1) == jnp.argmax(labels, axis=1)
+    metrics = {'loss': loss, 'top_1': jnp.mean(hits.astype(jnp.float32))}
+    return grads, metrics, new_model_state
+
+  return gradient
+
+
 def create_train_step(
   net: hk.TransformedWithState,
   optimizer: optax.GradientTransformation,
@@ -169,6 +246,7 @@ def create_train_step(
   config: config_dict.ConfigDict,
   num_classes: int,
   axis_name: str,
+  micro_batches: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
   """Builds the training step.
 
@@ -179,50 +257,74 @@ def create_train_step(
     config: of the run.
     num_classes: K.
     axis_name: of the devices that share the batch.
+    micro_batches: parts that the device's share is computed in, one after the
+      other. The update is that of the whole batch, but for the rounding of
+      sums; the memory that activations take falls with the number of parts.
 
   Returns:
     `step(state, batch) → (state, metrics)`, to be mapped over `axis_name`.
     `batch` holds this device's `image` uint8 `[R, H, W, 3]` and `label` int32
     `[R]`. The metrics are float32 scalars of the whole batch: `loss`, `top_1`
     (a fraction, against the likelier label of a mixed image), `grad_norm`
-    before clipping, and `learning_rate`.
+    before clipping, `learning_rate`, and if `batch` says how many examples
+    were `skipped` before each, their sum. It raises a ValueError when it is
+    traced with a share that cannot be split so.
   """
-  policy = create_policy(config.compute_dtype)
+  gradient = create_gradient(net, config, num_classes)
 
   def train_step(state: TrainState, batch: Batch):
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-    augment_key, net_key = jax.random.split(key)
-    device = jax.lax.axis_index(axis_name)
     size = batch['image'].shape[0] // config.augment.raw_per_image
-    images, labels = augment_batch(
-      augment_key, batch, device * size, config.augment, num_classes
-    )
-
-    def loss_fn(params: hk.MutableParams):
-      outputs, model_state = net.apply(
-        params,
-        state.model_state,
-        jax.random.fold_in(net_key, device),
-        policy.cast_to_compute(images),
-        is_training=True,
+    if size % micro_batches:
+      raise ValueError(
+        f'{size} images cannot be split into {micro_batches} micro-batches; '
+        f'give a divisor of {size}'
       )
-      logits = policy.cast_to_output(outputs['logits'])
-      loss = losses.cross_entropy(logits, labels, config.label_smoothing)
-      return jnp.mean(loss), (logits, model_state)
-
-    (loss, (logits, model_state)), grads = jax.value_and_grad(
-      loss_fn, has_aux=True
-    )(state.params)
-    hits = jnp.argmax(logits, axis=1) == jnp.argmax(labels, axis=1)
-    metrics = {'loss': loss, 'top_1': jnp.mean(hits.astype(jnp.float32))}
+    first_image = jax.lax.axis_index(axis_name) * size
+    if micro_batches == 1:
+      grads, metrics, model_state = gradient(
+        state.params, state.model_state, key, batch, first_image
+      )
+    else:
+      grads, metrics, model_state = accumulate(state, key, batch, first_image)
     # One mean over the whole batch, before AGC looks at the gradient.
     grads, metrics, model_state = jax.lax.pmean(
       (grads, metrics, model_state), axis_name
     )
+    if 'skipped' in batch:
+      skipped = jnp.sum(batch['skipped'], dtype=jnp.float32)
+      metrics['skipped'] = jax.lax.psum(skipped, axis_name)
     metrics['grad_norm'] = optax.tree.norm(grads)
     metrics['learning_rate'] = jnp.asarray(schedule(state.step), jnp.float32)
     state = apply_gradients(state, grads, optimizer, config.ema_decay)
     return state._replace(model_state=model_state), metrics
+
+  def accumulate(
+    state: TrainState, key: jax.Array, batch: Batch, first_image: jax.Array
+  ):
+    """Averages gradients and metrics over the micro-batches."""
+    # Neighbours stay together: mixing makes an image of two of them.
+    parts = jax.tree.map(
+      lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), batch
+    )
+    size = parts['image'].shape[1] // config.augment.raw_per_image
+    places = first_image + size * jnp.arange(micro_batches, dtype=jnp.int32)
+
+    def add(carry, part):
+      sums, model_state = carry
+      grads, metrics, model_state = gradient(
+        state.params, model_state, key, *part
+      )
+      sums = jax.tree.map(jnp.add, sums, (grads, metrics))
+      return (sums, model_state), None
+
+    metrics = {'loss': jnp.zeros(()), 'top_1': jnp.zeros(())}
+    zeros = (jax.tree.map(jnp.zeros_like, state.params), metrics)
+    (sums, model_state), _ = jax.lax.scan(
+      add, (zeros, state.model_state), (parts, places)
+    )
+    grads, metrics = jax.tree.map(lambda x: x / micro_batches, sums)
+    return grads, metrics, model_state
 
   return train_step
 

@@ -1,8 +1,13 @@
 """Data sets are found, sliced and refused with a remedy."""
 
+import concurrent.futures
+import io
 import json
+import multiprocessing
+import pickle
 import shutil
 
+import cloudpickle
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -28,6 +33,37 @@ class NoLabels(tfds.core.GeneratorBasedBuilder):
 
   def _generate_examples(self):
     yield 0, {'x': 0}
+
+
+class CorruptImages(tfds.core.GeneratorBasedBuilder):
+  """Images that cannot be decoded, with names, as ImageNet has them."""
+
+  VERSION = tfds.core.Version('1.0.0')
+
+  def _info(self):
+    features = {
+      'image': tfds.features.Image(encoding_format='jpeg'),
+      'mask': tfds.features.Image(encoding_format='png'),
+      'label': tfds.features.ClassLabel(num_classes=2),
+      'file_name': tfds.features.Text(),
+    }
+    return tfds.core.DatasetInfo(
+      builder=self, features=tfds.features.FeaturesDict(features)
+    )
+
+  def _split_generators(self, dl_manager):
+    return {'train': self._generate_examples()}
+
+  def _generate_examples(self):
+    yield (
+      0,
+      {
+        'image': io.BytesIO(b'no image'),
+        'mask': io.BytesIO(b'no image either'),
+        'label': 1,
+        'file_name': 'bad.jpg',
+      },
+    )
 
 
 def labels(dataset):
@@ -98,6 +134,63 @@ def test_unprepared_data_set_names_folder_and_remedy(tmp_path):
   assert str(error.value).endswith(command)
 
 
+def test_other_versions_are_named(digits_dir, tmp_path):
+  shutil.copytree(digits_dir / 'digits' / '1.0.0', tmp_path / 'digits/0.9.0')
+  path = tmp_path / 'digits' / '0.9.0' / 'dataset_info.json'
+  info = json.loads(path.read_text())
+  path.write_text(json.dumps({**info, 'version': '0.9.0'}))
+  shutil.copytree(path.parent, tmp_path / 'digits' / 'incomplete.1_1.0.0')
+  with pytest.raises(FileNotFoundError, match="beside 'digits:0.9.0'; prep"):
+    datasets.load('digits', 'train', tmp_path)
+  assert len(datasets.load('digits:0.9.0', 'train', tmp_path)) == 1437
+  with pytest.raises(ValueError, match=r'at version 0.8.0, only: 1.0.0'):
+    datasets.load('digits:0.8.0', 'train', tmp_path)
+
+
+def test_data_dir_may_begin_with_a_tilde(digits_dir, monkeypatch):
+  monkeypatch.setenv('HOME', str(digits_dir.parent))
+  data_dir = f'~/{digits_dir.name}'
+  assert len(datasets.load('digits', 'test', data_dir)) == 360
+
+
+@pytest.mark.parametrize('pickler', [pickle, cloudpickle])
+@pytest.mark.parametrize('name', ['digits', 'fake', 'folder'])
+def test_data_sets_can_be_pickled(name, pickler, digits_dir, tmp_path):
+  data_dir = digits_dir
+  if name == 'folder':
+    data_dir = tmp_path
+    for path in 'cat/1.jpg', 'dog/2.png':
+      (tmp_path / 'train' / path).parent.mkdir(parents=True)
+      (tmp_path / 'train' / path).write_bytes(path.encode())
+  dataset = datasets.load(name, 'train[1:]', data_dir)
+  copy = pickle.loads(pickler.dumps(dataset))
+  assert (copy.name, copy.split) == (name, 'train[1:]')
+  assert copy.class_names == dataset.class_names
+  assert len(copy) == len(dataset)
+  for i in 0, len(dataset) - 1:
+    np.testing.assert_equal(copy.source[i], dataset.source[i])
+
+
+def test_worker_process_can_read(digits_dir):
+  dataset = datasets.load('digits', 'test', digits_dir)
+  context = multiprocessing.get_context('spawn')
+  with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
+    found = pool.submit(labels, dataset).result()
+  assert found == labels(dataset)
+
+
+def test_corrupt_image_leaves_the_rest_of_the_example(tmp_path):
+  builder = tfds.builder('corrupt_images', data_dir=tmp_path)
+  builder.download_and_prepare(file_format='array_record')
+  dataset = datasets.load('corrupt_images', 'train', tmp_path)
+  assert dataset.source[0] == {
+    'image': b'no image',
+    'mask': b'no image either',
+    'label': 1,
+    'file_name': b'bad.jpg',
+  }
+
+
 def test_unknown_data_set_is_named_with_a_hint(tmp_path):
   with pytest.raises(ValueError, match="unknown data set 'cifar_10'") as error:
     datasets.load('cifar_10', 'train', tmp_path)
@@ -118,8 +211,13 @@ def test_format_without_random_access_is_refused(digits_dir, tmp_path):
   info_path = tmp_path / 'digits' / '1.0.0' / 'dataset_info.json'
   info = json.loads(info_path.read_text())
   info_path.write_text(json.dumps({**info, 'fileFormat': 'tfrecord'}))
-  with pytest.raises(ValueError, match='no random access; prepare it in'):
+  with pytest.raises(ValueError, match='no random access') as error:
     datasets.load('digits', 'train', tmp_path)
+  folder = tmp_path / 'digits' / '1.0.0'
+  assert str(error.value).endswith(
+    'python -m nfnets_jax.data.prepare digits '
+    f'--from_tfrecord={folder} --data_dir=ANOTHER_FOLDER'
+  )
 
 
 def test_fake_images_are_a_function_of_their_index():

@@ -1,12 +1,22 @@
 """The stream of batches: complete, the same for any processes, resumable."""
 
 import collections
+import os
+import signal
 
-import grain
 import numpy as np
+import psutil
 import pytest
+from absl import flags
 
 from nfnets_jax.data import datasets, loader, transforms
+
+
+@pytest.fixture(autouse=True)
+def parsed_flags():
+  """Grain's processes read absl flags, which a program parses first."""
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()
 
 
 class Indices:
@@ -21,7 +31,8 @@ class Indices:
 
   def __getitem__(self, index):
     if index in self._broken:
-      return {'image': b'no image', 'label': 0}
+      name = f'{index}.jpg'
+      return {'image': b'no image', 'label': 0, 'file_name': name}
     return {'image': np.full((4, 4, 3), index % 256, np.uint8), 'label': index}
 
 
@@ -95,20 +106,75 @@ def test_processes_share_each_global_batch_in_order(process_count):
   assert_equal(together, alone)
 
 
-@pytest.mark.parametrize('num_threads', [0, 1, 4])
-def test_resuming_equals_going_straight_through(num_threads):
-  straight = take(train(indices(23), 4, num_threads=1), 15)
-  first = train(indices(23), 4, num_threads=num_threads)
+WORKERS = [
+  pytest.param({'num_workers': 0}, id='none'),
+  pytest.param({'num_workers': 1}, id='thread'),
+  pytest.param({'num_workers': 4}, id='threads'),
+  pytest.param({'num_workers': 1, 'worker_type': 'processes'}, id='process'),
+  pytest.param({'num_workers': 3, 'worker_type': 'processes'}, id='processes'),
+]
+
+
+@pytest.mark.parametrize('workers', WORKERS)
+def test_resuming_equals_going_straight_through(workers):
+  straight = take(train(indices(23), 4, num_workers=2), 15)
+  first = train(indices(23), 4, **workers)
   head = [next(first) for _ in range(8)]  # in the middle of the second epoch
   state = first.get_state()
   next(first)  # moving on does not move the state
   first.close()
   assert state == {'next_index': 32}
 
-  second = train(indices(23), 4, num_threads=num_threads)
+  second = train(indices(23), 4, **workers)
   next(second)
   second.set_state(state)
   assert_equal(head + take(second, 7), straight)
+
+
+def test_another_number_of_processes_resumes_the_same_stream():
+  alone = take(train(indices(23), 8), 9)
+  first = train(indices(23), 8, process_index=1, process_count=2)
+  for _ in range(5):
+    next(first)
+  state = first.get_state()
+  first.close()
+  rest = train(indices(23), 8)
+  rest.set_state(state)
+  assert_equal(take(rest, 4), alone[5:])
+
+
+def test_a_place_within_a_batch_is_refused():
+  batches = train(indices(23), 8)
+  with pytest.raises(ValueError, match='no batch of 8 examples .* example 12'):
+    batches.set_state({'next_index': 12})
+
+
+def test_closed_batches_say_so():
+  batches = train(indices(23), 8)
+  batches.close()
+  with pytest.raises(ValueError, match='closed'):
+    next(batches)
+
+
+def test_large_batches_are_made_in_chunks():
+  # 96 = 2 · 48 examples of this process: chunks of 16, 12 or 8.
+  for num_workers in (1, 4, 5):
+    kwargs = {'process_index': 1, 'process_count': 2}
+    batches = train(indices(500), 96, num_workers=num_workers, **kwargs)
+    alone = train(indices(500), 96, num_workers=0, **kwargs)
+    assert_equal(take(batches, 3), take(alone, 3))
+
+
+def test_closing_ends_the_processes():
+  before = set(psutil.Process().children(recursive=True))
+  batches = train(indices(23), 4, num_workers=2, worker_type='processes')
+  next(batches)
+  workers = set(psutil.Process().children(recursive=True)) - before
+  assert len(workers) >= 2
+  batches.close()
+  gone, _ = psutil.wait_procs(workers, timeout=20)
+  # The last is multiprocessing's tracker of shared memory, which stays.
+  assert len(workers - set(gone)) <= 1
 
 
 def test_seeds_differ_and_repeat():
@@ -159,7 +225,6 @@ def test_batches_of_a_real_data_set(digits_dir):
     process_index=1,
     process_count=2,
   )
-  assert isinstance(batches, grain.DatasetIterator)
   batch = next(batches)
   batches.close()
   assert batch['image'].shape == (8, 12, 12, 3)
@@ -179,20 +244,83 @@ def test_batches_of_a_real_data_set(digits_dir):
   np.testing.assert_array_equal(images[360:], images[:40])
 
 
-def test_unreadable_example_is_named():
+@pytest.mark.parametrize('worker_type', ['threads', 'processes'])
+def test_unreadable_example_is_named(worker_type):
+  kwargs = {'worker_type': worker_type, 'num_workers': 2}
   dataset = indices(20, broken=[17])
   message = (
-    'cannot read example 17 of indices split train: cannot decode an image'
+    r'cannot read example 17 of indices split train \(17.jpg\): '
+    'cannot decode an image'
   )
   transform = transforms.train_transform(4)
   with pytest.raises(ValueError, match=message):
-    take(train(dataset, 5, transform=transform), 4)
+    take(train(dataset, 5, transform=transform, **kwargs), 4)
   with pytest.raises(ValueError, match=message):
     list(
       loader.eval_batches(
-        dataset, batch_size=5, transform=transforms.eval_transform(4, 'resize')
+        dataset,
+        batch_size=5,
+        transform=transforms.eval_transform(4, 'resize'),
+        **kwargs,
       )
     )
+
+
+def test_damaged_examples_are_left_out_when_told_to(caplog):
+  dataset = indices(20, broken=[16, 17])
+  transform = transforms.train_transform(4, 'none')
+  epochs = take(train(dataset, 5, transform=transform, skip_corrupt=True), 8)
+  for epoch in (epochs[:4], epochs[4:]):
+    labels = np.concatenate([batch['label'] for batch in epoch])
+    skipped = np.concatenate([batch['skipped'] for batch in epoch])
+    # 18 takes the place of both.
+    assert sorted(labels) == [*range(16), 18, 18, 18, 19]
+    assert skipped.sum() == 3
+    assert set(labels[skipped > 0]) == {18}
+  named = [record.getMessage() for record in caplog.records]
+  for index in (16, 17):
+    text = f'left out: cannot read example {index} of indices split train'
+    assert sum(text in message for message in named) >= 2
+  # What is left out does not depend on the workers.
+  kwargs = {'transform': transform, 'skip_corrupt': True}
+  assert_equal(take(train(dataset, 5, num_workers=0, **kwargs), 8), epochs)
+
+
+def test_evaluation_masks_damaged_examples():
+  batches = loader.eval_batches(
+    indices(20, broken=[4, 19]),
+    batch_size=6,
+    transform=transforms.eval_transform(4, 'resize'),
+    skip_corrupt=True,
+  )
+  labels = [label for b in batches for label in b['label'][b['mask'] == 1]]
+  assert labels == [i for i in range(20) if i not in (4, 19)]
+
+
+def test_ten_damaged_examples_in_a_row_are_too_many():
+  transform = transforms.train_transform(4)
+  for size, broken, count in [(50, range(3, 50), 10), (4, range(4), 4)]:
+    dataset = indices(size, broken=broken)
+    batches = train(dataset, 4, transform=transform, skip_corrupt=True)
+    with pytest.raises(
+      ValueError, match=f'{count} examples in a row are damaged'
+    ):
+      take(batches, 20)
+
+
+def test_a_killed_worker_ends_the_stream():
+  batches = train(indices(23), 4, num_workers=2, worker_type='processes')
+  next(batches)
+  killed = 0
+  for child in psutil.Process().children(recursive=True):
+    if 'resource_tracker' not in ' '.join(child.cmdline()):
+      os.kill(child.pid, signal.SIGKILL)
+      killed += 1
+  assert killed
+  with pytest.raises(Exception, match='worker|process'):
+    for _ in range(50):
+      next(batches)
+  batches.close()
 
 
 @pytest.mark.parametrize(
@@ -211,6 +339,12 @@ def test_unreadable_example_is_named():
       'process_index 2 is not one of 2 processes',
     ),
     (0, {'batch_size': 4}, 'indices split train has no examples'),
+    (5, {'batch_size': 4, 'num_workers': -1}, 'num_workers .* got -1'),
+    (
+      5,
+      {'batch_size': 4, 'worker_type': 'fibres'},
+      "worker_type must be one of threads, processes, got 'fibres'",
+    ),
   ],
 )
 def test_impossible_batches_are_refused(size, kwargs, message):

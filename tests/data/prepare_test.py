@@ -1,6 +1,7 @@
 """Preparing can be repeated, interrupted, and fails with a remedy."""
 
 import importlib.util
+import shutil
 
 import numpy as np
 import pytest
@@ -25,6 +26,15 @@ class NeedsTensorflow(tfds.core.GeneratorBasedBuilder):
 
   def _generate_examples(self):
     yield 0, {'image': np.zeros((2, 2, 1), np.uint8)}
+
+
+class NeedsFiles(NeedsTensorflow):
+  """Needs files that cannot be downloaded."""
+
+  MANUAL_DOWNLOAD_INSTRUCTIONS = 'Ask the librarian.'
+
+  def _split_generators(self, dl_manager):
+    return {'train': self._generate_examples(dl_manager.manual_dir)}
 
 
 def run_main(name, data_dir):
@@ -92,3 +102,56 @@ def test_missing_tensorflow_has_a_remedy(tmp_path):
 def test_command_refuses_unknown_names(tmp_path):
   with pytest.raises(SystemExit, match="error: unknown data set 'digitz'"):
     run_main('digitz', tmp_path)
+
+
+@pytest.mark.parametrize('name', ['folder', 'fake'])
+def test_nothing_to_prepare(name, tmp_path, capsys):
+  run_main(name, tmp_path)
+  assert capsys.readouterr().out.startswith(f'{name}: nothing to prepare')
+  assert prepare.prepare(name, tmp_path) is None
+  assert not contents(tmp_path)
+
+
+def test_interrupted_command_says_what_follows(tmp_path, monkeypatch, capsys):
+  def interrupted(self, test):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(digits.Digits, '_generate_examples', interrupted)
+  with pytest.raises(SystemExit) as error:
+    run_main('digits', tmp_path)
+  assert error.value.code == 130
+  assert 'the same command starts again' in capsys.readouterr().err
+  assert not list(tmp_path.rglob('incomplete.*'))
+
+
+def test_command_tells_of_leftovers(tmp_path, capsys):
+  leftover = tmp_path / 'digits' / 'incomplete.ABC123_1.0.0'
+  leftover.mkdir(parents=True)
+  for _ in range(2):
+    run_main('digits', tmp_path)
+    assert f'delete it: rm -r {leftover}\n' in capsys.readouterr().out
+  assert leftover.is_dir()
+
+
+def test_command_leaves_other_folders_alone(tmp_path):
+  path = tmp_path / 'digits' / '1.0.0' / 'mine.txt'
+  path.parent.mkdir(parents=True)
+  path.write_text('mine')
+  with pytest.raises(SystemExit, match='is there already, and is no prepared'):
+    run_main('digits', tmp_path)
+  assert path.read_text() == 'mine'
+
+
+def test_command_passes_on_what_a_data_set_needs(tmp_path):
+  with pytest.raises(
+    SystemExit, match=r'(?s)error: Manual directory .*librarian'
+  ):
+    run_main('needs_files', tmp_path)
+
+
+def test_tfrecord_copy_is_not_taken_for_prepared(digits_dir, tmp_path):
+  shutil.copytree(digits_dir / 'digits', tmp_path / 'digits')
+  path = tmp_path / 'digits' / '1.0.0' / 'dataset_info.json'
+  path.write_text(path.read_text().replace('"array_record"', '"tfrecord"'))
+  with pytest.raises(SystemExit, match='no random access; .*--from_tfrecord='):
+    run_main('digits', tmp_path)

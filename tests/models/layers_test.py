@@ -134,6 +134,26 @@ def test_squeeze_excite_gate():
   np.testing.assert_allclose(gate[:, 0, 0], expected, atol=1e-6)
 
 
+@pytest.mark.parametrize('drop', [layers.dropout, layers.stochastic_depth])
+def test_what_an_image_loses_follows_its_place(drop):
+  net = hk.transform(lambda x: drop(drop(x, 0.5, True), 0.5, True))
+  x = jnp.ones((64, 1, 1, 8))
+
+  def apply(first, size):
+    with layers.places_in_batch(first + jnp.arange(size)):
+      return net.apply({}, jax.random.key(0), x[:size])
+
+  whole = apply(0, 64)
+  np.testing.assert_array_equal(apply(16, 8), whole[16:24])
+  assert not np.array_equal(apply(17, 8), whole[16:24])
+  # Two layers drop half each, and not the same.
+  assert float(jnp.mean(whole > 0)) == pytest.approx(0.25, abs=0.12)
+  # Outside, places count no more.
+  first, second = (net.apply({}, jax.random.key(k), x) for k in (0, 1))
+  assert not np.array_equal(first, second)
+  assert not np.array_equal(first, whole)
+
+
 def test_stochastic_depth_drops_whole_images_at_its_rate():
   x = jnp.ones((4000, 2, 2, 3))
   net = hk.transform(lambda x: layers.stochastic_depth(x, 0.25, True))

@@ -259,6 +259,82 @@ def test_dropout_acts_on_the_pooled_features_only_in_training():
   assert not np.allclose(first['logits'], second['logits'])
 
 
+def _trained_step(remat):
+  """Parameters, and a function to loss, outputs and gradients in training."""
+
+  def forward(images):
+    net = models.create(
+      'nfnet_tiny',
+      num_classes=10,
+      remat=remat,
+      depth=(1, 2),
+      width=(32, 64),
+      strides=(1, 2),
+      group_width=(16, 16),
+      stem_width=(8, 16),
+      drop_rate=0.5,
+      stochdepth_rate=0.8,
+    )
+    return net(images, is_training=True, return_metrics=True)
+
+  net, images = hk.transform(forward), jnp.asarray(reference.image(4, 16))
+
+  def loss_fn(params):
+    outputs = net.apply(params, jax.random.key(1), images)
+    return jnp.mean(outputs['logits'] ** 2), outputs
+
+  params = jax.jit(net.init)(jax.random.key(0), images)
+  return params, loss_fn
+
+
+def _residual_bytes(params, loss_fn):
+  """What the forward pass hands to the backward pass, parameters aside."""
+
+  def residuals(params):
+    _, backward, _ = jax.vjp(loss_fn, params, has_aux=True)
+    return backward
+
+  kept = jax.tree.leaves(jax.eval_shape(residuals, params))
+  return sum(x.size * x.dtype.itemsize for x in kept if x.shape[:1] == (4,))
+
+
+@pytest.fixture(scope='module')
+def kept_all():
+  params, loss_fn = _trained_step(None)
+  params = jax.tree.map(jnp.asarray, reference.fill_tree(params))
+  return params, jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(params)
+
+
+@pytest.mark.parametrize('remat', ['block', 'stage'])
+def test_what_is_computed_again_is_the_same(kept_all, remat):
+  params, expected = kept_all
+  own_params, loss_fn = _trained_step(remat)
+  for x, y in zip(
+    jax.tree.leaves_with_path(own_params),
+    jax.tree.leaves_with_path(_trained_step(None)[0]),
+    strict=True,
+  ):
+    assert x[0] == y[0]
+    np.testing.assert_array_equal(x[1], y[1])
+  results = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(params)
+  for (path, x), y in zip(
+    jax.tree.leaves_with_path(results), jax.tree.leaves(expected), strict=True
+  ):
+    name = jax.tree_util.keystr(path)
+    np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_less_is_kept_for_the_backward_pass():
+  everything, stages, blocks = (
+    _residual_bytes(*_trained_step(remat)) for remat in (None, 'stage', 'block')
+  )
+  assert stages <= blocks < everything / 3
+
+
+def test_remat_is_no_part_of_a_variant():
+  assert 'remat' not in models.arguments('nfnet_f0')
+
+
 def test_initialisation():
   net = _transform('nfnet_tiny')
   params = net.init(jax.random.key(0), reference.image(1, 16))
@@ -277,6 +353,7 @@ def test_initialisation():
     ('nfnet_f0', {'droprate': 0.1}, 'no argument droprate.*drop_rate'),
     ('nfnet_f0', {'num_classes': 0}, 'num_classes must be at least 1, got 0'),
     ('nfnet_f0', {'drop_rate': 1.0}, r'drop_rate must lie in \[0, 1\), got 1'),
+    ('nfnet_f0', {'remat': 'layer'}, "remat is 'layer'; .* 'block', 'stage'"),
     ('nfnet_f0', {'width': (256, 512)}, 'one entry per stage'),
     ('nfnet_f0', {'depth': (1, 2, 6, 0)}, r'depth \(1, 2, 6, 0\) must be pos'),
     ('nfnet_f0', {'stem_width': (16,)}, 'one entry per convolution'),

@@ -58,8 +58,10 @@ def make_config(data_dir) -> Callable[..., config_dict.ConfigDict]:
     config.data.image_size = 8
     config.data.eval_image_size = 8
     config.data.crop = 'pad_1'
-    config.data.num_threads = 1
+    config.data.num_workers = 1
     config.optimizer.warmup_epochs = 0.0
+    # A test process goes on with other runs.
+    config.compilation_cache = None
     config.update_from_flattened_dict(changes or {})
     return config
 

@@ -46,6 +46,15 @@ def test_replicas_are_whole_copies(tree):
       np.testing.assert_array_equal(shard.data, tree[name], strict=True)
 
 
+def test_local_copy_is_one_of_the_copies(tree):
+  replicated = parallel.replicate(tree)
+  for name, x in jax.tree.map(parallel.local_copy, replicated).items():
+    assert len(x.sharding.device_set) == 1
+    np.testing.assert_array_equal(x, tree[name], strict=True)
+  on_host = np.arange(3)
+  assert parallel.local_copy(on_host) is on_host
+
+
 def test_training_consumes_the_state_but_not_what_it_was_copied_from(tree):
   before = jax.tree.map(np.array, tree)
   replicated = parallel.replicate(tree)

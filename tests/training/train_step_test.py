@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.extend import core
 
 from nfnets_jax import augment
 from nfnets_jax.models import layers
@@ -24,7 +25,7 @@ def _batch(size, seed=0):
   }
 
 
-def _create(config):
+def _create(config, micro_batches=1):
   """Net, train step and initial state, away from the SkipInit zeros."""
   net = train.create_net(config, num_classes=10)
   optimizer = optimizers.create_optimizer(config.optimizer, lambda step: 0.1)
@@ -35,7 +36,7 @@ def _create(config):
     ema_params=jax.tree.map(jnp.array, params),
   )
   step = train_step.create_train_step(
-    net, optimizer, lambda step: 0.1, config, 10, parallel.AXIS
+    net, optimizer, lambda step: 0.1, config, 10, parallel.AXIS, micro_batches
   )
   return net, step, state
 
@@ -148,6 +149,105 @@ def test_devices_drop_different_features(make_config):
   assert abs(float(together['loss']) - float(alone['loss'])) > 0.01
 
 
+SPLITS = {
+  'whole': {'devices': 1, 'micro_batches': 1},
+  'micro-batches': {'devices': 1, 'micro_batches': 8},
+  'devices too': {'devices': 8, 'micro_batches': 4},
+}
+
+
+def _split_step(config, devices, micro_batches):
+  """One step of 64 images: its gradient, metrics and scratch memory."""
+  # The momentum of the first step is the gradient.
+  net, optimizer = train.create_net(config, 10), optax.sgd(0.1, momentum=0.9)
+  state = train_step.init_state(net, optimizer, 0, image_size=8)
+  params = reference.fill_tree(state.params)
+  state = state._replace(params=jax.tree.map(jnp.asarray, params))
+  step = train_step.create_train_step(
+    net, optimizer, lambda step: 0.1, config, 10, parallel.AXIS, micro_batches
+  )
+  batch = _batch(64 * config.augment.raw_per_image)
+  if devices == 1:
+    step, batch = _on_one_device(step), jax.tree.map(lambda x: x[None], batch)
+  else:
+    step, batch = parallel.parallel_train_step(step), parallel.shard(batch)
+    state = parallel.replicate(state)
+  compiled = step.lower(state, batch).compile()
+  scratch = compiled.memory_analysis().temp_size_in_bytes
+  state, metrics = compiled(state, batch)
+  return jax.device_get((state.opt_state[0].trace, metrics)), scratch
+
+
+@pytest.fixture(
+  scope='module',
+  params=[
+    {'augment.raw_per_image': 2, 'augment.rand_augment': '2x5'},
+    {
+      'augment.raw_per_image': 1,
+      'model.depth': (2,),
+      'model.drop_rate': 0.5,
+      'model.stochdepth_rate': 0.9,
+    },
+  ],
+  ids=['augmentation', 'dropout'],
+)
+def splits(make_config, request):
+  """The same step, split in all ways."""
+  config = make_config(1, request.param)
+  assert config.augment.mixup_alpha is not None
+  assert config.augment.cutmix
+  return {name: _split_step(config, **split) for name, split in SPLITS.items()}
+
+
+@pytest.mark.parametrize('name', [name for name in SPLITS if name != 'whole'])
+def test_step_does_not_depend_on_the_split(splits, name):
+  (grads, metrics), _ = splits[name]
+  (whole_grads, whole_metrics), _ = splits['whole']
+  for metric, value in metrics.items():
+    assert value == pytest.approx(whole_metrics[metric], rel=1e-6)
+  flat, whole = (
+    np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
+    for tree in (grads, whole_grads)
+  )
+  assert reference.relative_error(flat, whole) <= 1e-6
+
+
+def test_micro_batches_take_less_memory(splits):
+  _, whole = splits['whole']
+  _, parts = splits['micro-batches']
+  assert parts < whole / 2
+
+
+def test_share_that_cannot_be_split(make_config):
+  net, optimizer = train.create_net(make_config(), 10), optax.sgd(0.1)
+  state = train_step.init_state(net, optimizer, 0, image_size=8)
+  step = train_step.create_train_step(
+    net, optimizer, lambda step: 0.1, make_config(), 10, parallel.AXIS, 3
+  )
+  batch = jax.tree.map(lambda x: x[None], _batch(16))
+  with pytest.raises(ValueError, match='16 images .* into 3 micro-batches'):
+    _on_one_device(step).lower(state, batch)
+
+
+def test_state_of_the_network_goes_through_the_micro_batches(make_config):
+  """A net that counts its calls."""
+
+  def forward(images, is_training):
+    calls = hk.get_state('calls', (), init=jnp.zeros)
+    hk.set_state('calls', calls + 1)
+    return {'logits': hk.Linear(10)(hk.Flatten()(images))}
+
+  net, optimizer = hk.transform_with_state(forward), optax.sgd(0.1)
+  state = train_step.init_state(net, optimizer, 0, image_size=8)
+  step = train_step.create_train_step(
+    net, optimizer, lambda step: 0.1, make_config(), 10, parallel.AXIS, 4
+  )
+  batch = jax.tree.map(lambda x: x[None], _batch(16))
+  before = float(state.model_state['~']['calls'])
+  state, _ = _on_one_device(step)(state, batch)
+  assert float(state.model_state['~']['calls']) == before + 4
+
+
 def test_average_follows_the_parameters(trained):
   start, first, second = trained['classifiers']
   # The decays of the first two updates are 1/10 and 2/11.
@@ -244,6 +344,75 @@ def test_bfloat16_computes_but_does_not_remember(make_config, trained):
   # Eight bits a number.
   assert float(metrics['loss']) == pytest.approx(float(exact['loss']), rel=0.02)
   assert metrics['loss'] != exact['loss']
+
+
+def _equations(jaxpr):
+  for equation in jaxpr.eqns:
+    yield equation
+    for inside in core.jaxprs_in_params(equation.params):
+      yield from _equations(inside)
+
+
+def _dtypes(variables):
+  return {variable.aval.dtype for variable in variables}
+
+
+@pytest.mark.parametrize('micro_batches', [1, 4])
+def test_bfloat16_is_for_products_and_float32_for_sums(
+  make_config, micro_batches
+):
+  changes = {
+    'compute_dtype': 'bfloat16',
+    'model.drop_rate': 0.2,
+    'model.stochdepth_rate': 0.2,
+  }
+  config = make_config(1, changes)
+  _, step, state = _create(config, micro_batches)
+  batch = _batch(16)
+  jaxpr, (new_state, metrics) = jax.make_jaxpr(
+    step, axis_env=[(parallel.AXIS, 1)], return_shape=True
+  )(state, batch)
+  for leaf in jax.tree.leaves((new_state, metrics)):
+    assert leaf.dtype in (jnp.float32, jnp.int32, jnp.uint32)
+
+  equations = list(_equations(jaxpr.jaxpr))
+  bfloat16, float32 = jnp.dtype('bfloat16'), jnp.dtype('float32')
+  products = [
+    equation
+    for equation in equations
+    if equation.primitive.name in ('conv_general_dilated', 'dot_general')
+  ]
+  # Three for each of the forward pass, but the first needs no gradient of its
+  # images.
+  convolutions = [x for x in products if x.invars[0].aval.ndim == 4]
+  assert len(convolutions) > 3 * 4
+  for equation in products:
+    assert _dtypes(equation.invars) == {bfloat16}
+  sums = [x for x in equations if x.primitive.name == 'reduce_sum']
+  for equation in sums:
+    # A sum over axes of length 1 is none.
+    if equation.invars[0].aval.size > equation.outvars[0].aval.size:
+      assert _dtypes(equation.invars) <= {float32, jnp.dtype('int32')}
+  if micro_batches > 1:
+    (accumulation,) = [
+      equation
+      for equation in equations
+      if equation.primitive.name == 'scan'
+      and equation.params['length'] == micro_batches
+    ]
+    assert bfloat16 not in _dtypes(accumulation.outvars)
+
+  # AGC, momentum and moving average see nothing of it.
+  update = jax.make_jaxpr(
+    lambda state, grads: train_step.apply_gradients(
+      state,
+      grads,
+      optimizers.create_optimizer(config.optimizer, lambda step: 0.1),
+      config.ema_decay,
+    )
+  )(state, state.params)
+  for equation in _equations(update.jaxpr):
+    assert bfloat16 not in _dtypes(equation.outvars)
 
 
 def _table_net(num_classes):

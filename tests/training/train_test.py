@@ -368,3 +368,45 @@ def test_data_set_that_is_not_prepared(make_config, tmp_path):
   changes = {'data.prepare': False, 'data.data_dir': str(tmp_path / 'empty')}
   with pytest.raises(FileNotFoundError, match="'digits' is not prepared in"):
     train.train_and_evaluate(make_config(1, changes), tmp_path / 'run')
+
+
+def test_damaged_images_stop_the_run_or_are_counted(make_config, tmp_path):
+  photos = tmp_path / 'photos'
+  rng = np.random.default_rng(0)
+  for split, count in [('train', 9), ('test', 5)]:
+    for label in ('cat', 'dog'):
+      folder = photos / split / label
+      folder.mkdir(parents=True)
+      for i in range(count):
+        pixels = rng.integers(256, size=(8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f'{i}.png')
+  for name in ('train/cat/3.png', 'test/dog/2.png'):
+    content = (photos / name).read_bytes()
+    (photos / name).write_bytes(content[: len(content) // 2])
+  config = make_config(
+    4,
+    {
+      'data.name': 'folder',
+      'data.data_dir': str(photos),
+      'data.train_split': 'train',
+      'data.prepare': False,
+      'batch_size': 16,
+      'eval_batch_size': 8,
+      # 18 images, of which each of 3 epochs meets the damaged one.
+      'epochs': 3.0,
+      'log_every_steps': 1,
+    },
+  )
+  with pytest.raises(
+    ValueError, match=r'cannot read example \d+ of folder .*cat/3.png'
+  ):
+    train.train_and_evaluate(config, tmp_path / 'stops')
+  config.data.skip_corrupt = True
+  report = train.train_and_evaluate(config, tmp_path / 'skips')
+  assert report['steps'] == 3
+  lines = metrics.read(tmp_path / 'skips')
+  counts = [line['skipped'] for line in lines if 'skipped' in line]
+  assert len(counts) == 3
+  assert 2 <= sum(counts) == report['skipped'] <= 3
+  assert report['eval_skipped'] == 1
+  assert report['eval_count'] == 9

@@ -1,0 +1,30 @@
+"""The paper's runs on ImageNet in miniature: every step of it, and few of each.
+
+The network, the resolutions, the recipe and the code path are those of
+nfnet_imagenet.py; the batch, the number of images and the length are what two
+cores can afford. Accuracies mean nothing here.
+
+Command: make rehearse-f1
+Expected: four steps of four images in under ten minutes on two cores; see
+experiments/README.md.
+"""
+
+from ml_collections import config_dict
+
+from experiments import nfnet_imagenet
+
+
+def get_config(name: str = 'F1') -> config_dict.ConfigDict:
+  """Shrinks the run of a variant, 'F0' to 'F7' or 'F0+' to 'F7+'."""
+  config = nfnet_imagenet.get_config(name)
+  config.epochs = 1.0
+  config.batch_size = 4
+  config.eval_batch_size = 4
+  config.micro_batches = 2
+  config.data.train_split = 'train[:16]'
+  config.data.test_split = 'validation[:8]'
+  config.optimizer.warmup_epochs = 0.25
+  config.log_every_steps = 1
+  config.eval_every_epochs = 1.0
+  config.checkpoint_every_epochs = 0.5
+  return config

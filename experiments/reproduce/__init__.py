@@ -1,0 +1,1 @@
+"""The paper's experiments as commands that set the result beside the paper."""

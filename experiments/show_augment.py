@@ -1,0 +1,197 @@
+r"""Draws training images as the network sees them, with their labels.
+
+  python -m experiments.show_augment --output=augment.png \
+    --config=experiments/nfnet_imagenet.py:F1 --config.data.data_dir=DIR
+
+The images come from the loader and the augmentation of the training step, with
+the policy of the config, and only lose their normalisation. Below each are the
+crops that it was made of, and how much of each class is in its label.
+"""
+
+import functools
+import pathlib
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+from ml_collections import config_dict, config_flags
+from PIL import Image, ImageDraw, ImageFont
+
+from nfnets_jax import augment
+from nfnets_jax.data import loader, transforms
+from nfnets_jax.training import train, train_step
+
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'Experiment file.', lock_config=True
+)
+_OUTPUT = flags.DEFINE_string(
+  'output', None, 'The picture, such as FILE.png.', required=True
+)
+_IMAGES = flags.DEFINE_integer('images', 32, 'Augmented images.', lower_bound=2)
+_COLUMNS = flags.DEFINE_integer('columns', 8, 'Images in a row.', lower_bound=1)
+_CELL = flags.DEFINE_integer(
+  'cell', 160, 'Pixels that an image is wide in the picture.', lower_bound=64
+)
+flags.mark_flag_as_required('config')
+
+# Pixels.
+_GAP = 8
+_LINE = 14
+
+
+def make_images(
+  config: config_dict.ConfigDict, count: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[str, ...]]:
+  """Makes the first images of a run with this config.
+
+  Args:
+    config: of the run.
+    count: how many, an even number where images are mixed in pairs.
+
+  Returns:
+    The raw crops uint8 `[R, px, px, 3]`, the augmented images uint8
+    `[count, px, px, 3]`, their labels `[count, K]`, and the K classes' names.
+  """
+  dataset, _ = train.load_data(config)
+  batches = loader.train_batches(
+    dataset,
+    batch_size=count * config.augment.raw_per_image,
+    transform=transforms.train_transform(
+      config.data.image_size, config.data.crop, config.data.flip
+    ),
+    seed=config.seed,
+    num_workers=0,
+  )
+  batch = next(batches)
+  batches.close()
+  augment_batch = functools.partial(
+    train_step.augment_batch,
+    config=config.augment,
+    num_classes=dataset.num_classes,
+  )
+  images, labels = jax.jit(augment_batch)(
+    jax.random.key(config.seed), batch, np.int32(0)
+  )
+  levels = np.asarray(images) * augment.IMAGENET_STD + augment.IMAGENET_MEAN
+  levels = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
+  return batch['image'], levels, np.asarray(labels), dataset.class_names
+
+
+def describe(
+  label: np.ndarray, class_names: tuple[str, ...]
+) -> list[tuple[str, str]]:
+  """Writes a label distribution as names and weights, the largest first.
+
+  Args:
+    label: `[K]` probabilities.
+    class_names: K names.
+
+  Returns:
+    The classes that make up at least half a hundredth.
+
+  Example:
+    >>> describe(np.array([0.37, 0.0, 0.63]), ('goldfish', 'shark', 'tench'))
+    [('tench', '0.63'), ('goldfish', '0.37')]
+  """
+  return [
+    (class_names[i], f'{label[i]:.2f}')
+    for i in np.argsort(-label)
+    if label[i] >= 0.005
+  ]
+
+
+def describe_policy(config: config_dict.ConfigDict) -> str:
+  """Writes what is done to the images of a config in one line."""
+  data, policy = config.data, config.augment
+  parts = [f'{data.name}, {data.image_size} px, crop {data.crop}']
+  if policy.mixup_alpha is not None:
+    parts.append(f'MixUp {policy.mixup_alpha:g}')
+  if policy.cutmix:
+    parts.append('CutMix')
+  if policy.rand_augment is not None:
+    parts.append(f'RandAugment {policy.rand_augment}')
+  return ', '.join(parts)
+
+
+def draw(
+  raw: np.ndarray,
+  images: np.ndarray,
+  captions: list[list[tuple[str, str]]],
+  title: str,
+  columns: int,
+  cell: int,
+) -> Image.Image:
+  """Draws a sheet of images over the two crops that each was made of.
+
+  Args:
+    raw: `[2 B, px, px, 3]` or `[B, px, px, 3]` uint8; of the latter neighbours
+      belong together.
+    images: `[B, px, px, 3]` uint8.
+    captions: B lists of a name and a weight, of which two are shown.
+    title: one line.
+    columns: images in a row.
+    cell: pixels that an image is wide.
+
+  Returns:
+    The picture.
+  """
+  columns = min(columns, len(images))
+  rows = -(-len(images) // columns)
+  small = cell // 2
+  height = cell + small + 2 * _LINE + _GAP // 2
+  sheet = Image.new(
+    'RGB',
+    (columns * (cell + _GAP) + _GAP, rows * (height + _GAP) + 3 * _GAP + _LINE),
+    'white',
+  )
+  pen = ImageDraw.Draw(sheet)
+  pen.text((_GAP, _GAP), title, 'black', ImageFont.load_default(_LINE))
+  font = ImageFont.load_default(_LINE - 3)
+  for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
+    row, column = divmod(i, columns)
+    left = _GAP + column * (cell + _GAP)
+    top = 3 * _GAP + _LINE + row * (height + _GAP)
+    _paste(sheet, image, left, top, cell)
+    # Of one raw image each, an image and its neighbour are mixed both ways.
+    own, other = (2 * i, 2 * i + 1) if len(raw) > len(images) else (i, i ^ 1)
+    bottom = top + cell + _GAP // 4
+    for place, ingredient in enumerate((own, other)):
+      if ingredient < len(raw):
+        _paste(sheet, raw[ingredient], left + place * small, bottom, small)
+    for place, (name, weight) in enumerate(caption[:2]):
+      line = bottom + small + place * _LINE
+      room = cell - pen.textlength(f'  {weight}', font)
+      while pen.textlength(name, font) > room:
+        name = f'{name.rstrip("…")[:-1]}…'
+      pen.text((left, line), name, 'black', font)
+      pen.text((left + cell, line), weight, 'black', font, anchor='ra')
+  return sheet
+
+
+def _paste(
+  sheet: Image.Image, image: np.ndarray, left: int, top: int, side: int
+) -> None:
+  # Few pixels stay pixels.
+  is_small = image.shape[0] < side
+  method = Image.Resampling.NEAREST if is_small else Image.Resampling.LANCZOS
+  resized = Image.fromarray(image).resize((side, side), method)
+  sheet.paste(resized, (left, top))
+
+
+def main(argv: list[str]) -> None:
+  """Draws the picture."""
+  del argv
+  logging.set_verbosity(logging.WARNING)
+  config = _CONFIG.value
+  raw, images, labels, names = make_images(config, _IMAGES.value)
+  captions = [describe(label, names) for label in labels]
+  title = describe_policy(config)
+  sheet = draw(raw, images, captions, title, _COLUMNS.value, _CELL.value)
+  path = pathlib.Path(_OUTPUT.value).expanduser()
+  path.parent.mkdir(parents=True, exist_ok=True)
+  sheet.save(path)
+  print(f'{len(images)} images of {title} in {path}')
+
+
+if __name__ == '__main__':
+  app.run(main)

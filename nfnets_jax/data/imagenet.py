@@ -1,0 +1,278 @@
+"""Checks the archives of ImageNet before hours are spent on them.
+
+TFDS reads them as they come: it leaves out a split whose archive is missing,
+stops where an archive breaks off, and gives the validation images their labels
+in the order of their names, whichever images are there.
+
+An archive is known by its headers alone, each of which says where the next one
+is, so nothing but headers is read: of the 155 GB some megabytes.
+
+Reference:
+  Russakovsky et al., "ImageNet Large Scale Visual Recognition Challenge", 2015,
+  https://arxiv.org/abs/1409.0575
+"""
+
+import dataclasses
+import os
+import pathlib
+import re
+import tarfile
+from collections.abc import Collection, Iterator
+from typing import BinaryIO
+
+import tqdm
+
+# Bytes; headers and contents of an archive fill whole blocks, and one of zeros
+# in place of a header ends it.
+_BLOCK = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Archive:
+  """A file of the ILSVRC 2012 challenge, as its makers offer it.
+
+  Attributes:
+    name: of the file.
+    title: what the download page calls it.
+    num_bytes: its size.
+    md5: its checksum.
+    num_images: how many images are in it.
+  """
+
+  name: str
+  title: str
+  num_bytes: int
+  md5: str
+  num_images: int
+
+
+ARCHIVES = {
+  'train': Archive(
+    name='ILSVRC2012_img_train.tar',
+    title='Training images (Task 1 & 2)',
+    num_bytes=147_897_477_120,
+    md5='1d675b47d978889d74fa0da5fadfb00e',
+    num_images=1_281_167,
+  ),
+  'validation': Archive(
+    name='ILSVRC2012_img_val.tar',
+    title='Validation images (all tasks)',
+    num_bytes=6_744_924_160,
+    md5='29b22e2961454d5413ddabcf34fc5622',
+    num_images=50_000,
+  ),
+}
+
+
+class _DamageError(Exception):
+  """What is wrong with an archive."""
+
+
+def remedy(*splits: str) -> str:
+  """Says how to get archives.
+
+  Args:
+    *splits: which, of `ARCHIVES`.
+
+  Returns:
+    Several lines.
+
+  Example:
+    >>> print(remedy('validation'))  # doctest: +NORMALIZE_WHITESPACE
+    To get it, register at https://image-net.org/download-images and download
+    "Validation images (all tasks)" of ILSVRC2012:
+      ILSVRC2012_img_val.tar, 6,744,924,160 bytes,
+      md5 29b22e2961454d5413ddabcf34fc5622
+  """
+  archives = [ARCHIVES[split] for split in splits]
+  titles = ' and '.join(f'"{archive.title}"' for archive in archives)
+  lines = [
+    f'To get {"it" if len(splits) == 1 else "them"}, register at '
+    'https://image-net.org/download-images and download\n'
+    f'{titles} of ILSVRC2012:'
+  ]
+  for x in archives:
+    lines.append(f'  {x.name}, {x.num_bytes:,} bytes, md5 {x.md5}')
+  return '\n'.join(lines)
+
+
+def check(
+  folder: str | os.PathLike[str], synsets: Collection[str]
+) -> dict[str, int]:
+  """Checks that both archives are there, whole, and what TFDS takes them for.
+
+  Archives with some of the images pass, if those of validation are the first.
+
+  Args:
+    folder: where the archives are.
+    synsets: the names of the classes, such as n01440764.
+
+  Returns:
+    The number of images of each split.
+
+  Raises:
+    FileNotFoundError: if the folder or an archive is missing.
+    ValueError: if an archive is cut off, or something else. The message has the
+      file, what is wrong, and how to get it.
+  """
+  folder = pathlib.Path(folder).expanduser()
+  if not folder.is_dir():
+    raise FileNotFoundError(f'there is no folder {folder}')
+  paths = {x: folder / archive.name for x, archive in ARCHIVES.items()}
+  missing = [split for split, path in paths.items() if not path.is_file()]
+  if missing:
+    names = ' and no '.join(ARCHIVES[split].name for split in missing)
+    raise FileNotFoundError(f'no {names} in {folder}\n{remedy(*missing)}')
+  counts = {}
+  for split, path in paths.items():
+    try:
+      with path.open('rb') as file:
+        counts[split] = _CHECKS[split](file, synsets)
+    except _DamageError as error:
+      size = path.stat().st_size
+      raise ValueError(
+        f'{path} ({size:,} bytes): {error}\n{remedy(split)}'
+      ) from error
+  return counts
+
+
+def num_bytes(folder: str | os.PathLike[str]) -> int:
+  """Returns the size of both archives, and about that of the data set.
+
+  Args:
+    folder: where the archives are.
+  """
+  folder = pathlib.Path(folder).expanduser()
+  return sum((folder / file.name).stat().st_size for file in ARCHIVES.values())
+
+
+def _check_train(file: BinaryIO, synsets: Collection[str]) -> int:
+  """Checks an archive of one archive per class and returns their images.
+
+  In a file of the official size they are not counted: to find 1.3 million
+  headers takes long on a slow disk.
+  """
+  is_official = _size(file) == ARCHIVES['train'].num_bytes
+  archives = list(_members(file, 0, _size(file)))
+  if not archives:
+    raise _DamageError('it is an empty archive')
+  seen = set()
+  for archive in archives:
+    if not re.fullmatch(r'n\d{8}\.tar', archive.name) or not archive.isreg():
+      raise _DamageError(
+        f'it holds {archive.name}, where archives named as n01440764.tar are '
+        'expected'
+      )
+    if archive.name[:-4] not in synsets:
+      raise _DamageError(
+        f'{archive.name} is none of the {len(synsets):,} classes of ILSVRC2012'
+      )
+    if archive.name in seen:
+      raise _DamageError(f'it holds {archive.name} twice')
+    seen.add(archive.name)
+  count = 0
+  for archive in tqdm.tqdm(
+    archives, 'Checking archives', unit=' classes', leave=False, mininterval=1
+  ):
+    start = archive.offset_data
+    stop = start + archive.size
+    try:
+      if is_official:
+        next(_members(file, start, stop), None)
+      else:
+        count += _count_images(file, start, stop)
+    except _DamageError as error:
+      raise _DamageError(f'{archive.name} in it: {error}') from error
+  return ARCHIVES['train'].num_images if is_official else count
+
+
+def _count_images(file: BinaryIO, start: int, stop: int) -> int:
+  """Returns the number of images in the archive of a class."""
+  names = set()
+  count = 0
+  for member in _members(file, start, stop):
+    if not member.isreg():
+      raise _DamageError(f'it holds {member.name}, which is no image')
+    names.add(member.name)
+    count += 1
+  if not count:
+    raise _DamageError('it is an empty archive')
+  if len(names) < count:
+    raise _DamageError('it holds two images of the same name')
+  return count
+
+
+def _check_validation(file: BinaryIO, synsets: Collection[str]) -> int:
+  """Checks an archive of images and returns their number."""
+  del synsets  # its images bear no class
+  names = []
+  for member in _members(file, 0, _size(file)):
+    if (
+      not re.fullmatch(r'ILSVRC2012_val_\d{8}\.JPEG', member.name)
+      or not member.isreg()
+    ):
+      raise _DamageError(
+        f'it holds {member.name}, where images named as '
+        'ILSVRC2012_val_00000001.JPEG are expected'
+      )
+    names.append(member.name)
+  if not names:
+    raise _DamageError('it is an empty archive')
+  for number, name in enumerate(sorted(names), 1):
+    expected = f'ILSVRC2012_val_{number:08d}.JPEG'
+    # TFDS gives the sorted images the first labels of its list.
+    if name != expected:
+      raise _DamageError(
+        f'image {number} of {len(names):,} should be {expected} and is {name}; '
+        'images other than the first ones would get wrong labels'
+      )
+  num_labels = ARCHIVES['validation'].num_images
+  if len(names) > num_labels:
+    raise _DamageError(
+      f'it holds {len(names):,} images, and there are {num_labels:,} labels'
+    )
+  return len(names)
+
+
+def _members(
+  file: BinaryIO, start: int, stop: int
+) -> Iterator[tarfile.TarInfo]:
+  """Yields the members of the archive in bytes start to stop of a file.
+
+  `tarfile` itself takes whatever is no header for the end.
+  """
+  file.seek(start)
+  end, last = start, ''
+  try:
+    for member in tarfile.TarFile(fileobj=file):
+      if member.offset >= stop:
+        break
+      end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
+      last = member.name
+      if end > stop:
+        raise _DamageError(
+          f'it is cut off: {last} goes on to byte {end - start:,} of '
+          f'{stop - start:,}'
+        )
+      yield member
+  except tarfile.TarError as error:
+    if last:
+      raise _DamageError(f'it is damaged after {last}: {error}') from error
+  file.seek(end)
+  block = file.read(max(0, min(_BLOCK, stop - end)))
+  if block == bytes(_BLOCK):
+    return
+  if not last:
+    raise _DamageError(f'it is no tar archive; it begins with {block[:20]!r}')
+  if len(block) < _BLOCK:
+    raise _DamageError(
+      f'it is cut off after {last}: the zeros that end an archive are missing'
+    )
+  raise _DamageError(f'it is damaged after {last}: what follows is no header')
+
+
+def _size(file: BinaryIO) -> int:
+  return file.seek(0, os.SEEK_END)
+
+
+_CHECKS = {'train': _check_train, 'validation': _check_validation}

@@ -1,0 +1,248 @@
+"""Benches and the contact sheet run; what is compared does the same.
+
+The commands run in processes of their own, since some of their flags have the
+same names.
+"""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import digits
+from nfnets_jax.augment import operations
+from nfnets_jax.data import transforms
+from nfnets_jax.models import cost
+from nfnets_jax.training import train
+
+apply_operations = jax.jit(operations.apply_operations)
+
+
+def command(module, *args):
+  """Runs a module and returns what it printed."""
+  environment = {**os.environ, 'TF_CPP_MIN_LOG_LEVEL': '2'}
+  done = subprocess.run(
+    [sys.executable, '-m', f'experiments.{module}', *map(str, args)],
+    env=environment,
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  return done.stdout
+
+
+def photos(count=6):
+  rng = np.random.default_rng(0)
+  found = []
+  for _ in range(count):
+    blocks = rng.integers(256, size=(5, 7, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(blocks).resize((70, 50)).save(buffer, format='JPEG')
+    found.append(buffer.getvalue())
+  return found
+
+
+def write_tar(path, files):
+  with tarfile.open(path, 'w') as tar:
+    for name, content in files.items():
+      info = tarfile.TarInfo(name)
+      info.size = len(content)
+      tar.addfile(info, io.BytesIO(content))
+
+
+@pytest.fixture
+def photo_tar(tmp_path):
+  """A tar of a photograph and of a tar of five."""
+  first, *others = photos()
+  write_tar(
+    tmp_path / 'class.tar', {f'{i}.JPEG': x for i, x in enumerate(others)}
+  )
+  inner = (tmp_path / 'class.tar').read_bytes()
+  write_tar(tmp_path / 'all.tar', {'0.JPEG': first, 'class.tar': inner})
+  return tmp_path / 'all.tar'
+
+
+def input_bench(photo_tar, *args):
+  output = photo_tar.parent / 'figures.json'
+  printed = command(
+    'benchmarks.input_pipeline',
+    f'--tar={photo_tar}',
+    f'--output={output}',
+    '--image_size=32',
+    '--batch=2',
+    '--repeats=2',
+    *args,
+  )
+  return printed, json.loads(output.read_text())
+
+
+def check_rates(figures, names):
+  assert list(figures['images_per_second_per_core']) == names
+  for rates in figures['images_per_second_per_core'].values():
+    assert len(rates) == 2 and min(rates) > 0
+
+
+def test_input_bench_without_tensorflow(photo_tar):
+  printed, figures = input_bench(photo_tar, '--notensorflow', '--threads=1')
+  assert printed.startswith('6 photographs of')
+  assert list(figures) == ['1']
+  check_rates(figures['1'], ['transform', 'loader'])
+
+
+@pytest.mark.slow
+def test_input_bench_with_several_workers(photo_tar):
+  _, figures = input_bench(
+    photo_tar, '--notensorflow', '--threads=1', '--threads=2'
+  )
+  assert list(figures) == ['1', '2']
+  check_rates(figures['2'], ['loader, threads', 'loader, processes'])
+
+
+def test_input_bench_beside_tensorflow(photo_tar):
+  pytest.importorskip('tensorflow')
+  printed, figures = input_bench(photo_tar, '--threads=1')
+  assert 'transform / tf.data:' in printed
+  rates, ratios = figures['1'].values()
+  for ours in 'transform', 'loader':
+    for theirs in 'tf.data', 'tf.data, RandAugment':
+      expected = np.divide(rates[ours], rates[theirs])
+      np.testing.assert_allclose(ratios[f'{ours} / {theirs}'], expected)
+
+
+def augmentation_bench(tmp_path, *args):
+  output = tmp_path / 'figures.json'
+  printed = command(
+    'benchmarks.augmentation',
+    '--config=experiments/digits.py',
+    '--config.augment.rand_augment=3x10',
+    '--batch=4',
+    f'--output={output}',
+    *args,
+  )
+  return printed, json.loads(output.read_text())
+
+
+def test_augmentation_bench_estimates(tmp_path):
+  printed, figures = augmentation_bench(tmp_path)
+  assert 'H100' in printed
+  # In each layer every value counts in a histogram and is looked up, and every
+  # pixel moves.
+  places = 3 * (3 + 3 + 1) * 16 * 16 * 4
+  assert places <= figures['augment_irregular_accesses'] < 1.1 * places
+  assert figures['augment_flops'] > 3 * 20 * 16 * 16 * 3 * 4
+  # Two operations for each multiply-accumulate, forwards and twice backwards.
+  shape = jax.ShapeDtypeStruct((1, 16, 16, 3), 'float32')
+  net = train.create_net(digits.get_config(), 1000)
+  variables = jax.eval_shape(
+    lambda key, x: net.init(key, x, is_training=True), jax.random.key(0), shape
+  )
+  forward = cost.count_macs(
+    lambda variables, key, x: net.apply(*variables, key, x, is_training=True),
+    variables,
+    jax.random.key(0),
+    shape,
+  )
+  assert figures['step_flops'] == pytest.approx(4 * 6 * forward, rel=0.2)
+  for low, high in figures['estimated_share_percent'].values():
+    assert 0 < low < high
+
+
+@pytest.mark.slow
+def test_augmentation_bench_measures(tmp_path):
+  printed, figures = augmentation_bench(tmp_path, '--measure', '--repeats=2')
+  assert 'measured share' in printed
+  assert len(figures['measured_share_percent']) == 2
+  assert min(figures['measured_share_percent']) > 0
+
+
+@pytest.mark.parametrize('raw_per_image', [1, 2])
+def test_contact_sheet(tmp_path, raw_per_image):
+  output = tmp_path / 'new folder' / 'sheet.png'
+  printed = command(
+    'show_augment',
+    '--config=experiments/digits.py',
+    f'--config.data.data_dir={tmp_path}',
+    f'--config.augment.raw_per_image={raw_per_image}',
+    '--config.augment.rand_augment=2x5',
+    '--images=6',
+    '--columns=4',
+    '--cell=64',
+    f'--output={output}',
+  )
+  assert 'MixUp 0.2, CutMix, RandAugment 2x5' in printed
+  with Image.open(output) as sheet:
+    assert sheet.width == 4 * (64 + 8) + 8
+    assert sheet.height > 2 * (64 + 32)
+    assert len(sheet.getcolors(100_000)) > 10
+
+
+@pytest.fixture(scope='module')
+def pipeline():
+  """What ours is timed beside."""
+  pytest.importorskip('tensorflow')
+  from experiments.benchmarks import tf_pipeline
+
+  return tf_pipeline
+
+
+@pytest.mark.parametrize('magnitude', [3, 10, 15])
+@pytest.mark.parametrize('name', operations.OPERATIONS)
+def test_operation_in_tensorflow_is_ours(pipeline, name, magnitude):
+  with Image.open(io.BytesIO(photos(1)[0])) as file:
+    image = np.array(file)
+  center = np.array([20, 50], np.int32)
+  for sign in (1, -1) if name in operations.SIGNED else (1,):
+    argument = sign * operations.argument(name, magnitude)
+    theirs = pipeline.OPERATIONS[name](
+      pipeline.tf.constant(image), argument, pipeline.tf.constant(center)
+    ).numpy()
+    ours = apply_operations(
+      image[None],
+      np.array([operations.OPERATIONS.index(name)], np.int32),
+      np.array([argument], np.float32),
+      center[None],
+    )[0]
+    differs = np.abs(theirs.astype(int) - np.asarray(ours, int)) > 1
+    assert theirs.dtype == np.uint8
+    assert differs.mean() < 0.01
+
+
+def test_resize_in_tensorflow_is_ours(pipeline):
+  image = transforms.decode(photos(1)[0])
+  np.testing.assert_array_equal(
+    pipeline.resize(pipeline.tf.constant(image), 32).numpy(),
+    transforms.resize(image, 32, 32),
+  )
+
+
+def test_random_crops_in_tensorflow_are_as_large_as_ours(pipeline):
+  photo = photos(1)[0]
+  pixels = transforms.decode(photo)
+  rng = np.random.default_rng(0)
+  theirs, ours = (
+    [np.prod(crop().shape[:2]) / (50 * 70) for _ in range(600)]
+    for crop in (
+      lambda: pipeline.decode_random_crop(photo),
+      lambda: transforms.random_resized_crop(pixels, rng),
+    )
+  )
+  assert min(theirs) == pytest.approx(0.1, abs=0.02)
+  assert np.mean(theirs) == pytest.approx(np.mean(ours), abs=0.04)
+
+
+@pytest.mark.parametrize('policy', [None, (4, 10)])
+def test_batches_of_tensorflow(pipeline, policy):
+  # Larger than a translation, which would leave nothing of some.
+  batches = pipeline.batches(
+    photos(), batch_size=4, image_size=128, threads=2, policy=policy
+  )
+  some = np.stack([next(batches) for _ in range(3)])
+  assert some.shape == (3, 4, 128, 128, 3) and some.dtype == np.uint8
+  assert some.std() > 10

@@ -1,0 +1,204 @@
+"""The commands that reproduce the paper: data checks, reports, rehearsals."""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+from experiments import nfnet_imagenet, rehearse
+from experiments.reproduce import nfnet, paper
+from nfnets_jax.data import prepare
+from nfnets_jax.models import variants
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+REPORT = {
+  'steps': 112_603,
+  'devices': 8,
+  'device_kind': 'NVIDIA H100',
+  'eval_count': 50_000,
+  'eval_top_1': 0.8412,
+  'eval_top_5': 0.9671,
+  'ema_eval_top_1': 0.8467,
+  'ema_eval_top_5': 0.9712,
+  'images_per_second': 8192.0,
+  'num_params': 132_632_076,
+}
+
+
+def _run(*arguments, **environment):
+  return subprocess.run(
+    [sys.executable, '-m', 'experiments.reproduce.nfnet', *arguments],
+    cwd=ROOT,
+    env={**os.environ, 'JAX_PLATFORMS': 'cpu', **environment},
+    capture_output=True,
+    text=True,
+    timeout=600,
+  )
+
+
+def _rows(page):
+  return dict(re.findall(r'^\| ([^|]+) \| (.*) \|$', page, re.M))
+
+
+@pytest.mark.parametrize('name', paper.RESULTS)
+def test_the_papers_nets_are_ours(name):
+  assert variants.get(name)
+
+
+def test_macs_are_those_of_the_training_size():
+  # Counted from the released code's formulas, at 192 and 224 px.
+  for name, expected in [('F0', 6.98), ('F1', 17.44)]:
+    config = nfnet_imagenet.get_config(name)
+    assert round(nfnet.training_macs(config) / 1e9, 2) == expected
+
+
+def test_report_sets_the_run_beside_the_paper():
+  config = nfnet_imagenet.get_config('F1')
+  page = nfnet.format_markdown(REPORT, config, 17_440_000_000, 400.0)
+  rows = _rows(page)
+  assert rows['top-1, moving average'] == '84.67 % | 84.7 %'
+  assert rows['top-5, moving average'] == '97.12 % | 97.1 %'
+  assert rows['top-1, weights'] == '84.12 % | -'
+  assert rows['training step'] == '500.0 ms | 158.5 ms'
+  assert rows['images a step'] == '4,096 on 8 | 1,024 on 32'
+  # 32 · 32 images in 158.5 ms.
+  assert rows['images/s'] == '8,192.0 | 6,460.6'
+  # 6 · 17.44 G · images/s / devices.
+  assert rows['TFLOP/s a device'] == '107.151 | 21.126'
+  assert rows['share of its peak'] == (
+    '26.79 % of 400.000 TFLOP/s, measured | 34.35 % of 61.5 TFLOP/s, nominal'
+  )
+  assert 'rehearsal' not in page
+  assert '8 × NVIDIA H100' in page
+
+
+def test_report_says_what_is_missing():
+  config = nfnet_imagenet.get_config('F6')
+  report = {**REPORT, 'images_per_second': None}
+  page = nfnet.format_markdown(report, config, 10**9, 1.0, 'It saw little.')
+  assert '**A rehearsal, not a result.** It saw little.' in page
+  assert 'SAM' in page
+  assert 'images/s' not in page
+  config = nfnet_imagenet.get_config('F7')
+  page = nfnet.format_markdown(REPORT, config, 10**9, 1.0)
+  assert _rows(page)['top-1, moving average'] == '84.67 % | -'
+
+
+def test_missing_data_end_with_the_remedy(tmp_path):
+  done = _run(
+    '--config=experiments/nfnet_imagenet.py:F1',
+    f'--workdir={tmp_path / "run"}',
+    f'--config.data.data_dir={tmp_path}',
+  )
+  assert done.returncode == 2
+  for part in (
+    "data set 'imagenet2012' is not prepared",
+    'https://image-net.org/download-images',
+    'ILSVRC2012_img_train.tar',
+    'make imagenet IMAGENET_DIR=FOLDER',
+    'FROM_TFRECORD=FOLDER',
+    'make rehearse-f1',
+  ):
+    assert part in done.stderr
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_sample_is_no_imagenet(tmp_path):
+  prepare.prepare('digits', tmp_path)
+  config = nfnet_imagenet.get_config('F1')
+  config.data.name = 'digits'
+  config.data.data_dir = str(tmp_path)
+  with pytest.raises(
+    nfnet.DataError, match=r'(?s)1,437 images of 10 classes.*takes 1,281,167 of'
+  ):
+    nfnet.check_data(config, rehearse=False)
+  config.data.test_split = 'test'
+  nfnet.check_data(config, rehearse=True)
+  config.data.train_split = 'train[2000:]'
+  with pytest.raises(nfnet.DataError, match='no images|out of range|split'):
+    nfnet.check_data(config, rehearse=True)
+
+
+@pytest.mark.parametrize('name', ['F0', 'F1', 'F6'])
+def test_a_rehearsal_shrinks_the_amount_and_nothing_else(name):
+  real = nfnet_imagenet.get_config(name).to_dict()
+  small = rehearse.get_config(name).to_dict()
+  assert {key for key in real if real[key] != small[key]} == {
+    'epochs',
+    'batch_size',
+    'eval_batch_size',
+    'micro_batches',
+    'data',
+    'optimizer',
+    'log_every_steps',
+    'eval_every_epochs',
+    'checkpoint_every_epochs',
+  }
+  for part, fields in [
+    ('data', {'train_split', 'test_split'}),
+    ('optimizer', {'warmup_epochs'}),
+  ]:
+    changed = {k for k in real[part] if real[part][k] != small[part][k]}
+    assert changed == fields
+
+
+@pytest.mark.slow
+def test_a_rehearsal_is_killed_resumed_and_reported(tmp_path):
+  prepare.prepare('digits', tmp_path / 'data')
+  arguments = [
+    '--rehearse',
+    '--config=experiments/digits.py',
+    f'--workdir={tmp_path / "run"}',
+    f'--config.data.data_dir={tmp_path / "data"}',
+    '--config.epochs=2.0',
+    '--config.checkpoint_every_epochs=0.5',
+    '--config.optimizer.warmup_epochs=1.0',
+  ]
+  done = _run(*arguments, XLA_FLAGS='--xla_backend_optimization_level=0')
+  assert done.returncode == 0, done.stderr
+  killed = re.search(r'killed after the checkpoint of step (\d+)', done.stdout)
+  resumed = re.search(r'resumed after step (\d+)', done.stdout)
+  assert killed
+  assert resumed
+  assert int(killed[1]) <= int(resumed[1]) < 45
+  report = json.loads((tmp_path / 'run' / 'report.json').read_text())
+  assert report['steps'] == 45
+  page = (tmp_path / 'run' / 'report.md').read_text()
+  assert 'A rehearsal, not a result.' in page
+  assert f'killed after step {killed[1]} and resumed' in page
+  again = _run(*arguments)
+  assert again.returncode == 0
+  assert 'this run is finished' in again.stdout
+  assert (tmp_path / 'run' / 'report.md').read_text() == page
+
+
+@pytest.mark.slow
+def test_the_photographs_can_be_learned_by_heart(tmp_path):
+  data_dir = os.environ.get('NFNETS_SAMPLE_DIR')
+  if not data_dir:
+    pytest.skip(
+      'NFNETS_SAMPLE_DIR names no data_dir with a prepared sample of '
+      'imagenet2012'
+    )
+  subprocess.run(
+    [
+      sys.executable,
+      '-m',
+      'nfnets_jax.main',
+      '--config=experiments/overfit.py',
+      f'--workdir={tmp_path}',
+      f'--config.data.data_dir={data_dir}',
+      '--config.epochs=40.0',
+    ],
+    cwd=ROOT,
+    env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''},
+    check=True,
+  )
+  report = json.loads((tmp_path / 'report.json').read_text())
+  assert report['eval_count'] == 256
+  assert report['ema_eval_top_1'] > 0.9
