@@ -23,7 +23,8 @@ def get_config() -> config_dict.ConfigDict:
   # Length and size. An epoch is one output image per training example.
   config.epochs = 360.0
   config.batch_size = 4096  # over all devices and hosts
-  config.eval_batch_size = 4096
+  # The result does not depend on it; one device must hold its share.
+  config.eval_batch_size = 1024
   # Parts that each device's share of a batch is computed in, one after the
   # other; their mean gradient is the whole batch's. None takes the fewest that
   # fit into the device's memory.
@@ -76,6 +77,9 @@ def get_config() -> config_dict.ConfigDict:
   config.optimizer.clipping = 0.01  # λ of AGC
   config.optimizer.clip_eps = 1e-3  # ε of AGC
   config.optimizer.max_norm = 1.0  # of 'global_norm'
+  # Steps in a row whose gradient may be infinite or no number: they are left
+  # out and counted. 0 stops at the first.
+  config.optimizer.skip_nonfinite = 0
 
   config.label_smoothing = 0.1
   config.ema_decay = 0.99999

@@ -75,23 +75,29 @@ def parse_flags(argv: list[str]) -> list[str]:
   return rest
 
 
-def main(argv: list[str]) -> None:
-  """Runs one mode."""
+def start(argv: list[str]) -> pathlib.Path:
+  """Does what every mode begins with: quiet logs, and the other processes.
+
+  Args:
+    argv: what `parse_flags` left.
+
+  Returns:
+    The folder of the run.
+  """
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
   if not flags.FLAGS['verbosity'].present:
     # Orbax says at level INFO what it does at each checkpoint.
     logging.set_verbosity(logging.WARNING)
   # Imported late, so that --help and a mistyped flag answer at once.
-  from nfnets_jax.training import distributed, progress, train
-  from nfnets_jax.training import workdir as workdirs
+  from nfnets_jax.training import distributed
 
-  if '://' in flags.FLAGS.workdir:
+  workdir = flags.FLAGS.workdir
+  if '://' in workdir:
     raise app.UsageError(
-      f'--workdir={flags.FLAGS.workdir} is no folder of this machine; mount '
-      'the bucket or give a local path'
+      f'--workdir={workdir} is no folder of this machine; mount the bucket or '
+      'give a local path'
     )
-  workdir = pathlib.Path(flags.FLAGS.workdir).expanduser()
   try:
     distributed.initialize(
       _COORDINATOR_ADDRESS.value,
@@ -102,7 +108,16 @@ def main(argv: list[str]) -> None:
     )
   except ValueError as error:
     raise app.UsageError(str(error)) from error
-  with distributed.ending_together():
+  return pathlib.Path(workdir).expanduser()
+
+
+def main(argv: list[str]) -> None:
+  """Runs one mode."""
+  workdir = start(argv)
+  from nfnets_jax.training import distributed, interrupt, progress, train
+  from nfnets_jax.training import workdir as workdirs
+
+  with distributed.ending_together(), interrupt.exiting():
     if _MODE.value == 'train':
       report = train.train_and_evaluate(
         _CONFIG.value, workdir, _ALLOW_CONFIG_CHANGE.value

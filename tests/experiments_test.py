@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from ml_collections import config_dict
 
-from experiments import base, cifar10, digits, nfnet_imagenet
+from experiments import base, cifar10, digits, nfnet_imagenet, overfit
 from experiments.benchmarks import gradient_step
 from nfnets_jax import models
 from nfnets_jax.training import train
@@ -55,6 +55,7 @@ def test_nfnet_imagenet_is_the_paper(name, plus):
     'clipping': 0.01,
     'clip_eps': 1e-3,
     'max_norm': 1.0,
+    'skip_nonfinite': 0,
   }
   assert config.label_smoothing == 0.1
   assert config.ema_decay == 0.99999
@@ -68,8 +69,13 @@ def test_unknown_variant_lists_the_known():
 
 @pytest.mark.parametrize(
   'config',
-  [digits.get_config(), cifar10.get_config(), nfnet_imagenet.get_config('F6')],
-  ids=['digits', 'cifar10', 'imagenet'],
+  [
+    digits.get_config(),
+    cifar10.get_config(),
+    overfit.get_config(),
+    nfnet_imagenet.get_config('F6'),
+  ],
+  ids=['digits', 'cifar10', 'overfit', 'imagenet'],
 )
 def test_net_is_built_from_the_config(config):
   net = train.create_net(config, num_classes=10)

@@ -130,6 +130,33 @@ def _kill_after_next_checkpoint(process, workdir):
   assert process.returncode == -signal.SIGKILL
 
 
+def test_signals_save_the_run_and_the_same_command_goes_on(tmp_path):
+  workdir = tmp_path / 'run'
+  changes = {
+    'epochs': 1000.0,
+    'log_every_steps': 2,
+    'checkpoint_every_epochs': 1000.0,
+    'eval_every_epochs': 1000.0,
+  }
+  arguments = [f'--workdir={workdir}', *_flags(tmp_path, **changes)]
+  stopped = []
+  for number in (signal.SIGTERM, signal.SIGINT):
+    process = _start(arguments, cache=tmp_path / 'compiled')
+    deadline, seen = time.monotonic() + 200, len(metrics.read(workdir))
+    while len(metrics.read(workdir)) <= seen and process.poll() is None:
+      assert time.monotonic() < deadline
+      time.sleep(0.05)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == 75, err
+    message = f'{number.name} stopped the run after step '
+    assert message in err
+    stopped.append(int(err.split(message)[1].split(';')[0]))
+    assert (workdir / 'checkpoints' / str(stopped[-1])).is_dir()
+  assert f'resumed after step {stopped[0]}' in out
+  assert 0 < stopped[0] < stopped[1] < 4000
+
+
 @pytest.mark.slow
 def test_killed_run_goes_on_as_if_nothing_had_happened(tmp_path):
   """Without warning and twice, with nothing but what lies on the disk."""
@@ -156,7 +183,7 @@ def test_killed_run_goes_on_as_if_nothing_had_happened(tmp_path):
   assert 'resumed after step' in out
 
   def without_speed(values):
-    return {k: x for k, x in values.items() if k != 'images_per_second'}
+    return {k: x for k, x in values.items() if k not in metrics.SPEEDS}
 
   reports = [
     without_speed(json.loads((folder / 'report.json').read_text()))

@@ -22,7 +22,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_dict
 
 from experiments.benchmarks import peak
@@ -30,7 +30,7 @@ from experiments.reproduce import paper
 from nfnets_jax import main as main_lib
 from nfnets_jax.data import datasets, transforms
 from nfnets_jax.models import cost
-from nfnets_jax.training import progress, train
+from nfnets_jax.training import distributed, interrupt, progress, train
 from nfnets_jax.training import workdir as workdirs
 
 _REHEARSE = flags.DEFINE_bool(
@@ -240,32 +240,43 @@ def main(argv: list[str], arguments: list[str]) -> None:
     argv: what is left of the command line when the flags are parsed.
     arguments: the command line as it was typed.
   """
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
-  if not flags.FLAGS['verbosity'].present:
-    logging.set_verbosity(logging.WARNING)
+  workdir = main_lib.start(argv)
   config, rehearse = flags.FLAGS.config, _REHEARSE.value
-  workdir = pathlib.Path(flags.FLAGS.workdir).expanduser()
-  try:
-    check_data(config, rehearse)
-  except DataError as error:
-    print(f'error: {error}', file=sys.stderr)
-    sys.exit(2)
+  with distributed.ending_together(), interrupt.exiting():
+    try:
+      check_data(config, rehearse)
+    except DataError as error:
+      progress.say(f'error: {error}', file=sys.stderr)
+      sys.exit(2)
+    report_run(config, workdir, arguments if rehearse else None)
 
+
+def report_run(
+  config: config_dict.ConfigDict,
+  workdir: pathlib.Path,
+  rehearse: list[str] | None,
+) -> None:
+  """Trains, evaluates and reports.
+
+  Args:
+    config: of the run.
+    workdir: of the run.
+    rehearse: the arguments of a rehearsal, None for the real run.
+  """
   finished = workdirs.read_report(workdir) is not None
   rehearsal = None
-  if rehearse:
+  if rehearse is not None:
     rehearsal = (
       f'It saw {config.data.train_split} for {config.epochs:g} epoch(s); its '
       'accuracies say nothing about the net.'
     )
     if not finished and _newest_checkpoint(workdir) is None:
       step = train_until_killed(
-        workdir, [word for word in arguments if 'rehearse' not in word[:11]]
+        workdir, [word for word in rehearse if 'rehearse' not in word[:11]]
       )
       rehearsal += f' It was killed after step {step} and resumed from there.'
   report = train.train_and_evaluate(config, workdir)
-  print(workdirs.format_report(report, workdir), flush=True)
+  progress.say(workdirs.format_report(report, workdir))
   page = workdir / 'report.md'
   if jax.process_index() == 0 and not (finished and page.exists()):
     page.write_text(
@@ -277,7 +288,7 @@ def main(argv: list[str], arguments: list[str]) -> None:
         rehearsal,
       )
     )
-  print(f'beside the paper: {page}')
+  progress.say(f'beside the paper: {page}')
 
 
 if __name__ == '__main__':

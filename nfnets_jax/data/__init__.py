@@ -2,8 +2,8 @@
 
 * `datasets.load` finds a prepared data set, or a `folder` of photographs, and
   reads it example by example;
-* `prepare` makes one: `python -m nfnets_jax.data.prepare NAME`, with `imagenet`
-  to check the archives, `tfrecord` to convert and `storage` to look at the disk;
+* `prepare` makes one, by `python -m nfnets_jax.data.prepare NAME`: `imagenet`
+  checks archives, `tfrecord` converts and `storage` looks at the disk;
 * `transforms` decodes, crops, flips and resizes one image;
 * `loader` shuffles, batches and shares the batches among processes.
 

@@ -18,7 +18,10 @@ warning: in training the next readable example of the data set takes its place,
 in evaluation its mask is 0, and `skipped` in the batch counts it.
 """
 
+import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -366,7 +369,8 @@ def _batches(
         grain.MultiprocessingOptions(
           num_workers=num_workers,
           per_worker_buffer_size=-(-ahead // num_workers),
-        )
+        ),
+        worker_init_fn=_begin_worker,
       )
     else:
       made = chunks.to_iter_dataset(
@@ -378,6 +382,22 @@ def _batches(
     return iter(made.batch(chunks_per_block, batch_fn=_concatenate))
 
   return Batches(start, batch_size)
+
+
+def _begin_worker(index: int, count: int) -> None:
+  """Makes a process live until its parent stops it or dies, and no longer."""
+  del index, count
+  # A terminal and a scheduler signal the whole group; the parent decides.
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  signal.signal(signal.SIGTERM, signal.SIG_IGN)
+  parent = multiprocessing.parent_process()
+  assert parent is not None
+
+  def end_with_parent() -> None:
+    parent.join()
+    os._exit(1)
+
+  threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def _concatenate(chunks: Sequence[Batch]) -> Batch:

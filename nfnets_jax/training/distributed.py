@@ -23,6 +23,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from nfnets_jax.training import interrupt
+
 # Seconds that the processes wait for one another at the start.
 START_TIMEOUT = 300
 # Seconds without a sign of life after which a process is taken for dead. The
@@ -287,7 +289,10 @@ def ending_together() -> Iterator[None]:
   try:
     yield
   except BaseException as error:
-    if jax.process_count() == 1:
+    stopped = (
+      isinstance(error, SystemExit) and error.code == interrupt.EXIT_CODE
+    )
+    if jax.process_count() == 1 or stopped:  # all have stopped alike
       raise
     if not isinstance(error, SystemExit):
       traceback.print_exc()

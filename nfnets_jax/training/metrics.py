@@ -17,6 +17,12 @@ import tensorboardX
 # devices by this much and no further, so a NaN is seen two steps later.
 _IN_FLIGHT = 2
 
+# What depends on the machine's speed, and so differs between equal runs.
+SPEEDS = ('images_per_second', 'step_seconds', 'data_wait_seconds')
+
+# Metrics whose sum over the steps counts.
+_COUNTS = ('skipped', 'nonfinite')
+
 
 class Window:
   """Collects the metrics of the steps since the last report.
@@ -25,18 +31,40 @@ class Window:
   the next steps have been started.
   """
 
-  def __init__(self, images_per_step: int):
+  def __init__(self, images_per_step: int, skip_nonfinite: int = 0):
     """Starts the clock.
 
     Args:
       images_per_step: global batch size.
+      skip_nonfinite: how many steps in a row may have been left out because
+        their gradient was not finite.
     """
     self._images_per_step = images_per_step
+    self._skip_nonfinite = skip_nonfinite
+    self._stop_requested = False
     self._pending: collections.deque = collections.deque()
     self._fetched: list[dict[str, float]] = []
     self._clock = time.monotonic()
     self._seconds = 0.0
+    self._waited = 0.0
     self._timed_steps = 0
+
+  @property
+  def stop_requested(self) -> bool:
+    """Whether a step that was fetched says that a process asks to stop.
+
+    It is the same in all processes, for they fetch the same steps.
+    """
+    return self._stop_requested
+
+  @contextlib.contextmanager
+  def waiting(self) -> Iterator[None]:
+    """Counts what happens inside as waiting for data."""
+    began = time.monotonic()
+    try:
+      yield
+    finally:
+      self._waited += time.monotonic() - began
 
   def push(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
     """Adds the metrics of `step` and fetches those that are due.
@@ -47,7 +75,7 @@ class Window:
 
     Raises:
       FloatingPointError: if the loss or the gradient norm of a step is not
-        finite; it names the step.
+        finite, and it was not left out; it names the step.
     """
     self._pending.append((step, metrics))
     self._timed_steps += 1
@@ -70,33 +98,36 @@ class Window:
   def forget_time(self) -> None:
     """Leaves all steps so far out of the speed; raises as `push`."""
     self._stop()
-    self._seconds, self._timed_steps = 0.0, 0
+    self._seconds, self._waited, self._timed_steps = 0.0, 0.0, 0
     self._clock = time.monotonic()
 
   def summarize(self) -> dict[str, float]:
     """Returns the means and the speed since the last call.
 
     Returns:
-      The mean of each metric over the steps, but the newest learning rate and
-      the sum of what was skipped; and `images_per_second`, if any step was
-      timed.
+      The mean of each metric over the steps, without those that were left out;
+      but the newest learning rate, and the number of examples `skipped` and of
+      steps left out as `nonfinite`. If any step was timed, also
+      `images_per_second`, `step_seconds` and, of these, `data_wait_seconds`.
 
     Raises:
       FloatingPointError: as `push`.
     """
     self._stop()
-    count = len(self._fetched)
-    means = {
-      name: sum(metrics[name] for metrics in self._fetched) / count
-      for name in (self._fetched[0] if self._fetched else {})
-    }
-    if 'learning_rate' in means:  # a mean of it belongs to no step
-      means['learning_rate'] = self._fetched[-1]['learning_rate']
-    if 'skipped' in means:
-      means['skipped'] = round(means['skipped'] * count)
+    means: dict[str, float] = {}
+    for name in self._fetched[0] if self._fetched else {}:
+      values = [metrics[name] for metrics in self._fetched]
+      if name in _COUNTS:
+        means[name] = round(sum(values))
+      elif name == 'learning_rate':  # a mean of it belongs to no step
+        means[name] = values[-1]
+      elif finite := [x for x in values if math.isfinite(x)]:
+        means[name] = sum(finite) / len(finite)
     if self._timed_steps:
-      speed = self._images_per_step * self._timed_steps / self._seconds
-      means['images_per_second'] = speed
+      step_seconds = self._seconds / self._timed_steps
+      means['images_per_second'] = self._images_per_step / step_seconds
+      means['step_seconds'] = step_seconds
+      means['data_wait_seconds'] = self._waited / self._timed_steps
     self._fetched = []
     self.forget_time()
     return means
@@ -109,9 +140,18 @@ class Window:
   def _fetch(self) -> None:
     step, on_device = self._pending.popleft()
     metrics = {k: float(v) for k, v in jax.device_get(on_device).items()}
+    self._stop_requested |= metrics.pop('stop', 0.0) > 0
+    in_a_row = metrics.pop('nonfinite_in_a_row', None)
     for name in ('loss', 'grad_norm'):
       if not math.isfinite(metrics[name]):
-        raise FloatingPointError(f'{name} is {metrics[name]} at step {step}')
+        if in_a_row is None:
+          raise FloatingPointError(f'{name} is {metrics[name]} at step {step}')
+        if in_a_row > self._skip_nonfinite:
+          raise FloatingPointError(
+            f'{name} is {metrics[name]} at step {step}, number {in_a_row:.0f} '
+            f'in a row; optimizer.skip_nonfinite allows '
+            f'{self._skip_nonfinite}'
+          )
     self._fetched.append(metrics)
 
 

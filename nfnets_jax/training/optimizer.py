@@ -5,7 +5,8 @@ on everything but the classifier's weight matrix → L2 decay of the weights →
 Nesterov momentum → −learning rate.
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 
 import chex
 import jax
@@ -99,18 +100,73 @@ def clip_mask(params: chex.ArrayTree) -> chex.ArrayTree:
   Reference:
     Brock et al. 2021, section 4.1.
   """
-  mask = _mark(
-    params,
-    lambda module, name: (
-      not (name == 'w' and module.split('/')[1:] == ['~', 'linear'])
-    ),
-  )
+  mask = _mark(params, _is_clipped)
   if all(jax.tree.leaves(mask)):
     raise ValueError(
       'AGC found no classifier to leave out: there is no module NET/~/linear '
       f'among {", ".join(sorted(params))}'
     )
   return mask
+
+
+def _is_clipped(module: str, name: str) -> bool:
+  return name != 'w' or module.split('/')[1:] != ['~', 'linear']
+
+
+def clipped_shares(
+  grads: chex.ArrayTree,
+  params: chex.ArrayTree,
+  config: config_dict.ConfigDict,
+  depth: Sequence[int],
+) -> dict[str, jax.Array]:
+  """Measures how many units AGC clips.
+
+  Args:
+    grads: of the whole batch, before clipping.
+    params: a Haiku parameter tree.
+    config: as for `create_optimizer`.
+    depth: blocks of each stage.
+
+  Returns:
+    `clipped`, the share of all units that AGC acts on, and the shares of parts
+    of the net: `clipped_stem`, `clipped_stage_1` and so on, and `clipped_head`
+    for what follows. Float32 scalars in [0, 1]. Nothing if `config.clip` is not
+    'agc'.
+  """
+  if config.clip != 'agc':
+    return {}
+  counts: dict[str, list[tuple[jax.Array, int]]] = {}
+
+  def count(path: tuple, marked: bool, grad: jax.Array, param: jax.Array):
+    if marked:
+      norm = agc.unitwise_norm(param)
+      limit = config.clipping * jnp.maximum(norm, config.clip_eps)
+      clipped = jnp.sum(agc.unitwise_norm(grad) > limit, dtype=jnp.float32)
+      part = _part(path[0].key, depth)
+      counts.setdefault(part, []).append((clipped, norm.size))
+
+  marks = _mark(params, _is_clipped)
+  jax.tree_util.tree_map_with_path(count, marks, grads, params)
+  counts['all'] = [unit for units in counts.values() for unit in units]
+  return {
+    'clipped' if part == 'all' else f'clipped_{part}': (
+      jnp.sum(jnp.stack([clipped for clipped, _ in units]))
+      / sum(size for _, size in units)
+    )
+    for part, units in counts.items()
+  }
+
+
+def _part(module: str, depth: Sequence[int]) -> str:
+  """Returns which part of the net a module belongs to."""
+  if 'stem' in module:
+    return 'stem'
+  match = re.search(r'block(?:_(\d+))?(?:/|$)', module)
+  if match is None:
+    return 'head'
+  block = int(match[1] or 0)
+  stage = next(i for i in range(len(depth)) if block < sum(depth[: i + 1]))
+  return f'stage_{stage + 1}'
 
 
 def _mark(
@@ -134,6 +190,8 @@ def create_optimizer(
       `clip`: 'agc', 'global_norm' or None;
       `clipping` and `clip_eps`: λ and ε of AGC;
       `max_norm`: the largest norm that 'global_norm' lets pass;
+      `skip_nonfinite`: how many steps in a row may have a gradient that is not
+        finite; they are left out, through `optax.apply_if_finite`;
       `momentum`: of 'sgd' and 'lars', in [0, 1);
       `weight_decay`: added to the gradient of the weights (L2), at least 0; for
         'adamw' decoupled from it.
@@ -177,4 +235,7 @@ def create_optimizer(
         f'optimizer.{field} is {config[field]!r}; choose one of '
         f'{", ".join(map(str, known))}'
       )
-  return optax.chain(clips[config.clip](), optimizers[config.name]())
+  optimizer = optax.chain(clips[config.clip](), optimizers[config.name]())
+  if config.skip_nonfinite:
+    return optax.apply_if_finite(optimizer, config.skip_nonfinite)
+  return optimizer

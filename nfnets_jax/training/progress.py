@@ -2,7 +2,7 @@
 
 import sys
 import time
-from typing import Self
+from typing import Self, TextIO
 
 import jax
 import tqdm
@@ -64,10 +64,15 @@ class Progress:
       self._bar.close()
 
 
-def say(text: str) -> None:
-  """Prints a line, once however many processes there are."""
+def say(text: str, file: TextIO | None = None) -> None:
+  """Prints a line, once however many processes there are.
+
+  Args:
+    text: to print.
+    file: to print to; standard output by default.
+  """
   if jax.process_index() == 0:
-    print(text, flush=True)
+    print(text, file=file, flush=True)
 
 
 def _format(value: float) -> str:

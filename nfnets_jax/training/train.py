@@ -5,6 +5,7 @@ import functools
 import math
 import pathlib
 import statistics
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -24,6 +25,7 @@ from nfnets_jax.training import (
   checkpoint,
   distributed,
   evaluate,
+  interrupt,
   memory,
   metrics,
   parallel,
@@ -53,19 +55,22 @@ def train_and_evaluate(
     The report: `steps`, `eval_top_1`, `eval_top_5`, `eval_loss`, the same with
     the prefix `ema_`, `eval_count`, `images_per_second` and `num_params`;
     `batch_size`, `devices` and `device_kind`; `skipped` and `eval_skipped`, how
-    many damaged images were left out. Accuracies are fractions.
+    many damaged images were left out, and `nonfinite`, how many steps.
+    Accuracies are fractions.
 
   Raises:
     ValueError: if the config is impossible, or the folder another config's.
     FloatingPointError: if the loss or the gradient norm is not finite; the
       message names the step and the last good checkpoint.
+    interrupt.StoppedError: if SIGTERM or SIGINT stopped the run, after a
+      checkpoint.
   """
   # Set up.
   workdir = pathlib.Path(workdir)
   check_config(config, jax.device_count())
   distributed.agree('the config', config.to_json())
   same_config = workdirs.check(workdir, config, allow_config_change)
-  first_process = jax.process_index() == 0
+  first_process, several = jax.process_index() == 0, jax.process_count() > 1
 
   # Data.
   train_set, test_set = load_data(config)
@@ -128,7 +133,7 @@ def train_and_evaluate(
       loader.set_state(loader_state)
       start = int(state.step)
       progress.say(f'resumed after step {start}')
-    if jax.process_count() > 1:
+    if several:
       # Also where the versions of jax or the kinds of device differ.
       distributed.agree('the state', checkpoint.fingerprint_of(state, {}))
     if start > total_steps:
@@ -152,20 +157,29 @@ def train_and_evaluate(
     # Loop.
     eval_every = max(1, round(config.eval_every_epochs * epoch_steps))
     save_every = max(1, round(config.checkpoint_every_epochs * epoch_steps))
-    window = metrics.Window(config.batch_size)
+    window = metrics.Window(config.batch_size, config.optimizer.skip_nonfinite)
     bar = stack.enter_context(
       progress.Progress(start, total_steps, config.batch_size)
     )
+    signals = stack.enter_context(interrupt.Signals())
     results: dict[str, float] = {}
     try:
       for step in range(start + 1, total_steps + 1):
-        state, step_metrics = train_step(state, parallel.shard(next(loader)))
+        with window.waiting():
+          batch = next(loader)
+        if several:
+          batch['stop'] = stop_votes(signals)
+        began = time.monotonic()
+        state, step_metrics = train_step(state, parallel.shard(batch))
         window.push(step, step_metrics)
         bar.advance()
         if step == start + 1:
-          window.forget_time()  # it was spent compiling
+          progress.say(f'compiled in {time.monotonic() - began:.1f} s')
+          window.forget_time()
+        # Several processes stop after the same step, once they know of it.
+        stop = window.stop_requested if several else signals.received
         last = step == total_steps
-        save = last or step % save_every == 0
+        save = last or stop or step % save_every == 0
         # Also at a checkpoint, so that a resumed run averages the same steps.
         if save or step % config.log_every_steps == 0:
           checkpoints.check()
@@ -184,6 +198,12 @@ def train_and_evaluate(
           with window.paused():  # every step so far was finite
             check_replicas(state, step)
             checkpoints.save(step, state, loader.get_state())
+        if stop and not last:
+          checkpoints.wait()
+          raise interrupt.StoppedError(
+            f'{signals.received or "another process"} stopped the run after '
+            f'step {step}; the same command goes on'
+          )
     except FloatingPointError as error:
       checkpoints.wait()
       kept = checkpoints.latest_step
@@ -211,6 +231,7 @@ def train_and_evaluate(
     'images_per_second': statistics.median(speeds) if speeds else None,
     'num_params': num_params,
     'skipped': sum(x.get('skipped', 0) for x in lines),
+    'nonfinite': sum(x.get('nonfinite', 0) for x in lines),
     'eval_skipped': len(test_set) - results['eval_count'],
   }
   if first_process:
@@ -355,11 +376,18 @@ def count_micro_batches(
     share, mixes_pairs(config), need, available
   )
   progress.say(
-    f'{count} micro-batches of {share // count} images on each device: about '
+    f'micro-batches: {count} of {share // count} images on each device, about '
     f'{need.total(share, count) / memory.GIB:.2f} of '
     f'{available / memory.GIB:.2f} GiB'
   )
   return count
+
+
+def stop_votes(signals: interrupt.Signals) -> np.ndarray:
+  """Returns what this process adds to a batch to ask all others to stop."""
+  votes = np.zeros(jax.local_device_count(), np.int32)
+  votes[0] = signals.received is not None
+  return votes
 
 
 def check_replicas(state: steps.TrainState, step: int) -> None:

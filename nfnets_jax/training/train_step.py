@@ -11,6 +11,7 @@ Differences:
     layers cast them after they have standardised them in float32.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ from ml_collections import config_dict
 from nfnets_jax import augment
 from nfnets_jax.models import layers
 from nfnets_jax.training import ema, losses
+from nfnets_jax.training import optimizer as optimizers
 
 Batch = dict[str, chex.Array]
 Metrics = dict[str, jax.Array]
@@ -266,14 +268,22 @@ def create_train_step(
     `batch` holds this device's `image` uint8 `[R, H, W, 3]` and `label` int32
     `[R]`. The metrics are float32 scalars of the whole batch: `loss`, `top_1`
     (a fraction, against the likelier label of a mixed image), `grad_norm`
-    before clipping, `learning_rate`, and if `batch` says how many examples
-    were `skipped` before each, their sum. It raises a ValueError when it is
-    traced with a share that cannot be split so.
+    before clipping, `learning_rate`, the shares of units that AGC clipped
+    (`optimizer.clipped_shares`), and `ema_distance`, the norm of the difference
+    between the parameters and their average, relative to the parameters'. With
+    `skip_nonfinite`: `nonfinite`, whether the step was left out, and
+    `nonfinite_in_a_row`. Two more if the batch has them, summed over it: how
+    many examples were `skipped` before each, and which processes ask to `stop`.
+    It raises a ValueError when it is traced with a share that cannot be split
+    so.
   """
   gradient = create_gradient(net, config, num_classes)
 
   def train_step(state: TrainState, batch: Batch):
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+    batch = dict(batch)
+    stop = batch.pop('stop', None)
+    skipped = batch.pop('skipped', None)
     size = batch['image'].shape[0] // config.augment.raw_per_image
     if size % micro_batches:
       raise ValueError(
@@ -291,12 +301,27 @@ def create_train_step(
     grads, metrics, model_state = jax.lax.pmean(
       (grads, metrics, model_state), axis_name
     )
-    if 'skipped' in batch:
-      skipped = jnp.sum(batch['skipped'], dtype=jnp.float32)
-      metrics['skipped'] = jax.lax.psum(skipped, axis_name)
+    if skipped is not None:
+      metrics['skipped'] = jax.lax.psum(jnp.sum(skipped), axis_name)
     metrics['grad_norm'] = optax.tree.norm(grads)
     metrics['learning_rate'] = jnp.asarray(schedule(state.step), jnp.float32)
+    metrics |= optimizers.clipped_shares(
+      grads, state.params, config.optimizer, config.model.depth
+    )
+    old_model_state = state.model_state
     state = apply_gradients(state, grads, optimizer, config.ema_decay)
+    if config.optimizer.skip_nonfinite:
+      # A step that is left out leaves no trace in the net's state either.
+      finite = state.opt_state.last_finite
+      model_state = jax.tree.map(
+        functools.partial(jnp.where, finite), model_state, old_model_state
+      )
+      metrics['nonfinite'] = jnp.logical_not(finite).astype(jnp.float32)
+      metrics['nonfinite_in_a_row'] = state.opt_state.notfinite_count
+    distance = optax.tree.norm(optax.tree.sub(state.params, state.ema_params))
+    metrics['ema_distance'] = distance / optax.tree.norm(state.params)
+    if stop is not None:
+      metrics['stop'] = jax.lax.psum(jnp.sum(stop), axis_name)
     return state._replace(model_state=model_state), metrics
 
   def accumulate(

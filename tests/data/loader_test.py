@@ -3,6 +3,9 @@
 import collections
 import os
 import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import psutil
@@ -306,6 +309,43 @@ def test_ten_damaged_examples_in_a_row_are_too_many():
       ValueError, match=f'{count} examples in a row are damaged'
     ):
       take(batches, 20)
+
+
+# A program whose loader works in processes, and that is killed.
+_KILLED = """
+import os, signal, psutil
+from absl import flags
+from nfnets_jax.data import datasets, loader, transforms
+
+if __name__ == '__main__':
+  flags.FLAGS.mark_as_parsed()
+  batches = loader.train_batches(
+    datasets.load('fake', 'train[:100]'), batch_size=4, seed=0,
+    transform=transforms.train_transform(8), num_workers=2,
+    worker_type='processes',
+  )
+  next(batches)
+  print(*(x.pid for x in psutil.Process().children(recursive=True)), flush=True)
+  os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_workers_do_not_outlive_a_killed_program(tmp_path):
+  path = tmp_path / 'killed.py'
+  path.write_text(_KILLED)
+  done = subprocess.run(
+    [sys.executable, str(path)],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.DEVNULL,
+    text=True,
+  )
+  assert done.returncode == -signal.SIGKILL
+  pids = [int(pid) for pid in done.stdout.split()]
+  assert len(pids) >= 2
+  until = time.monotonic() + 20
+  while any(map(psutil.pid_exists, pids)) and time.monotonic() < until:
+    time.sleep(0.1)
+  assert not any(map(psutil.pid_exists, pids))
 
 
 def test_a_killed_worker_ends_the_stream():

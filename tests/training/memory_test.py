@@ -288,7 +288,7 @@ def test_run_without_a_number_takes_what_fits(monkeypatch, capsys):
   monkeypatch.setattr(memory, 'device_memory', lambda: 64 * 2**20)
   assert train.count_micro_batches(config, optimizer, 10) == 4
   said = capsys.readouterr().out
-  assert said.startswith('4 micro-batches of 16 images on each device: about')
+  assert said.startswith('micro-batches: 4 of 16 images on each device, about')
   assert said.endswith('of 0.06 GiB\n')
   # What was planned with is not what is run with.
   assert (config.compute_dtype, config.remat) == ('bfloat16', 'block')

@@ -1,4 +1,6 @@
 import json
+import math
+import time
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,11 +20,54 @@ def test_window_averages_each_step_once():
   for step, loss in enumerate([1, 2, 3, 6], start=1):
     window.push(step, _scalars(loss, top_1=0.5))
   means = window.summarize()
-  assert means.pop('images_per_second') > 0
+  speeds = {name: means.pop(name) for name in metrics.SPEEDS}
   assert means == {'loss': 3, 'grad_norm': 1, 'top_1': 0.5}
+  assert speeds['images_per_second'] * speeds['step_seconds'] == (
+    pytest.approx(32)
+  )
+  assert speeds['data_wait_seconds'] == 0
   # It starts anew.
   window.push(5, _scalars(7))
   assert window.summarize()['loss'] == 7
+
+
+def test_waiting_for_data_is_part_of_a_step():
+  window = metrics.Window(images_per_step=32)
+  for step in (1, 2):
+    with window.waiting():
+      time.sleep(0.05)
+    window.push(step, _scalars(1))
+  means = window.summarize()
+  assert means['step_seconds'] >= means['data_wait_seconds'] >= 0.05
+  window.push(3, _scalars(1))
+  assert window.summarize()['data_wait_seconds'] == 0
+
+
+def test_steps_left_out_are_counted_and_not_averaged():
+  window = metrics.Window(32, skip_nonfinite=2)
+  for step, (loss, in_a_row) in enumerate(
+    [(1, 0), (math.nan, 1), (math.inf, 2), (5, 0)], start=1
+  ):
+    left_out = float(in_a_row > 0)
+    window.push(
+      step, _scalars(loss, nonfinite=left_out, nonfinite_in_a_row=in_a_row)
+    )
+  means = window.summarize()
+  assert (means['loss'], means['nonfinite']) == (3, 2)
+  assert 'nonfinite_in_a_row' not in means
+  window.push(5, _scalars(math.nan, nonfinite=1, nonfinite_in_a_row=3))
+  with pytest.raises(
+    FloatingPointError, match='step 5, number 3 in a row; .* allows 2'
+  ):
+    window.summarize()
+
+
+def test_a_vote_to_stop_is_seen():
+  window = metrics.Window(32)
+  window.push(1, _scalars(1, stop=0))
+  window.push(2, _scalars(1, stop=1))
+  assert 'stop' not in window.summarize()
+  assert window.stop_requested
 
 
 def test_pausing_loses_no_step():

@@ -22,6 +22,7 @@ def _config(**changes):
     'max_norm': 1.0,
     'momentum': 0.9,
     'weight_decay': 2e-5,
+    'skip_nonfinite': 0,
   }
   return config_dict.ConfigDict({**fields, **changes})
 
@@ -359,3 +360,62 @@ def test_warmup_that_does_not_fit_is_refused(
 ):
   with pytest.raises(ValueError, match=message):
     optimizers.warmup_cosine(1.6, warmup_steps, total_steps)
+
+
+def test_clipped_shares_are_those_of_the_units():
+  params = {
+    'NFNet/~/stem_conv0': {'w': np.ones((3, 3, 2, 4)), 'gain': np.ones(4)},
+    'NFNet/~/nf_block': {'skip_gain': np.zeros(())},
+    'NFNet/~/nf_block_2/~/conv0': {'w': np.ones((1, 1, 2, 5))},
+    'NFNet/~/linear': {'w': np.ones((4, 5)), 'b': np.zeros(5)},
+  }
+  rng = np.random.default_rng(0)
+  grads = jax.tree.map(
+    lambda x: np.asarray(rng.normal(0, 0.1, x.shape)), params
+  )
+  shares = optimizers.clipped_shares(
+    _float32(grads), _float32(params), _config(clipping=0.2), depth=(2, 2)
+  )
+
+  def clipped(module, name, axes):
+    def norm(tree):
+      return np.sqrt((tree[module][name] ** 2).sum(axis=axes))
+
+    return norm(grads) > 0.2 * np.maximum(norm(params), 1e-3)
+
+  stem = [
+    *clipped('NFNet/~/stem_conv0', 'w', (0, 1, 2)),
+    clipped('NFNet/~/stem_conv0', 'gain', 0),
+  ]
+  first = [clipped('NFNet/~/nf_block', 'skip_gain', None)]
+  second = [*clipped('NFNet/~/nf_block_2/~/conv0', 'w', (0, 1, 2))]
+  head = [clipped('NFNet/~/linear', 'b', 0)]  # its weights are never clipped
+  assert {0, 1} == {*stem, *first, *second, *head}
+  expected = {
+    'clipped': np.mean([*stem, *first, *second, *head]),
+    'clipped_stem': np.mean(stem),
+    'clipped_stage_1': np.mean(first),
+    'clipped_stage_2': np.mean(second),
+    'clipped_head': np.mean(head),
+  }
+  assert shares.keys() == expected.keys()
+  for name, share in expected.items():
+    np.testing.assert_allclose(shares[name], share, rtol=1e-6)
+
+
+def test_nothing_is_clipped_without_agc():
+  tree = _float32(_random_tree(0))
+  config = _config(clip='global_norm')
+  assert optimizers.clipped_shares(tree, tree, config, depth=(1,)) == {}
+
+
+def test_a_gradient_that_is_not_finite_is_left_out():
+  params, grads = _random_tree(0), [_random_tree(i) for i in (1, 2)]
+  broken = jax.tree.map(np.copy, grads[0])
+  broken['NFNet/~/conv']['w'][0, 0, 0, 0] = np.nan
+  create = optimizers.create_optimizer
+  expected = _run(create(_config(), lambda step: 0.1), params, grads)
+  skipping = create(_config(skip_nonfinite=2), lambda step: 0.1)
+  left_out = [grads[0], broken, broken, grads[1]]
+  actual = _run(skipping, params, left_out)
+  jax.tree.map(np.testing.assert_array_equal, actual, expected)

@@ -112,7 +112,7 @@ def _metrics(workdir):
   """What was measured, but for the speed."""
   lines = metrics.read(workdir)
   return [
-    {name: x for name, x in line.items() if name != 'images_per_second'}
+    {name: x for name, x in line.items() if name not in metrics.SPEEDS}
     for line in lines
   ]
 
@@ -125,6 +125,22 @@ def test_metrics_are_written_as_often_as_asked(straight):
   assert train_steps == sorted({*range(4, 41, 4), *range(10, 41, 10)})
   assert test_steps == [20, 40]
   assert seen == sorted(seen, key=lambda pair: pair[0])
+
+
+def test_metrics_tell_the_state_of_the_run(straight):
+  lines = [line for line in metrics.read(straight[0]) if 'loss' in line]
+  for line in lines:
+    assert line['step_seconds'] > line['data_wait_seconds'] >= 0
+    assert line['ema_distance'] > 0
+    parts = {name for name in line if name.startswith('clipped')}
+    assert parts == {
+      'clipped',
+      'clipped_stem',
+      'clipped_stage_1',
+      'clipped_head',
+    }
+    assert all(0 <= line[name] <= 1 for name in parts)
+  assert any(line['clipped'] > 0 for line in lines)
 
 
 def test_learning_rate_follows_the_schedule(config, straight):
@@ -250,6 +266,22 @@ def test_divergence_names_the_step_and_the_last_good_checkpoint(
     train.train_and_evaluate(make_config(STEPS, changes), tmp_path)
   assert [path.name for path in (tmp_path / 'checkpoints').iterdir()] == ['1']
   assert not (tmp_path / 'report.json').exists()
+
+
+def test_too_many_steps_left_out_stop_the_run(make_config, tmp_path):
+  changes = {
+    'optimizer.clip': None,
+    'optimizer.learning_rate_per_256': 1e30,
+    'optimizer.skip_nonfinite': 3,
+    'log_every_steps': 1,
+  }
+  with pytest.raises(
+    FloatingPointError, match=r'at step 5, number 4 in a row.* allows 3'
+  ):
+    train.train_and_evaluate(make_config(STEPS, changes), tmp_path)
+  lines = metrics.read(tmp_path)
+  assert [line['nonfinite'] for line in lines] == [0, 1, 1, 1]
+  assert ['loss' in line for line in lines] == [True, False, False, False]
 
 
 def _copies(values):

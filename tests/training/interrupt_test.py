@@ -1,0 +1,33 @@
+"""Signals are remembered once, and the second one acts."""
+
+import signal
+
+import pytest
+
+from nfnets_jax.training import interrupt
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_first_signal_is_remembered_and_second_acts(number):
+  before = signal.getsignal(number)
+  with interrupt.Signals() as signals:
+    assert signals.received is None
+    signal.raise_signal(number)
+    assert signals.received == number.name
+    assert signal.getsignal(number) is before
+  assert signal.getsignal(number) is before
+
+
+def test_handlers_are_put_back():
+  before = [signal.getsignal(x) for x in (signal.SIGTERM, signal.SIGINT)]
+  with interrupt.Signals():
+    assert signal.getsignal(signal.SIGINT) is not before[1]
+  after = [signal.getsignal(x) for x in (signal.SIGTERM, signal.SIGINT)]
+  assert after == before
+
+
+def test_exit_code_is_the_documented_one(capsys):
+  with pytest.raises(SystemExit) as raised, interrupt.exiting():
+    raise interrupt.StoppedError('SIGTERM stopped the run after step 7')
+  assert raised.value.code == 75
+  assert capsys.readouterr().err == 'SIGTERM stopped the run after step 7\n'
