@@ -38,7 +38,7 @@ def get_config() -> config_dict.ConfigDict:
   config.model = model('nfnet_f0')
 
   config.data = config_dict.ConfigDict()
-  config.data.name = 'imagenet2012'  # a TFDS data set, or 'fake'
+  config.data.name = 'imagenet2012'  # of TFDS, 'folder' or 'fake'
   # None is TFDS's own default, ~/tensorflow_datasets.
   config.data.data_dir = config_dict.placeholder(str)
   config.data.prepare = False  # build the data set if it is not there

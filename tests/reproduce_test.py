@@ -13,6 +13,7 @@ from experiments import nfnet_imagenet, rehearse
 from experiments.reproduce import nfnet, paper
 from nfnets_jax.data import prepare
 from nfnets_jax.models import variants
+from nfnets_jax.training import train
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -119,9 +120,37 @@ def test_a_sample_is_no_imagenet(tmp_path):
     nfnet.check_data(config, rehearse=False)
   config.data.test_split = 'test'
   nfnet.check_data(config, rehearse=True)
-  config.data.train_split = 'train[2000:]'
-  with pytest.raises(nfnet.DataError, match='no images|out of range|split'):
+  config.data.train_split = 'training'
+  with pytest.raises(
+    nfnet.DataError, match=r"(?s)split 'training'.*make rehearse-f1 .*name=fake"
+  ):
     nfnet.check_data(config, rehearse=True)
+
+
+def test_damaged_photographs_are_named_or_left_out(tmp_path):
+  for split in ('train', 'test'):
+    folder = tmp_path / split / 'cat'
+    folder.mkdir(parents=True)
+    (folder / '1.jpg').write_bytes(b'no image')
+  config = rehearse.get_config('F1')
+  config.data.name, config.data.data_dir = 'folder', str(tmp_path)
+  config.data.train_split, config.data.test_split = 'train', 'test'
+  with pytest.raises(
+    nfnet.DataError, match=r'example 0 of folder split train \(train/cat/1.jpg'
+  ):
+    nfnet.check_data(config, rehearse=True)
+  config.data.skip_corrupt = True
+  nfnet.check_data(config, rehearse=True)
+
+
+@pytest.mark.parametrize('devices', [1, 2, 4, 8])
+def test_a_rehearsal_runs_on_several_devices(devices):
+  train.check_config(rehearse.get_config('F1'), devices)
+
+
+def test_only_the_flag_itself_is_left_out_of_a_rehearsal():
+  words = ['--rehearse', '-rehearse=true', '--workdir', 'rehearse-x']
+  assert [w for w in words if not nfnet._is_rehearse(w)] == words[2:]
 
 
 @pytest.mark.parametrize('name', ['F0', 'F1', 'F6'])
@@ -132,7 +161,6 @@ def test_a_rehearsal_shrinks_the_amount_and_nothing_else(name):
     'epochs',
     'batch_size',
     'eval_batch_size',
-    'micro_batches',
     'data',
     'optimizer',
     'log_every_steps',

@@ -11,8 +11,10 @@ training is killed after its first checkpoint and then resumed.
 
 import datetime
 import functools
+import os
 import pathlib
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -28,7 +30,7 @@ from ml_collections import config_dict
 from experiments.benchmarks import peak
 from experiments.reproduce import paper
 from nfnets_jax import main as main_lib
-from nfnets_jax.data import datasets, transforms
+from nfnets_jax.data import datasets, loader, transforms
 from nfnets_jax.models import cost
 from nfnets_jax.training import distributed, interrupt, progress, train
 from nfnets_jax.training import workdir as workdirs
@@ -53,6 +55,16 @@ Data elsewhere than in ~/tensorflow_datasets are found with DATA_DIR=FOLDER for
 make, --config.data.data_dir=FOLDER otherwise. To try it all on few photographs,
 see make rehearse-f1."""
 
+_REHEARSAL_REMEDY = """\
+A rehearsal takes any photographs. Either prepare ImageNet, or a sample of it,
+  make imagenet IMAGENET_DIR=FOLDER
+or give another data set and its test split,
+  make rehearse-f1 \\
+    ARGS='--config.data.name=NAME --config.data.test_split=test[:16]'
+or none at all, but noise:
+  make rehearse-f1 ARGS=--config.data.name=fake
+DATA_DIR=FOLDER says where data are that are not in ~/tensorflow_datasets."""
+
 
 class DataError(Exception):
   """The data are not what the run needs; the message has the remedy."""
@@ -69,53 +81,67 @@ def check_data(config: config_dict.ConfigDict, rehearse: bool) -> None:
     DataError: if a split is not there, not readable, or not the paper's.
   """
   name, data_dir = config.data.name, config.data.data_dir
+  remedy = _REHEARSAL_REMEDY if rehearse else _REMEDY
   expected = {'train_split': _NUM_TRAIN, 'test_split': _NUM_TEST}
   for field, count in expected.items():
     split = config.data[field]
     try:
       dataset = datasets.load(name, split, data_dir)
       for index in {0, len(dataset) - 1} if len(dataset) else ():
-        transforms.decode(dataset.source[index]['image'])
-    except (ValueError, FileNotFoundError) as error:
-      raise DataError(f'{error}\n\n{_REMEDY}') from error
+        loader.read_example(
+          dataset, index, lambda x: {'image': transforms.decode(x['image'])}
+        )
+    except loader.DamagedExampleError as error:
+      if not config.data.skip_corrupt:
+        raise DataError(str(error)) from error
+    except Exception as error:  # files can be damaged in many ways
+      raise DataError(f'{error}\n\n{remedy}') from error
     found = (len(dataset), dataset.num_classes)
     if not rehearse and found != (count, _NUM_CLASSES):
       raise DataError(
         f'{name} split {split!r} has {found[0]:,} images of {found[1]:,} '
         f"classes; the paper's run takes {count:,} of {_NUM_CLASSES:,}. A "
         'sample was prepared there, or another split is asked for.\n\n'
-        f'{_REMEDY}'
+        f'{remedy}'
       )
     if not len(dataset):
-      raise DataError(f'{name} split {split!r} has no images')
-    progress.say(f'data: {name} {split}, {len(dataset):,} images')
+      raise DataError(f'{name} split {split!r} has no images\n\n{remedy}')
+    print(f'data: {name} {split}, {len(dataset):,} images', flush=True)
 
 
-def train_until_killed(workdir: pathlib.Path, arguments: list[str]) -> int:
-  """Trains in another process and kills it after its first checkpoint.
+def rehearse_training(
+  workdir: pathlib.Path, arguments: list[str]
+) -> int | None:
+  """Trains in another process, kills it after a checkpoint, and resumes.
+
+  This process must not have touched the devices, which the others take.
 
   Args:
     workdir: of the run.
     arguments: of `nfnets_jax.main`.
 
   Returns:
-    The step of the checkpoint, which a second run has to go on from.
+    The step of the checkpoint, or None if the run had one before.
 
   Raises:
-    SystemExit: if the training ends by itself; it has said why.
+    SystemExit: if a training fails; it has said why.
   """
   command = [sys.executable, '-m', 'nfnets_jax.main', *arguments]
-  with subprocess.Popen(command) as process:
-    try:
-      while (step := _newest_checkpoint(workdir)) is None:
-        if process.poll() is not None:
-          print('error: there was no checkpoint to resume', file=sys.stderr)
-          sys.exit(process.returncode or 1)
-        time.sleep(0.1)
-    finally:
-      process.send_signal(signal.SIGKILL)
-  progress.say(f'killed after the checkpoint of step {step}')
-  return step
+  killed = None
+  if _newest_checkpoint(workdir) is None:
+    with subprocess.Popen(command) as process:
+      try:
+        while (killed := _newest_checkpoint(workdir)) is None:
+          if process.poll() is not None:
+            print('error: there was no checkpoint to resume', file=sys.stderr)
+            sys.exit(process.returncode or 1)
+          time.sleep(0.1)
+      finally:
+        process.send_signal(signal.SIGKILL)
+    print(f'killed after the checkpoint of step {killed}', flush=True)
+  if code := subprocess.run(command).returncode:
+    sys.exit(code)
+  return killed
 
 
 def _newest_checkpoint(workdir: pathlib.Path) -> int | None:
@@ -240,45 +266,56 @@ def main(argv: list[str], arguments: list[str]) -> None:
     argv: what is left of the command line when the flags are parsed.
     arguments: the command line as it was typed.
   """
-  workdir = main_lib.start(argv)
-  config, rehearse = flags.FLAGS.config, _REHEARSE.value
+  config, workdir = flags.FLAGS.config, pathlib.Path(flags.FLAGS.workdir)
+  workdir = workdir.expanduser()
+  if flags.FLAGS.mode != 'train':
+    raise app.UsageError('evaluate with python -m nfnets_jax.main')
+  try:
+    check_data(config, _REHEARSE.value)
+  except DataError as error:
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(2)
+
+  rehearsal = None
+  if _REHEARSE.value:
+    if distributed.detect(os.environ) or flags.FLAGS.num_processes:
+      raise app.UsageError('a rehearsal runs in one process, on one host')
+    killed = None
+    if workdirs.read_report(workdir) is None:
+      words = [word for word in arguments if not _is_rehearse(word)]
+      killed = rehearse_training(workdir, words)
+    rehearsal = (
+      f'It saw {config.data.train_split} for {config.epochs:g} epoch(s); its '
+      'accuracies say nothing about the net.'
+    )
+    if killed is not None:
+      rehearsal += f' It was killed after step {killed} and resumed from there.'
+  main_lib.start(argv)
   with distributed.ending_together(), interrupt.exiting():
-    try:
-      check_data(config, rehearse)
-    except DataError as error:
-      progress.say(f'error: {error}', file=sys.stderr)
-      sys.exit(2)
-    report_run(config, workdir, arguments if rehearse else None)
+    report_run(config, workdir, rehearsal)
+
+
+def _is_rehearse(word: str) -> bool:
+  return re.fullmatch(r'--?rehearse(=true)?', word) is not None
 
 
 def report_run(
-  config: config_dict.ConfigDict,
-  workdir: pathlib.Path,
-  rehearse: list[str] | None,
+  config: config_dict.ConfigDict, workdir: pathlib.Path, rehearsal: str | None
 ) -> None:
   """Trains, evaluates and reports.
 
   Args:
     config: of the run.
     workdir: of the run.
-    rehearse: the arguments of a rehearsal, None for the real run.
+    rehearsal: what was rehearsed, None for the real run.
   """
-  finished = workdirs.read_report(workdir) is not None
-  rehearsal = None
-  if rehearse is not None:
-    rehearsal = (
-      f'It saw {config.data.train_split} for {config.epochs:g} epoch(s); its '
-      'accuracies say nothing about the net.'
-    )
-    if not finished and _newest_checkpoint(workdir) is None:
-      step = train_until_killed(
-        workdir, [word for word in rehearse if 'rehearse' not in word[:11]]
-      )
-      rehearsal += f' It was killed after step {step} and resumed from there.'
-  report = train.train_and_evaluate(config, workdir)
+  before = workdirs.read_report(workdir)
+  report = train.train_and_evaluate(
+    config, workdir, flags.FLAGS.allow_config_change
+  )
   progress.say(workdirs.format_report(report, workdir))
   page = workdir / 'report.md'
-  if jax.process_index() == 0 and not (finished and page.exists()):
+  if jax.process_index() == 0 and not (report == before and page.exists()):
     page.write_text(
       format_markdown(
         report,

@@ -20,6 +20,7 @@ in evaluation its mask is 0, and `skipped` in the batch counts it.
 
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -36,12 +37,17 @@ WorkerType = Literal['threads', 'processes']
 
 WORKER_TYPES = ('threads', 'processes')
 
+_SHARED_MEMORY = '/dev/shm'
 # Beyond so many, threads wait for Python's lock more than they work.
 _MAX_THREADS = 6
 # Large enough to make handing over cheap, small enough to share a batch evenly.
 _MAX_CHUNK = 16
 # So many damaged examples in a row are no accident.
 _MAX_SKIPPED = 10
+
+
+class DamagedExampleError(ValueError):
+  """An example cannot be decoded; the message names it."""
 
 
 class Batches(Iterator[Batch]):
@@ -140,15 +146,17 @@ def train_batches(
     num_workers: how many workers make examples at a time; 0 makes them when
       they are asked for. By default as many as this process may use cores.
     worker_type: `'threads'` or `'processes'`; by default threads up to six
-      workers. Processes start anew, so a script that uses them keeps its own
-      work under `if __name__ == '__main__'`.
+      workers, and where shared memory is too small for processes. Processes
+      start anew, so a script that uses them keeps its own work under
+      `if __name__ == '__main__'`.
     skip_corrupt: whether to leave out what cannot be read; see above.
 
   Returns:
     An iterator of `{'image': uint8 [b, px, px, 3], 'label': int32 [b]}` with
     b = batch_size / process_count, and with `skip_corrupt` also `'skipped':
-    int32 [b]`, how many examples were left out before each. `get_state()` is a
-    small dict, from which `set_state()` goes on where the other left off.
+    int32 [b]`, 1 for what stands in for a damaged example and 0 else.
+    `get_state()` is a small dict, from which `set_state()` goes on where the
+    other left off.
 
   Raises:
     ValueError: if the processes cannot share the batch, there is no example, or
@@ -177,9 +185,9 @@ def train_batches(
       return transform(example, rng)
 
     if not skip_corrupt:
-      return _read(dataset, index, transform_with_rng)
+      return read_example(dataset, index, transform_with_rng)
     example, skipped = _read_next(dataset, index, transform_with_rng)
-    return {**example, 'skipped': np.int32(skipped)}
+    return {**example, 'skipped': np.int32(skipped > 0)}
 
   # The elements are indices until `read`, so that its errors can name one.
   stream = (
@@ -249,7 +257,7 @@ def eval_batches(
     if skip_corrupt:
       example, skipped = _read_next(dataset, place, transform)
     else:
-      example = _read(dataset, place, transform)
+      example = read_example(dataset, place, transform)
     counts = index < num_examples and not skipped
     return {**example, 'mask': np.float32(counts)}
 
@@ -281,12 +289,26 @@ def _block_size(
   return batch_size // process_count
 
 
-def _read(
+def read_example(
   dataset: datasets.Dataset,
   index: int,
   transform: Callable[[Any], dict[str, Any]],
 ) -> dict[str, Any]:
-  """Reads and transforms one example; a ValueError says which is damaged."""
+  """Reads and transforms one example.
+
+  Args:
+    dataset: the examples.
+    index: of the example.
+    transform: maps it to a dict of arrays.
+
+  Returns:
+    The dict of arrays.
+
+  Raises:
+    DamagedExampleError: if it cannot be decoded; the message names the data
+      set, the split, the index, and the file if the data set knows it.
+    OSError: if it cannot be read at all, as when a disk is gone.
+  """
   place = f'example {index} of {dataset.name} split {dataset.split}'
   try:
     example = dataset.source[index]
@@ -295,8 +317,10 @@ def _read(
       is_bytes = isinstance(file_name, bytes)
       place += f' ({file_name.decode() if is_bytes else file_name})'
     return transform(example)
+  except (MemoryError, OSError):  # no fault of the example
+    raise
   except Exception as error:
-    raise ValueError(f'cannot read {place}: {error}') from error
+    raise DamagedExampleError(f'cannot read {place}: {error}') from error
 
 
 def _read_next(
@@ -309,8 +333,8 @@ def _read_next(
   while True:
     try:
       place = (index + skipped) % len(dataset)
-      return _read(dataset, place, transform), skipped
-    except ValueError as error:
+      return read_example(dataset, place, transform), skipped
+    except DamagedExampleError as error:
       skipped += 1
       if skipped == min(_MAX_SKIPPED, len(dataset)):
         raise ValueError(
@@ -333,9 +357,7 @@ def _batches(
     num_workers = len(os.sched_getaffinity(0))
   if num_workers < 0:
     raise ValueError(f'num_workers must be 0 or more, got {num_workers}')
-  if worker_type is None:
-    worker_type = 'threads' if num_workers <= _MAX_THREADS else 'processes'
-  if worker_type not in WORKER_TYPES:
+  if worker_type not in (None, *WORKER_TYPES):
     raise ValueError(
       f'worker_type must be one of {", ".join(WORKER_TYPES)}, got '
       f'{worker_type!r}'
@@ -356,12 +378,37 @@ def _batches(
     examples = [stream[i] for i in range(first, first + chunk_size)]
     return {k: np.stack([e[k] for e in examples]) for k in examples[0]}
 
+  def takes_processes(first: int, ahead: int) -> bool:
+    if worker_type is None and num_workers <= _MAX_THREADS:
+      return False
+    if worker_type == 'threads' or first >= len(stream):
+      return False
+    # What processes make lies in shared memory; containers have little.
+    example = stream[first]
+    need = (
+      ahead * chunk_size * sum(np.asarray(x).nbytes for x in example.values())
+    )
+    free = shutil.disk_usage(_SHARED_MEMORY).free
+    if need <= free:
+      return True
+    lack = (
+      f'{num_workers} processes need {need >> 20} MiB of shared memory for '
+      f'batches, and {_SHARED_MEMORY} has {free >> 20} MiB'
+    )
+    if worker_type == 'processes':
+      raise ValueError(
+        f'{lack}; give the container more (docker run --shm-size), or set '
+        "worker_type to 'threads'"
+      )
+    logging.warning('%s: threads read the data instead', lack)
+    return False
+
   def start(batch: int) -> grain.DatasetIterator[Batch]:
     chunks = grain.MapDataset.range(batch * chunks_per_block, num_chunks).map(
       read_chunk
     )
     ahead = max(2 * chunks_per_block, num_workers)
-    if worker_type == 'processes' and num_workers:
+    if num_workers and takes_processes(batch * batch_size, ahead):
       # In each process one thread works, when it is asked to.
       made = chunks.to_iter_dataset(
         grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)

@@ -6,7 +6,7 @@ import math
 import pathlib
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import haiku as hk
@@ -54,8 +54,9 @@ def train_and_evaluate(
   Returns:
     The report: `steps`, `eval_top_1`, `eval_top_5`, `eval_loss`, the same with
     the prefix `ema_`, `eval_count`, `images_per_second` and `num_params`;
-    `batch_size`, `devices` and `device_kind`; `skipped` and `eval_skipped`, how
-    many damaged images were left out, and `nonfinite`, how many steps.
+    `batch_size`, `devices` and `device_kind`; `skipped`, how often a damaged
+    image was left out of the training, and `eval_skipped`, how many of the
+    test images were; `nonfinite`, how many steps were left out.
     Accuracies are fractions.
 
   Raises:
@@ -104,6 +105,7 @@ def train_and_evaluate(
     steps.init_state(net, optimizer, config.seed, config.data.image_size)
   )
   num_params = hk.data_structures.tree_size(state.params)
+  micro_batches = count_micro_batches(config, optimizer, train_set.num_classes)
   train_step = parallel.parallel_train_step(
     steps.create_train_step(
       net,
@@ -112,12 +114,10 @@ def train_and_evaluate(
       config,
       train_set.num_classes,
       parallel.AXIS,
-      count_micro_batches(config, optimizer, train_set.num_classes),
+      micro_batches,
     )
   )
-  eval_step = parallel.parallel_eval_step(
-    steps.create_eval_step(net, config, parallel.AXIS)
-  )
+  eval_step = create_eval_step(net, config, micro_batches)
 
   with contextlib.ExitStack() as stack:
     stack.callback(loader.close)
@@ -271,10 +271,35 @@ def evaluate_checkpoint(
   checkpoints = checkpoint.Checkpointer(directory, config.keep_checkpoints)
   with contextlib.closing(checkpoints):
     state, _ = checkpoints.restore(state)
-  eval_step = parallel.parallel_eval_step(
-    steps.create_eval_step(net, config, parallel.AXIS)
+  eval_step = create_eval_step(
+    net, config, count_micro_batches(config, optimizer, test_set.num_classes)
   )
   return evaluate.evaluate(eval_step, state, eval_batches(config, test_set))
+
+
+def create_eval_step(
+  net: hk.TransformedWithState,
+  config: config_dict.ConfigDict,
+  micro_batches: int,
+) -> Callable:
+  """Returns the evaluation step for all devices.
+
+  Args:
+    net: as of `create_net`.
+    config: of the run.
+    micro_batches: of the training step. A part of an evaluation has no more
+      images than one of those: without gradients, and with no more than three
+      times the pixels, they take less memory.
+  """
+  devices = jax.device_count()
+  most = config.batch_size // devices // micro_batches
+  share = config.eval_batch_size // devices
+  parts = next(
+    x for x in range(1, share + 1) if not share % x and share // x <= most
+  )
+  return parallel.parallel_eval_step(
+    steps.create_eval_step(net, config, parallel.AXIS, parts)
+  )
 
 
 def keep_compiled(

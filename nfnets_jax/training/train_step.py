@@ -358,6 +358,7 @@ def create_eval_step(
   net: hk.TransformedWithState,
   config: config_dict.ConfigDict,
   axis_name: str,
+  micro_batches: int = 1,
 ) -> Callable[[TrainState, Batch], dict[str, Metrics]]:
   """Builds the evaluation step.
 
@@ -365,6 +366,8 @@ def create_eval_step(
     net: takes `(images, is_training)`.
     config: of the run.
     axis_name: of the devices that share the batch.
+    micro_batches: parts that the device's share is computed in, one after the
+      other; it must divide the share.
 
   Returns:
     `step(state, batch) → {'eval': sums, 'ema_eval': sums}`, with the current
@@ -375,7 +378,7 @@ def create_eval_step(
   """
   policy = create_policy(config.compute_dtype)
 
-  def eval_step(state: TrainState, batch: Batch):
+  def part_sums(state: TrainState, batch: Batch) -> dict[str, Metrics]:
     images = policy.cast_to_compute(augment.normalize(batch['image']))
     mask = batch['mask'].astype(jnp.float32)
     label = batch['label']
@@ -405,7 +408,17 @@ def create_eval_step(
         lambda x: jnp.sum(jnp.where(mask > 0, x, 0.0)), per_image
       )
 
-    both = {'eval': sums(state.params), 'ema_eval': sums(state.ema_params)}
+    return {'eval': sums(state.params), 'ema_eval': sums(state.ema_params)}
+
+  def eval_step(state: TrainState, batch: Batch):
+    if micro_batches == 1:
+      both = part_sums(state, batch)
+    else:
+      parts = jax.tree.map(
+        lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), batch
+      )
+      each = jax.lax.map(functools.partial(part_sums, state), parts)
+      both = jax.tree.map(functools.partial(jnp.sum, axis=0), each)
     return jax.lax.psum(both, axis_name)
 
   return eval_step

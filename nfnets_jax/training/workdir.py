@@ -7,6 +7,16 @@ from typing import Any
 
 from ml_collections import config_dict
 
+# Fields that say where and how fast, not what: a run may go on with others.
+_CIRCUMSTANCES = (
+  'config.compilation_cache',
+  'config.data.data_dir',
+  'config.data.num_workers',
+  'config.data.prepare',
+  'config.data.worker_type',
+  'config.keep_checkpoints',
+)
+
 
 def check(
   workdir: pathlib.Path, config: config_dict.ConfigDict, allow_change: bool
@@ -16,7 +26,8 @@ def check(
   Args:
     workdir: of the run; need not be there.
     config: of the run.
-    allow_change: whether a run may go on with another config.
+    allow_change: whether a run may go on with another config. What only says
+      where the data are and how fast they are read may always change.
 
   Returns:
     Whether the config is the one that the folder's run began with, or there is
@@ -66,7 +77,8 @@ def _difference(old: Any, new: Any, name: str = 'config') -> list[str]:
         old.get(key, missing), new.get(key, missing), f'{name}.{key}'
       )
     return lines
-  return [] if old == new else [f'{name}: {old!r} -> {new!r}']
+  same = old == new or name in _CIRCUMSTANCES
+  return [] if same else [f'{name}: {old!r} -> {new!r}']
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

@@ -52,11 +52,13 @@ def _oracle(params, test_set, prefix):
   }
 
 
-@pytest.fixture(scope='module')
-def run(net, test_set, make_config):
+@pytest.fixture(scope='module', params=[1, 2], ids=['whole', 'in parts'])
+def run(net, test_set, make_config, request):
   """Evaluates a state in batches of a size."""
   eval_step = parallel.parallel_eval_step(
-    train_step.create_eval_step(net, make_config(), parallel.AXIS)
+    train_step.create_eval_step(
+      net, make_config(), parallel.AXIS, request.param
+    )
   )
 
   def run(state, batch_size):
