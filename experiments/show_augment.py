@@ -4,12 +4,15 @@ r"""Draws training images as the network sees them, with their labels.
     --config=experiments/nfnet_imagenet.py:F1 --config.data.data_dir=DIR
 
 The images come from the loader and the augmentation of the training step, with
-the policy of the config, and only lose their normalisation. Below each are the
-crops that it was made of, and how much of each class is in its label.
+the policy of the config, and only lose their normalisation. They are those of
+the first step of a run with this config, as far as its batch reaches. Below
+each are the crops that it was made of, and how much of each class is in its
+label.
 """
 
 import functools
 import pathlib
+import sys
 
 import jax
 import numpy as np
@@ -27,7 +30,12 @@ _CONFIG = config_flags.DEFINE_config_file(
 _OUTPUT = flags.DEFINE_string(
   'output', None, 'The picture, such as FILE.png.', required=True
 )
-_IMAGES = flags.DEFINE_integer('images', 32, 'Augmented images.', lower_bound=2)
+_IMAGES = flags.DEFINE_integer(
+  'images',
+  32,
+  'Augmented images; an even number if any are mixed.',
+  lower_bound=1,
+)
 _COLUMNS = flags.DEFINE_integer('columns', 8, 'Images in a row.', lower_bound=1)
 _CELL = flags.DEFINE_integer(
   'cell', 160, 'Pixels that an image is wide in the picture.', lower_bound=64
@@ -42,20 +50,32 @@ _LINE = 14
 def make_images(
   config: config_dict.ConfigDict, count: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[str, ...]]:
-  """Makes the first images of a run with this config.
+  """Makes the first images of the first step of a run with this config.
 
   Args:
     config: of the run.
-    count: how many, an even number where images are mixed in pairs.
+    count: how many, an even number where images are mixed.
 
   Returns:
-    The raw crops uint8 `[R, px, px, 3]`, the augmented images uint8
-    `[count, px, px, 3]`, their labels `[count, K]`, and the K classes' names.
+    The crops that each image is made of, uint8 `[count, N, px, px, 3]` with N 2
+    where images are mixed and else 1; the augmented images uint8
+    `[count, px, px, 3]`; their labels `[count, K]`; and the K classes' names.
+
+  Raises:
+    ValueError: if the number is odd where images are mixed, or the data cannot
+      be read.
+    FileNotFoundError: if there are no such data.
   """
+  policy = config.augment
+  mixes = policy.mixup_alpha is not None or policy.cutmix
+  if mixes and count % 2:
+    raise ValueError(
+      f'{count} images cannot be mixed in pairs; give an even number'
+    )
   dataset, _ = train.load_data(config)
   batches = loader.train_batches(
     dataset,
-    batch_size=count * config.augment.raw_per_image,
+    batch_size=count * policy.raw_per_image,
     transform=transforms.train_transform(
       config.data.image_size, config.data.crop, config.data.flip
     ),
@@ -65,16 +85,30 @@ def make_images(
   batch = next(batches)
   batches.close()
   augment_batch = functools.partial(
-    train_step.augment_batch,
-    config=config.augment,
-    num_classes=dataset.num_classes,
+    train_step.augment_batch, config=policy, num_classes=dataset.num_classes
   )
   images, labels = jax.jit(augment_batch)(
-    jax.random.key(config.seed), batch, np.int32(0)
+    first_key(config.seed), batch, np.int32(0)
   )
   levels = np.asarray(images) * augment.IMAGENET_STD + augment.IMAGENET_MEAN
   levels = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
-  return batch['image'], levels, np.asarray(labels), dataset.class_names
+  raw = batch['image']
+  if not mixes:
+    crops = raw[:, None]
+  elif policy.raw_per_image == 2:
+    crops = raw.reshape(count, 2, *raw.shape[1:])
+  else:  # an image and its neighbour are mixed both ways
+    pairs = raw.reshape(-1, 2, *raw.shape[1:])
+    crops = np.stack([raw, pairs[:, ::-1].reshape(raw.shape)], axis=1)
+  return crops, levels, np.asarray(labels), dataset.class_names
+
+
+def first_key(seed: int) -> jax.Array:
+  """Returns the key that a run's first step augments its images with."""
+  _, run_key = jax.random.split(jax.random.key(seed))
+  step_key = jax.random.fold_in(run_key, 0)
+  augment_key, _ = jax.random.split(step_key)
+  return augment_key
 
 
 def describe(
@@ -114,18 +148,17 @@ def describe_policy(config: config_dict.ConfigDict) -> str:
 
 
 def draw(
-  raw: np.ndarray,
+  crops: np.ndarray,
   images: np.ndarray,
   captions: list[list[tuple[str, str]]],
   title: str,
   columns: int,
   cell: int,
 ) -> Image.Image:
-  """Draws a sheet of images over the two crops that each was made of.
+  """Draws a sheet of images over the crops that each was made of.
 
   Args:
-    raw: `[2 B, px, px, 3]` or `[B, px, px, 3]` uint8; of the latter neighbours
-      belong together.
+    crops: `[B, N, px, px, 3]` uint8, N 1 or 2.
     images: `[B, px, px, 3]` uint8.
     captions: B lists of a name and a weight, of which two are shown.
     title: one line.
@@ -147,17 +180,15 @@ def draw(
   pen = ImageDraw.Draw(sheet)
   pen.text((_GAP, _GAP), title, 'black', ImageFont.load_default(_LINE))
   font = ImageFont.load_default(_LINE - 3)
-  for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
+  cells = zip(crops, images, captions, strict=True)
+  for i, (ingredients, image, caption) in enumerate(cells):
     row, column = divmod(i, columns)
     left = _GAP + column * (cell + _GAP)
     top = 3 * _GAP + _LINE + row * (height + _GAP)
     _paste(sheet, image, left, top, cell)
-    # Of one raw image each, an image and its neighbour are mixed both ways.
-    own, other = (2 * i, 2 * i + 1) if len(raw) > len(images) else (i, i ^ 1)
     bottom = top + cell + _GAP // 4
-    for place, ingredient in enumerate((own, other)):
-      if ingredient < len(raw):
-        _paste(sheet, raw[ingredient], left + place * small, bottom, small)
+    for place, ingredient in enumerate(ingredients):
+      _paste(sheet, ingredient, left + place * small, bottom, small)
     for place, (name, weight) in enumerate(caption[:2]):
       line = bottom + small + place * _LINE
       room = cell - pen.textlength(f'  {weight}', font)
@@ -183,10 +214,13 @@ def main(argv: list[str]) -> None:
   del argv
   logging.set_verbosity(logging.WARNING)
   config = _CONFIG.value
-  raw, images, labels, names = make_images(config, _IMAGES.value)
+  try:
+    crops, images, labels, names = make_images(config, _IMAGES.value)
+  except (ValueError, FileNotFoundError) as error:
+    sys.exit(f'error: {error}')
   captions = [describe(label, names) for label in labels]
   title = describe_policy(config)
-  sheet = draw(raw, images, captions, title, _COLUMNS.value, _CELL.value)
+  sheet = draw(crops, images, captions, title, _COLUMNS.value, _CELL.value)
   path = pathlib.Path(_OUTPUT.value).expanduser()
   path.parent.mkdir(parents=True, exist_ok=True)
   sheet.save(path)

@@ -25,15 +25,18 @@ from nfnets_jax.training import train
 apply_operations = jax.jit(operations.apply_operations)
 
 
-def command(module, *args):
-  """Runs a module and returns what it printed."""
-  environment = {**os.environ, 'TF_CPP_MIN_LOG_LEVEL': '2'}
-  done = subprocess.run(
-    [sys.executable, '-m', f'experiments.{module}', *map(str, args)],
-    env=environment,
+def run_python(*args):
+  return subprocess.run(
+    [sys.executable, *map(str, args)],
+    env={**os.environ, 'TF_CPP_MIN_LOG_LEVEL': '2'},
     capture_output=True,
     text=True,
   )
+
+
+def command(module, *args):
+  """Runs a module and returns what it printed."""
+  done = run_python('-m', f'experiments.{module}', *args)
   assert done.returncode == 0, done.stderr
   return done.stdout
 
@@ -181,6 +184,98 @@ def test_contact_sheet(tmp_path, raw_per_image):
     assert sheet.width == 4 * (64 + 8) + 8
     assert sheet.height > 2 * (64 + 32)
     assert len(sheet.getcolors(100_000)) > 10
+
+
+@pytest.fixture
+def unmixed(tmp_path):
+  """A config without mixing."""
+  path = tmp_path / 'unmixed.py'
+  path.write_text(
+    'from experiments import digits\n'
+    'def get_config():\n'
+    '  config = digits.get_config()\n'
+    '  config.augment.mixup_alpha = None\n'
+    '  config.augment.cutmix = False\n'
+    '  return config\n'
+  )
+  return path
+
+
+def test_contact_sheet_without_mixing_shows_one_crop_each(tmp_path, unmixed):
+  output = tmp_path / 'sheet.png'
+  command(
+    'show_augment',
+    f'--config={unmixed}',
+    '--images=3',
+    '--cell=64',
+    f'--output={output}',
+  )
+  with Image.open(output) as sheet:
+    pixels = np.asarray(sheet.convert('L'))
+  below = slice(3 * 8 + 14 + 64 + 2, 3 * 8 + 14 + 64 + 2 + 32)
+  for left in 8, 80, 152:
+    assert (pixels[below, left : left + 32] < 255).mean() > 0.9
+    assert (pixels[below, left + 32 : left + 64] == 255).all()
+
+
+@pytest.mark.parametrize(
+  ('args', 'message'),
+  [
+    (['--config=experiments/digits.py', '--images=3'], 'even number'),
+    (
+      [
+        '--config=experiments/nfnet_imagenet.py:F0',
+        '--config.data.data_dir=no such folder',
+      ],
+      'no such folder',
+    ),
+  ],
+)
+def test_contact_sheet_says_what_is_wrong(tmp_path, args, message):
+  output = tmp_path / 'sheet.png'
+  done = run_python(
+    '-m', 'experiments.show_augment', f'--output={output}', *args
+  )
+  assert done.returncode == 1
+  assert done.stderr.splitlines()[-1].startswith('error: ')
+  assert message in done.stderr and 'Traceback' not in done.stderr
+
+
+# The key that step 0 of a run augments with must be the one of the sheet.
+FIRST_STEP = """
+import types
+import jax, numpy as np, optax
+from experiments import digits, show_augment
+from nfnets_jax.training import train_step
+
+class Seen(Exception):
+  pass
+
+def see(key, *_):
+  raise Seen(jax.random.key_data(key))
+
+config = digits.get_config()
+net = types.SimpleNamespace(init=lambda *args, **options: ({}, {}))
+identity = optax.identity()
+state = train_step.init_state(net, identity, config.seed, 16)
+train_step.augment_batch = see
+step = train_step.create_train_step(net, identity, None, config, 10, 'devices')
+batch = {
+  'image': np.zeros((1, 4, 16, 16, 3), np.uint8),
+  'label': np.zeros((1, 4), np.int32),
+}
+try:
+  jax.vmap(step, axis_name='devices', in_axes=(None, 0))(state, batch)
+except Seen as seen:
+  expected, = seen.args
+key = jax.random.key_data(show_augment.first_key(config.seed))
+np.testing.assert_array_equal(key, expected)
+"""
+
+
+def test_contact_sheet_draws_with_the_key_of_the_first_step():
+  done = run_python('-c', FIRST_STEP)
+  assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope='module')

@@ -101,6 +101,7 @@ def test_another_name_alone_is_refused():
   train.create_net(config, num_classes=10)
 
 
+@pytest.mark.slow
 def test_bench_compares_the_same_computation():
   results = []
   for released in (False, True):

@@ -14,8 +14,10 @@ Gathers and scatters are hard to judge: they count once as bytes that follow one
 another, and once as a memory transaction of 32 bytes for each place that they
 touch.
 
-With `--measure` both run in turn on the first device, and the share is taken
-round by round.
+On an accelerator, and with `--measure` on a CPU too, both then run in turn: the
+augmentation of one device's batch on the first device, and a step of all
+devices with such a batch each. The share is taken round by round. All batches
+lie on the devices before.
 """
 
 import json
@@ -46,7 +48,11 @@ _CONFIG = config_flags.DEFINE_config_file(
   'Experiment file.',
 )
 _BATCH = flags.DEFINE_integer('batch', 32, 'Images of a step on one device.')
-_MEASURE = flags.DEFINE_bool('measure', False, 'Time both on this device.')
+_MEASURE = flags.DEFINE_bool(
+  'measure',
+  False,
+  'Time both on a CPU too; on an accelerator it is always done.',
+)
 _REPEATS = flags.DEFINE_integer('repeats', 10, 'Timed rounds.')
 _OUTPUT = flags.DEFINE_string('output', None, 'A JSON file for the figures.')
 
@@ -149,9 +155,13 @@ def create_step(
 
 
 def shares_of_devices(batch: steps.Batch) -> steps.Batch:
-  """Gives each device the same share."""
-  copies = jax.local_device_count()
-  return jax.tree.map(lambda x: np.stack([x] * copies), batch)
+  """Puts the same share of a batch on each device, as the step takes it."""
+  mesh = jax.sharding.Mesh(np.asarray(jax.devices()), (parallel.AXIS,))
+  sharding = jax.sharding.NamedSharding(
+    mesh, jax.sharding.PartitionSpec(parallel.AXIS)
+  )
+  copies = jax.tree.map(lambda x: np.stack([x] * jax.device_count()), batch)
+  return jax.device_put(copies, sharding)
 
 
 def estimate(config: config_dict.ConfigDict) -> dict[str, Any]:

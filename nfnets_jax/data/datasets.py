@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import json
 import os
 import pathlib
 import shlex
@@ -9,6 +10,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import tensorflow_datasets as tfds
+from google.protobuf import json_format
+from tensorflow_datasets.core import constants, file_adapters, naming
 
 import nfnets_jax.data.digits  # noqa: F401, registers itself with TFDS
 from nfnets_jax.data import folder, splits
@@ -78,7 +81,9 @@ def load(
     The split; its examples are read when they are asked for. It can be pickled.
 
   Raises:
-    ValueError: if there is no such data set or split, or it does not suit.
+    ValueError: if there is no such data set or split, if it does not suit, or
+      if files of it are missing, empty, or damaged where that shows at once:
+      all files are looked for, and the first and the last are opened.
     FileNotFoundError: if the data set is not prepared, or the folder or a split
       in it is not there.
 
@@ -131,10 +136,19 @@ def load(
   }
   try:
     source = builder.as_data_source(split=split, decoders=decoders)
+    part = builder.info.splits[split]
+    if part.num_examples <= 0:
+      raise ValueError('it has no examples')
   except ValueError as error:
+    sizes = ', '.join(
+      f'{x.name} {x.num_examples:,}' for x in builder.info.splits.values()
+    )
     raise ValueError(
-      f'cannot read split {split!r} of data set {name!r}: {error}'
+      f'cannot read split {split!r} of data set {name!r}: '
+      f'{str(error).rstrip(".")} (examples: {sizes})'
     ) from error
+  remedy = _prepare_anew(pathlib.Path(builder.data_dir), name, data_dir)
+  _check_files(builder, [x.filename for x in part.file_instructions], remedy)
   return Dataset(name, split, source, tuple(fields['label'].names))
 
 
@@ -151,7 +165,9 @@ def find(
     The builder.
 
   Raises:
-    ValueError: if neither TFDS nor `data_dir` has such a data set or version.
+    ValueError: if neither TFDS nor `data_dir` has such a data set or version,
+      if its description there is damaged, or if it takes a package that is
+      missing.
 
   Example:
     >>> find('digits').name
@@ -171,6 +187,15 @@ def find(
     ) from error
   except AssertionError as error:  # no such version
     raise ValueError(str(error)) from error
+  except ModuleNotFoundError as error:
+    raise ValueError(
+      f'data set {name!r} takes a package that is not installed ({error}); '
+      'install it, or name a data set of the TFDS catalogue'
+    ) from error
+  except (json_format.ParseError, json.JSONDecodeError) as error:
+    path = _damaged_description(name, data_dir)
+    remedy = _prepare_anew(path.parent, name, data_dir)
+    raise ValueError(f'{path} is damaged: {error}\n{remedy}') from error
 
 
 def has_random_access(builder: tfds.core.DatasetBuilder) -> bool:
@@ -242,6 +267,49 @@ def _other_versions(builder: tfds.core.DatasetBuilder) -> str:
 
 def _without_version(builder: tfds.core.DatasetBuilder) -> str:
   return builder.info.full_name.removesuffix(f'/{builder.version}')
+
+
+def _check_files(
+  builder: tfds.core.DatasetBuilder, files: list[str], remedy: str
+) -> None:
+  """Checks that files of a data set are there, as far as it costs nothing."""
+  paths = [pathlib.Path(file) for file in dict.fromkeys(files)]
+  bad = [x.name for x in paths if not (x.is_file() and x.stat().st_size)]
+  if bad:
+    raise ValueError(
+      f'{len(bad):,} of {len(paths):,} files are missing or empty in '
+      f'{builder.data_dir}: {", ".join(bad[:3])}{", ..." * (len(bad) > 3)}\n'
+      f'{remedy}'
+    )
+  adapter = file_adapters.ADAPTER_FOR_FORMAT[builder.info.file_format]
+  for path in dict.fromkeys([paths[0], paths[-1]]):
+    try:
+      adapter.num_examples(path)  # opens it
+    except Exception as error:  # the formats have their own
+      raise ValueError(f'cannot read {path}: {error}\n{remedy}') from error
+
+
+def _damaged_description(
+  name: str, data_dir: str | os.PathLike[str] | None
+) -> pathlib.Path:
+  """Returns the JSON file of a data set that is none, if it can be found."""
+  parsed, _ = naming.parse_builder_name_kwargs(name)
+  folder = pathlib.Path(data_dir or constants.DATA_DIR) / parsed.name
+  for path in sorted(folder.rglob('*.json')):
+    try:
+      json.loads(path.read_bytes())
+    except ValueError:
+      return path
+  return folder / '<version>' / 'dataset_info.json'
+
+
+def _prepare_anew(
+  folder: pathlib.Path, name: str, data_dir: str | os.PathLike[str] | None
+) -> str:
+  return (
+    f'If {folder} is damaged, delete it and prepare it anew with: '
+    + prepare_command(name, data_dir=data_dir)
+  )
 
 
 class _FakeImages:

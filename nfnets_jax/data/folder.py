@@ -7,13 +7,16 @@
 The folders in DIR are the splits, of any name but for `train`, which must be
 there: the names of its folders, sorted, are the classes of every split. Images
 lie in the folder of their class, not deeper. Names that begin with a dot are
-passed over, and so are files that are no images.
+passed over, and so are files with other suffixes, of which a warning says how
+many there are.
 """
 
 import hashlib
 import os
 import pathlib
 from typing import Any
+
+from absl import logging
 
 from nfnets_jax.data import splits
 
@@ -54,6 +57,8 @@ class FolderImages:
         class holds no images, or if the notation is wrong.
     """
     self._folder = pathlib.Path(folder).expanduser()
+    if not all(splits.names(split)):
+      raise ValueError('the name of a split is missing')
     if not self._folder.is_dir():
       raise FileNotFoundError(f'there is no folder {self._folder}')
     self.class_names = tuple(self._classes('train'))
@@ -81,7 +86,7 @@ class FolderImages:
   def _classes(self, split: str) -> list[str]:
     """Returns the names of a split's classes, sorted."""
     path = self._folder / split
-    if not split or not path.is_dir():
+    if not path.is_dir():
       raise FileNotFoundError(
         f'no folder {split!r} in {self._folder}, which holds '
         f'{_summary(self._folder)}; images lie in <split>/<class>/'
@@ -96,7 +101,8 @@ class FolderImages:
 
   def _images(self, split: str) -> list[str]:
     """Returns the images of a split, relative to the whole folder."""
-    images = []
+    images: list[str] = []
+    others: list[str] = []
     for name in self._classes(split):
       path = self._folder / split / name
       if name not in self._labels:
@@ -104,17 +110,25 @@ class FolderImages:
           f'{path} is no class of {self._folder / "train"}, which has '
           f'{_shorten(self.class_names)}'
         )
-      found = [
-        f'{split}/{name}/{entry.name}'
-        for entry in _entries(path)
-        if entry.name.lower().endswith(SUFFIXES) and not entry.is_dir()
-      ]
+      found: list[str] = []
+      for entry in _entries(path):
+        if not entry.is_dir():
+          is_image = entry.name.lower().endswith(SUFFIXES)
+          (found if is_image else others).append(f'{split}/{name}/{entry.name}')
       if not found:
         raise ValueError(
           f'no images ({", ".join(SUFFIXES)}) in {path}, which holds '
           f'{_summary(path)}'
         )
       images += found
+    if others:
+      logging.warning(
+        '%s: passed over %s files that are not named as images (%s): %s',
+        self._folder / split,
+        f'{len(others):,}',
+        ', '.join(SUFFIXES),
+        _shorten(sorted(others)),
+      )
     return sorted(images, key=_hash)
 
 

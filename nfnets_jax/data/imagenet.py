@@ -5,7 +5,10 @@ stops where an archive breaks off, and gives the validation images their labels
 in the order of their names, whichever images are there.
 
 An archive is known by its headers alone, each of which says where the next one
-is, so nothing but headers is read: of the 155 GB some megabytes.
+is, so nothing but headers is read: of the 155 GB some megabytes. A download
+that was cut off and whose file has its full size already, the rest of it zeros,
+ends where the first header is missing. Zeros amid an image are not seen; if in
+doubt, compare the md5 sums.
 
 Reference:
   Russakovsky et al., "ImageNet Large Scale Visual Recognition Challenge", 2015,
@@ -25,6 +28,10 @@ import tqdm
 # Bytes; headers and contents of an archive fill whole blocks, and one of zeros
 # in place of a header ends it.
 _BLOCK = 512
+
+# Bytes; tar fills an archive with zeros to a multiple of 10,240, or of what it
+# is told.
+_MAX_PADDING = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,8 +156,9 @@ def num_bytes(folder: str | os.PathLike[str]) -> int:
 def _check_train(file: BinaryIO, synsets: Collection[str]) -> int:
   """Checks an archive of one archive per class and returns their images.
 
-  In a file of the official size they are not counted: to find 1.3 million
-  headers takes long on a slow disk.
+  In a file of the official size they are not counted but for those of the last
+  class, where a download may have been cut off: to find 1.3 million headers
+  takes long on a slow disk.
   """
   is_official = _size(file) == ARCHIVES['train'].num_bytes
   archives = list(_members(file, 0, _size(file)))
@@ -170,6 +178,11 @@ def _check_train(file: BinaryIO, synsets: Collection[str]) -> int:
     if archive.name in seen:
       raise _DamageError(f'it holds {archive.name} twice')
     seen.add(archive.name)
+  if is_official and len(archives) != len(synsets):
+    raise _DamageError(
+      f'it has the size of the whole ImageNet, and holds {len(archives):,} of '
+      f'the {len(synsets):,} classes'
+    )
   count = 0
   for archive in tqdm.tqdm(
     archives, 'Checking archives', unit=' classes', leave=False, mininterval=1
@@ -177,7 +190,7 @@ def _check_train(file: BinaryIO, synsets: Collection[str]) -> int:
     start = archive.offset_data
     stop = start + archive.size
     try:
-      if is_official:
+      if is_official and archive is not archives[-1]:
         next(_members(file, start, stop), None)
       else:
         count += _count_images(file, start, stop)
@@ -205,6 +218,7 @@ def _count_images(file: BinaryIO, start: int, stop: int) -> int:
 def _check_validation(file: BinaryIO, synsets: Collection[str]) -> int:
   """Checks an archive of images and returns their number."""
   del synsets  # its images bear no class
+  is_official = _size(file) == ARCHIVES['validation'].num_bytes
   names = []
   for member in _members(file, 0, _size(file)):
     if (
@@ -230,6 +244,10 @@ def _check_validation(file: BinaryIO, synsets: Collection[str]) -> int:
   if len(names) > num_labels:
     raise _DamageError(
       f'it holds {len(names):,} images, and there are {num_labels:,} labels'
+    )
+  if is_official and len(names) < num_labels:
+    raise _DamageError(
+      f'it has the size of all {num_labels:,} images, and holds {len(names):,}'
     )
   return len(names)
 
@@ -261,6 +279,11 @@ def _members(
   file.seek(end)
   block = file.read(max(0, min(_BLOCK, stop - end)))
   if block == bytes(_BLOCK):
+    if stop - end - _BLOCK > _MAX_PADDING:
+      raise _DamageError(
+        f'{stop - end - _BLOCK:,} bytes follow its end, as if its download had '
+        'been cut off'
+      )
     return
   if not last:
     raise _DamageError(f'it is no tar archive; it begins with {block[:20]!r}')

@@ -26,8 +26,16 @@ from collections.abc import Iterator, Sequence
 
 import tensorflow_datasets as tfds
 from absl import logging
+from tensorflow_datasets.core.download import download_manager, extractor
 
 from nfnets_jax.data import datasets, imagenet, storage, tfrecord
+
+# What TFDS raises where a download fails, or is not what it should be.
+_DOWNLOAD_ERRORS = (
+  tfds.download.DownloadError,
+  download_manager.NonMatchingChecksumError,
+  extractor.ExtractError,
+)
 
 
 def prepare(
@@ -50,7 +58,8 @@ def prepare(
     ValueError: if there is no such data set, an archive is damaged, or
       something else is in the place to write to.
     FileNotFoundError: if an archive is missing.
-    OSError: if the disk has no room for ImageNet.
+    OSError: if the disk has no room for ImageNet, or a download fails, or is
+      not what the data set expects.
     ModuleNotFoundError: if preparing it takes tensorflow and there is none.
 
   Example:
@@ -91,6 +100,8 @@ def prepare(
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS is None:
       raise
     raise ValueError(str(error)) from error
+  except _DOWNLOAD_ERRORS as error:
+    raise OSError(f'cannot download data set {name!r}: {error}') from error
   return builder
 
 
@@ -191,7 +202,7 @@ def _tensorflow_for(name: str) -> Iterator[None]:
   """Gives the error that tensorflow is missing a remedy."""
   try:
     yield
-  except ModuleNotFoundError as error:
+  except (ModuleNotFoundError, extractor.ExtractError) as error:
     if "No module named 'tensorflow'" not in str(error):
       raise
     raise ModuleNotFoundError(

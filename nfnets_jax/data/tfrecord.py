@@ -8,9 +8,11 @@ they are, shard by shard, into a folder beside the one to be:
 
 That is renamed when all is there, and an interrupted conversion finds there
 what it has done. Its name has a digest of what is converted, so that two copies
-of a data set never mix. What is converted is only read.
+of a data set never mix. What is converted is only read. Where two runs convert
+the same, one finishes, and the other finds it done.
 """
 
+import contextlib
 import hashlib
 import os
 import pathlib
@@ -20,6 +22,7 @@ from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
 import tqdm
+from google.protobuf import json_format
 from tensorflow_datasets.core import (
   constants,
   dataset_info,
@@ -61,28 +64,35 @@ def convert(
     FileNotFoundError: if there is no such data set in `source`, or it lacks
       files.
     ValueError: if its files do not hold what its info says, or something else
-      is in the place to write to.
+      is in the place to write to, such as a copy in another format.
     OSError: if the disk has no room.
     ModuleNotFoundError: if there is no tensorflow.
   """
   folder = _find(name, pathlib.Path(source).expanduser())
-  info = dataset_info.read_proto_from_builder_dir(folder)
+  info = _read_info(folder)
   names = [info.name, *filter(None, [info.config_name])]
   root = pathlib.Path(data_dir or constants.DATA_DIR).expanduser()
   target = root.joinpath(*names, info.version)
   if target.exists():
-    _check_target(target, folder)
+    _check_target(target, folder, info)
     print(f'{target} is there already, nothing is converted')
   else:
     digest = hashlib.blake2b((folder / _INFO).read_bytes(), digest_size=4)
     work = target.with_name(f'incomplete.{digest.hexdigest()}_{info.version}')
     for line in storage.leftovers(target, mine=work):
       print(line)
-    _convert_shards(info, folder, work)
-    _write_info(info, folder, work)
-    for path in work.glob('*.partial.*'):  # of a run that was killed
-      path.unlink()
-    work.rename(target)
+    try:
+      _convert_shards(info, folder, work)
+      _write_info(info, folder, work)
+      _delete_partial_files(work)
+      work.rename(target)
+    except Exception:
+      if not target.exists():
+        raise
+      # Another run has renamed the folder, with what this one was writing.
+      _delete_partial_files(target)
+      _check_target(target, folder, info)
+      print(f'{target} has been finished by another run')
   return datasets.find(f'{"/".join(names)}:{info.version}', root)
 
 
@@ -111,7 +121,7 @@ def _find(name: str, source: pathlib.Path) -> pathlib.Path:
       f'{source} holds several versions of data set {name!r}; give the folder '
       f'of one: {", ".join(map(str, found))}'
     )
-  info = dataset_info.read_proto_from_builder_dir(found[0])
+  info = _read_info(found[0])
   if (
     info.name != parsed.name
     or wanted.get('version', info.version) != info.version
@@ -126,7 +136,17 @@ def _find(name: str, source: pathlib.Path) -> pathlib.Path:
   return found[0]
 
 
-def _check_target(target: pathlib.Path, folder: pathlib.Path) -> None:
+def _read_info(folder: pathlib.Path) -> Any:
+  """Reads what describes a data set."""
+  try:
+    return dataset_info.read_proto_from_builder_dir(folder)
+  except json_format.ParseError as error:
+    raise ValueError(f'{folder / _INFO} is damaged: {error}') from error
+
+
+def _check_target(
+  target: pathlib.Path, folder: pathlib.Path, info: Any
+) -> None:
   """Checks that what is in the place to write to is what would be written."""
   if target.samefile(folder):
     raise ValueError(
@@ -137,6 +157,22 @@ def _check_target(target: pathlib.Path, folder: pathlib.Path) -> None:
       f'{target} is there already, and is no prepared data set; give another '
       '--data_dir, or move it away'
     )
+  there = _read_info(target)
+  file_format = there.file_format or 'tfrecord'
+  if file_format != _ARRAY_RECORD.value:
+    raise ValueError(
+      f'{target} is there already, in the format {file_format}; give another '
+      '--data_dir'
+    )
+  if _num_examples(there) != _num_examples(info):
+    raise ValueError(
+      f'{target} is there already, and has the splits {_num_examples(there)}, '
+      f'where {folder} has {_num_examples(info)}; give another --data_dir'
+    )
+
+
+def _num_examples(info: Any) -> dict[str, int]:
+  return {x.name: sum(x.shard_lengths) for x in info.splits}
 
 
 def _convert_shards(
@@ -192,7 +228,7 @@ def _shards(
 
 
 def _convert_shard(shard: _Shard, adapter: Any, progress: tqdm.tqdm) -> None:
-  # The number lets two runs at a time do no harm, if no good either.
+  # The number keeps two runs at a time apart.
   partial = shard.target.with_name(f'{shard.target.name}.partial.{os.getpid()}')
   writer = file_adapters.ADAPTER_FOR_FORMAT[_ARRAY_RECORD]
   try:
@@ -230,6 +266,24 @@ def _num_records(path: pathlib.Path) -> int | None:
     return file_adapters.ADAPTER_FOR_FORMAT[_ARRAY_RECORD].num_examples(path)
   except Exception:  # whatever is wrong with it
     return None
+
+
+def _delete_partial_files(folder: pathlib.Path) -> None:
+  """Deletes what this process and those that were killed have left."""
+  for path in folder.glob('*.partial.*'):
+    process = path.suffix[1:]
+    is_mine = process == str(os.getpid())
+    if process.isdecimal() and (is_mine or not _is_alive(int(process))):
+      path.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+  with contextlib.suppress(PermissionError):  # it is another user's
+    try:
+      os.kill(process, 0)
+    except ProcessLookupError:
+      return False
+  return True
 
 
 def _write_info(info: Any, folder: pathlib.Path, work: pathlib.Path) -> None:

@@ -51,7 +51,7 @@ from PIL import Image
 from scipy import sparse
 
 Example = Mapping[str, Any]
-Crop = Callable[[bytes | np.ndarray, np.random.Generator], np.ndarray]
+Crop = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 TRAIN_CROPS = ('random_resized', 'random_resized_AREA', 'pad_PIXELS', 'none')
 EVAL_CROPS = (
@@ -61,10 +61,21 @@ EVAL_CROPS = (
   'resize',
 )
 
-_JPEG_START, _JPEG_END = b'\xff\xd8', b'\xff\xd9'
+_JPEG_START = b'\xff\xd8'
 
-# The colours of a pixel may come from those around it, one block away at most.
-_JPEG_CONTEXT = 8
+# What libjpeg complains of though the pixels are right, where it stands, and
+# what should stand there. It reports only the first of several complaints, so
+# that a harmless one has to be mended before a later one can show.
+_HARMLESS = {
+  'unknown JFIF revision': (b'(\xff\xe0..JFIF\0).', b'\\g<1>\x01'),
+  'Invalid SOS parameters': (
+    b'(\xff\xda\0(?:\x08\x01.{2}|\x0c\x03.{6})).{3}',
+    b'\\g<1>\0\x3f\0',
+  ),
+}
+
+# What Pillow may be able to decode, though not to tell whether it is whole.
+_UNUSUAL = re.compile('determine subsampling|color conversion')
 
 # The released kernel reads its weights from a table of so many steps a pixel.
 # Without that rounding a pixel is up to 0.13 of a level off.
@@ -79,7 +90,14 @@ def decode(image: bytes | np.ndarray) -> np.ndarray:
   eight), an alpha channel is dropped, the orientation in the EXIF data is
   ignored: as in TensorFlow, so that published weights see what they were
   trained on. A JPEG becomes the same levels as in TensorFlow, to the last one,
-  unless it is CMYK or damaged.
+  unless it is CMYK.
+
+  A JPEG that libjpeg finds damaged anywhere is refused. Bytes left over at its
+  end count as damage, since they are what a fault in the middle mostly leads
+  to; an odd version number or scan header does not. Damage that happens to be
+  valid code cannot be noticed, such as a few flipped bits, nor can all damage
+  to a JPEG of unusual subsampling (any but 4:4:4, 4:4:0, 4:2:2, 4:2:0, 4:1:1
+  and 4:4:1), which Pillow decodes.
 
   Args:
     image: an encoded image in any format that Pillow reads, or the decoded
@@ -89,8 +107,8 @@ def decode(image: bytes | np.ndarray) -> np.ndarray:
     uint8 `[H, W, 3]`, 0 to 255.
 
   Raises:
-    ValueError: if the bytes are no image or end early, or the array is no RGB
-      image.
+    ValueError: if the bytes are no image, end early or are damaged, or the
+      array is no RGB image.
 
   Example:
     >>> buffer = io.BytesIO()
@@ -106,24 +124,13 @@ def decode(image: bytes | np.ndarray) -> np.ndarray:
         f'got {image.dtype} {list(image.shape)}'
       )
     return image
-  if image[:2] == _JPEG_START:
-    # The fast transform is the one that TensorFlow takes by default; it differs
-    # from the slow one, which is Pillow's, by up to 15 levels.
-    try:
-      return simplejpeg.decode_jpeg(image, 'RGB', fastdct=True)
-    except ValueError:  # CMYK, or not quite as the standard has it
-      pass
   try:
-    with Image.open(io.BytesIO(image)) as file:
-      if file.mode.startswith('I'):  # 16 bits, which Pillow would clip at 255
-        grey = np.clip(np.asarray(file), 0, 65535) >> 8
-        return np.repeat(grey[..., None].astype(np.uint8), 3, axis=-1)
-      if 'transparency' in file.info:  # Pillow warns of a direct conversion
-        return np.asarray(file.convert('RGBA').convert('RGB'))
-      return np.asarray(file.convert('RGB'))
+    pixels = _decode_jpeg(image) if image[:2] == _JPEG_START else None
+    return _decode_any(image) if pixels is None else pixels
   except Exception as error:  # Pillow's plug-ins raise whatever they like
+    reason = re.sub(r' <_io\.BytesIO object at \w+>', '', str(error))
     raise ValueError(
-      f'cannot decode an image of {len(image)} bytes: {error}'
+      f'cannot decode an image of {len(image)} bytes: {reason}'
     ) from error
 
 
@@ -284,7 +291,7 @@ def train_transform(
   crop_fn = _train_crop(crop)
 
   def transform(example: Example, rng: np.random.Generator) -> dict[str, Any]:
-    image = crop_fn(example['image'], rng)
+    image = crop_fn(decode(example['image']), rng)
     image = _resize_by_columns(image, image_size, image_size)
     if flip:
       image = random_flip(image, rng)
@@ -325,17 +332,46 @@ def eval_transform(
   return transform
 
 
+def _decode_jpeg(image: bytes) -> np.ndarray | None:
+  """Decodes a JPEG unless it is damaged; returns None for an unusual one."""
+  try:
+    # The fast transform is the one that TensorFlow takes by default; it differs
+    # from the slow one, which is Pillow's, by up to 15 levels.
+    return simplejpeg.decode_jpeg(image, 'RGB', fastdct=True)
+  except ValueError as error:
+    if _UNUSUAL.search(str(error)):
+      return None
+    mended = image
+    for complaint, (wrong, right) in _HARMLESS.items():
+      if complaint in str(error):
+        mended = re.sub(wrong, right, image, flags=re.DOTALL)
+    if mended == image:
+      raise
+  return _decode_jpeg(mended)
+
+
+def _decode_any(image: bytes) -> np.ndarray:
+  """Decodes an image in any format that Pillow reads."""
+  with Image.open(io.BytesIO(image)) as file:
+    if file.mode.startswith('I'):  # 16 bits, which Pillow would clip at 255
+      grey = np.clip(np.asarray(file), 0, 65535) >> 8
+      return np.repeat(grey[..., None].astype(np.uint8), 3, axis=-1)
+    if 'transparency' in file.info:  # Pillow warns of a direct conversion
+      return np.asarray(file.convert('RGBA').convert('RGB'))
+    return np.asarray(file.convert('RGB'))
+
+
 def _train_crop(name: str) -> Crop:
-  """Returns the crop of that name, which also decodes."""
+  """Returns the crop of that name."""
   match _split_number(name):
     case 'none', None:
-      return lambda image, rng: decode(image)
+      return lambda image, rng: image
     case 'random_resized', None:
-      return _decode_random_resized
+      return random_resized_crop
     case 'random_resized', int(area) | float(area) if 0 < area <= 1:
-      return functools.partial(_decode_random_resized, min_area=area)
+      return functools.partial(random_resized_crop, min_area=area)
     case 'pad', int(pixels):
-      return lambda image, rng: pad_crop(decode(image), rng, pixels)
+      return functools.partial(pad_crop, pixels=pixels)
   raise ValueError(
     f'unknown crop {name!r} for training, choose from {", ".join(TRAIN_CROPS)} '
     'with 0 < AREA <= 1 and a whole number of PIXELS'
@@ -367,54 +403,6 @@ def _split_number(name: str) -> tuple[str, int | float | None]:
     return name, None
   kind, number, decimals = match.groups()
   return kind, float(number) if decimals else int(number)
-
-
-def _decode_random_resized(
-  image: bytes | np.ndarray, rng: np.random.Generator, min_area: float = 0.1
-) -> np.ndarray:
-  """Is `random_resized_crop(decode(image), rng, min_area)`, often faster.
-
-  Of a common JPEG the rows below the box are left undecoded, by writing a
-  smaller height into a copy of its header.
-  """
-  frame = None if isinstance(image, np.ndarray) else _baseline_frame(image)
-  if isinstance(image, np.ndarray) or frame is None:
-    return random_resized_crop(decode(image), rng, min_area)
-  at, height, width = frame
-  rows, columns = _random_box(height, width, rng, min_area)
-  end = min(rows.stop + _JPEG_CONTEXT, height)
-  shorter = image[:at] + end.to_bytes(2) + image[at + 2 :]
-  try:
-    # What is left over at the end would be an error if it were strict.
-    decoded = simplejpeg.decode_jpeg(
-      shorter, 'RGB', fastdct=True, strict=end == height
-    )
-  except ValueError:
-    decoded = decode(image)
-  return decoded[rows, columns]
-
-
-def _baseline_frame(image: bytes) -> tuple[int, int, int] | None:
-  """Reads the size of a JPEG with a single scan, that is, rows in their order.
-
-  Returns:
-    Where in the file the height stands, the height and the width; or None for
-    other images, and for those that end early or are grey or CMYK.
-  """
-  if image[:2] != _JPEG_START or image[-2:] != _JPEG_END:
-    return None
-  at, frame = 2, None
-  while at + 10 < len(image) and image[at] == 0xFF:
-    marker, length = image[at + 1], int.from_bytes(image[at + 2 : at + 4])
-    if marker in (0xC0, 0xC1) and image[at + 9] == 3:  # with three components
-      height, width = (
-        int.from_bytes(image[at + i : at + i + 2]) for i in (5, 7)
-      )
-      frame = at + 5, height, width
-    elif marker == 0xDA:  # the scan: of all components, or there are more scans
-      return frame if image[at + 4] == 3 else None
-    at += 2 + length
-  return None
 
 
 def _random_box(

@@ -47,8 +47,8 @@ def create(
     ...   return create('nfnet_tiny', num_classes=10)(images, is_training=False)
     >>> net = hk.transform_with_state(forward)
     >>> images = jnp.zeros((2, 32, 32, 3))
-    >>> params, state = net.init(jax.random.key(0), images)
-    >>> outputs, _ = net.apply(params, state, None, images)
+    >>> params, state = jax.jit(net.init)(jax.random.key(0), images)
+    >>> outputs, _ = jax.jit(net.apply)(params, state, None, images)
     >>> outputs['logits'].shape
     (2, 10)
   """

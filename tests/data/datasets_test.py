@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import io
+import itertools
 import json
 import multiprocessing
 import pickle
@@ -11,6 +12,8 @@ import cloudpickle
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from array_record.python import array_record_data_source
+from tensorflow_datasets.core import file_adapters
 
 from nfnets_jax.data import datasets, transforms
 
@@ -97,6 +100,8 @@ def test_slices_cover_a_split(digits_dir):
     ('digits', 'validation'),
     ('digits', 'train[2000:]'),
     ('digits', 'train[:0]'),
+    ('digits', 'train[5:3]'),
+    ('digits', 'train+'),
     ('fake', 'test'),
     ('fake', 'train['),
   ],
@@ -105,6 +110,11 @@ def test_bad_split_is_named(name, split, digits_dir):
   with pytest.raises(ValueError, match='split') as error:
     datasets.load(name, split, digits_dir)
   assert split in str(error.value)
+
+
+def test_slice_out_of_range_says_how_many_examples_there_are(digits_dir):
+  with pytest.raises(ValueError, match='examples: train 1,437, test 360'):
+    datasets.load('digits', 'train[10000:]', digits_dir)
 
 
 def test_data_dir_is_only_read(digits_dir, tmp_path):
@@ -196,6 +206,98 @@ def test_unknown_data_set_is_named_with_a_hint(tmp_path):
     datasets.load('cifar_10', 'train', tmp_path)
   assert str(tmp_path) in str(error.value)
   assert 'did you mean cifar10' in str(error.value)
+
+
+def test_missing_package_is_named(tmp_path, monkeypatch):
+  def builder(*args, **kwargs):
+    raise ModuleNotFoundError("No module named 'huggingface_hub'")
+
+  monkeypatch.setattr(tfds, 'builder', builder)
+  with pytest.raises(
+    ValueError, match="'huggingface:mnist' takes .*'huggingface_hub'"
+  ):
+    datasets.load('huggingface:mnist', 'train', tmp_path)
+
+
+SHARD_LENGTHS = [500, 500, 437]
+
+
+@pytest.fixture
+def shards(digits_dir, tmp_path):
+  """A folder in which the training images of `digits` fill three files."""
+  folder = tmp_path / 'digits' / '1.0.0'
+  shutil.copytree(digits_dir / 'digits' / '1.0.0', folder)
+  (path,) = folder.glob('digits-train.*')
+  source = array_record_data_source.ArrayRecordDataSource([str(path)])
+  records = iter([source[i] for i in range(len(source))])
+  path.unlink()
+  adapter = file_adapters.ArrayRecordFileAdapter
+  for i, length in enumerate(SHARD_LENGTHS):
+    adapter.write_examples(
+      folder / f'digits-train.array_record-{i:05d}-of-00003',
+      enumerate(itertools.islice(records, length)),
+    )
+  path = folder / 'dataset_info.json'
+  info = json.loads(path.read_text())
+  (train,) = (x for x in info['splits'] if x['name'] == 'train')
+  train['shardLengths'] = list(map(str, SHARD_LENGTHS))
+  path.write_text(json.dumps(info))
+  assert len(datasets.load('digits', 'train', tmp_path)) == 1437
+  return folder
+
+
+def damaged(folder, split='train'):
+  data_dir = folder.parents[1]
+  with pytest.raises(ValueError) as error:
+    datasets.load('digits', split, data_dir)
+  reason, remedy = str(error.value).rsplit('\n', 1)
+  assert remedy == (
+    f'If {folder} is damaged, delete it and prepare it anew with: python -m '
+    f'nfnets_jax.data.prepare digits --data_dir={data_dir}'
+  )
+  return reason
+
+
+def test_missing_and_empty_files_are_named(shards):
+  first, second, third = sorted(shards.glob('digits-train.*'))
+  second.write_bytes(b'')
+  assert damaged(shards) == (
+    f'1 of 3 files are missing or empty in {shards}: {second.name}'
+  )
+  third.unlink()
+  reason = damaged(shards, 'train[1:]+train[:5]+test')
+  assert f'2 of 4 files are missing or empty in {shards}' in reason
+  # What a slice does not need may be missing.
+  assert len(datasets.load('digits', 'train[:500]', shards.parents[1])) == 500
+  first.unlink()
+  assert damaged(shards).endswith(
+    f': {first.name}, {second.name}, {third.name}'
+  )
+
+
+@pytest.mark.parametrize('which', [0, 2])
+@pytest.mark.parametrize('how', ['truncated', 'half', 'zeroed', 'half zeroed'])
+def test_damaged_files_are_named(how, which, shards):
+  path = sorted(shards.glob('digits-train.*'))[which]
+  data = path.read_bytes()
+  half = len(data) // 2
+  path.write_bytes(
+    {
+      'truncated': data[:-1000],
+      'half': data[:half],
+      'zeroed': bytes(len(data)),
+      'half zeroed': data[:half] + bytes(half),
+    }[how]
+  )
+  assert damaged(shards).startswith(f'cannot read {path}: ')
+  assert len(datasets.load('digits', 'test', shards.parents[1])) == 360
+
+
+@pytest.mark.parametrize('content', ['', '{"name": "dig', '\0' * 300])
+def test_damaged_description_is_named(content, shards):
+  path = shards / 'dataset_info.json'
+  path.write_text(content)
+  assert damaged(shards).startswith(f'{path} is damaged: ')
 
 
 def test_data_set_without_images_is_refused(tmp_path):

@@ -70,7 +70,7 @@ def test_order_stays_when_an_image_is_added(images):
   assert before[:2] == ['train/dog/12.jpg', 'train/dog/0.jpg']
 
 
-def test_suffixes_of_any_case_and_other_files(images):
+def test_suffixes_of_any_case_and_other_files(images, caplog):
   suffixes = ['jpg', 'JPG', 'jpeg', 'JPEG', 'png', 'Webp', 'bmp']
   others = ['.hidden.jpg', 'notes.txt', 'x.gif', 'deeper/1.jpg', '.git/1.jpg']
   for suffix in suffixes:
@@ -80,7 +80,23 @@ def test_suffixes_of_any_case_and_other_files(images):
   write(images, 'test/.cache/1.jpg')
   write(images, 'test/README.md')
   found = names(datasets.load('folder', 'test', images))
+  (record,) = caplog.records
+  assert record.levelname == 'WARNING'
+  assert record.getMessage() == (
+    f'{images}/test: passed over 2 files that are not named as images '
+    '(.jpg, .jpeg, .png, .webp, .bmp): test/cat/notes.txt, test/cat/x.gif'
+  )
   assert sorted(found) == sorted(f'test/cat/1.{suffix}' for suffix in suffixes)
+
+
+def test_other_files_are_counted_split_by_split(images, caplog):
+  for i in range(1200):
+    write(images, f'train/{("cat", "dog")[i % 2]}/{i}.tif')
+  assert len(datasets.load('folder', 'train[:5]+val+train[5:]', images)) == 42
+  (record,) = caplog.records
+  assert f'{images}/train: passed over 1,200 files' in record.getMessage()
+  assert 'train/cat/0.tif, ' in record.getMessage()
+  assert ' and 1,195 more' in record.getMessage()
 
 
 def test_links_are_followed(images):
@@ -143,6 +159,15 @@ def test_bad_split_is_named(split, images):
   assert f'cannot read split {split!r} of folder' in refused(
     images, ValueError, split
   )
+
+
+@pytest.mark.parametrize('split', ['', 'train+', '+train', 'train++val'])
+def test_split_without_a_name_is_refused(split, images):
+  expected = (
+    f'cannot read split {split!r} of folder {images}: the name of a split is '
+    'missing'
+  )
+  assert refused(images, ValueError, split) == expected
 
 
 def test_removed_image_is_named(images):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import os
 import tarfile
 
 import pytest
@@ -47,6 +48,20 @@ def archives(tmp_path):
   return tmp_path
 
 
+@pytest.fixture
+def official(archives, monkeypatch):
+  """The same folder, its files taken for the whole ImageNet."""
+  (archives / TRAIN).write_bytes(
+    train((f'{SYNSETS[2]}.tar', tar(images(SYNSETS[2]))))
+  )
+  for split, archive in imagenet.ARCHIVES.items():
+    size = (archives / archive.name).stat().st_size
+    count = {'train': archive.num_images, 'validation': 3}[split]
+    whole = dataclasses.replace(archive, num_bytes=size, num_images=count)
+    monkeypatch.setitem(imagenet.ARCHIVES, split, whole)
+  return archives
+
+
 def refused(folder, error=ValueError):
   with pytest.raises(error) as info:
     imagenet.check(folder, SYNSETS)
@@ -69,15 +84,75 @@ def test_official_sizes_fill_whole_records_of_tar():
     assert len(bytes.fromhex(archive.md5)) == 16
 
 
-def test_archive_of_official_size_is_not_counted(archives, monkeypatch):
-  size = (archives / TRAIN).stat().st_size
-  official = dataclasses.replace(imagenet.ARCHIVES['train'], num_bytes=size)
-  monkeypatch.setitem(imagenet.ARCHIVES, 'train', official)
-  assert imagenet.check(archives, SYNSETS)['train'] == 1_281_167
-  data = bytearray((archives / TRAIN).read_bytes())
+def test_archive_of_official_size_is_not_counted(official):
+  counts = imagenet.check(official, SYNSETS)
+  assert counts == {'train': 1_281_167, 'validation': 3}
+  data = bytearray((official / TRAIN).read_bytes())
   data[512:600] = b'x' * 88  # where the first archive begins
+  (official / TRAIN).write_bytes(data)
+  assert 'n01440764.tar in it: it is no tar archive' in refused(official)
+
+
+def test_archive_of_official_size_holds_everything(official):
+  data = train()
+  size = (official / TRAIN).stat().st_size
+  (official / TRAIN).write_bytes(data + bytes(size - len(data)))
+  message = refused(official)
+  assert 'the size of the whole ImageNet, and holds 2 of the 3' in message
+
+
+def test_last_class_of_official_size_is_counted(archives, monkeypatch):
+  content = [('1.JPEG', b'x' * 700), ('2.JPEG', b'x' * (2 << 20))]
+  data = train((f'{SYNSETS[2]}.tar', tar(content)))
+  official = dataclasses.replace(
+    imagenet.ARCHIVES['train'], num_bytes=len(data)
+  )
+  monkeypatch.setitem(imagenet.ARCHIVES, 'train', official)
   (archives / TRAIN).write_bytes(data)
-  assert 'n01440764.tar in it: it is no tar archive' in refused(archives)
+  assert imagenet.check(archives, SYNSETS)['train'] == 1_281_167
+  stop = data.rindex(b'2.JPEG')
+  (archives / TRAIN).write_bytes(data[:stop] + bytes(len(data) - stop))
+  assert 'tar in it: 2,098,176 bytes follow its end' in refused(archives)
+
+
+def test_validation_of_official_size_holds_everything(official):
+  data = validation(1, 2)
+  size = (official / VALIDATION).stat().st_size
+  (official / VALIDATION).write_bytes(data + bytes(size - len(data)))
+  assert 'the size of all 3 images, and holds 2' in refused(official)
+
+
+@pytest.mark.parametrize('split', ['train', 'validation'])
+def test_room_made_for_a_download_is_no_archive(archives, split):
+  archive = imagenet.ARCHIVES[split]
+  path = archives / archive.name
+  whole = path.read_bytes()
+  for stop in 0, 512, len(whole) // 2, len(whole):
+    path.write_bytes(whole[:stop])
+    os.truncate(path, archive.num_bytes)  # sparse: it takes no room
+    message = refused(archives)
+    assert f'{path} ({archive.num_bytes:,} bytes): ' in message
+    is_cut_amid_a_header = 'it is damaged after' in message
+    assert is_cut_amid_a_header or 'cut off' in message
+  after = archive.num_bytes - len(whole) + 512
+  assert f'{after:,} bytes follow its end, as if its download' in message
+
+
+def test_hole_in_the_archive_of_a_class_is_found(archives):
+  first, second = (f'{SYNSETS[2]}_{i}.JPEG' for i in range(2))
+  inner = bytearray(tar([(first, b'x' * 700), (second, b'x' * (2 << 20))]))
+  start = inner.index(second.encode())
+  inner[start : start + 512] = bytes(512)
+  (archives / TRAIN).write_bytes(train((f'{SYNSETS[2]}.tar', bytes(inner))))
+  assert f'{SYNSETS[2]}.tar in it: 2,09' in refused(archives)
+
+
+@pytest.mark.parametrize('name', [TRAIN, VALIDATION])
+def test_padding_of_tar_is_no_damage(archives, name):
+  size = (archives / name).stat().st_size
+  for record in 10_240, 1 << 20:
+    os.truncate(archives / name, -(-size // record) * record)
+    assert imagenet.check(archives, SYNSETS)['train'] == 6
 
 
 def test_missing_files_are_named(archives):

@@ -2,10 +2,12 @@
 
 import importlib.util
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core.download import download_manager, extractor
 
 from nfnets_jax.data import datasets, digits, prepare
 
@@ -35,6 +37,15 @@ class NeedsFiles(NeedsTensorflow):
 
   def _split_generators(self, dl_manager):
     return {'train': self._generate_examples(dl_manager.manual_dir)}
+
+
+class NeedsDownloads(NeedsTensorflow):
+  """Takes what `fetch` gives."""
+
+  fetch = None
+
+  def _split_generators(self, dl_manager):
+    return {'train': self._generate_examples(type(self).fetch(dl_manager))}
 
 
 def run_main(name, data_dir):
@@ -97,6 +108,49 @@ def test_missing_tensorflow_has_a_remedy(tmp_path):
     prepare.prepare('needs_tensorflow', tmp_path)
   with pytest.raises(SystemExit, match=r'error: .* pip install tensorflow-cpu'):
     run_main('needs_tensorflow', tmp_path)
+
+
+@pytest.mark.skipif(
+  importlib.util.find_spec('tensorflow') is not None,
+  reason='tensorflow is installed',
+)
+def test_archive_that_takes_tensorflow_has_a_remedy(tmp_path, monkeypatch):
+  path = tmp_path / 'images.zip'
+  with zipfile.ZipFile(path, 'w') as archive:
+    archive.writestr('1.jpg', b'an image')
+  monkeypatch.setattr(NeedsDownloads, 'fetch', lambda x: x.extract(path))
+  with pytest.raises(SystemExit, match=r'error: .* pip install tensorflow-cpu'):
+    run_main('needs_downloads', tmp_path)
+
+
+@pytest.mark.parametrize(
+  'error',
+  [
+    tfds.download.DownloadError,
+    download_manager.NonMatchingChecksumError,
+    extractor.ExtractError,
+  ],
+)
+def test_failed_downloads_are_named(error, tmp_path, monkeypatch):
+  def fetch(dl_manager):
+    raise error('https://example.org/images.zip is not what it was')
+
+  monkeypatch.setattr(NeedsDownloads, 'fetch', fetch)
+  with pytest.raises(SystemExit) as info:
+    run_main('needs_downloads', tmp_path)
+  assert str(info.value) == (
+    "error: cannot download data set 'needs_downloads': "
+    'https://example.org/images.zip is not what it was'
+  )
+  assert not list((tmp_path / 'needs_downloads').glob('*'))
+
+
+def test_damaged_description_is_named(digits_dir, tmp_path):
+  shutil.copytree(digits_dir / 'digits', tmp_path / 'digits')
+  path = tmp_path / 'digits' / '1.0.0' / 'dataset_info.json'
+  path.write_text('')
+  with pytest.raises(SystemExit, match=f'error: {path} is damaged: '):
+    run_main('digits', tmp_path)
 
 
 def test_command_refuses_unknown_names(tmp_path):

@@ -5,9 +5,12 @@ tensorflow read.
 """
 
 import json
+import os
 import pathlib
 import shutil
 import struct
+import subprocess
+import sys
 
 import pytest
 from array_record.python import array_record_data_source
@@ -123,6 +126,13 @@ def test_command_reports(copy, tmp_path, capsys):
   assert state(folder) == before
 
 
+def killed():
+  """Returns the number of a process that has ended."""
+  with subprocess.Popen([sys.executable, '-c', '']) as process:
+    pass
+  return process.pid
+
+
 @pytest.mark.parametrize('how', [KeyboardInterrupt, 'killed'])
 def test_goes_on_where_it_was(how, copy, digits_dir, tmp_path, capsys):
   convert_shard = tfrecord._convert_shard
@@ -133,7 +143,7 @@ def test_goes_on_where_it_was(how, copy, digits_dir, tmp_path, capsys):
       convert_shard(shard, adapter, progress)
       done.append(shard.target)
     elif how == 'killed':  # what it leaves, as it cannot tidy up
-      name = f'{shard.target.name}.partial.123'
+      name = f'{shard.target.name}.partial.{killed()}'
       shard.target.with_name(name).write_bytes(b'half a file')
       raise SystemExit
     else:
@@ -158,6 +168,60 @@ def test_goes_on_where_it_was(how, copy, digits_dir, tmp_path, capsys):
   after = [(folder / path.name).stat().st_mtime_ns for path in done]
   assert [x == y for x, y in zip(times, after, strict=True)] == [True, False]
   assert not list((tmp_path / 'new').rglob('*partial*'))
+
+
+def test_files_of_a_run_that_goes_on_are_not_deleted(copy, tmp_path):
+  write_info = tfrecord._write_info
+  names = [f'x.partial.{number}' for number in (os.getppid(), killed())]
+
+  def with_others(info, folder, work):
+    write_info(info, folder, work)
+    for name in [*names, 'x.partial.mine']:
+      (work / name).write_bytes(b'half a file')
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(tfrecord, '_write_info', with_others)
+    tfrecord.convert('digits', copy, tmp_path / 'new')
+  left = {path.name for path in (tmp_path / 'new').rglob('*.partial.*')}
+  assert left == {names[0], 'x.partial.mine'}
+
+
+@pytest.mark.parametrize('when', ['writes', 'has written'])
+def test_run_that_another_overtakes_finds_it_done(
+  when, copy, digits_dir, tmp_path, capsys
+):
+  convert_shard = tfrecord._convert_shard
+  records_of = tfrecord._records
+
+  def overtake():
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(tfrecord, '_convert_shard', convert_shard)
+      patch.setattr(tfrecord, '_records', records_of)
+      patch.setattr(os, 'getpid', os.getppid)
+      tfrecord.convert('digits', copy, tmp_path / 'new')
+
+  def overtaken_records(*args):
+    for i, record in enumerate(records_of(*args)):
+      if i == 3:
+        overtake()
+      yield record
+
+  def overtaken_shard(*args):
+    convert_shard(*args)
+    overtake()
+
+  with pytest.MonkeyPatch.context() as patch:
+    if when == 'writes':
+      patch.setattr(tfrecord, '_records', overtaken_records)
+    else:
+      patch.setattr(tfrecord, '_convert_shard', overtaken_shard)
+    builder = tfrecord.convert('digits', copy, tmp_path / 'new')
+  assert builder.is_prepared()
+  folder = tmp_path / 'new' / 'digits' / '1.0.0'
+  assert f'{folder} has been finished by another' in capsys.readouterr().out
+  check_is_digits(tmp_path / 'new', digits_dir)
+  assert [path.name for path in folder.parent.iterdir()] == ['1.0.0']
+  assert not list(folder.glob('*.partial.*'))
 
 
 def test_another_copy_does_not_mix(copy, digits_dir, tmp_path, monkeypatch):
@@ -195,6 +259,38 @@ def test_other_files_are_not_written_over(copy, tmp_path):
   message = refused(copy, tmp_path / 'new')
   assert f'{folder} is there already, and is no prepared data set' in message
   assert state(folder) == before
+
+
+def test_a_copy_without_random_access_is_not_taken_for_done(copy, tmp_path):
+  shutil.copytree(copy, tmp_path / 'new')
+  folder = tmp_path / 'new' / 'digits' / '1.0.0'
+  assert refused(copy, tmp_path / 'new') == (
+    f'error: {folder} is there already, in the format tfrecord; give another '
+    '--data_dir'
+  )
+
+
+def test_other_splits_are_not_taken_for_done(copy, tmp_path):
+  folder = tmp_path / 'new' / 'digits' / '1.0.0'
+  tfrecord.convert('digits', copy, tmp_path / 'new')
+  path = folder / 'dataset_info.json'
+  info = json.loads(path.read_text())
+  (test,) = (x for x in info['splits'] if x['name'] == 'test')
+  test['shardLengths'] = ['180', '179']
+  path.write_text(json.dumps(info))
+  message = refused(copy, tmp_path / 'new')
+  assert "'test': 359" in message and "'test': 360" in message
+  assert message.endswith('give another --data_dir')
+
+
+@pytest.mark.parametrize('where', ['copy', 'new'])
+def test_damaged_description_is_named(where, copy, tmp_path):
+  shutil.copytree(copy, tmp_path / 'new')
+  path = tmp_path / where / 'digits' / '1.0.0' / 'dataset_info.json'
+  path.write_text('')
+  assert f'{path} is damaged: ' in refused(
+    copy / 'digits' / '1.0.0', tmp_path / 'new'
+  )
 
 
 def test_missing_files_are_named_at_once(copy, tmp_path):

@@ -52,16 +52,14 @@ def _oracle(params, test_set, prefix):
   }
 
 
-@pytest.fixture(scope='module', params=[1, 2], ids=['whole', 'in parts'])
-def run(net, test_set, make_config, request):
-  """Evaluates a state in batches of a size."""
-  eval_step = parallel.parallel_eval_step(
-    train_step.create_eval_step(
-      net, make_config(), parallel.AXIS, request.param
-    )
-  )
+@pytest.fixture(scope='module')
+def run(net, test_set, make_config):
+  """Evaluates a state in batches of a size, in parts on each device."""
 
-  def run(state, batch_size):
+  def run(state, batch_size, parts=1):
+    eval_step = parallel.parallel_eval_step(
+      train_step.create_eval_step(net, make_config(), parallel.AXIS, parts)
+    )
     batches = loader.eval_batches(
       test_set,
       batch_size=batch_size,
@@ -72,9 +70,11 @@ def run(net, test_set, make_config, request):
   return run
 
 
-@pytest.mark.parametrize('batch_size', [56, 120, 400])
-def test_counts_each_image_once(run, state, test_set, batch_size):
-  results = run(state, batch_size)
+@pytest.mark.parametrize(
+  ('batch_size', 'parts'), [(56, 1), (120, 1), (120, 5), (400, 1)]
+)
+def test_counts_each_image_once(run, state, test_set, batch_size, parts):
+  results = run(state, batch_size, parts)
   current = _oracle(state.params, test_set, 'eval')
   average = _oracle(state.ema_params, test_set, 'ema_eval')
   assert current['eval_top_1'] != average['ema_eval_top_1']

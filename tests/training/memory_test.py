@@ -74,7 +74,10 @@ def _check(config, share, micro_batches):
   assert 1.0 <= ours / measured <= 1.25
 
 
-@pytest.mark.parametrize(('share', 'micro_batches'), [(16, 1), (64, 8)])
+@pytest.mark.parametrize(
+  ('share', 'micro_batches'),
+  [(16, 1), pytest.param(64, 8, marks=pytest.mark.slow)],
+)
 def test_estimate_is_a_little_above_what_xla_reserves(share, micro_batches):
   _check(_config('nfnet_tiny', 32), share, micro_batches)
 
@@ -106,6 +109,7 @@ def test_state_is_counted_exactly():
   assert need.batch == 2 * (32 * 32 * 3 + 4)
 
 
+@pytest.mark.slow
 def test_what_saves_memory_is_estimated_to():
   exact = _estimate(_config('nfnet_tiny', 32)).activations
   half, stages, blocks, small = (

@@ -193,7 +193,10 @@ def _split_step(config, devices, micro_batches):
 @pytest.fixture(
   scope='module',
   params=[
-    {'augment.raw_per_image': 2, 'augment.rand_augment': '2x5'},
+    pytest.param(
+      {'augment.raw_per_image': 2, 'augment.rand_augment': '2x5'},
+      marks=pytest.mark.slow,
+    ),
     {
       'augment.raw_per_image': 1,
       'model.depth': (2,),
