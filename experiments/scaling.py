@@ -227,8 +227,11 @@ def report(works: list[Work], images: int) -> str:
     )
   lines += [
     '',
-    'Expected efficiency in %, all-reduce after the arithmetic / overlapped '
-    'with it, and the milliseconds of the all-reduce:',
+    'Expected efficiency in %, all-reduce after the arithmetic / fully '
+    'overlapped with it, and the milliseconds of the all-reduce. With several '
+    'micro-batches the sum comes after the last one, so the first figure '
+    'holds. Devices that reach less of their peak wait longer for themselves '
+    'and less for each other.',
   ]
   for system in SYSTEMS:
     lines += [

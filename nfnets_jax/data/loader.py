@@ -320,7 +320,9 @@ def read_example(
   except (MemoryError, OSError):  # no fault of the example
     raise
   except Exception as error:
-    raise DamagedExampleError(f'cannot read {place}: {error}') from error
+    raise DamagedExampleError(
+      f'cannot read {place}: {error}; skip_corrupt leaves such examples out'
+    ) from error
 
 
 def _read_next(
@@ -341,7 +343,7 @@ def _read_next(
           f'{skipped} examples in a row are damaged, too many to leave out: '
           f'{error}'
         ) from error
-      logging.warning('left out: %s', error)
+      logging.warning('left out: %s', str(error).rpartition(';')[0])
 
 
 def _batches(
