@@ -174,6 +174,7 @@ def train_and_evaluate(
         window.push(step, step_metrics)
         bar.advance()
         if step == start + 1:
+          # On CPU the step itself is part of it.
           progress.say(f'compiled in {time.monotonic() - began:.1f} s')
           window.forget_time()
         # Several processes stop after the same step, once they know of it.
