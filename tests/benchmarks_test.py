@@ -132,6 +132,7 @@ def augmentation_bench(tmp_path, *args):
   return printed, json.loads(output.read_text())
 
 
+@pytest.mark.slow
 def test_augmentation_bench_estimates(tmp_path):
   printed, figures = augmentation_bench(tmp_path)
   assert 'H100' in printed

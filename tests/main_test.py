@@ -131,6 +131,7 @@ def _kill_after_next_checkpoint(process, workdir):
   assert process.returncode == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_signals_save_the_run_and_the_same_command_goes_on(tmp_path):
   workdir = tmp_path / 'run'
   changes = {

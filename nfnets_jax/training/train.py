@@ -315,10 +315,10 @@ def keep_compiled(
     config: of the run.
     workdir: of the run, which a relative folder belongs to.
   """
-  told = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
-  if config.compilation_cache and not told:
+  name = 'jax_compilation_cache_dir'
+  if config.compilation_cache and not getattr(jax.config, name):
     folder = workdir.absolute() / config.compilation_cache
-    jax.config.update('jax_compilation_cache_dir', str(folder))
+    jax.config.update(name, str(folder))
     # jax decides at the first compilation whether to keep any.
     compilation_cache.reset_cache()
 

@@ -324,6 +324,7 @@ def test_what_is_computed_again_is_the_same(kept_all, remat):
     np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_less_is_kept_for_the_backward_pass():
   everything, stages, blocks = (
     _residual_bytes(*_trained_step(remat)) for remat in (None, 'stage', 'block')

@@ -203,6 +203,7 @@ def test_the_fewest_micro_batches_that_fit(need, share, even, available):
   assert not even or share // count % 2 == 0
 
 
+@pytest.mark.slow
 def test_global_batch_of_the_paper_fits_on_one_device():
   """4096 images for F0 on one device of 16 GiB, and on one of 80."""
   changes = {'augment.rand_augment': '4x5', 'compute_dtype': 'bfloat16'}

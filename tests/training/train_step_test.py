@@ -274,6 +274,7 @@ def test_average_follows_the_parameters(trained):
   assert np.abs(average - second).max() > 1e-5
 
 
+@pytest.mark.slow
 def test_forgotten_mean_is_seen(make_config):
   """Every device trains alone, on an axis that holds only itself."""
   config = make_config(1, {'augment.mixup_alpha': None})

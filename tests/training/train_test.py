@@ -309,6 +309,7 @@ def test_state_that_differs_between_devices_is_not_kept(where):
       train.check_replicas(state._replace(**{where: broken}), step=3)
 
 
+@pytest.mark.slow
 def test_noise_trains_in_bfloat16_with_two_raw_images(make_config, tmp_path):
   changes = {
     'batch_size': 16,
