@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import random
 import signal
 import subprocess
 import sys
@@ -196,83 +195,3 @@ def test_killed_run_goes_on_as_if_nothing_had_happened(tmp_path):
   assert [without_speed(line) for line in metrics.read(workdir)] == [
     without_speed(line) for line in metrics.read(straight)
   ]
-
-
-def _kill_at_random(process, workdir, rng, when):
-  """Kills without warning; says whether a checkpoint was half-written then."""
-  folder = workdir / 'checkpoints'
-  measured = workdir / 'metrics.jsonl'
-
-  def writing():
-    # Orbax writes to a folder whose name has more than the step in it.
-    return folder.is_dir() and any('tmp' in x.name for x in folder.iterdir())
-
-  def wait_until(condition, seconds):
-    deadline = time.monotonic() + seconds
-    while process.poll() is None and time.monotonic() < deadline:
-      if condition():
-        return
-      time.sleep(0.0005)
-
-  if when == 'starting':
-    wait_until(lambda: False, rng.uniform(0, 4))
-  else:
-    began = time.time()
-    wait_until(
-      lambda: measured.exists() and measured.stat().st_mtime > began + 1, 100
-    )
-    wait_until(
-      writing if when == 'writing' else lambda: False, rng.uniform(0, 2)
-    )
-  process.send_signal(signal.SIGKILL)
-  process.communicate()
-  assert process.returncode == -signal.SIGKILL, 'the run ended too early'
-  return writing()
-
-
-@pytest.mark.slow
-def test_twenty_kills_at_random_moments_change_nothing(tmp_path):
-  """The parameters to the bit, and every step once, with the same images."""
-  rng = random.Random(0)
-  flags = _flags(
-    tmp_path,
-    epochs=500.0,
-    log_every_steps=1,
-    checkpoint_every_epochs=5.0,
-    eval_every_epochs=250.0,
-  )
-  cache = tmp_path / 'compiled'
-  straight, workdir = tmp_path / 'straight', tmp_path / 'killed'
-  code, _, err = _run([f'--workdir={straight}', *flags], cache=cache)
-  assert code == 0, err
-
-  arguments = [f'--workdir={workdir}', *flags]
-  half_written, steps = 0, []
-  for kill in range(20):
-    process = _start(arguments, cache=cache)
-    when = ('writing', 'training', 'writing', 'training', 'starting')[kill % 5]
-    half_written += _kill_at_random(process, workdir, rng, when)
-    names = [x.name for x in (workdir / 'checkpoints').glob('[0-9]*')]
-    steps.append(max((int(x) for x in names if x.isdigit()), default=0))
-  assert steps == sorted(steps), 'a checkpoint was lost'
-  assert half_written >= 3
-  assert not (workdir / 'report.json').exists()
-  code, out, err = _run(arguments, cache=cache)
-  assert code == 0, err
-  assert f'resumed after step {steps[-1]}' in out
-
-  def lines(folder):
-    return [
-      {k: x for k, x in line.items() if k not in metrics.SPEEDS}
-      for line in metrics.read(folder)
-    ]
-
-  assert lines(workdir) == lines(straight)
-  counted = [x['step'] for x in lines(workdir) if x['split'] == 'train']
-  assert counted == list(range(1, 2001))
-  digests = []
-  for folder in (straight, workdir):
-    text = (folder / 'checkpoints/2000/fingerprint/metadata').read_text()
-    digests.append(text)
-  assert digests[0] == digests[1]
-  print(f'killed after steps {steps}, {half_written} checkpoints half-written')
