@@ -67,8 +67,8 @@ $(VARIANTS:%=rehearse-%): rehearse-f%: $(STAMP)
 test: $(STAMP)  ## Run the fast tests and the examples of the docstrings.
 	$(BIN)/python -m pytest -m 'not slow' --numprocesses=auto --maxprocesses=8 --dist=loadfile
 
-test-slow: $(STAMP)  ## Run the slow tests.
-	$(BIN)/python -m pytest -m slow tests
+test-slow: $(STAMP) $(TF_STAMP)  ## Run the slow tests.
+	NFNETS_TENSORFLOW_PYTHON=$(abspath $(TF_BIN)/python) $(BIN)/python -m pytest -m slow tests
 
 lint: $(STAMP)  ## Check style and types.
 	$(BIN)/ruff format --check .

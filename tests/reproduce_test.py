@@ -6,6 +6,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import tarfile
 
 import pytest
 
@@ -206,27 +207,29 @@ def test_a_rehearsal_is_killed_resumed_and_reported(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_photographs_can_be_learned_by_heart(tmp_path):
-  data_dir = os.environ.get('NFNETS_SAMPLE_DIR')
-  if not data_dir:
-    pytest.skip(
-      'NFNETS_SAMPLE_DIR names no data_dir with a prepared sample of '
-      'imagenet2012'
-    )
+def test_the_photographs_can_be_learned_by_heart(shared, tmp_path):
+  photos = tmp_path / 'photos'
+  archive = shared / 'data/imagenet-sample/ILSVRC2012_img_train.tar'
+  with tarfile.open(archive) as classes:
+    for member in classes:
+      with tarfile.open(fileobj=classes.extractfile(member)) as images:
+        folder = photos / 'train' / pathlib.Path(member.name).stem
+        images.extractall(folder, filter='data')
   subprocess.run(
     [
       sys.executable,
       '-m',
       'nfnets_jax.main',
       '--config=experiments/overfit.py',
-      f'--workdir={tmp_path}',
-      f'--config.data.data_dir={data_dir}',
+      f'--workdir={tmp_path / "run"}',
+      '--config.data.name=folder',
+      f'--config.data.data_dir={photos}',
       '--config.epochs=40.0',
     ],
     cwd=ROOT,
     env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''},
     check=True,
   )
-  report = json.loads((tmp_path / 'report.json').read_text())
+  report = json.loads((tmp_path / 'run' / 'report.json').read_text())
   assert report['eval_count'] == 256
   assert report['ema_eval_top_1'] > 0.9

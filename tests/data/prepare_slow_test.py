@@ -110,8 +110,8 @@ def tars(shared):
   find = "import importlib.util as x; exit(x.find_spec('tensorflow') is None)"
   if subprocess.run([PYTHON, '-c', find], check=False).returncode:
     pytest.skip(
-      f'{PYTHON} has no tensorflow; name one that has, as in '
-      'NFNETS_TENSORFLOW_PYTHON=.venv-tensorflow/bin/python make test-slow'
+      f'{PYTHON} has no tensorflow; `make test-slow` makes an environment '
+      'that has'
     )
   return folder
 
