@@ -213,11 +213,7 @@ class WSConv2D(hk.Module):
       ValueError: if `groups` does not divide `output_channels`.
     """
     super().__init__(name=name)
-    if groups < 1 or output_channels % groups:
-      raise ValueError(
-        f'{output_channels} output channels cannot be split into {groups} '
-        'groups; give a multiple of the number of groups'
-      )
+    _check_groups(output_channels, groups)
     self.output_channels = output_channels
     self.kernel_size = kernel_size
     self.stride = stride
@@ -225,10 +221,7 @@ class WSConv2D(hk.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Convolves `x` `[B, H, W, I]`; returns `[B, H', W', O]` of its dtype."""
-    if x.shape[3] % self.groups:
-      raise ValueError(
-        f'{x.shape[3]} input channels cannot be split into {self.groups} groups'
-      )
+    _check_input_groups(x.shape[3], self.groups)
     k, channels = self.kernel_size, self.output_channels
     w = _parameter(
       'w',
@@ -240,6 +233,111 @@ class WSConv2D(hk.Module):
     w_hat = standardize_weight(w, gain).astype(x.dtype)
     out = conv2d(x, w_hat, self.stride, self.groups)
     return (widen(out) + bias.reshape(1, 1, 1, -1)).astype(x.dtype)
+
+
+class Conv2D(hk.Module):
+  """2-D convolution with 'SAME' padding and a weight used as it is.
+
+  Parameters: `w` `[k, k, I / groups, O]` and, if asked for, `b` `[O]` = 0,
+  float32; `hk.Conv2D`'s would be of the input's dtype.
+  """
+
+  def __init__(
+    self,
+    output_channels: int,
+    kernel_size: int,
+    *,
+    stride: int = 1,
+    groups: int = 1,
+    with_bias: bool = False,
+    w_init: hk.initializers.Initializer | None = None,
+    name: str | None = None,
+  ):
+    """Describes the layer.
+
+    Args:
+      output_channels: O, a multiple of `groups`.
+      kernel_size: k, in pixels.
+      stride: in pixels.
+      groups: number of channel groups.
+      with_bias: whether to add `b`.
+      w_init: of the weight; None is He's normal, of variance 2 / fan_in.
+      name: of the Haiku module.
+
+    Raises:
+      ValueError: if `groups` does not divide `output_channels`.
+    """
+    super().__init__(name=name)
+    _check_groups(output_channels, groups)
+    self.output_channels = output_channels
+    self.kernel_size = kernel_size
+    self.stride = stride
+    self.groups = groups
+    self.with_bias = with_bias
+    self.w_init = w_init
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Convolves `x` `[B, H, W, I]`; returns `[B, H', W', O]` of its dtype."""
+    _check_input_groups(x.shape[3], self.groups)
+    k, channels = self.kernel_size, self.output_channels
+    w = _parameter(
+      'w',
+      (k, k, x.shape[3] // self.groups, channels),
+      self.w_init or hk.initializers.VarianceScaling(2.0, 'fan_in', 'normal'),
+    )
+    out = conv2d(x, w.astype(x.dtype), self.stride, self.groups)
+    if not self.with_bias:
+      return out
+    b = _parameter('b', (channels,), hk.initializers.Constant(0.0))
+    return (widen(out) + b.reshape(1, 1, 1, -1)).astype(x.dtype)
+
+
+class BatchNorm(hk.BatchNorm):
+  """Batch normalisation with float32 parameters, statistics and state.
+
+  The parameters `scale` (1) and `offset` (0) are `[1, 1, 1, C]`, and the state
+  holds moving averages of the mean and the (biased) variance. In training the
+  statistics are those of the images of one call: of a device, or of all of
+  `cross_replica_axis`; of a micro-batch, where there are several. It is
+  `hk.BatchNorm` in float32, whatever the dtype of the input.
+
+  Reference:
+    Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167.
+  """
+
+  def __init__(
+    self,
+    *,
+    decay_rate: float = 0.9,
+    eps: float = 1e-5,
+    scale_init: hk.initializers.Initializer | None = None,
+    cross_replica_axis: str | None = None,
+    name: str | None = None,
+  ):
+    """Describes the layer.
+
+    Args:
+      decay_rate: of the moving averages, in [0, 1).
+      eps: added to the variance.
+      scale_init: of the scale; 1 if None.
+      cross_replica_axis: name of the mapped axis of devices to take the
+        statistics over; None takes each device's own.
+      name: of the Haiku module.
+    """
+    super().__init__(
+      create_scale=True,
+      create_offset=True,
+      decay_rate=decay_rate,
+      eps=eps,
+      scale_init=scale_init,
+      # Parameters are drawn on one device, outside the map.
+      cross_replica_axis=None if hk.running_init() else cross_replica_axis,
+      name=name,
+    )
+
+  def __call__(self, x: jax.Array, is_training: bool) -> jax.Array:
+    """Normalises `x` `[B, H, W, C]`; in training, with its own statistics."""
+    return super().__call__(widen(x), is_training).astype(x.dtype)
 
 
 class Linear(hk.Module):
@@ -440,6 +538,21 @@ def avg_pool(x: jax.Array, size: int) -> jax.Array:
   counts = inside.reshape(rows, size, columns, size).sum((1, 3))
   total = jnp.sum(windows, axis=(2, 4))
   return total / jnp.asarray(counts, x.dtype).reshape(1, rows, columns, 1)
+
+
+def _check_groups(output_channels: int, groups: int) -> None:
+  if groups < 1 or output_channels % groups:
+    raise ValueError(
+      f'{output_channels} output channels cannot be split into {groups} '
+      'groups; give a multiple of the number of groups'
+    )
+
+
+def _check_input_groups(channels: int, groups: int) -> None:
+  if channels % groups:
+    raise ValueError(
+      f'{channels} input channels cannot be split into {groups} groups'
+    )
 
 
 def _parameter(

@@ -1,4 +1,4 @@
-"""Exponential moving average of the parameters, with a warm-up of its decay."""
+"""Exponential moving average of the parameters and of the state of a net."""
 
 import chex
 import jax
@@ -34,8 +34,9 @@ def update(
   """Moves `average` towards `new` by 1 − `decay_at(step, decay)`.
 
   Args:
-    average: pytree of floating arrays.
-    new: pytree of the same structure, after the update of step t.
+    average: pytree of arrays.
+    new: pytree of the same structure, after the update of step t. Its integers,
+      counters of a net's state, are taken as they are.
     step: t, as in `decay_at`.
     decay: as in `decay_at`.
 
@@ -45,4 +46,11 @@ def update(
   Reference:
     Brock et al. 2021, appendix A; the warm-up is the released code's.
   """
-  return optax.incremental_update(new, average, 1.0 - decay_at(step, decay))
+  step_size = 1.0 - decay_at(step, decay)
+
+  def move(old: jax.Array, new: jax.Array) -> jax.Array:
+    if not jnp.issubdtype(new.dtype, jnp.floating):
+      return new
+    return optax.incremental_update(new, old, step_size)
+
+  return jax.tree.map(move, average, new)

@@ -65,7 +65,7 @@ class MemoryEstimate(NamedTuple):
   Attributes:
     params: the parameters.
     opt_state: the optimiser's state.
-    ema: the moving average of the parameters.
+    ema: the moving average of the parameters and of the network's state.
     model_state: the network's Haiku state.
     gradients: the gradient, and once more as much: its mean over the devices,
       or the standardised weights while it is computed.
@@ -137,7 +137,7 @@ def estimate(
   return MemoryEstimate(
     params=params,
     opt_state=_tree_bytes(state.opt_state),
-    ema=_tree_bytes(state.ema_params),
+    ema=_tree_bytes((state.ema_params, state.ema_model_state)),
     model_state=_tree_bytes(state.model_state),
     gradients=2 * params,
     activations=round(SAFETY * peak / _TRACED_IMAGES),

@@ -159,9 +159,9 @@ def clipped_shares(
 
 def _part(module: str, depth: Sequence[int]) -> str:
   """Returns which part of the net a module belongs to."""
-  if 'stem' in module:
+  if 'stem' in module or 'initial_conv' in module:
     return 'stem'
-  match = re.search(r'block(?:_(\d+))?(?:/|$)', module)
+  match = re.search(r'block(?:_v2)?(?:_(\d+))?(?:/|$)', module)
   if match is None:
     return 'head'
   block = int(match[1] or 0)

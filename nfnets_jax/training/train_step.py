@@ -6,9 +6,16 @@ dropout and stochastic depth drop of it, is drawn from a key of its own, made of
 the run's key, the step and the image's place in the global batch: a run does
 not depend on the number of devices, nor on the number of micro-batches.
 
+A net with state, such as the moving statistics of batch normalisation, hands it
+from micro-batch to micro-batch, each of which moves it once; at the end of the
+step it is averaged over the devices.
+
 Differences:
   * The released code casts parameters to bfloat16 before the pass; here the
     layers cast them after they have standardised them in float32.
+  * There each device keeps a state of its own, and a checkpoint holds that of
+    the first; here all devices hold the mean, so that one device may go on
+    where eight have stopped.
 """
 
 import functools
@@ -42,6 +49,7 @@ class TrainState(NamedTuple):
     model_state: the network's Haiku state, empty for normaliser-free nets.
     opt_state: the optimiser's state.
     ema_params: moving average of `params`.
+    ema_model_state: moving average of `model_state`, to go with `ema_params`.
   """
 
   step: jax.Array
@@ -50,6 +58,7 @@ class TrainState(NamedTuple):
   model_state: hk.MutableState
   opt_state: optax.OptState
   ema_params: hk.MutableParams
+  ema_model_state: hk.MutableState
 
 
 def create_policy(compute_dtype: str) -> jmp.Policy:
@@ -111,6 +120,7 @@ def _create_init(
       model_state=model_state,
       opt_state=optimizer.init(params),
       ema_params=jax.tree.map(jnp.copy, params),
+      ema_model_state=jax.tree.map(jnp.copy, model_state),
     )
 
   return init
@@ -298,9 +308,8 @@ def create_train_step(
     else:
       grads, metrics, model_state = accumulate(state, key, batch, first_image)
     # One mean over the whole batch, before AGC looks at the gradient.
-    grads, metrics, model_state = jax.lax.pmean(
-      (grads, metrics, model_state), axis_name
-    )
+    grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
+    model_state = _mean_state(model_state, axis_name)
     if skipped is not None:
       metrics['skipped'] = jax.lax.psum(jnp.sum(skipped), axis_name)
     metrics['grad_norm'] = optax.tree.norm(grads)
@@ -308,7 +317,7 @@ def create_train_step(
     metrics |= optimizers.clipped_shares(
       grads, state.params, config.optimizer, config.model.depth
     )
-    old_model_state = state.model_state
+    old_step, old_model_state = state.step, state.model_state
     state = apply_gradients(state, grads, optimizer, config.ema_decay)
     if config.optimizer.skip_nonfinite:
       # A step that is left out leaves no trace in the net's state either.
@@ -318,11 +327,17 @@ def create_train_step(
       )
       metrics['nonfinite'] = jnp.logical_not(finite).astype(jnp.float32)
       metrics['nonfinite_in_a_row'] = state.opt_state.notfinite_count
+    ema_model_state = ema.update(
+      state.ema_model_state, model_state, old_step, config.ema_decay
+    )
     distance = optax.tree.norm(optax.tree.sub(state.params, state.ema_params))
     metrics['ema_distance'] = distance / optax.tree.norm(state.params)
     if stop is not None:
       metrics['stop'] = jax.lax.psum(jnp.sum(stop), axis_name)
-    return state._replace(model_state=model_state), metrics
+    state = state._replace(
+      model_state=model_state, ema_model_state=ema_model_state
+    )
+    return state, metrics
 
   def accumulate(
     state: TrainState, key: jax.Array, batch: Batch, first_image: jax.Array
@@ -354,6 +369,17 @@ def create_train_step(
   return train_step
 
 
+def _mean_state(state: hk.MutableState, axis_name: str) -> hk.MutableState:
+  """Averages a net's state over devices; its counters agree on all of them."""
+
+  def mean(x: jax.Array) -> jax.Array:
+    if jnp.issubdtype(x.dtype, jnp.floating):
+      return jax.lax.pmean(x, axis_name)
+    return jax.lax.pmax(x, axis_name)
+
+  return jax.tree.map(mean, state)
+
+
 def create_eval_step(
   net: hk.TransformedWithState,
   config: config_dict.ConfigDict,
@@ -383,9 +409,11 @@ def create_eval_step(
     mask = batch['mask'].astype(jnp.float32)
     label = batch['label']
 
-    def sums(params: hk.MutableParams) -> Metrics:
+    def sums(
+      params: hk.MutableParams, model_state: hk.MutableState
+    ) -> Metrics:
       outputs, _ = net.apply(
-        params, state.model_state, None, images, is_training=False
+        params, model_state, None, images, is_training=False
       )
       logits = policy.cast_to_output(outputs['logits'])
       loss = optax.softmax_cross_entropy_with_integer_labels(logits, label)
@@ -408,7 +436,10 @@ def create_eval_step(
         lambda x: jnp.sum(jnp.where(mask > 0, x, 0.0)), per_image
       )
 
-    return {'eval': sums(state.params), 'ema_eval': sums(state.ema_params)}
+    return {
+      'eval': sums(state.params, state.model_state),
+      'ema_eval': sums(state.ema_params, state.ema_model_state),
+    }
 
   def eval_step(state: TrainState, batch: Batch):
     if micro_batches == 1:

@@ -55,6 +55,7 @@ def _state(step=0, width=4, seed=0):
       model_state={'net/~/norm': {'mean': jnp.full(width, 1 / 3)}},
       opt_state=opt_state,
       ema_params=jax.tree.map(lambda x: x / 3, params),
+      ema_model_state={'net/~/norm': {'mean': jnp.full(width, 1 / 7)}},
     )
   )
 

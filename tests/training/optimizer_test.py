@@ -99,6 +99,7 @@ def test_eight_steps_are_the_released(golden):
     model_state={},
     opt_state=optimizer.init(params),
     ema_params=params,
+    ema_model_state={},
   )
   apply = jax.jit(
     lambda state, grads: train_step.apply_gradients(
