@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import random
 import signal
 import subprocess
 import sys
@@ -115,14 +116,55 @@ def test_no_config(tmp_path):
   assert str(missing) in err
 
 
+def _kept(workdir):
+  """The steps of the complete checkpoints."""
+  names = [path.name for path in (workdir / 'checkpoints').glob('[0-9]*')]
+  return {int(name) for name in names if name.isdecimal()}
+
+
+def _half_written(workdir):
+  """The folders under whose names Orbax writes before it renames them."""
+  return set((workdir / 'checkpoints').glob('*tmp*'))
+
+
+def _kill_at_random(process, workdir, rng, when):
+  """Kills without warning; says whether a checkpoint was half-written then."""
+  newest = max(_kept(workdir), default=0)
+  left, began = _half_written(workdir), time.time()
+
+  def trains():
+    file = workdir / 'metrics.jsonl'
+    # It is cut back to the checkpoint before training goes on.
+    return (
+      file.exists()
+      and file.stat().st_mtime > began
+      and max((x['step'] for x in metrics.read(workdir)), default=0) > newest
+    )
+
+  def wait_until(condition, seconds, pause):
+    deadline = time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < deadline:
+      if condition():
+        return
+      time.sleep(pause)
+
+  if when == 'starting':
+    wait_until(lambda: False, rng.uniform(0, 6), 0.01)
+  else:
+    wait_until(trains, 100, 0.05)
+    wait_until(lambda: False, rng.uniform(0, 3), 0.01)
+    if when == 'writing':
+      wait_until(lambda: _half_written(workdir) - left, 60, 0.0002)
+  process.send_signal(signal.SIGKILL)
+  process.communicate()
+  assert process.returncode == -signal.SIGKILL, 'the run ended too early'
+  return bool(_half_written(workdir) - left)
+
+
 def _kill_after_next_checkpoint(process, workdir):
   """Waits for a checkpoint that was not there, then kills without warning."""
-
-  def kept():
-    return {path.name for path in (workdir / 'checkpoints').glob('[0-9]*')}
-
-  before, deadline = kept(), time.monotonic() + 200
-  while process.poll() is None and not kept() - before:
+  before, deadline = _kept(workdir), time.monotonic() + 200
+  while process.poll() is None and not _kept(workdir) - before:
     assert time.monotonic() < deadline
     time.sleep(0.02)
   process.send_signal(signal.SIGKILL)
@@ -195,3 +237,56 @@ def test_killed_run_goes_on_as_if_nothing_had_happened(tmp_path):
   assert [without_speed(line) for line in metrics.read(workdir)] == [
     without_speed(line) for line in metrics.read(straight)
   ]
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments_change_nothing(tmp_path):
+  """Not one bit of the parameters, and each example is seen just as often."""
+  rng = random.Random(0)
+  # A state of some size, so that writing it takes a while.
+  flags = _flags(
+    tmp_path,
+    **{
+      'model.width': '(512,)',
+      'epochs': 400.0,
+      'log_every_steps': 1,
+      'checkpoint_every_epochs': 5.0,
+      'eval_every_epochs': 200.0,
+    },
+  )
+  cache = tmp_path / 'compiled'
+  straight, workdir = tmp_path / 'straight', tmp_path / 'killed'
+  code, _, err = _run([f'--workdir={straight}', *flags], cache=cache)
+  assert code == 0, err
+
+  arguments = [f'--workdir={workdir}', *flags]
+  half_written, steps = 0, []
+  for kill in range(20):
+    when = ('writing', 'training', 'writing', 'writing', 'starting')[kill % 5]
+    process = _start(arguments, cache=cache)
+    half_written += _kill_at_random(process, workdir, rng, when)
+    steps.append(max(_kept(workdir), default=0))
+  print(f'killed after steps {steps}, {half_written} half-written checkpoints')
+  assert steps == sorted(steps), 'a checkpoint was lost'
+  assert half_written >= 3
+  assert not (workdir / 'report.json').exists()
+  code, out, err = _run(arguments, cache=cache)
+  assert code == 0, err
+  assert f'resumed after step {steps[-1]}' in out
+
+  def lines(folder):
+    return [
+      {k: x for k, x in line.items() if k not in metrics.SPEEDS}
+      for line in metrics.read(folder)
+    ]
+
+  # The same loss at each step, so of the same images.
+  assert lines(workdir) == lines(straight)
+  counted = [x['step'] for x in lines(workdir) if x['split'] == 'train']
+  assert counted == list(range(1, 1601))
+  # Of the whole state, and of the loader's place in the stream.
+  fingerprints = [
+    (folder / 'checkpoints/1600/fingerprint/metadata').read_text()
+    for folder in (straight, workdir)
+  ]
+  assert fingerprints[0] == fingerprints[1]

@@ -184,7 +184,7 @@ step = parallel.parallel_train_step(
     state._replace(step=state.step + 1), jax.lax.psum(batch.sum(), 'devices')))
 state = parallel.replicate(train_step.TrainState(
   np.int32(0), np.zeros(2, np.uint32), {'w': np.arange(9, dtype=np.float32)},
-  {}, (), {}))
+  {}, (), {}, {}))
 for number in (1, 2):
   part = np.arange(4, dtype=np.float32) + 4 * process
   state, total = step(state, parallel.shard(part))
@@ -336,6 +336,32 @@ def test_dead_process_ends_the_others_and_the_run_goes_on(
   ours, theirs = stored_state(workdir, 60), stored_state(straight, 60)
   for x, y in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
     np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.slow
+def test_signal_to_one_process_stops_all_of_them(folders, tmp_path):
+  """As a scheduler sends it to a node: all save one checkpoint and exit 75."""
+  changes = {'epochs': 1000.0, 'checkpoint_every_epochs': 1000.0}
+  workdir = tmp_path / 'run'
+  stopped = []
+  for _ in range(2):
+    before = len(metrics.read(workdir))
+    arguments = main(folders, workdir, 2, **changes)
+    with started(arguments, 1, folders[1]) as processes:
+      deadline = time.monotonic() + 150
+      while len(metrics.read(workdir)) < before + 5:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+      processes[1].send_signal(signal.SIGTERM)
+      printed = outputs(processes, timeout=60)
+    assert [process.returncode for process in processes] == [75, 75], printed
+    message = r'another process stopped the run after step (\d+)'
+    step = re.search(message, printed[0])
+    assert step, printed[0]
+    stopped.append(int(step[1]))
+    assert (workdir / 'checkpoints' / step[1]).is_dir()
+  assert f'resumed after step {stopped[0]}' in printed[0]
+  assert stopped[0] < stopped[1]
 
 
 def test_flags_that_are_not_all_there(tmp_path):

@@ -24,6 +24,47 @@ SPEEDS = ('images_per_second', 'step_seconds', 'data_wait_seconds')
 _COUNTS = ('skipped', 'nonfinite')
 
 
+class CompileTimes:
+  """Measures how long jax takes to compile what is called while it is entered.
+
+  Attributes:
+    trace: seconds of the longest trace, which holds those inside it.
+    lower: seconds from there to the compiler's input.
+    compile: seconds of the compiler, or of reading what it made before.
+
+  Example:
+    >>> with CompileTimes() as times:
+    ...   _ = jax.jit(lambda x: x + 1)(1.0)
+    >>> times.compile > 0
+    True
+  """
+
+  def __init__(self) -> None:
+    """Has measured nothing yet."""
+    self.trace = self.lower = self.compile = 0.0
+
+  def __enter__(self) -> Self:
+    jax.monitoring.register_event_duration_secs_listener(self._listen)
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    jax.monitoring.unregister_event_duration_listener(self._listen)
+
+  def _listen(self, event: str, seconds: float, **_: object) -> None:
+    if event.endswith('jaxpr_trace_duration'):
+      self.trace = max(self.trace, seconds)
+    elif event.endswith('jaxpr_to_mlir_module_duration'):
+      self.lower += seconds
+    elif event.endswith('backend_compile_duration'):
+      self.compile += seconds
+
+  def __str__(self) -> str:
+    return (
+      f'compiled in {self.compile:.1f} s, after tracing for {self.trace:.1f} '
+      f'and lowering for {self.lower:.1f}'
+    )
+
+
 class Window:
   """Collects the metrics of the steps since the last report.
 

@@ -5,7 +5,6 @@ import functools
 import math
 import pathlib
 import statistics
-import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -162,6 +161,7 @@ def train_and_evaluate(
       progress.Progress(start, total_steps, config.batch_size)
     )
     signals = stack.enter_context(interrupt.Signals())
+    compiling = stack.enter_context(metrics.CompileTimes())
     results: dict[str, float] = {}
     try:
       for step in range(start + 1, total_steps + 1):
@@ -169,13 +169,11 @@ def train_and_evaluate(
           batch = next(loader)
         if several:
           batch['stop'] = stop_votes(signals)
-        began = time.monotonic()
         state, step_metrics = train_step(state, parallel.shard(batch))
         window.push(step, step_metrics)
         bar.advance()
         if step == start + 1:
-          # On CPU the step itself is part of it.
-          progress.say(f'compiled in {time.monotonic() - began:.1f} s')
+          progress.say(str(compiling))
           window.forget_time()
         # Several processes stop after the same step, once they know of it.
         stop = window.stop_requested if several else signals.received

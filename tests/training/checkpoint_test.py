@@ -348,7 +348,7 @@ def _large_state(step):
   noise = np.random.default_rng(step).normal(size=1_000_000).astype(np.float32)
   return parallel.replicate(
     train_step.TrainState(
-      jnp.asarray(step), jnp.zeros(2, jnp.uint32), {'w': noise}, {}, (), {}
+      jnp.asarray(step), jnp.zeros(2, jnp.uint32), {'w': noise}, {}, (), {}, {}
     )
   )
 

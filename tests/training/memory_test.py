@@ -100,7 +100,7 @@ def test_state_is_counted_exactly():
   for part, tree in (
     (need.params, state.params),
     (need.opt_state, state.opt_state),
-    (need.ema, state.ema_params),
+    (need.ema, (state.ema_params, state.ema_model_state)),
     (need.model_state, state.model_state),
   ):
     leaves = jax.tree.leaves(tree)

@@ -2,6 +2,7 @@ import json
 import math
 import time
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -206,3 +207,16 @@ def test_more_training_shows_in_the_curves(tmp_path):
     metrics.plot_curves(tmp_path)
     images.append((tmp_path / 'curves.png').read_bytes())
   assert images[0] != images[1]
+
+
+def test_compile_times_are_of_what_is_compiled_inside():
+  function = jax.jit(lambda x: jnp.sin(x) @ x)
+  with metrics.CompileTimes() as times:
+    function(jnp.ones((3, 3)))
+  assert min(times.trace, times.lower, times.compile) > 0
+  with metrics.CompileTimes() as again:
+    function(jnp.ones((3, 3)))
+  assert (again.trace, again.compile) == (0, 0)
+  before = times.compile
+  function(jnp.ones((4, 4)))
+  assert times.compile == before  # it listens no more

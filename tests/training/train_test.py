@@ -295,7 +295,7 @@ def _copies(values):
 @pytest.mark.parametrize('where', ['params', 'opt_state'])
 def test_state_that_differs_between_devices_is_not_kept(where):
   same = _copies(np.full(8, 1, np.float32))
-  state = train_step.TrainState(*[same] * 6)
+  state = train_step.TrainState(*[same] * 7)
   train.check_replicas(state, step=3)
 
   different = _copies(np.array([1, 1, 1.5, 1, 1, 1, 1, 1], np.float32))
