@@ -14,7 +14,7 @@ config_data_dir = $(if $(DATA_DIR),--config.data.data_dir='$(DATA_DIR)')
 
 .DEFAULT_GOAL := help
 .PHONY: help install train test test-slow lint format bench bench-input \
-  bench-augment show-augment prepare imagenet clean \
+  bench-augment show-augment tables prepare imagenet clean \
   $(VARIANTS:%=reproduce-%) $(VARIANTS:%=rehearse-%)
 
 help:  ## Show the targets.
@@ -89,6 +89,9 @@ bench-augment: $(STAMP)  ## Estimate or measure what augmentation costs of a tra
 	$(BIN)/python -m experiments.benchmarks.augmentation $(ARGS)
 
 show-augment: WORKDIR ?= runs/show-augment
+tables: $(STAMP)  ## Write the table of all networks, docs/models.md.
+	$(BIN)/python -m experiments.tables $(ARGS)
+
 show-augment: $(STAMP)  ## Draw augmented training images with their labels.
 	$(BIN)/python -m experiments.show_augment --output=$(WORKDIR)/augment.png \
 	  --config=experiments/nfnet_imagenet.py:F1 $(config_data_dir) $(ARGS)

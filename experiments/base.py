@@ -14,7 +14,12 @@ from nfnets_jax import models
 
 def model(name: str) -> config_dict.ConfigDict:
   """Expands a variant: its name, and every argument of its network."""
-  return config_dict.ConfigDict({'name': name, **models.arguments(name)})
+  arguments = {
+    # All that a net can be told and is off is called by a name.
+    key: config_dict.placeholder(str) if value is None else value
+    for key, value in models.arguments(name).items()
+  }
+  return config_dict.ConfigDict({'name': name, **arguments})
 
 
 def get_config() -> config_dict.ConfigDict:
@@ -67,9 +72,14 @@ def get_config() -> config_dict.ConfigDict:
   config.augment.rand_augment = config_dict.placeholder(str)  # such as '4x10'
 
   config.optimizer = config_dict.ConfigDict()
-  config.optimizer.name = 'sgd'  # or 'lars', 'adam', 'adamw'
+  config.optimizer.name = 'sgd'  # or 'rmsprop', 'lars', 'adam', 'adamw'
   config.optimizer.learning_rate_per_256 = 0.1  # scaled by batch_size / 256
   config.optimizer.warmup_epochs = 5.0
+  config.optimizer.schedule = 'cosine'  # or 'exponential'
+  config.optimizer.end_learning_rate = 0.0  # of 'cosine'; not scaled
+  # Of 'exponential': times decay_rate every decay_epochs.
+  config.optimizer.decay_rate = 0.97
+  config.optimizer.decay_epochs = 2.4
   config.optimizer.momentum = 0.9
   config.optimizer.weight_decay = 2e-5
   config.optimizer.clip = config_dict.placeholder(str)
@@ -82,7 +92,7 @@ def get_config() -> config_dict.ConfigDict:
   config.optimizer.skip_nonfinite = 0
 
   config.label_smoothing = 0.1
-  config.ema_decay = 0.99999
+  config.ema_decay = 0.99999  # 0 is no average
   config.compute_dtype = 'bfloat16'
   # Where compiled programs are kept, in the run's folder or elsewhere; None
   # compiles anew each time.

@@ -3,10 +3,11 @@
     python -m nfnets_jax.summary
     python -m nfnets_jax.summary nfnet_f1 --batch=64 --remat=block --memory=80
 
-Nothing is computed: the networks and their training steps are only traced, with
-the paper's optimiser, augmentation and 1000 classes. The memory is the estimate
-of `training/memory.py`, which says what it was checked against. Kernels are
-chosen by the backend, so it is that of the backend on which it is traced.
+The second prints the network's modules besides. Nothing is computed: the
+networks and their training steps are only traced, with the paper's optimiser,
+augmentation and 1000 classes. The memory is the estimate of
+`training/memory.py`, which says what it was checked against. Kernels are chosen
+by the backend, so it is that of the backend on which it is traced.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 from ml_collections import config_dict
 
 from nfnets_jax import models
-from nfnets_jax.models import variants
+from nfnets_jax.models import cost, published, variants
 from nfnets_jax.training import memory
 from nfnets_jax.training import optimizer as optimizers
 
@@ -178,7 +179,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     'names',
     nargs='*',
     metavar='NAME',
-    help='a variant, such as nfnet_f1 (default: nfnet_f0 to nfnet_f6)',
+    help='a variant, such as nfnet_f1; of one alone, the modules are shown '
+    'as well (default: nfnet_f0 to nfnet_f6)',
   )
   parser.add_argument(
     '--image_size',
@@ -210,6 +212,8 @@ def main(argv: Sequence[str] | None = None) -> None:
   args = parser.parse_args(argv)
   try:
     _check(args)
+    if len(args.names) == 1:
+      _print_modules(args)
     _print_table(args)
   except ValueError as error:
     sys.exit(f'error: {error}')
@@ -229,6 +233,50 @@ def _check(args: argparse.Namespace) -> None:
     raise ValueError(
       f'--memory is {args.memory:g}; give the GiB of a device, more than 0'
     )
+
+
+def _print_modules(args: argparse.Namespace) -> None:
+  """Prints a row for each module of the network, and the totals."""
+  (name,) = args.names
+  variant = variants.get(name)
+  size = args.image_size or variant.train_size
+  images = jax.ShapeDtypeStruct(
+    (args.batch, size, size, 3), jnp.dtype(args.compute_dtype)
+  )
+  costs = cost.module_costs(lambda: models.create(name, _NUM_CLASSES), images)
+
+  def show(*cells: str) -> None:
+    first, shape, *numbers = cells
+    print(f'{first:24}{shape:18}' + ''.join(f'{x:>12}' for x in numbers))
+
+  print(f'{name}, {size} px: modules, forwards\n')
+  show('module', 'output', 'params', 'MMACs', 'output MiB')
+  show('', 'of an image', '', 'an image', 'of a batch')
+  for row in costs:
+    show(
+      row.name,
+      '×'.join(map(str, row.out_shape[1:])),
+      f'{row.params:,}',
+      f'{row.macs / args.batch / 1e6:,.1f}',
+      f'{row.out_bytes / _MIB:,.1f}',
+    )
+  show(
+    'total',
+    '',
+    f'{sum(row.params for row in costs):,}',
+    f'{sum(row.macs for row in costs) / args.batch / 1e6:,.1f}',
+    f'{sum(row.out_bytes for row in costs) / _MIB:,.1f}',
+  )
+  reported = published.SIZES.get(name)
+  if reported is None:
+    print('no size of it is published\n')
+    return
+  parts = []
+  if reported.params is not None:
+    parts.append(f'{reported.params:g} M parameters')
+  if reported.macs is not None:
+    parts.append(f'{reported.macs:g} GMACs at {variant.test_size} px')
+  print(f'published: {", ".join(parts)}\n')
 
 
 def _print_table(args: argparse.Namespace) -> None:

@@ -1,5 +1,6 @@
 """The configs of experiments/ are complete and build what they say."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -9,7 +10,14 @@ import numpy as np
 import pytest
 from ml_collections import config_dict
 
-from experiments import base, cifar10, digits, nfnet_imagenet, overfit
+from experiments import (
+  ablation_imagenet,
+  base,
+  cifar10,
+  digits,
+  nfnet_imagenet,
+  overfit,
+)
 from experiments.benchmarks import gradient_step
 from nfnets_jax import models
 from nfnets_jax.training import train
@@ -49,6 +57,10 @@ def test_nfnet_imagenet_is_the_paper(name, plus):
     'name': 'sgd',
     'learning_rate_per_256': 0.1,
     'warmup_epochs': 5,
+    'schedule': 'cosine',
+    'end_learning_rate': 0.0,
+    'decay_rate': 0.97,
+    'decay_epochs': 2.4,
     'momentum': 0.9,
     'weight_decay': 2e-5,
     'clip': 'agc',
@@ -154,3 +166,71 @@ def test_full_size_f0_takes_two_steps_on_made_up_images(tmp_path):
   lines = (tmp_path / 'metrics.jsonl').read_text().splitlines()
   losses = [json.loads(line).get('loss') for line in lines]
   assert any(loss is not None and 0 < loss < 20 for loss in losses)
+
+
+# Parameters in millions and multiply-accumulates at the test size in 10⁹, as
+# computed from the released code.
+@pytest.mark.parametrize(
+  ('row', 'params', 'macs'),
+  [
+    ('baseline', 60.81, 7.68),
+    ('modified_width', 62.77, 9.65),
+    ('second_conv', 71.49, 12.38),
+    ('cutmix', 71.49, 12.38),
+    ('default_width', 68.64, 10.02),
+  ],
+)
+def test_ablation_has_the_sizes_of_the_released_code(row, params, macs):
+  config = ablation_imagenet.get_config(f'F0,{row}')
+  net = train.create_net(config, num_classes=1000)
+  image = jax.ShapeDtypeStruct((1, 256, 256, 3), 'float32')
+
+  def init(key: jax.Array, image: jax.Array):
+    return net.init(key, image, is_training=False)
+
+  key = jax.random.key(0)
+  shapes, state = jax.eval_shape(init, key, image)
+  count = sum(x.size for x in jax.tree.leaves(shapes))
+  assert count / 1e6 == pytest.approx(params, abs=0.006)
+  assert models.count_macs(init, key, image) / 1e9 == pytest.approx(
+    macs, abs=0.006
+  )
+  assert not state
+
+
+def test_ablation_adds_one_thing_a_row():
+  fields = {}
+  for row in ablation_imagenet.ROWS:
+    config = ablation_imagenet.get_config(f'F0,{row}')
+    fields[row] = {
+      'width': config.model.width[2],
+      'two': config.model.use_two_convs,
+      'mixup': config.augment.mixup_alpha is not None,
+      'policy': config.augment.rand_augment is not None,
+      'cutmix': config.augment.cutmix,
+      'norm': config.model.norm,
+    }
+    train.check_config(config, devices=8)
+  rows = ablation_imagenet.ROWS
+  full = fields['cutmix']
+  for before, after in itertools.pairwise(rows[: rows.index('cutmix') + 1]):
+    changed = {k for k in full if fields[before][k] != fields[after][k]}
+    assert len(changed) == 1, (before, after)
+  for row in ('default_width', 'batch_norm'):
+    assert sum(fields[row][k] != full[k] for k in full) == 1
+  with pytest.raises(ValueError, match="no row 'cutmixx'; .* baseline"):
+    ablation_imagenet.get_config('F0,cutmixx')
+
+
+def test_batch_normalised_nfnet_has_no_part_of_the_normaliser_free():
+  config = ablation_imagenet.get_config('F0,batch_norm')
+  net = train.create_net(config, num_classes=10)
+  image = jax.ShapeDtypeStruct((2, 64, 64, 3), 'float32')
+  params, state = jax.eval_shape(
+    lambda key, image: net.init(key, image, is_training=True),
+    jax.random.key(0),
+    image,
+  )
+  names = {name for leaves in params.values() for name in leaves}
+  assert names == {'w', 'b', 'scale', 'offset'}
+  assert any('bn1b' in module for module in state)

@@ -1,11 +1,15 @@
 """The summary prints what the library estimates and the released nets have."""
 
 import json
+import pathlib
 
+import jax
+import jax.numpy as jnp
 import pytest
 
-from experiments import base, nfnet_imagenet
-from nfnets_jax import summary
+from experiments import base, nfnet_imagenet, tables
+from nfnets_jax import models, summary
+from nfnets_jax.models import cost, variants
 from nfnets_jax.training import memory, train
 from nfnets_jax.training import optimizer as optimizers
 
@@ -136,7 +140,7 @@ def test_default_is_all_that_the_paper_trained(asked, capsys):
 @pytest.mark.parametrize(
   ('args', 'message'),
   [
-    (['nfnet_f9'], "unknown model 'nfnet_f9'; choose one of nfnet_f0, "),
+    (['nfnet_f9'], "unknown model 'nfnet_f9'; choose one of efficientnet_b0"),
     (['nfnet_f6', 'resnet'], "unknown model 'resnet'"),
     (['--batch=0'], '--batch is 0; '),
     (['--batch=-2'], '--batch is -2; '),
@@ -158,3 +162,43 @@ def test_unknown_precision_is_refused_with_the_known_ones(capsys):
   printed = capsys.readouterr().err
   assert "error: argument --compute_dtype: invalid choice: 'float8'" in printed
   assert 'bfloat16' in printed and 'float32' in printed
+
+
+@pytest.mark.parametrize(
+  'name', ['nfnet_tiny', 'nf_resnet50', 'nf_regnet_b0', 'efficientnet_b0']
+)
+def test_modules_add_up_to_the_net(name):
+  images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
+  costs = cost.module_costs(lambda: models.create(name), images)
+  params, macs = summary.count(name, 64)
+  assert sum(row.params for row in costs) == params
+  assert sum(row.macs for row in costs) == 2 * macs
+  assert len({row.name for row in costs}) == len(costs)
+
+
+def test_modules_of_one_net_are_shown(asked, capsys):
+  del asked
+  summary.main(['nfnet_tiny', '--image_size=32', '--batch=4'])
+  printed = capsys.readouterr().out
+  rows = {x[0]: x[1:] for x in map(str.split, printed.splitlines()) if x}
+  # A 3×3 convolution of 3 channels to 16, with gains and biases, on 32² pixels.
+  assert rows['stem_conv0'] == ['32×32×16', '464', '0.4', '0.1']
+  assert rows['linear'][:2] == ['1000', '513,000']
+  assert 'no size of it is published' in printed
+
+
+@pytest.mark.parametrize(
+  'name', ['nfnet_f0', 'nf_resnet50', 'efficientnet_b0', 'nfnet_tiny']
+)
+def test_docs_have_the_table_of_today(name):
+  """If not: make tables."""
+  root = pathlib.Path(__file__).parents[1]
+  assert tables.row(name) in (root / 'docs/models.md').read_text().splitlines()
+
+
+@pytest.mark.slow
+def test_docs_have_the_whole_table_of_today():
+  root = pathlib.Path(__file__).parents[1]
+  lines = (root / 'docs/models.md').read_text().splitlines()
+  rows = [line for line in lines if line.startswith('| `')]
+  assert rows == [tables.row(name) for name in variants.VARIANTS]

@@ -186,6 +186,25 @@ def scaled(name: str) -> Activation:
   return functools.partial(_scale, function, gamma)
 
 
+def unscaled(name: str) -> Activation:
+  """Returns the nonlinearity itself, for nets that normalise.
+
+  Args:
+    name: one of `NAMES`.
+
+  Returns:
+    An elementwise function of an array of any shape that keeps its dtype.
+
+  Raises:
+    ValueError: if `name` is not one of `NAMES`.
+
+  Example:
+    >>> float(unscaled('relu')(jnp.asarray(2.0)))
+    2.0
+  """
+  return _lookup(name)[0]
+
+
 def _scale(function: Activation, gamma: float, x: jax.Array) -> jax.Array:
   return function(x) * gamma
 

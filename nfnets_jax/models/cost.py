@@ -2,10 +2,14 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
+import haiku as hk
 import jax
 from jax.extend import core
+
+# Compiled functions of `layers`.
+_GROUPED_CONVS = ('grouped_conv2d', 'depthwise_conv2d')
 
 
 def count_macs(function: Callable[..., Any], *args: Any) -> int:
@@ -33,6 +37,85 @@ def count_macs(function: Callable[..., Any], *args: Any) -> int:
   return _jaxpr_macs(jax.make_jaxpr(function)(*args).jaxpr)
 
 
+class ModuleCost(NamedTuple):
+  """What one module of a net costs.
+
+  Attributes:
+    name: of the module, within the net.
+    in_shape: of its input.
+    out_shape: of its output.
+    params: number of its parameters.
+    macs: multiply-accumulates of its products.
+    out_bytes: of its output.
+  """
+
+  name: str
+  in_shape: tuple[int, ...]
+  out_shape: tuple[int, ...]
+  params: int
+  macs: int
+  out_bytes: int
+
+
+def module_costs(
+  create: Callable[[], hk.Module], images: jax.ShapeDtypeStruct
+) -> list[ModuleCost]:
+  """Takes a net apart into the modules that it is made of, such as its blocks.
+
+  Nothing is computed; the net is only traced.
+
+  Args:
+    create: makes the net, called inside a Haiku transform.
+    images: shape `[B, H, W, 3]` and dtype of the input.
+
+  Returns:
+    One entry for each module right below the net, in the order of their calls.
+    A module whose weight `w` has as many output channels as its output has
+    costs a product of each output position with `w`.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from nfnets_jax.models import factory
+    >>> images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    >>> costs = module_costs(lambda: factory.create('nfnet_tiny', 10), images)
+    >>> costs[0].name, costs[0].out_shape, costs[0].params
+    ('stem_conv0', (1, 32, 32, 16), 464)
+  """
+  rows: dict[str, ModuleCost] = {}
+  macs: dict[str, int] = {}
+
+  def note(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
+    out = call(*args, **kwargs)
+    path = context.module.module_name.split('/~/')
+    if context.method_name != '__call__' or len(path) < 2:
+      return out
+    params = context.module.params_dict()
+    own = params.get(f'{context.module.module_name}/w')
+    first = jax.tree.leaves(out)[0]
+    if own is not None:
+      product = math.prod(first.shape[:-1]) * own.size
+      macs[path[1]] = macs.get(path[1], 0) + product
+    if len(path) == 2:
+      # A method that calls the one it overrides is seen twice, the outer last.
+      rows[path[1]] = ModuleCost(
+        name=path[1],
+        in_shape=args[0].shape,
+        out_shape=first.shape,
+        params=sum(x.size for x in params.values()),
+        macs=macs.get(path[1], 0),
+        out_bytes=first.size * first.dtype.itemsize,
+      )
+    return out
+
+  def forward(images: jax.Array) -> Any:
+    with hk.intercept_methods(note):
+      return create()(images, is_training=False)
+
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  jax.eval_shape(hk.transform_with_state(forward).init, key, images)
+  return list(rows.values())
+
+
 def _jaxpr_macs(jaxpr: core.Jaxpr) -> int:
   total = 0
   for eqn in jaxpr.eqns:
@@ -49,10 +132,22 @@ def _jaxpr_macs(jaxpr: core.Jaxpr) -> int:
       total += math.prod(_shape(eqn.outvars[0])) * math.prod(
         rhs[axis] for axis in spec[1:]
       )
+    elif _is_grouped_conv(eqn):
+      fan_in = math.prod(_shape(eqn.invars[1])[:3])
+      total += math.prod(_shape(eqn.outvars[0])) * fan_in
     else:
       inner = sum(_jaxpr_macs(sub) for sub in core.jaxprs_in_params(eqn.params))
       total += inner * eqn.params.get('length', 1)
   return total
+
+
+def _is_grouped_conv(eqn: core.JaxprEqn) -> bool:
+  """Whether it is a convolution that is computed in another way on CPU.
+
+  That way has fewer products, or more. Under differentiation there are more
+  outputs than one, and what is computed counts.
+  """
+  return eqn.params.get('name') in _GROUPED_CONVS and len(eqn.outvars) == 1
 
 
 def _shape(variable: Any) -> tuple[int, ...]:

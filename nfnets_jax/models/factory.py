@@ -6,9 +6,24 @@ from typing import Any
 
 import haiku as hk
 
-from nfnets_jax.models import nfnet, variants
+from nfnets_jax.models import (
+  efficientnet,
+  fixup_resnet,
+  nf_regnet,
+  nf_resnet,
+  nfnet,
+  resnet,
+  variants,
+)
 
-_FAMILIES: dict[str, Callable[..., hk.Module]] = {'nfnet': nfnet.NFNet}
+_FAMILIES: dict[str, Callable[..., hk.Module]] = {
+  'efficientnet': efficientnet.EfficientNet,
+  'fixup_resnet': fixup_resnet.FixupResNet,
+  'nf_regnet': nf_regnet.NFRegNet,
+  'nf_resnet': nf_resnet.NFResNet,
+  'nfnet': nfnet.NFNet,
+  'resnet': resnet.ResNet,
+}
 
 
 # What a module is told that is no part of its variant: the task, its name, and

@@ -15,7 +15,7 @@ Differences:
 import contextlib
 import contextvars
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import haiku as hk
 import jax
@@ -27,6 +27,9 @@ from nfnets_jax.models import activations
 
 # Guards the standard deviation of a constant filter; published value.
 WS_EPS = 1e-4
+
+# On CPU, of a grouped convolution.
+_MAX_CONVOLUTIONS = 16
 
 _places: contextvars.ContextVar[jax.Array | None] = contextvars.ContextVar(
   'places', default=None
@@ -42,13 +45,20 @@ def conv2d(
 
   * A 1×1 convolution of stride 1 is a matrix product, and written as one: XLA
     for CPU is several times slower at the weight gradient of the convolution.
-  * On CPU a grouped convolution is one convolution per group, concatenated:
-    XLA's own gradient of a grouped convolution is slower there by an order.
+  * On CPU a depthwise convolution, of one channel a group, is a sum over the
+    kernel's pixels of shifted inputs times weights, and so are its gradients:
+    faster than XLA's own by an order, which has no such convolution there.
+  * On CPU any other grouped convolution is one convolution per group,
+    concatenated: XLA's own gradient of a grouped convolution is slower there by
+    one or two orders. Of more than 16 groups, neighbours go together, as one
+    convolution with zeros between them, so that 16 are left at most: a program
+    of a hundred small convolutions takes seconds to compile.
   * On CPU the gradients are written with channels last, as the convolution is.
     XLA brings them into that form itself, but not inside a loop, such as that
     over micro-batches; there they would be slower by an order.
 
   `experiments/benchmarks/gradient_step.py` measures them on a whole net, and
+  `experiments/benchmarks/convolutions.py` a grouped one alone;
   `experiments/README.md` holds what came out.
 
   Args:
@@ -67,14 +77,13 @@ def conv2d(
   """
   if w.shape[:2] == (1, 1) and stride == 1 and groups == 1:
     return lax.dot_general(x, w[0, 0], (((3,), (0,)), ((), ())))
-  if groups > 1 and jax.default_backend() == 'cpu':
-    xs = jnp.split(x, groups, axis=3)
-    ws = jnp.split(w, groups, axis=3)
-    parts = [conv2d(x_, w_, stride) for x_, w_ in zip(xs, ws, strict=True)]
-    return jnp.concatenate(parts, axis=3)
-  if jax.default_backend() == 'cpu':
+  if jax.default_backend() != 'cpu':
+    return _conv(x, w, 'SAME', stride=stride, groups=groups)
+  if groups == 1:
     return _conv_for_loops(x, w, stride)
-  return _conv(x, w, 'SAME', stride=stride, groups=groups)
+  if groups == x.shape[3] == w.shape[3]:
+    return _depthwise(x, w, stride)
+  return grouped_conv2d(x, w, stride, groups)
 
 
 def _conv(
@@ -115,24 +124,11 @@ def _conv_backward(
 ) -> tuple[jax.Array, jax.Array]:
   """Gradients of a convolution, themselves convolutions of stride 1.
 
-  Of n pixels padded by p before them, y has those at stride s; between them dy
-  has s − 1 zeros and so spans d = (m − 1)·s + 1. dx is dy with the kernel
-  turned round, padded so that n pixels come out; dw is x with dy as its kernel,
-  images as channels and channels as images, padded so that k come out.
+  dx is dy with the kernel turned round; dw is x with dy as its kernel, images
+  as channels and channels as images.
   """
   x, w = kept
-  sides = list(zip(x.shape[1:3], w.shape[:2], dy.shape[1:3], strict=True))
-  before = [
-    low
-    for low, _ in lax.padtype_to_pads(
-      x.shape[1:3], w.shape[:2], (stride, stride), 'SAME'
-    )
-  ]
-  around_dy, around_x = [], []
-  for (n, k, m), p in zip(sides, before, strict=True):
-    d = (m - 1) * stride + 1
-    around_dy.append((k - 1 - p, n - d + p))
-    around_x.append((p, k - 1 + d - n - p))
+  around_x, around_dy = _gradient_padding(x, w, dy, stride)
   turned = jnp.flip(w, (0, 1)).transpose(0, 1, 3, 2)
   dx = _conv(dy, turned, around_dy, x_dilation=stride)
   dw = _conv(
@@ -145,6 +141,124 @@ def _conv_backward(
 
 
 _conv_for_loops.defvjp(_conv_forward, _conv_backward)
+
+
+def _gradient_padding(
+  x: jax.Array, w: jax.Array, dy: jax.Array, stride: int
+) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+  """Returns the padding of x in the sum for dw, and that of dy in dx's.
+
+  Of n pixels padded by p before them, y has those at stride s; between them dy
+  has s − 1 zeros and so spans d = (m − 1)·s + 1. x is padded so that k pixels
+  of dw come out, dy so that n of dx do.
+  """
+  before = [
+    low
+    for low, _ in lax.padtype_to_pads(
+      x.shape[1:3], w.shape[:2], (stride, stride), 'SAME'
+    )
+  ]
+  sides = zip(x.shape[1:3], w.shape[:2], dy.shape[1:3], before, strict=True)
+  around_x, around_dy = [], []
+  for n, k, m, p in sides:
+    d = (m - 1) * stride + 1
+    around_x.append((p, k - 1 + d - n - p))
+    around_dy.append((k - 1 - p, n - d + p))
+  return around_x, around_dy
+
+
+# Compiled functions keep their name in a traced form: `cost` knows these two by
+# it, whose products are not those that the net asks for.
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def grouped_conv2d(
+  x: jax.Array, w: jax.Array, stride: int, groups: int
+) -> jax.Array:
+  """Convolves groups of channels with at most 16 convolutions."""
+  merged = -(-groups // _MAX_CONVOLUTIONS)
+  fan_in, fan_out = w.shape[2], w.shape[3] // groups
+  parts = []
+  for first in range(0, groups, merged):
+    count = min(merged, groups - first)
+    part = w[..., first * fan_out : (first + count) * fan_out]
+    # Input channels of a group meet output channels of the same group alone.
+    same = jnp.repeat(jnp.eye(count, dtype=bool), fan_in, axis=0)
+    same = jnp.repeat(same, fan_out, axis=1)
+    dense = jnp.where(same, jnp.tile(part, (1, 1, count, 1)), 0)
+    inputs = x[..., first * fan_in : (first + count) * fan_in]
+    parts.append(conv2d(inputs, dense if count > 1 else part, stride))
+  return jnp.concatenate(parts, axis=3)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _depthwise(x: jax.Array, w: jax.Array, stride: int) -> jax.Array:
+  return depthwise_conv2d(x, w, stride)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def depthwise_conv2d(x: jax.Array, w: jax.Array, stride: int) -> jax.Array:
+  """Convolves each channel by itself."""
+  strides = (stride, stride)
+  around = lax.padtype_to_pads(x.shape[1:3], w.shape[:2], strides, 'SAME')
+  return _sum_of_taps(jnp.pad(x, ((0, 0), *around, (0, 0))), w, stride)
+
+
+def _depthwise_forward(
+  x: jax.Array, w: jax.Array, stride: int
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+  return _depthwise(x, w, stride), (x, w)
+
+
+def _depthwise_backward(
+  stride: int, kept: tuple[jax.Array, jax.Array], dy: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """The sums of `_conv_backward`, channel by channel.
+
+  dw sums over all pixels of a channel, which lie far apart: row by row it is
+  several times faster than as one sum.
+  """
+  x, w = kept
+  around_x, around_dy = _gradient_padding(x, w, dy, stride)
+  spread = [(low, high, stride - 1) for low, high in around_dy]
+  zero = jnp.zeros((), dy.dtype)
+  padded_dy = lax.pad(dy, zero, ((0, 0, 0), *spread, (0, 0, 0)))
+  dx = _sum_of_taps(padded_dy, jnp.flip(w, (0, 1)), 1)
+  padded_x = jnp.pad(x, ((0, 0), *around_x, (0, 0)))
+  width = (dy.shape[2] - 1) * stride + 1
+
+  def add_row(row: jax.Array, sums: list[jax.Array]) -> list[jax.Array]:
+    rows = lax.dynamic_slice_in_dim(padded_x, row * stride, w.shape[0], axis=1)
+    dy_row = widen(lax.dynamic_slice_in_dim(dy, row, 1, axis=1))
+    return [
+      total + widen(rows[:, i : i + 1, j : j + width : stride]) * dy_row
+      for total, (i, j) in zip(sums, np.ndindex(w.shape[:2]), strict=True)
+    ]
+
+  nothing = jnp.zeros_like(widen(dy[:, :1]))
+  taps = w.shape[0] * w.shape[1]
+  sums = lax.fori_loop(0, dy.shape[1], add_row, [nothing] * taps)
+  dw = jnp.stack([jnp.sum(total, axis=(0, 1, 2)) for total in sums])
+  return dx, dw.reshape(w.shape).astype(w.dtype)
+
+
+_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+def _sum_of_taps(x: jax.Array, w: jax.Array, stride: int) -> jax.Array:
+  """Sums shifted `x` `[B, H, W, C]` times `w` `[kh, kw, 1, C]`, unpadded."""
+  (batch, *sides, channels), size = x.shape, w.shape[:2]
+  height, width = (n - k + 1 for n, k in zip(sides, size, strict=True))
+  wide_x, wide_w = widen(x), widen(w).reshape(*size, 1, 1, 1, channels)
+  total = sum(
+    lax.slice(
+      wide_x,
+      (0, i, j, 0),
+      (batch, i + height, j + width, channels),
+      (1, stride, stride, 1),
+    )
+    * wide_w[i, j]
+    for i, j in np.ndindex(size)
+  )
+  return jnp.asarray(total, x.dtype)
 
 
 def standardize_weight(
@@ -335,9 +449,15 @@ class BatchNorm(hk.BatchNorm):
       name=name,
     )
 
-  def __call__(self, x: jax.Array, is_training: bool) -> jax.Array:
+  def __call__(  # type: ignore[override]  # it can do less
+    self, x: jax.Array, is_training: bool
+  ) -> jax.Array:
     """Normalises `x` `[B, H, W, C]`; in training, with its own statistics."""
-    return super().__call__(widen(x), is_training).astype(x.dtype)
+    # Initialisation makes the moving averages, which only training does.
+    is_training = is_training or hk.running_init()
+    # Haiku's moving averages mix float32 with a counter of int32.
+    with jax.numpy_dtype_promotion('standard'):
+      return super().__call__(widen(x), is_training).astype(x.dtype)
 
 
 class Linear(hk.Module):
@@ -383,7 +503,7 @@ def widen(x: jax.Array) -> jax.Array:
 
 
 class SqueezeExcite(hk.Module):
-  """Squeeze-and-excitation gate: sigmoid(W₂·relu(W₁·mean(h))).
+  """Squeeze-and-excitation gate: sigmoid(W₂·act(W₁·mean(h))).
 
   Returns the gate alone, in (0, 1); the caller multiplies, with the factor of 2
   that keeps the variance in the normaliser-free nets.
@@ -398,31 +518,49 @@ class SqueezeExcite(hk.Module):
   """
 
   def __init__(
-    self, channels: int, hidden_channels: int, name: str | None = None
+    self,
+    channels: int,
+    hidden_channels: int,
+    *,
+    act: Callable[[jax.Array], jax.Array] = activations.relu,
+    w_init: hk.initializers.Initializer | None = None,
+    name: str | None = None,
   ):
-    """Describes the gate for `channels` channels."""
+    """Describes the gate.
+
+    Args:
+      channels: C, of what the gate is for.
+      hidden_channels: between the two layers.
+      act: nonlinearity between them.
+      w_init: of both weights; None is that of `Linear`.
+      name: of the Haiku module.
+    """
     super().__init__(name=name)
-    self.reduce = Linear(hidden_channels, name='linear')
-    self.expand = Linear(channels, name='linear_1')
+    self.act = act
+    self.reduce = Linear(hidden_channels, w_init=w_init, name='linear')
+    self.expand = Linear(channels, w_init=w_init, name='linear_1')
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps `[B, H, W, C]` to the gate `[B, 1, 1, C]`."""
     pooled = jnp.mean(x, axis=(1, 2))
-    gate = jax.nn.sigmoid(self.expand(activations.relu(self.reduce(pooled))))
+    gate = jax.nn.sigmoid(self.expand(self.act(self.reduce(pooled))))
     return gate[:, None, None, :]
 
 
-def stochastic_depth(x: jax.Array, rate: float, is_training: bool) -> jax.Array:
+def stochastic_depth(
+  x: jax.Array, rate: float, is_training: bool, *, rescale: bool = False
+) -> jax.Array:
   """Drops the whole residual branch of an image with probability `rate`.
 
   The kept images are not rescaled by 1 / (1 − rate), neither in training nor at
-  test, as in the released code.
+  test, as in the released code, unless `rescale` asks for it in training.
 
   Args:
     x: residual branch `[B, H, W, C]`.
     rate: probability of dropping, in [0, 1).
     is_training: False returns `x` as it is. True needs a Haiku random key when
       `rate` is above 0.
+    rescale: whether to divide the kept by 1 − rate, for the same mean.
 
   Returns:
     `x` with zeros for the dropped images.
@@ -432,8 +570,8 @@ def stochastic_depth(x: jax.Array, rate: float, is_training: bool) -> jax.Array:
   """
   if not is_training or rate == 0.0:
     return x
-  keep = _draw_kept(rate, (x.shape[0], 1, 1, 1))
-  return x * keep.astype(x.dtype)
+  keep = _draw_kept(rate, (x.shape[0], 1, 1, 1)).astype(x.dtype)
+  return x * (keep / (1.0 - rate) if rescale else keep)
 
 
 def dropout(x: jax.Array, rate: float, is_training: bool) -> jax.Array:
@@ -538,6 +676,41 @@ def avg_pool(x: jax.Array, size: int) -> jax.Array:
   counts = inside.reshape(rows, size, columns, size).sum((1, 3))
   total = jnp.sum(windows, axis=(2, 4))
   return total / jnp.asarray(counts, x.dtype).reshape(1, rows, columns, 1)
+
+
+def max_pool(x: jax.Array, size: int, stride: int) -> jax.Array:
+  """Takes the maximum of `size`×`size` windows, 'SAME' padding.
+
+  Padded pixels do not count.
+
+  Args:
+    x: inputs `[B, H, W, C]`.
+    size: side of the window, in pixels.
+    stride: step in both directions, in pixels.
+
+  Returns:
+    `[B, ceil(H / stride), ceil(W / stride), C]`.
+
+  Example:
+    >>> x = jnp.arange(5.0).reshape(1, 1, 5, 1)
+    >>> max_pool(x, 3, stride=2)[0, 0, :, 0].tolist()
+    [1.0, 3.0, 4.0]
+  """
+  if jax.default_backend() != 'cpu':
+    window, strides = (1, size, size, 1), (1, stride, stride, 1)
+    return lax.reduce_window(x, -jnp.inf, lax.max, window, strides, 'SAME')
+  # XLA's own gradient is slower there by an order than that of shifted maxima.
+  around = lax.padtype_to_pads(
+    x.shape[1:3], (size, size), (stride, stride), 'SAME'
+  )
+  x = jnp.pad(x, ((0, 0), *around, (0, 0)), constant_values=-jnp.inf)
+  rows, columns = x.shape[1] - size, x.shape[2] - size
+  shifted = [
+    x[:, i : i + rows + 1 : stride, j : j + columns + 1 : stride]
+    for i in range(size)
+    for j in range(size)
+  ]
+  return functools.reduce(jnp.maximum, shifted)
 
 
 def _check_groups(output_channels: int, groups: int) -> None:

@@ -18,25 +18,22 @@ Differences:
   * Stochastic depth does not rescale the kept branches.
   * A bottleneck that is no multiple of the group width is rounded down to one
     (see `variants`).
+  * The paper does not say how its net "with BN instead of NF" is made, and no
+    code for it is released. With `norm='batch'` here, batch normalisation comes
+    before each nonlinearity, the convolutions are plain ones without bias, and
+    α, β, γ, SkipInit and the gate's factor of two are one.
 
 Reference:
   Brock et al. 2021, section 3 and appendix C.
 """
 
-import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import haiku as hk
 import jax
-import jax.numpy as jnp
 
-from nfnets_jax.models import activations, layers
-
-# What `NFNet` can be told to compute again in the backward pass.
-REMAT = (None, 'block', 'stage')
-
-# Maps features to features and statistics of them.
-_Segment = Callable[[jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+from nfnets_jax.models import activations, blocks, layers
 
 
 class NFBlock(hk.Module):
@@ -62,6 +59,8 @@ class NFBlock(hk.Module):
     se_ratio: float,
     stochdepth_rate: float,
     activation: str,
+    norm: str | None = None,
+    cross_replica_axis: str | None = None,
     name: str | None = None,
   ):
     """Describes the block; see `NFNet` for the arguments they share.
@@ -78,38 +77,39 @@ class NFBlock(hk.Module):
       se_ratio: hidden channels of the gate, relative to `out_channels`.
       stochdepth_rate: probability that the branch of an image is dropped.
       activation: name of the nonlinearity.
+      norm: None, or 'batch' for batch normalisation in place of all that makes
+        the block normaliser-free.
+      cross_replica_axis: name of the axis of devices of its statistics.
       name: of the Haiku module.
 
     Raises:
       ValueError: if the bottleneck is narrower than one group.
     """
     super().__init__(name=name)
-    bottleneck = int(out_channels * expansion)
-    groups = bottleneck // group_width
-    if groups < 1:
-      raise ValueError(
-        f'a bottleneck of {bottleneck} channels ({out_channels} × {expansion}) '
-        f'is narrower than one group of {group_width}; use a group_width of at '
-        f'most {bottleneck} or a width of at least {group_width / expansion:g}'
-      )
-    width = groups * group_width
+    width = blocks.grouped_width(out_channels, expansion, group_width)
+    groups = width // group_width
     self.stride = stride
+    self.norm = norm
     self.beta = beta
     self.alpha = alpha
     self.stochdepth_rate = stochdepth_rate
-    self.act = activations.scaled(activation)
-    self.conv0 = layers.WSConv2D(width, 1, name='conv0')
-    self.conv1 = layers.WSConv2D(
-      width, 3, stride=stride, groups=groups, name='conv1'
-    )
+    conv = _conv(norm)
+
+    def act(name: str) -> blocks.NormAct:
+      return _act(activation, norm, cross_replica_axis, name)
+
+    self.act0 = act('bn0')
+    self.conv0 = conv(width, 1, name='conv0')
+    self.act1 = act('bn1')
+    self.conv1 = conv(width, 3, stride=stride, groups=groups, name='conv1')
+    self.act1b = act('bn1b') if use_two_convs else None
     self.conv1b = (
-      layers.WSConv2D(width, 3, groups=groups, name='conv1b')
-      if use_two_convs
-      else None
+      conv(width, 3, groups=groups, name='conv1b') if use_two_convs else None
     )
-    self.conv2 = layers.WSConv2D(out_channels, 1, name='conv2')
+    self.act2 = act('bn2')
+    self.conv2 = conv(out_channels, 1, name='conv2')
     self.conv_shortcut = (
-      layers.WSConv2D(out_channels, 1, name='conv_shortcut')
+      conv(out_channels, 1, name='conv_shortcut')
       if stride > 1 or in_channels != out_channels
       else None
     )
@@ -125,30 +125,47 @@ class NFBlock(hk.Module):
     The second output is the residual branch f(h/β), before stochastic depth,
     SkipInit and α: its variance is what the theory says is one.
     """
-    out = self.act(x) * (1.0 / self.beta)
+    out = self.act0(x, is_training)
+    if self.norm is None:
+      out = out * (1.0 / self.beta)
     shortcut = x
     if self.conv_shortcut is not None:
       pooled = layers.avg_pool(out, self.stride) if self.stride > 1 else out
       shortcut = self.conv_shortcut(pooled)
     out = self.conv0(out)
-    out = self.conv1(self.act(out))
-    if self.conv1b is not None:
-      out = self.conv1b(self.act(out))
-    branch = self.conv2(self.act(out))
-    gate = layers.widen(2 * self.squeeze_excite(branch))
-    branch = (layers.widen(branch) * gate).astype(x.dtype)
-    skip_gain = hk.get_parameter(
-      'skip_gain', (), jnp.float32, hk.initializers.Constant(0.0)
-    )
+    out = self.conv1(self.act1(out, is_training))
+    if self.act1b is not None and self.conv1b is not None:
+      out = self.conv1b(self.act1b(out, is_training))
+    branch = self.conv2(self.act2(out, is_training))
+    scale = 2.0 if self.norm is None else 1.0
+    branch = blocks.gated(branch, self.squeeze_excite, scale)
     out = layers.stochastic_depth(branch, self.stochdepth_rate, is_training)
-    out = (layers.widen(out) * (skip_gain * self.alpha)).astype(x.dtype)
-    return out + shortcut, branch
+    if self.norm is not None:
+      return out + shortcut, branch
+    return blocks.skip_init(out, self.alpha) + shortcut, branch
 
 
-class NFNet(hk.Module):
+def _conv(norm: str | None) -> Callable[..., Any]:
+  return layers.WSConv2D if norm is None else layers.Conv2D
+
+
+def _act(
+  activation: str, norm: str | None, cross_replica_axis: str | None, name: str
+) -> blocks.NormAct:
+  """The nonlinearity: scaled by its gain, or after batch normalisation."""
+  function = (
+    activations.scaled(activation)
+    if norm is None
+    else activations.unscaled(activation)
+  )
+  return blocks.NormAct(function, norm, cross_replica_axis, name)
+
+
+class NFNet(blocks.ResidualNet):
   """Normaliser-Free Net.
 
   Example:
+    >>> import jax.numpy as jnp
     >>> def forward(images):
     ...   net = NFNet(10, width=(64,), depth=(2,), strides=(1,),
     ...               group_width=(32,), drop_rate=0.0)
@@ -181,6 +198,8 @@ class NFNet(hk.Module):
     stochdepth_rate: float = 0.25,
     activation: str = 'gelu',
     final_conv_mult: int = 2,
+    norm: str | None = None,
+    cross_replica_axis: str | None = None,
     remat: str | None = None,
     name: str = 'NFNet',
   ):
@@ -205,18 +224,26 @@ class NFNet(hk.Module):
         of an image with probability stochdepth_rate · i / n. In [0, 1).
       activation: one of `activations.NAMES`.
       final_conv_mult: channels of the last convolution relative to `width[-1]`.
-      remat: what the forward pass keeps for the backward pass. None keeps all
-        that it needs; 'block' keeps the input of the stem and of each block,
-        'stage' the input of the stem and of each stage, and what lies between
-        is computed again, for about a third more work. Parameters, outputs and
-        gradients are the same.
+      norm: None; or 'batch' for the net of the ablation that has batch
+        normalisation in place of all that makes it normaliser-free.
+      cross_replica_axis: with `norm`, name of the mapped axis of devices whose
+        images the statistics are taken over; None takes each device's own.
+      remat: None, 'block' or 'stage', what is computed again in the backward
+        pass; see `blocks.ResidualNet`.
       name: of the Haiku module.
 
     Raises:
       ValueError: if an argument is impossible; the message says what is not.
     """
-    super().__init__(name=name)
-    _check_stages(
+    super().__init__(
+      num_classes,
+      depth=depth,
+      drop_rate=drop_rate,
+      remat=remat,
+      w_init=hk.initializers.RandomNormal(0.01),
+      name=name,
+    )
+    blocks.check_stages(
       width=width, depth=depth, strides=strides, group_width=group_width
     )
     if len(stem_width) != len(stem_strides) or not stem_width:
@@ -224,155 +251,54 @@ class NFNet(hk.Module):
         f'stem_width {tuple(stem_width)} and stem_strides '
         f'{tuple(stem_strides)} must have one entry per convolution'
       )
-    if num_classes < 1:
-      raise ValueError(f'num_classes must be at least 1, got {num_classes}')
-    _check_rate('drop_rate', drop_rate)
-    _check_rate('stochdepth_rate', stochdepth_rate)
-    if remat not in REMAT:
-      raise ValueError(
-        f'remat is {remat!r}; choose one of {", ".join(map(repr, REMAT))}'
-      )
-    self.remat = remat
-    self.depth = tuple(depth)
-    self.drop_rate = drop_rate
-    self.act = activations.scaled(activation)
+    blocks.check_rate('stochdepth_rate', stochdepth_rate)
+    blocks.check_norm(norm)
     self.stem = [
-      layers.WSConv2D(channels, 3, stride=stride, name=f'stem_conv{i}')
+      _conv(norm)(channels, 3, stride=stride, name=f'stem_conv{i}')
       for i, (channels, stride) in enumerate(
         zip(stem_width, stem_strides, strict=True)
       )
     ]
-    self.blocks: list[NFBlock] = []
-    channels = stem_width[-1]
-    variance = 1.0
-    num_blocks = sum(depth)
-    for stage, num_stage_blocks in enumerate(depth):
-      for block in range(num_stage_blocks):
-        self.blocks.append(
-          NFBlock(
-            channels,
-            width[stage],
-            stride=strides[stage] if block == 0 else 1,
-            beta=variance**0.5,
-            alpha=alpha,
-            expansion=expansion,
-            group_width=group_width[stage],
-            use_two_convs=use_two_convs,
-            se_ratio=se_ratio,
-            stochdepth_rate=stochdepth_rate * len(self.blocks) / num_blocks,
-            activation=activation,
-          )
-        )
-        channels = width[stage]
-        # The shortcut convolution of a transition has unit variance again.
-        variance = (1.0 if block == 0 else variance) + alpha**2
-    self.final_conv = layers.WSConv2D(
+    self.stem_acts = [
+      _act(activation, norm, cross_replica_axis, f'stem_bn{i}')
+      for i in range(len(stem_width) - 1)
+    ]
+    places = blocks.places(
+      stem_width[-1],
+      width=width,
+      depth=depth,
+      strides=strides,
+      stochdepth_rate=stochdepth_rate,
+    )
+    betas = blocks.predicted_stds(depth, alpha)
+    self.blocks = [
+      NFBlock(
+        place.in_channels,
+        place.out_channels,
+        stride=place.stride,
+        beta=beta,
+        alpha=alpha,
+        expansion=expansion,
+        group_width=group_width[place.stage],
+        use_two_convs=use_two_convs,
+        se_ratio=se_ratio,
+        stochdepth_rate=place.stochdepth_rate,
+        activation=activation,
+        norm=norm,
+        cross_replica_axis=cross_replica_axis,
+      )
+      for place, beta in zip(places, betas, strict=True)
+    ]
+    self.final_conv = _conv(norm)(
       final_conv_mult * width[-1], 1, name='final_conv'
     )
-    self.classifier = layers.Linear(
-      num_classes, w_init=hk.initializers.RandomNormal(0.01), name='linear'
-    )
+    self.final_act = _act(activation, norm, cross_replica_axis, 'final_bn')
 
-  def __call__(
-    self,
-    images: jax.Array,
-    is_training: bool,
-    return_metrics: bool = False,
-  ) -> dict[str, jax.Array]:
-    """Classifies images.
+  def _stem(self, x: jax.Array, is_training: bool) -> jax.Array:
+    x = self.stem[0](x)
+    for act, conv in zip(self.stem_acts, self.stem[1:], strict=True):
+      x = conv(act(x, is_training))
+    return x
 
-    Args:
-      images: `[B, H, W, 3]`, normalised, of the dtype to compute in.
-      is_training: whether dropout and stochastic depth act; they take a Haiku
-        random key.
-      return_metrics: whether to add the statistics of signal propagation.
-
-    Returns:
-      `logits` `[B, K]`, float32 or wider, and `pool` `[B, C]`, the pooled
-      features before dropout.
-      With `return_metrics` also scalars: `avg_sq_mean_{i}` and `avg_var_{i}`,
-      the mean over channels of the squared mean and of the variance after the
-      stem (i = 0) and after block i − 1; and `res_avg_var_{i}`, the variance of
-      the residual branch of block i.
-
-    Raises:
-      ValueError: if `images` is not `[B, H, W, C]` of a floating dtype.
-    """
-    if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
-      raise ValueError(
-        'images must be a floating array [B, H, W, C], got '
-        f'{images.dtype}{list(images.shape)}; normalise uint8 images first'
-      )
-    outputs: dict[str, jax.Array] = {}
-    out = images
-    for segment in self._segments(is_training, return_metrics):
-      if self.remat is not None:
-        segment = hk.remat(segment)
-      out, metrics = segment(out)
-      outputs.update(metrics)
-    out = self.act(self.final_conv(out))
-    pool = jnp.mean(out, axis=(1, 2))
-    outputs['pool'] = pool
-    logits = self.classifier(layers.dropout(pool, self.drop_rate, is_training))
-    # A softmax over a thousand classes wants more than bfloat16's three digits.
-    outputs['logits'] = layers.widen(logits)
-    return outputs
-
-  def _segments(
-    self, is_training: bool, return_metrics: bool
-  ) -> Iterator[_Segment]:
-    """The parts of the net, in order, whose inputs are worth keeping.
-
-    The first is the stem; then come stages if `remat` says so, else blocks.
-    """
-
-    def stem(x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-      x = self.stem[0](x)
-      for conv in self.stem[1:]:
-        x = conv(self.act(x))
-      return x, _signal_metrics(x, 0) if return_metrics else {}
-
-    def blocks(
-      x: jax.Array, part: range
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-      metrics = {}
-      for i in part:
-        x, branch = self.blocks[i](x, is_training)
-        if return_metrics:
-          metrics.update(_signal_metrics(x, i + 1))
-          variance = _signal_metrics(branch, i)[f'avg_var_{i}']
-          metrics[f'res_avg_var_{i}'] = variance
-      return x, metrics
-
-    yield stem
-    ones = [1] * len(self.blocks)
-    first = 0
-    for length in self.depth if self.remat == 'stage' else ones:
-      yield functools.partial(blocks, part=range(first, first + length))
-      first += length
-
-
-def _signal_metrics(x: jax.Array, index: int) -> dict[str, jax.Array]:
-  x = x.astype(jnp.float32)
-  return {
-    f'avg_sq_mean_{index}': jnp.mean(jnp.mean(x, axis=(0, 1, 2)) ** 2),
-    f'avg_var_{index}': jnp.mean(jnp.var(x, axis=(0, 1, 2))),
-  }
-
-
-def _check_stages(**patterns: Sequence[int]) -> None:
-  lengths = {name: len(pattern) for name, pattern in patterns.items()}
-  if len(set(lengths.values())) != 1 or 0 in lengths.values():
-    raise ValueError(
-      'each of '
-      + ', '.join(f'{n} {tuple(p)}' for n, p in patterns.items())
-      + ' must have one entry per stage'
-    )
-  for name, pattern in patterns.items():
-    if min(pattern) < 1:
-      raise ValueError(f'{name} {tuple(pattern)} must be positive')
-
-
-def _check_rate(name: str, rate: float) -> None:
-  if not 0.0 <= rate < 1.0:
-    raise ValueError(f'{name} must lie in [0, 1), got {rate}')
+  def _features(self, x: jax.Array, is_training: bool) -> jax.Array:
+    return self.final_act(self.final_conv(x), is_training)

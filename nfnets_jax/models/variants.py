@@ -11,11 +11,17 @@ Differences:
     code's; `create('nfnet_f4plus', group_width=(192, 128, 128, 128))` is the
     paper's.
 
+  * The baselines `skipinit_resnet50` and `fixup_resnet50` have no released
+    counterpart; see `resnet` and `fixup_resnet` for what they follow.
+
 Reference:
-  Brock et al. 2021, table 1 and appendix A.5.
+  Brock et al. 2021, table 1 and appendix A.5; Brock, De and Smith 2021,
+  https://arxiv.org/abs/2101.08692; Tan and Le 2019,
+  https://arxiv.org/abs/1905.11946.
 """
 
 import dataclasses
+import math
 import types
 from collections.abc import Mapping
 from typing import Any
@@ -79,6 +85,113 @@ def _nfnets() -> dict[str, Variant]:
   return variants
 
 
+# Blocks of each stage, by the number of layers.
+_RESNET_DEPTHS = {
+  50: (3, 4, 6, 3),
+  101: (3, 4, 23, 3),
+  152: (3, 8, 36, 3),
+  200: (3, 24, 36, 3),
+  288: (24, 24, 24, 24),
+}
+
+
+def _resnets() -> dict[str, Variant]:
+  def resnet(family: str, layers: int, **architecture: Any) -> Variant:
+    architecture = {'depth': _RESNET_DEPTHS[layers], **architecture}
+    return Variant(
+      family=family,
+      architecture=types.MappingProxyType(architecture),
+      train_size=224,
+      test_size=224,
+      rand_augment=None,
+    )
+
+  variants = {
+    f'{family}{layers}': resnet(family, layers)
+    for family in ('nf_resnet', 'resnet')
+    for layers in _RESNET_DEPTHS
+  }
+  variants['skipinit_resnet50'] = resnet('resnet', 50, norm=None, skipinit=True)
+  variants['fixup_resnet50'] = resnet('fixup_resnet', 50)
+  return variants
+
+
+# B: (width of RegNet, depth, dropout rate, training size, test size); the
+# NF-RegNet has three quarters of the width.
+_REGNET_ROWS = (
+  ((48, 104, 208, 440), (1, 3, 6, 6), 0.2, 192, 224),
+  ((48, 104, 208, 440), (2, 4, 7, 7), 0.2, 224, 256),
+  ((56, 112, 232, 488), (2, 4, 8, 8), 0.3, 240, 272),
+  ((56, 128, 248, 528), (2, 5, 9, 9), 0.3, 288, 320),
+  ((64, 144, 288, 616), (2, 6, 11, 11), 0.4, 320, 384),
+  ((80, 168, 336, 704), (3, 7, 14, 14), 0.4, 384, 456),
+)
+
+
+def _nf_regnets() -> dict[str, Variant]:
+  variants = {}
+  for b, (width, depth, drop_rate, train_size, test_size) in enumerate(
+    _REGNET_ROWS
+  ):
+    variants[f'nf_regnet_b{b}'] = Variant(
+      family='nf_regnet',
+      architecture=types.MappingProxyType(
+        {
+          'width': tuple(channels * 3 // 4 for channels in width),
+          'depth': depth,
+          'drop_rate': drop_rate,
+        }
+      ),
+      train_size=train_size,
+      test_size=test_size,
+      rand_augment=None,
+    )
+  return variants
+
+
+# B: (factor of the widths, of the depths, dropout rate, image size).
+_EFFICIENTNET_ROWS = (
+  (1.0, 1.0, 0.2, 224),
+  (1.0, 1.1, 0.2, 240),
+  (1.1, 1.2, 0.3, 260),
+  (1.2, 1.4, 0.3, 300),
+  (1.4, 1.8, 0.4, 380),
+  (1.6, 2.2, 0.4, 456),
+  (1.8, 2.6, 0.5, 528),
+  (2.0, 3.1, 0.5, 600),
+  (2.2, 3.6, 0.5, 672),
+)
+
+
+def _efficientnets() -> dict[str, Variant]:
+  def channels(factor: float, width: int) -> int:
+    """Rounds to a multiple of 8, at most a tenth down."""
+    scaled = factor * width
+    rounded = max(8, int(scaled + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * scaled else rounded
+
+  variants = {}
+  for b, (wider, deeper, drop_rate, size) in enumerate(_EFFICIENTNET_ROWS):
+    widths = (channels(wider, c) for c in (16, 24, 40, 80, 112, 192, 320))
+    depths = (math.ceil(deeper * d) for d in (1, 2, 2, 3, 3, 4, 1))
+    variants[f'efficientnet_b{b}'] = Variant(
+      family='efficientnet',
+      architecture=types.MappingProxyType(
+        {
+          'width': tuple(widths),
+          'depth': tuple(depths),
+          'stem_width': channels(wider, 32),
+          'final_width': channels(wider, 1280),
+          'drop_rate': drop_rate,
+        }
+      ),
+      train_size=size,
+      test_size=size,
+      rand_augment=None,
+    )
+  return variants
+
+
 # A net for tests, demonstrations and images of about 32 pixels: the same blocks
 # in three stages, with a stem that keeps half the resolution.
 _TINY = Variant(
@@ -101,7 +214,13 @@ _TINY = Variant(
 )
 
 VARIANTS: Mapping[str, Variant] = types.MappingProxyType(
-  {**_nfnets(), 'nfnet_tiny': _TINY}
+  {
+    **_nfnets(),
+    **_resnets(),
+    **_nf_regnets(),
+    **_efficientnets(),
+    'nfnet_tiny': _TINY,
+  }
 )
 
 

@@ -6,7 +6,7 @@ Nesterov momentum → −learning rate.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import chex
 import jax
@@ -19,10 +19,53 @@ from nfnets_jax import agc
 Schedule = Callable[[chex.Numeric], chex.Numeric]
 
 
-def warmup_cosine(
-  peak: float, warmup_steps: float, total_steps: int
+def create_schedule(
+  config: config_dict.ConfigDict,
+  batch_size: int,
+  epoch_steps: float,
+  total_steps: int,
 ) -> Schedule:
-  """Linear warm-up from 0 to `peak`, then half a cosine down to 0.
+  """Builds the learning rate's schedule that a config describes.
+
+  Args:
+    config: with the fields
+      `schedule`: 'cosine' or 'exponential';
+      `learning_rate_per_256`: peak, for each 256 images of a batch;
+      `warmup_epochs`: length of the linear warm-up from 0;
+      `end_learning_rate`: where the cosine ends, whatever the batch;
+      `decay_rate` and `decay_epochs`: of the exponential.
+    batch_size: global.
+    epoch_steps: steps of an epoch, not necessarily whole.
+    total_steps: of the run.
+
+  Returns:
+    A function from the step, counted from 0, to the learning rate.
+
+  Raises:
+    ValueError: for an unknown `schedule`, or a warm-up that does not fit.
+  """
+  peak = config.learning_rate_per_256 * batch_size / 256
+  warmup = config.warmup_epochs * epoch_steps
+  schedules = {
+    'cosine': lambda: warmup_cosine(
+      peak, warmup, total_steps, config.end_learning_rate
+    ),
+    'exponential': lambda: warmup_exponential(
+      peak,
+      warmup,
+      total_steps,
+      config.decay_rate,
+      config.decay_epochs * epoch_steps,
+    ),
+  }
+  _check_known('schedule', config.schedule, schedules)
+  return schedules[config.schedule]()
+
+
+def warmup_cosine(
+  peak: float, warmup_steps: float, total_steps: int, end: float = 0.0
+) -> Schedule:
+  """Linear warm-up from 0 to `peak`, then half a cosine down to `end`.
 
   Unlike `optax.warmup_cosine_decay_schedule` this takes a fractional number of
   warm-up steps: five epochs of ImageNet are 1563.9 batches of 4096.
@@ -31,6 +74,7 @@ def warmup_cosine(
     peak: learning rate at the end of the warm-up.
     warmup_steps: its length in steps, at least 0.
     total_steps: length of both, in steps, more than `warmup_steps`.
+    end: learning rate at the end.
 
   Returns:
     A function from the step, counted from 0, to the learning rate, float32.
@@ -46,18 +90,78 @@ def warmup_cosine(
   Reference:
     Brock et al. 2021, appendix A.
   """
+  _check_warmup(warmup_steps, total_steps)
+
+  def decayed(t: jax.Array) -> jax.Array:
+    progress = jnp.clip((t - warmup_steps) / (total_steps - warmup_steps), 0, 1)
+    return end + (peak - end) * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+
+  return _after_warmup(decayed, peak, warmup_steps)
+
+
+def warmup_exponential(
+  peak: float,
+  warmup_steps: float,
+  total_steps: int,
+  decay_rate: float,
+  decay_steps: float,
+) -> Schedule:
+  """Linear warm-up from 0 to `peak`, then `peak` times powers of `decay_rate`.
+
+  The power is the number of whole `decay_steps` since the first step, so that
+  some of the decay falls into the warm-up, as in the published recipe.
+
+  Args:
+    peak: learning rate at the end of the warm-up.
+    warmup_steps: its length in steps, at least 0.
+    total_steps: length of the run, in steps, more than `warmup_steps`.
+    decay_rate: factor of each decay, in (0, 1].
+    decay_steps: steps between decays, above 0.
+
+  Returns:
+    A function from the step, counted from 0, to the learning rate, float32.
+
+  Raises:
+    ValueError: if the warm-up is not shorter than the run, or the decay makes
+      no sense.
+
+  Example:
+    >>> schedule = warmup_exponential(1.0, 0, 100, 0.5, decay_steps=10)
+    >>> [float(schedule(step)) for step in (0, 9, 10, 20)]
+    [1.0, 1.0, 0.5, 0.25]
+
+  Reference:
+    Tan and Le 2019, https://arxiv.org/abs/1905.11946, section 5.2.
+  """
+  _check_warmup(warmup_steps, total_steps)
+  if not 0 < decay_rate <= 1 or decay_steps <= 0:
+    raise ValueError(
+      f'a learning rate cannot decay by {decay_rate:g} every {decay_steps:g} '
+      'steps; use optimizer.decay_rate in (0, 1] and optimizer.decay_epochs '
+      'above 0'
+    )
+
+  def decayed(t: jax.Array) -> jax.Array:
+    return peak * decay_rate ** jnp.floor(t / decay_steps)
+
+  return _after_warmup(decayed, peak, warmup_steps)
+
+
+def _check_warmup(warmup_steps: float, total_steps: int) -> None:
   if not 0 <= warmup_steps < total_steps:
     raise ValueError(
       f'a warm-up of {warmup_steps:g} steps does not fit into a run of '
       f'{total_steps}; train longer or lower optimizer.warmup_epochs'
     )
 
+
+def _after_warmup(
+  decayed: Callable[[jax.Array], jax.Array], peak: float, warmup_steps: float
+) -> Schedule:
   def schedule(step: chex.Numeric) -> jax.Array:
     t = jnp.asarray(step, jnp.float32)
-    progress = jnp.clip((t - warmup_steps) / (total_steps - warmup_steps), 0, 1)
-    cosine = 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
-    warmup = t / max(warmup_steps, 1.0)
-    return peak * jnp.where(t < warmup_steps, warmup, cosine)
+    warmup = peak * t / max(warmup_steps, 1.0)
+    return jnp.where(t < warmup_steps, warmup, decayed(t))
 
   return schedule
 
@@ -186,13 +290,14 @@ def create_optimizer(
 
   Args:
     config: with the fields
-      `name`: 'sgd' (Nesterov momentum), 'lars', 'adam' or 'adamw';
+      `name`: 'sgd' (Nesterov momentum), 'rmsprop' (as for EfficientNet), 'lars',
+        'adam' or 'adamw';
       `clip`: 'agc', 'global_norm' or None;
       `clipping` and `clip_eps`: λ and ε of AGC;
       `max_norm`: the largest norm that 'global_norm' lets pass;
       `skip_nonfinite`: how many steps in a row may have a gradient that is not
         finite; they are left out, through `optax.apply_if_finite`;
-      `momentum`: of 'sgd' and 'lars', in [0, 1);
+      `momentum`: of 'sgd', 'rmsprop' and 'lars', in [0, 1);
       `weight_decay`: added to the gradient of the weights (L2), at least 0; for
         'adamw' decoupled from it.
     schedule: step → learning rate.
@@ -216,6 +321,19 @@ def create_optimizer(
     'sgd': lambda: optax.chain(
       l2, optax.sgd(schedule, momentum, nesterov=True)
     ),
+    # The averages of squares start at 1 and have ε inside the root, as in
+    # tensorflow, which the published recipe is for.
+    'rmsprop': lambda: optax.chain(
+      l2,
+      optax.rmsprop(
+        schedule,
+        decay=0.9,
+        eps=1e-3,
+        initial_scale=1.0,
+        eps_in_sqrt=True,
+        momentum=momentum,
+      ),
+    ),
     # The trust ratio holds for what decays, as is usual: scaled by their own
     # tiny norm, gains and biases would stop.
     'lars': lambda: optax.lars(
@@ -229,13 +347,17 @@ def create_optimizer(
     'adam': lambda: optax.chain(l2, optax.adam(schedule)),
     'adamw': lambda: optax.adamw(schedule, weight_decay=decay, mask=decay_mask),
   }
-  for field, known in (('clip', clips), ('name', optimizers)):
-    if config[field] not in known:
-      raise ValueError(
-        f'optimizer.{field} is {config[field]!r}; choose one of '
-        f'{", ".join(map(str, known))}'
-      )
+  _check_known('clip', config.clip, clips)
+  _check_known('name', config.name, optimizers)
   optimizer = optax.chain(clips[config.clip](), optimizers[config.name]())
   if config.skip_nonfinite:
     return optax.apply_if_finite(optimizer, config.skip_nonfinite)
   return optimizer
+
+
+def _check_known(field: str, value: str | None, known: Iterable) -> None:
+  if value not in known:
+    raise ValueError(
+      f'optimizer.{field} is {value!r}; choose one of '
+      f'{", ".join(map(str, known))}'
+    )

@@ -94,10 +94,8 @@ def train_and_evaluate(
 
   # Model, optimiser and steps.
   net = create_net(config, train_set.num_classes)
-  schedule = optimizers.warmup_cosine(
-    config.optimizer.learning_rate_per_256 * config.batch_size / 256,
-    config.optimizer.warmup_epochs * epoch_steps,
-    total_steps,
+  schedule = optimizers.create_schedule(
+    config.optimizer, config.batch_size, epoch_steps, total_steps
   )
   optimizer = optimizers.create_optimizer(config.optimizer, schedule)
   state = parallel.replicate(
@@ -382,10 +380,11 @@ def count_micro_batches(
   """
   if config.micro_batches is not None:
     return config.micro_batches
-  planned = config
+  planned = config.copy_and_resolve_references()
+  if 'cross_replica_axis' in planned.model:
+    planned.model.cross_replica_axis = None  # one device is traced
   if jax.default_backend() == 'cpu':
     # Neither saves memory there; see `memory`.
-    planned = config.copy_and_resolve_references()
     planned.compute_dtype, planned.remat = 'float32', None
   need = memory.estimate(
     create_net(planned, num_classes), optimizer, planned, num_classes

@@ -409,9 +409,7 @@ def create_eval_step(
     mask = batch['mask'].astype(jnp.float32)
     label = batch['label']
 
-    def sums(
-      params: hk.MutableParams, model_state: hk.MutableState
-    ) -> Metrics:
+    def sums(params: hk.MutableParams, model_state: hk.MutableState) -> Metrics:
       outputs, _ = net.apply(
         params, model_state, None, images, is_training=False
       )

@@ -4,6 +4,7 @@ The golden files come from the released implementation (float32, CPU, jax
 0.10.2, highest matmul precision) run on these parameters and images.
 """
 
+import hashlib
 import zlib
 
 import numpy as np
@@ -30,6 +31,16 @@ def fill_tree(shapes) -> dict[str, dict[str, np.ndarray]]:
     module: {name: fill(module, name, x.shape) for name, x in leaves.items()}
     for module, leaves in shapes.items()
   }
+
+
+def digest(shapes) -> str:
+  """What `families.json` says of a tree of anything that has a shape."""
+  table = '\n'.join(
+    f'{module} {name} {tuple(shapes[module][name].shape)}'
+    for module in sorted(shapes)
+    for name in sorted(shapes[module])
+  )
+  return hashlib.sha256(table.encode()).hexdigest()
 
 
 def image(n: int, px: int) -> np.ndarray:

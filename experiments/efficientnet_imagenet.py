@@ -1,0 +1,48 @@
+"""EfficientNets B0 to B8 on ImageNet, the rival of the paper.
+
+Source: Tan and Le 2019, https://arxiv.org/abs/1905.11946, section 5.2, with
+RandAugment in place of AutoAugment, as in the results that Brock et al. 2021,
+table 3, compares with; see base.py for the rest. More than two layers of
+RandAugment, MixUp and CutMix do not help these nets, and SGD with a cosine
+hurts them (Brock et al. 2021, appendix).
+Command:
+  python -m nfnets_jax.main --config=experiments/efficientnet_imagenet.py:B0 \
+    --workdir=DIR
+Expected (Brock et al. 2021, table 3, top-1 / top-5 in %, ms a step on 32 TPUv3
+cores with 32 images each):
+  B0 77.1 / 93.3,   51.1     B3 81.6 / 95.7,  129.5     B4 82.9 / 96.4,  245.9
+  B5 83.7 / 96.7,  450.5     B6 84.0 / 96.8,  775.7     B7 84.7 / 97.0, 1397.0
+"""
+
+from ml_collections import config_dict
+
+from experiments import base
+from nfnets_jax.models import variants
+
+
+def get_config(name: str = 'B0') -> config_dict.ConfigDict:
+  """Expands a variant, 'B0' to 'B8', into plain numbers."""
+  model = f'efficientnet_{name.lower()}'
+  variant = variants.get(model)
+  config = base.get_config()
+  config.epochs = 350.0
+  config.model = base.model(model)
+
+  config.data.image_size = variant.train_size
+  config.data.eval_image_size = variant.test_size
+  config.data.crop = 'random_resized_0.08'
+  config.data.eval_crop = 'crop_resize'
+
+  config.augment.mixup_alpha = None
+  config.augment.cutmix = False
+  config.augment.raw_per_image = 1
+  config.augment.rand_augment = '2x10'
+
+  config.optimizer.name = 'rmsprop'
+  config.optimizer.learning_rate_per_256 = 0.016
+  config.optimizer.schedule = 'exponential'
+  config.optimizer.weight_decay = 1e-5
+  config.optimizer.clip = None
+
+  config.ema_decay = 0.9999
+  return config

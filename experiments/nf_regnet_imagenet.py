@@ -1,0 +1,35 @@
+"""NF-RegNets B0 to B5 on ImageNet.
+
+Source: Brock, De and Smith 2021, https://arxiv.org/abs/2101.08692, and the
+released recipe; see base.py for the rest.
+Command:
+  python -m nfnets_jax.main --config=experiments/nf_regnet_imagenet.py:B0 \
+    --workdir=DIR
+Expected (the predecessor's, top-1 in %, digitised): B0 77.0, B1 78.7, B2 80.0,
+B3 81.2, B4 82.5, B5 83.0.
+"""
+
+from ml_collections import config_dict
+
+from experiments import base
+from nfnets_jax.models import variants
+
+
+def get_config(name: str = 'B0') -> config_dict.ConfigDict:
+  """Expands a variant, 'B0' to 'B5', into plain numbers."""
+  model = f'nf_regnet_{name.lower()}'
+  variant = variants.get(model)
+  config = base.get_config()
+  config.batch_size = 1024
+  config.model = base.model(model)
+
+  config.data.image_size = variant.train_size
+  config.data.eval_image_size = variant.test_size
+
+  config.optimizer.end_learning_rate = 0.001
+  # The larger the net, the more.
+  config.optimizer.weight_decay = 1e-5 * (5 + int(model[-1]))
+  config.optimizer.clip = None
+
+  config.compute_dtype = 'float32'
+  return config

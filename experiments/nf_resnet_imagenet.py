@@ -1,0 +1,38 @@
+"""NF-ResNets on ImageNet: the predecessor's recipe, or AGC by override.
+
+Source: Brock, De and Smith 2021, https://arxiv.org/abs/2101.08692, and the
+recipe that the released code has for its ResNets; see base.py for the rest.
+Command:
+  python -m nfnets_jax.main --config=experiments/nf_resnet_imagenet.py:50 \
+    --workdir=DIR
+  For the large batches of Brock et al. 2021, figure 2, besides:
+    --config.optimizer.clip=agc --config.batch_size=4096
+Expected (the paper's figure 2, top-1 in %, digitised): depth 50 at batch 1024
+76.9 without and 76.95 with AGC, at 4096 below 70 without and 76.7 with; depth
+200 at batch 1024 79.5 without and 79.6 with AGC.
+"""
+
+from ml_collections import config_dict
+
+from experiments import base
+
+
+def get_config(depth: str = '50') -> config_dict.ConfigDict:
+  """Expands a depth, 50, 101, 152, 200 or 288, into plain numbers."""
+  config = base.get_config()
+  config.epochs = 90.0
+  config.batch_size = 1024
+  config.model = base.model(f'nf_resnet{depth}')
+
+  config.data.eval_crop = 'crop_resize'
+
+  config.augment.mixup_alpha = None
+  config.augment.cutmix = False
+  config.augment.raw_per_image = 1
+
+  config.optimizer.weight_decay = 1e-4
+  config.optimizer.clip = None
+
+  config.ema_decay = 0.0
+  config.compute_dtype = 'float32'
+  return config

@@ -1,0 +1,69 @@
+"""Writes the table of all networks: their sizes beside the published ones.
+
+  make tables
+
+Nothing is computed; the networks are only traced, at their test size.
+"""
+
+import pathlib
+
+from absl import app, flags
+
+from nfnets_jax import summary
+from nfnets_jax.models import published, variants
+
+_FILE = flags.DEFINE_string(
+  'file', 'docs/models.md', 'Where the table is written.'
+)
+
+_HEAD = """# The networks and their sizes
+
+Made by `make tables`. GMACs: multiply-accumulates of a forward pass of one
+image of the test size, 10⁹, which the papers call FLOPs. Published sizes are
+those of `nfnets_jax/models/published.py`, which names their sources.
+
+| network | train px | test px | parameters | published M | difference | GMACs | published | difference |
+|---|---:|---:|---:|---:|---:|---:|---:|---:|
+"""  # noqa: E501
+
+
+def row(name: str) -> str:
+  """Returns a network's line of the table, without the line's end.
+
+  Args:
+    name: a variant.
+  """
+  variant = variants.get(name)
+  params, macs = summary.count(name, variant.test_size)
+  reported = published.SIZES.get(name, published.Size(None, None))
+  cells = [
+    f'`{name}`',
+    str(variant.train_size),
+    str(variant.test_size),
+    f'{params:,}',
+    *_beside(params / 1e6, reported.params),
+    f'{macs / 1e9:.2f}',
+    *_beside(macs / 1e9, reported.macs),
+  ]
+  return f'| {" | ".join(cells)} |'
+
+
+def _beside(ours: float, theirs: float | None) -> tuple[str, str]:
+  """The published figure and by how much ours differs, if there is one."""
+  if theirs is None:
+    return '', ''
+  return f'{theirs:g}', f'{100 * (ours / theirs - 1):+.1f} %'
+
+
+def main(argv: list[str]) -> None:
+  """Writes the file."""
+  del argv
+  lines = [row(name) for name in variants.VARIANTS]
+  path = pathlib.Path(_FILE.value)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(_HEAD + '\n'.join(lines) + '\n')
+  print(f'{len(lines)} networks in {path}')
+
+
+if __name__ == '__main__':
+  app.run(main)

@@ -1,0 +1,385 @@
+"""What the residual nets share: the way from images to logits, and its checks.
+
+A net is a stem, stages of residual blocks and a head. The families differ in
+what these compute; which block stands where, what is kept for the backward
+pass, the statistics of the signal and the classifier are here.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+
+from nfnets_jax.models import activations, layers
+
+# What a net can be told to compute again in the backward pass.
+REMAT = (None, 'block', 'stage')
+
+# What can come before each nonlinearity.
+NORMS = (None, 'batch')
+
+# Maps features and `is_training` to features and the residual branch.
+Block = Callable[[jax.Array, bool], tuple[jax.Array, jax.Array]]
+
+# Maps features to features and statistics of them.
+_Segment = Callable[[jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+  """Where a block stands in its net.
+
+  Attributes:
+    stage: from 0.
+    in_channels: channels of the input.
+    out_channels: channels of the output.
+    stride: of the block, in pixels.
+    stochdepth_rate: probability that the branch of an image is dropped.
+  """
+
+  stage: int
+  in_channels: int
+  out_channels: int
+  stride: int
+  stochdepth_rate: float
+
+
+def places(
+  in_channels: int,
+  *,
+  width: Sequence[int],
+  depth: Sequence[int],
+  strides: Sequence[int],
+  stochdepth_rate: float,
+) -> list[Place]:
+  """Lays out the blocks of a net.
+
+  Args:
+    in_channels: channels of the stem's output.
+    width: output channels of each stage.
+    depth: number of blocks of each stage.
+    strides: of the first block of each stage.
+    stochdepth_rate: of n blocks, block i (from 0) drops the residual branch of
+      an image with probability stochdepth_rate · i / n.
+
+  Returns:
+    One place a block, in order.
+
+  Example:
+    >>> net = places(64, width=(64, 128), depth=(1, 2), strides=(1, 2),
+    ...              stochdepth_rate=0.3)
+    >>> [(place.out_channels, place.stride) for place in net]
+    [(64, 1), (128, 2), (128, 1)]
+  """
+  out: list[Place] = []
+  for stage, num_blocks in enumerate(depth):
+    for block in range(num_blocks):
+      out.append(
+        Place(
+          stage=stage,
+          in_channels=in_channels,
+          out_channels=width[stage],
+          stride=strides[stage] if block == 0 else 1,
+          stochdepth_rate=stochdepth_rate * len(out) / sum(depth),
+        )
+      )
+      in_channels = width[stage]
+  return out
+
+
+def predicted_stds(depth: Sequence[int], alpha: float) -> list[float]:
+  """Predicts β, the standard deviation of every block's input.
+
+  The variance is 1 after the stem and grows by α² a block. The shortcut of the
+  first block of a stage is a convolution of the scaled input, which has unit
+  variance again.
+
+  Args:
+    depth: number of blocks of each stage.
+    alpha: α, scale of the residual branches.
+
+  Returns:
+    One β a block, in order.
+
+  Example:
+    >>> [round(beta**2, 2) for beta in predicted_stds((2, 2), alpha=0.2)]
+    [1.0, 1.04, 1.08, 1.04]
+
+  Reference:
+    Brock et al. 2021, section 2.
+  """
+  stds, variance = [], 1.0
+  for num_blocks in depth:
+    for block in range(num_blocks):
+      stds.append(variance**0.5)
+      variance = (1.0 if block == 0 else variance) + alpha**2
+  return stds
+
+
+class ResidualNet(hk.Module):
+  """A classifier of images made of residual blocks; the families derive.
+
+  A family sets `blocks` and defines `_stem` and `_features`.
+  """
+
+  blocks: Sequence[Block]
+
+  def __init__(
+    self,
+    num_classes: int,
+    *,
+    depth: Sequence[int],
+    drop_rate: float,
+    remat: str | None,
+    w_init: hk.initializers.Initializer,
+    name: str,
+  ):
+    """Describes what the families share.
+
+    Args:
+      num_classes: K, number of logits.
+      depth: number of blocks of each stage.
+      drop_rate: dropout on the pooled features, in [0, 1).
+      remat: what the forward pass keeps for the backward pass. None keeps all
+        that it needs; 'block' keeps the input of the stem and of each block,
+        'stage' the input of the stem and of each stage, and what lies between
+        is computed again, for about a third more work. Parameters, outputs and
+        gradients are the same.
+      w_init: of the classifier's weight.
+      name: of the Haiku module.
+
+    Raises:
+      ValueError: if an argument is impossible; the message says what is not.
+    """
+    super().__init__(name=name)
+    if num_classes < 1:
+      raise ValueError(f'num_classes must be at least 1, got {num_classes}')
+    check_rate('drop_rate', drop_rate)
+    if remat not in REMAT:
+      raise ValueError(
+        f'remat is {remat!r}; choose one of {", ".join(map(repr, REMAT))}'
+      )
+    self.depth = tuple(depth)
+    self.drop_rate = drop_rate
+    self.remat = remat
+    self.classifier = layers.Linear(num_classes, w_init=w_init, name='linear')
+
+  def __call__(
+    self,
+    images: jax.Array,
+    is_training: bool,
+    return_metrics: bool = False,
+  ) -> dict[str, jax.Array]:
+    """Classifies images.
+
+    Args:
+      images: `[B, H, W, 3]`, normalised, of the dtype to compute in.
+      is_training: whether dropout and stochastic depth act, which take a Haiku
+        random key, and batch normalisation takes the batch's statistics.
+      return_metrics: whether to add the statistics of signal propagation.
+
+    Returns:
+      `logits` `[B, K]`, float32 or wider, and `pool` `[B, C]`, the pooled
+      features before dropout.
+      With `return_metrics` also scalars: `avg_sq_mean_{i}` and `avg_var_{i}`,
+      the mean over channels of the squared mean and of the variance after the
+      stem (i = 0) and after block i − 1; and `res_avg_var_{i}`, the variance of
+      the residual branch of block i.
+
+    Raises:
+      ValueError: if `images` is not `[B, H, W, C]` of a floating dtype.
+    """
+    if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
+      raise ValueError(
+        'images must be a floating array [B, H, W, C], got '
+        f'{images.dtype}{list(images.shape)}; normalise uint8 images first'
+      )
+    outputs: dict[str, jax.Array] = {}
+    out = images
+    for segment in self._segments(is_training, return_metrics):
+      if self.remat is not None:
+        segment = hk.remat(segment)
+      out, metrics = segment(out)
+      outputs.update(metrics)
+    pool = jnp.mean(self._features(out, is_training), axis=(1, 2))
+    outputs['pool'] = pool
+    logits = self.classifier(layers.dropout(pool, self.drop_rate, is_training))
+    # A softmax over a thousand classes wants more than bfloat16's three digits.
+    outputs['logits'] = layers.widen(logits)
+    return outputs
+
+  def _stem(self, x: jax.Array, is_training: bool) -> jax.Array:
+    """Maps images to the input of the first block."""
+    raise NotImplementedError
+
+  def _features(self, x: jax.Array, is_training: bool) -> jax.Array:
+    """Maps the output of the last block to what is pooled."""
+    raise NotImplementedError
+
+  def _segments(
+    self, is_training: bool, return_metrics: bool
+  ) -> Iterator[_Segment]:
+    """The parts of the net, in order, whose inputs are worth keeping.
+
+    The first is the stem; then come stages if `remat` says so, else blocks.
+    """
+
+    def stem(x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+      x = self._stem(x, is_training)
+      return x, _signal_metrics(x, 0) if return_metrics else {}
+
+    def blocks(
+      x: jax.Array, part: range
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+      metrics = {}
+      for i in part:
+        x, branch = self.blocks[i](x, is_training)
+        if return_metrics:
+          metrics.update(_signal_metrics(x, i + 1))
+          variance = _signal_metrics(branch, i)[f'avg_var_{i}']
+          metrics[f'res_avg_var_{i}'] = variance
+      return x, metrics
+
+    yield stem
+    ones = [1] * len(self.blocks)
+    first = 0
+    for length in self.depth if self.remat == 'stage' else ones:
+      yield functools.partial(blocks, part=range(first, first + length))
+      first += length
+
+
+def _signal_metrics(x: jax.Array, index: int) -> dict[str, jax.Array]:
+  x = x.astype(jnp.float32)
+  return {
+    f'avg_sq_mean_{index}': jnp.mean(jnp.mean(x, axis=(0, 1, 2)) ** 2),
+    f'avg_var_{index}': jnp.mean(jnp.var(x, axis=(0, 1, 2))),
+  }
+
+
+def skip_init(branch: jax.Array, scale: float = 1.0) -> jax.Array:
+  """Multiplies a branch by a learnt scalar, zero at first, and by `scale`.
+
+  Call it inside the block, which owns the scalar, `skip_gain`.
+
+  Args:
+    branch: `[B, H, W, C]`.
+    scale: constant factor.
+
+  Returns:
+    An array like `branch`.
+
+  Reference:
+    De and Smith 2020, https://arxiv.org/abs/2002.10444.
+  """
+  gain = hk.get_parameter(
+    'skip_gain', (), jnp.float32, hk.initializers.Constant(0.0)
+  )
+  return (layers.widen(branch) * (gain * scale)).astype(branch.dtype)
+
+
+class NormAct:
+  """Normalisation, if any, and a nonlinearity."""
+
+  def __init__(
+    self,
+    act: activations.Activation,
+    norm: str | None,
+    cross_replica_axis: str | None,
+    name: str,
+  ):
+    """Describes the pair.
+
+    Args:
+      act: the nonlinearity.
+      norm: one of `NORMS`.
+      cross_replica_axis: name of the axis of devices of the statistics.
+      name: of the normalisation's Haiku module.
+    """
+    self.act = act
+    self.norm = (
+      layers.BatchNorm(cross_replica_axis=cross_replica_axis, name=name)
+      if norm == 'batch'
+      else None
+    )
+
+  def __call__(self, x: jax.Array, is_training: bool) -> jax.Array:
+    """Maps `[B, H, W, C]` to an array like it."""
+    if self.norm is not None:
+      x = self.norm(x, is_training)
+    return self.act(x)
+
+
+def gated(
+  x: jax.Array, squeeze_excite: layers.SqueezeExcite, scale: float = 2.0
+) -> jax.Array:
+  """Multiplies by the gate and by two: it is one half on average at first.
+
+  Args:
+    x: `[B, H, W, C]`.
+    squeeze_excite: the gate.
+    scale: factor of the gate.
+
+  Returns:
+    An array like `x`.
+  """
+  gate = layers.widen(scale * squeeze_excite(x))
+  return (layers.widen(x) * gate).astype(x.dtype)
+
+
+def grouped_width(width: int, expansion: float, group_width: int) -> int:
+  """Returns the channels of a bottleneck, rounded down to whole groups.
+
+  Args:
+    width: channels that the bottleneck is relative to.
+    expansion: of the bottleneck, relative to `width`.
+    group_width: channels per group.
+
+  Returns:
+    The largest multiple of `group_width` in `width · expansion`.
+
+  Raises:
+    ValueError: if the bottleneck is narrower than one group.
+
+  Example:
+    >>> grouped_width(384, 0.5, 128)
+    128
+  """
+  bottleneck = int(width * expansion)
+  if bottleneck < group_width:
+    raise ValueError(
+      f'a bottleneck of {bottleneck} channels ({width} × {expansion}) '
+      f'is narrower than one group of {group_width}; use a group_width of at '
+      f'most {bottleneck} or a width of at least {group_width / expansion:g}'
+    )
+  return bottleneck // group_width * group_width
+
+
+def check_stages(**patterns: Sequence[int]) -> None:
+  """Raises a ValueError if `patterns` are not one positive entry per stage."""
+  lengths = {name: len(pattern) for name, pattern in patterns.items()}
+  if len(set(lengths.values())) != 1 or 0 in lengths.values():
+    raise ValueError(
+      'each of '
+      + ', '.join(f'{n} {tuple(p)}' for n, p in patterns.items())
+      + ' must have one entry per stage'
+    )
+  for name, pattern in patterns.items():
+    if min(pattern) < 1:
+      raise ValueError(f'{name} {tuple(pattern)} must be positive')
+
+
+def check_rate(name: str, rate: float) -> None:
+  """Raises a ValueError if `rate` is no probability below one."""
+  if not 0.0 <= rate < 1.0:
+    raise ValueError(f'{name} must lie in [0, 1), got {rate}')
+
+
+def check_norm(norm: str | None) -> None:
+  """Raises a ValueError if there is no such normalisation."""
+  if norm not in NORMS:
+    raise ValueError(
+      f'norm is {norm!r}; choose one of {", ".join(map(repr, NORMS))}'
+    )

@@ -1,0 +1,210 @@
+"""FixUp ResNet: no normalisation, but an initialisation that scales with depth.
+
+A pre-activation ResNet of plain convolutions, h_{i+1} = shortcut(h_i) +
+multiplier·f_i(h_i), and FixUp's three rules for L blocks of m convolutions:
+
+  1. the last convolution of each branch and the classifier start at zero;
+  2. the other convolutions of a branch start as He's, times L^(−1/(2m − 2));
+  3. a branch has a scalar multiplier, one at first, and there is a scalar bias,
+     zero at first, before each convolution, linear layer and nonlinearity.
+
+Differences:
+  * The published nets have the nonlinearity after the addition; this one has it
+    before the convolutions, like the nets that it is compared with.
+  * There is no bias before the first convolution, as in its authors' code.
+
+Reference:
+  Zhang, Dauphin and Ma 2019, https://arxiv.org/abs/1901.09321.
+"""
+
+from collections.abc import Sequence
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+
+from nfnets_jax.models import activations, blocks, layers
+
+# m, the number of convolutions in a branch.
+_BRANCH_CONVS = 3
+
+
+def _scalar(name: str, init: float) -> jax.Array:
+  return hk.get_parameter(name, (), jnp.float32, hk.initializers.Constant(init))
+
+
+def _add_bias(x: jax.Array, name: str) -> jax.Array:
+  """Adds the scalar `name` of the module that calls."""
+  return (layers.widen(x) + _scalar(name, 0.0)).astype(x.dtype)
+
+
+class FixupBlock(hk.Module):
+  """Bottleneck block, pre-activation.
+
+  3 times +bias → ReLU → +bias → convolution (1×1, 3×3 with stride, 1×1) →
+  stochastic depth → ×multiplier → + shortcut. The shortcut of a transition
+  block is a 1×1 convolution, with the stride of the block, of what the first
+  convolution sees.
+  """
+
+  def __init__(
+    self,
+    in_channels: int,
+    out_channels: int,
+    *,
+    stride: int,
+    expansion: float,
+    num_blocks: int,
+    stochdepth_rate: float,
+    name: str | None = None,
+  ):
+    """Describes the block; see `FixupResNet` for the arguments they share.
+
+    Args:
+      in_channels: channels of the input.
+      out_channels: channels of the output.
+      stride: of the 3×3 convolution and the shortcut.
+      expansion: channels inside, relative to `out_channels`.
+      num_blocks: L, blocks of the net.
+      stochdepth_rate: probability that the branch of an image is dropped.
+      name: of the Haiku module.
+    """
+    super().__init__(name=name)
+    width = blocks.grouped_width(out_channels, expansion, 1)
+    scale = num_blocks ** (-1 / (2 * _BRANCH_CONVS - 2))
+    # The initialiser's first argument scales the variance.
+    scaled = hk.initializers.VarianceScaling(2 * scale**2, 'fan_in', 'normal')
+    self.stochdepth_rate = stochdepth_rate
+    self.conv0 = layers.Conv2D(width, 1, w_init=scaled, name='conv0')
+    self.conv1 = layers.Conv2D(
+      width, 3, stride=stride, w_init=scaled, name='conv1'
+    )
+    self.conv2 = layers.Conv2D(
+      out_channels, 1, w_init=hk.initializers.Constant(0.0), name='conv2'
+    )
+    self.conv_shortcut = (
+      layers.Conv2D(out_channels, 1, stride=stride, name='conv_shortcut')
+      if stride > 1 or in_channels != out_channels
+      else None
+    )
+
+  def __call__(
+    self, x: jax.Array, is_training: bool
+  ) -> tuple[jax.Array, jax.Array]:
+    """Maps `[B, H, W, I]` to `[B, H', W', O]` and the branch.
+
+    The second output is the residual branch before stochastic depth and its
+    multiplier; it is zero at initialisation.
+    """
+    out = self._activate(x, 0)
+    shortcut = x if self.conv_shortcut is None else self.conv_shortcut(out)
+    out = self._activate(self.conv0(out), 1)
+    out = self._activate(self.conv1(out), 2)
+    branch = self.conv2(out)
+    out = layers.stochastic_depth(branch, self.stochdepth_rate, is_training)
+    out = (layers.widen(out) * _scalar('multiplier', 1.0)).astype(x.dtype)
+    return out + shortcut, branch
+
+  def _activate(self, x: jax.Array, index: int) -> jax.Array:
+    """The nonlinearity before convolution `index`, between its two biases."""
+    x = activations.relu(_add_bias(x, f'bias{index}a'))
+    return _add_bias(x, f'bias{index}b')
+
+
+class FixupResNet(blocks.ResidualNet):
+  """Pre-activation ResNet with FixUp initialisation.
+
+  Example:
+    >>> def forward(images):
+    ...   net = FixupResNet(10, width=(64,), depth=(2,), strides=(1,),
+    ...                     stem_width=16)
+    ...   return net(images, is_training=False)
+    >>> net = hk.transform(forward)
+    >>> images = jnp.ones((2, 32, 32, 3))
+    >>> params = jax.jit(net.init)(jax.random.key(0), images)
+    >>> jax.jit(net.apply)(params, None, images)['logits'].shape
+    (2, 10)
+
+  Reference:
+    Zhang, Dauphin and Ma 2019, https://arxiv.org/abs/1901.09321.
+  """
+
+  def __init__(
+    self,
+    num_classes: int,
+    *,
+    depth: Sequence[int],
+    width: Sequence[int] = (256, 512, 1024, 2048),
+    strides: Sequence[int] = (1, 2, 2, 2),
+    expansion: float = 0.25,
+    stem_width: int = 64,
+    stem_stride: int = 2,
+    stem_pool: bool = True,
+    stochdepth_rate: float = 0.0,
+    drop_rate: float = 0.0,
+    remat: str | None = None,
+    name: str = 'Fixup_ResNet',
+  ):
+    """Describes the net; the defaults are what all depths share.
+
+    Args:
+      num_classes: K, number of logits.
+      depth: number of blocks of each stage.
+      width: output channels of each stage.
+      strides: of the first block of each stage.
+      expansion: bottleneck channels relative to the stage's width.
+      stem_width: channels of the stem's 7×7 convolution.
+      stem_stride: of that convolution.
+      stem_pool: whether a 3×3 max-pooling of stride 2 follows it.
+      stochdepth_rate: of n blocks, block i (from 0) drops the residual branch
+        of an image with probability stochdepth_rate · i / n. In [0, 1).
+      drop_rate: dropout on the pooled features, in [0, 1).
+      remat: None, 'block' or 'stage', what is computed again in the backward
+        pass; see `blocks.ResidualNet`.
+      name: of the Haiku module.
+
+    Raises:
+      ValueError: if an argument is impossible; the message says what is not.
+    """
+    super().__init__(
+      num_classes,
+      depth=depth,
+      drop_rate=drop_rate,
+      remat=remat,
+      w_init=hk.initializers.Constant(0.0),
+      name=name,
+    )
+    blocks.check_stages(width=width, depth=depth, strides=strides)
+    blocks.check_rate('stochdepth_rate', stochdepth_rate)
+    self.stem_pool = stem_pool
+    self.initial_conv = layers.Conv2D(
+      stem_width, 7, stride=stem_stride, name='initial_conv'
+    )
+    places = blocks.places(
+      stem_width,
+      width=width,
+      depth=depth,
+      strides=strides,
+      stochdepth_rate=stochdepth_rate,
+    )
+    self.blocks = [
+      FixupBlock(
+        place.in_channels,
+        place.out_channels,
+        stride=place.stride,
+        expansion=expansion,
+        num_blocks=sum(depth),
+        stochdepth_rate=place.stochdepth_rate,
+        name='fixup_block',
+      )
+      for place in places
+    ]
+
+  def _stem(self, x: jax.Array, is_training: bool) -> jax.Array:
+    x = self.initial_conv(x)
+    return layers.max_pool(x, 3, stride=2) if self.stem_pool else x
+
+  def _features(self, x: jax.Array, is_training: bool) -> jax.Array:
+    x = activations.relu(_add_bias(x, 'final_bias_a'))
+    # The classifier's bias, added before the mean instead of after it.
+    return _add_bias(x, 'final_bias_b')

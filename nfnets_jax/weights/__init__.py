@@ -1,0 +1,1 @@
+"""Reading and writing of weights that others have published."""
