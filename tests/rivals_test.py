@@ -149,9 +149,10 @@ def test_statistics_of_a_device_are_averaged():
   batch = batch_of(config)
   after, _ = step(state, batch)
   alone, one = step_of(config, devices=1)
+  images, labels = batch['image'], batch['label']
   each = [
-    averages(alone(one, jax.tree.map(lambda x: x[i : i + 1], batch))[0][3])
-    for i in range(8)
+    averages(alone(one, {'image': x[None], 'label': y[None]})[0].model_state)
+    for x, y in zip(images, labels, strict=True)
   ]
   for name, value in averages(after.model_state).items():
     mean = np.mean([x[name] for x in each], axis=0)

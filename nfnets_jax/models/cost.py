@@ -58,7 +58,7 @@ class ModuleCost(NamedTuple):
 
 
 def module_costs(
-  create: Callable[[], hk.Module], images: jax.ShapeDtypeStruct
+  create: Callable[[], Any], images: jax.ShapeDtypeStruct
 ) -> list[ModuleCost]:
   """Takes a net apart into the modules that it is made of, such as its blocks.
 

@@ -50,13 +50,16 @@ class CompileTimes:
   def __exit__(self, *exception: object) -> None:
     jax.monitoring.unregister_event_duration_listener(self._listen)
 
-  def _listen(self, event: str, seconds: float, **_: object) -> None:
+  def _listen(
+    self, event: str, duration_secs: float, **kwargs: str | int
+  ) -> None:
+    del kwargs
     if event.endswith('jaxpr_trace_duration'):
-      self.trace = max(self.trace, seconds)
+      self.trace = max(self.trace, duration_secs)
     elif event.endswith('jaxpr_to_mlir_module_duration'):
-      self.lower += seconds
+      self.lower += duration_secs
     elif event.endswith('backend_compile_duration'):
-      self.compile += seconds
+      self.compile += duration_secs
 
   def __str__(self) -> str:
     return (

@@ -290,8 +290,8 @@ def create_optimizer(
 
   Args:
     config: with the fields
-      `name`: 'sgd' (Nesterov momentum), 'rmsprop' (as for EfficientNet), 'lars',
-        'adam' or 'adamw';
+      `name`: 'sgd' (Nesterov momentum), 'rmsprop' (as of EfficientNet),
+        'lars', 'adam' or 'adamw';
       `clip`: 'agc', 'global_norm' or None;
       `clipping` and `clip_eps`: λ and ε of AGC;
       `max_norm`: the largest norm that 'global_norm' lets pass;

@@ -7,6 +7,7 @@ import optax
 import pytest
 from ml_collections import config_dict
 
+from experiments import base
 from nfnets_jax.training import optimizer as optimizers
 from nfnets_jax.training import train_step
 from tests import golden as reference
@@ -300,7 +301,7 @@ def test_decay_of_adam_without_a_gradient(name, step):
       np.testing.assert_allclose(x, expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize('name', ['sgd', 'lars', 'adam', 'adamw'])
+@pytest.mark.parametrize('name', ['sgd', 'rmsprop', 'lars', 'adam', 'adamw'])
 @pytest.mark.parametrize('clip', ['agc', 'global_norm', None])
 def test_every_combination_moves_every_parameter(name, clip):
   with jax.numpy_dtype_promotion('standard'):
@@ -314,7 +315,7 @@ def test_every_combination_moves_every_parameter(name, clip):
   [
     (
       {'name': 'sdg'},
-      "optimizer.name is 'sdg'; choose one of sgd, lars, adam, adamw",
+      "optimizer.name is 'sdg'; choose one of sgd, rmsprop, lars, adam",
     ),
     (
       {'clip': 'norm'},
@@ -361,6 +362,81 @@ def test_warmup_that_does_not_fit_is_refused(
 ):
   with pytest.raises(ValueError, match=message):
     optimizers.warmup_cosine(1.6, warmup_steps, total_steps)
+
+
+def test_cosine_ends_where_it_is_told():
+  schedule = optimizers.warmup_cosine(0.4, 0, total_steps=100, end=0.001)
+  rates = [float(schedule(step)) for step in (0, 50, 100, 200)]
+  assert rates == pytest.approx([0.4, 0.2005, 0.001, 0.001], rel=1e-5)
+
+
+def test_exponential_decays_from_the_first_step_on():
+  """0.97 every 2.4 epochs, also of those of the warm-up, as published."""
+  config = _config(
+    schedule='exponential',
+    learning_rate_per_256=0.016,
+    warmup_epochs=5.0,
+    decay_rate=0.97,
+    decay_epochs=2.4,
+    end_learning_rate=0.0,
+  )
+  schedule = optimizers.create_schedule(config, 4096, 10.0, 3500)
+  assert float(schedule(25)) == pytest.approx(0.128)  # half of the warm-up
+  for epoch in (5, 10, 100, 349):
+    expected = 0.256 * 0.97 ** (epoch // 2.4)
+    assert float(schedule(10 * epoch + 1)) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'schedule': 'linear'}, "schedule is 'linear'; choose one of cosine, exp"),
+    ({'schedule': 'exponential', 'decay_rate': 1.5}, 'decay by 1.5 every 24'),
+    ({'schedule': 'exponential', 'decay_epochs': 0.0}, 'by 0.97 every 0 steps'),
+    (
+      {'schedule': 'exponential', 'warmup_epochs': 9.0},
+      'warm-up of 90 steps does not fit into a run of 80',
+    ),
+  ],
+)
+def test_schedules_that_make_no_sense_are_refused(changes, message):
+  config = base.get_config().optimizer
+  config.update(changes)
+  with pytest.raises(ValueError, match=message):
+    optimizers.create_schedule(config, 256, 10.0, total_steps=80)
+
+
+def test_rmsprop_is_that_of_tensorflow():
+  """Averages of squares from 1, ε inside the root, the rate inside the sum."""
+  config = _config(name='rmsprop', clip=None, weight_decay=0.0)
+  rate, momentum = 0.01, config.momentum
+  optimizer = optimizers.create_optimizer(config, lambda step: rate)
+  params = {'net/~/linear': {'w': jnp.ones((2, 2))}}
+  state = optimizer.init(params)
+  square, moved = np.ones((2, 2)), np.zeros((2, 2))
+  for step in range(3):
+    grad = np.full((2, 2), 0.5 + step)
+    grads = {'net/~/linear': {'w': jnp.asarray(grad, jnp.float32)}}
+    updates, state = optimizer.update(grads, state, params)
+    square = 0.9 * square + 0.1 * grad**2
+    moved = momentum * moved + rate * grad / np.sqrt(square + 1e-3)
+    np.testing.assert_allclose(updates['net/~/linear']['w'], -moved, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('module', 'part'),
+  [
+    ('NF_ResNet/~/initial_conv', 'stem'),
+    ('NF_ResNet/~/nf_res_block/~/conv0', 'stage_1'),
+    ('ResNet/~/res_block_v2_3/~/bn1', 'stage_2'),
+    ('NF_RegNet/~/nf_block_4', 'stage_2'),
+    ('EfficientNet/~/mb_conv_block_2/~/expand', 'stage_1'),
+    ('ResNet/~/final_bn', 'head'),
+    ('NF_ResNet/~/linear', 'head'),
+  ],
+)
+def test_parts_of_all_families_are_known(module, part):
+  assert optimizers._part(module, (3, 4)) == part
 
 
 def test_clipped_shares_are_those_of_the_units():
