@@ -14,7 +14,7 @@ config_data_dir = $(if $(DATA_DIR),--config.data.data_dir='$(DATA_DIR)')
 
 .DEFAULT_GOAL := help
 .PHONY: help install train test test-slow lint format bench bench-input \
-  bench-augment show-augment tables prepare imagenet clean \
+  bench-augment show-augment signal-plots tables prepare imagenet clean \
   $(VARIANTS:%=reproduce-%) $(VARIANTS:%=rehearse-%)
 
 help:  ## Show the targets.
@@ -95,6 +95,10 @@ tables: $(STAMP)  ## Write the table of all networks, docs/models.md.
 show-augment: $(STAMP)  ## Draw augmented training images with their labels.
 	$(BIN)/python -m experiments.show_augment --output=$(WORKDIR)/augment.png \
 	  --config=experiments/nfnet_imagenet.py:F1 $(config_data_dir) $(ARGS)
+
+signal-plots: WORKDIR ?= runs/signal-plots
+signal-plots: $(STAMP)  ## Draw the signal at initialisation beside the theory.
+	$(BIN)/python -m experiments.signal_plots --output_dir=$(WORKDIR) $(ARGS)
 
 clean:  ## Remove the environment and caches; runs and data stay.
 	rm -rf $(VENV) $(VENV)-tensorflow build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -166,7 +166,9 @@ def test_augmentation_bench_measures(tmp_path):
   assert min(figures['measured_share_percent']) > 0
 
 
-@pytest.mark.parametrize('raw_per_image', [1, 2])
+@pytest.mark.parametrize(
+  'raw_per_image', [1, pytest.param(2, marks=pytest.mark.slow)]
+)
 def test_contact_sheet(tmp_path, raw_per_image):
   output = tmp_path / 'new folder' / 'sheet.png'
   printed = command(

@@ -15,8 +15,12 @@ from experiments import (
   base,
   cifar10,
   digits,
+  efficientnet_imagenet,
+  nf_regnet_imagenet,
+  nf_resnet_imagenet,
   nfnet_imagenet,
   overfit,
+  resnet_imagenet,
 )
 from experiments.benchmarks import gradient_step
 from nfnets_jax import models
@@ -86,8 +90,21 @@ def test_unknown_variant_lists_the_known():
     cifar10.get_config(),
     overfit.get_config(),
     nfnet_imagenet.get_config('F6'),
+    nf_resnet_imagenet.get_config('50'),
+    nf_regnet_imagenet.get_config('B0'),
+    resnet_imagenet.get_config('50'),
+    efficientnet_imagenet.get_config('B0'),
   ],
-  ids=['digits', 'cifar10', 'overfit', 'imagenet'],
+  ids=[
+    'digits',
+    'cifar10',
+    'overfit',
+    'imagenet',
+    'nf_resnet',
+    'nf_regnet',
+    'resnet',
+    'efficientnet',
+  ],
 )
 def test_net_is_built_from_the_config(config):
   net = train.create_net(config, num_classes=10)
@@ -234,3 +251,28 @@ def test_batch_normalised_nfnet_has_no_part_of_the_normaliser_free():
   names = {name for leaves in params.values() for name in leaves}
   assert names == {'w', 'b', 'scale', 'offset'}
   assert any('bn1b' in module for module in state)
+
+
+def test_recipes_of_the_rivals_are_the_published():
+  for module, argument in ((resnet_imagenet, '50'), (nf_resnet_imagenet, '50')):
+    config = module.get_config(argument)
+    assert (config.epochs, config.batch_size) == (90, 1024)
+    assert config.optimizer.learning_rate_per_256 * 4 == pytest.approx(0.4)
+    assert config.optimizer.weight_decay == 1e-4
+    assert config.optimizer.clip is None
+    assert config.augment.mixup_alpha is None and not config.augment.cutmix
+    assert config.data.eval_crop == 'crop_resize'
+    assert (config.data.image_size, config.data.eval_image_size) == (224, 224)
+    assert config.ema_decay == 0 and config.compute_dtype == 'float32'
+  for b, decay in enumerate((5e-5, 6e-5, 7e-5, 8e-5, 9e-5, 1e-4)):
+    config = nf_regnet_imagenet.get_config(f'B{b}')
+    assert config.optimizer.weight_decay == pytest.approx(decay)
+    assert config.optimizer.end_learning_rate == 0.001
+    assert (config.epochs, config.batch_size) == (360, 1024)
+    assert config.augment.mixup_alpha == 0.2 and config.augment.cutmix
+    assert config.augment.rand_augment is None
+    assert config.model.stochdepth_rate == 0.1
+  config = efficientnet_imagenet.get_config('B7')
+  assert config.data.image_size == config.data.eval_image_size == 600
+  assert config.optimizer.name == 'rmsprop'
+  assert config.optimizer.schedule == 'exponential'

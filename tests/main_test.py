@@ -65,6 +65,7 @@ def _flags(tmp_path, **changes):
   return [f'--config.{name}={value}' for name, value in fields.items()]
 
 
+@pytest.mark.slow
 def test_train_and_evaluate(tmp_path):
   workdir = tmp_path / 'run'
   arguments = [f'--workdir={workdir}', *_flags(tmp_path)]

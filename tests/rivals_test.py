@@ -113,7 +113,19 @@ def batch_of(config, devices=8):
   )
 
 
-@pytest.mark.parametrize('family', CONFIGS)
+@pytest.mark.parametrize(
+  'family',
+  [
+    pytest.param(family, marks=pytest.mark.slow if slow else ())
+    for family, slow in {
+      'nf_resnet': False,
+      'nf_regnet': True,
+      'resnet': False,
+      'efficientnet': True,
+      'batch_norm': True,
+    }.items()
+  ],
+)
 def test_recipe_takes_a_shrunk_step(family):
   config = shrunk(family)
   step, state = step_of(config)
@@ -142,6 +154,7 @@ def averages(state):
   }
 
 
+@pytest.mark.slow
 def test_statistics_of_a_device_are_averaged():
   """Without a shared axis: the mean over devices of each one's statistics."""
   config = shrunk('resnet')
@@ -189,6 +202,7 @@ def test_micro_batches_hand_on_the_statistics():
   assert counters and all(int(x) == 4 for x in counters)
 
 
+@pytest.mark.slow
 def test_average_of_the_parameters_has_its_own_statistics():
   config = shrunk('resnet')
   config.ema_decay = 0.9

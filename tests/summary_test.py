@@ -97,7 +97,7 @@ def test_table(tiny, asked, capsys):
   summary.main(['nfnet_tiny', '--batch=64'])
   assert asked == [('nfnet_tiny', None, 'bfloat16', None)]
   printed = capsys.readouterr().out
-  assert printed.startswith('64 images a device, bfloat16, 1000 classes')
+  assert '\n64 images a device, bfloat16, 1000 classes' in printed
   assert 'micro' not in printed
   assert _cells(printed)['nfnet_tiny'] == [
     '32',

@@ -67,18 +67,18 @@ def gradient_step(
   def forward(images: jax.Array) -> jax.Array:
     return models.create(model)(images, is_training=True)['logits']
 
-  net = hk.transform(forward)
+  net = hk.transform_with_state(forward)
   images = jax.random.normal(jax.random.key(0), (batch, size, size, 3))
   labels = jnp.arange(batch) % 1000
 
   def loss_fn(params: hk.MutableParams, key: jax.Array) -> jax.Array:
-    logits = net.apply(params, key, images)
+    logits, _ = net.apply(params, state, key, images)
     return optax.softmax_cross_entropy_with_integer_labels(
       logits, labels
     ).mean()
 
   key = jax.random.key(1)
-  params = jax.jit(net.init)(key, images)
+  params, state = jax.jit(net.init)(key, images)
   began = time.perf_counter()
   conv2d = released_conv2d if released else layers.conv2d
   avg_pool = released_avg_pool if released else layers.avg_pool

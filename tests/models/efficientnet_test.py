@@ -106,6 +106,7 @@ def test_initialisation():
   }
 
 
+@pytest.mark.slow
 def test_evaluation_takes_the_averages_that_training_gathers():
   images = reference.image(4, 16)
   train = _transform(is_training=True, drop_rate=0.0, **SMALL)
@@ -145,9 +146,8 @@ def _gradients(params, state, remat):
   return jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(params)
 
 
-@pytest.mark.parametrize(
-  'remat', ['block', pytest.param('stage', marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('remat', ['block', 'stage'])
 def test_what_is_computed_again_is_the_same(kept_all, remat):
   params, state, expected = kept_all
   result = _gradients(params, state, remat)

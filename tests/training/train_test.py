@@ -403,6 +403,7 @@ def test_data_set_that_is_not_prepared(make_config, tmp_path):
     train.train_and_evaluate(make_config(1, changes), tmp_path / 'run')
 
 
+@pytest.mark.slow
 def test_damaged_images_stop_the_run_or_are_counted(make_config, tmp_path):
   photos = tmp_path / 'photos'
   rng = np.random.default_rng(0)
