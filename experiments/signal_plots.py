@@ -6,9 +6,9 @@ r"""Draws how the signal propagates at initialisation, and how it should.
 For four nets, the squared mean and the variance of the stream after each block,
 both averaged over channels, and the variance of each residual branch; measured
 on one batch, beside the prediction of theory. One picture is of white noise
-N(0, 1), the other of random crops of photographs, normalised. Every other stage is
-shaded. The photographs are two of scikit-learn's (CC BY 2.0, danielbuechele and vultilion on Flickr)
-unless a folder is given. `docs/signal-noise.png` and `docs/signal-photos.png`
+N(0, 1), the other of random crops of photographs, normalised. Every other stage
+is shaded. The photographs are two of scikit-learn's (CC BY 2.0, danielbuechele
+and vultilion on Flickr) unless a folder is given. `docs/signal-noise.png` and `docs/signal-photos.png`
 are made with WORKDIR=docs.
 
 SkipInit starts every branch of a normaliser-free net at zero, so that nothing

@@ -18,7 +18,7 @@ import time
 
 from experiments.benchmarks import gradient_step
 
-# What timm calls our nets; the batch-normalised ResNet is the pre-activation one.
+# What timm calls our nets; its `resnetv2` is the pre-activation ResNet.
 _NAMES = {
   'nf_resnet50': 'nf_resnet50',
   'resnet50': 'resnetv2_50',
@@ -67,6 +67,7 @@ class Peer:
     Raises:
       RuntimeError: if it does not start; what it said is on stderr.
     """
+    self._python = python
     name = _NAMES[model]
     self._process = subprocess.Popen(
       [python, '-c', _TIMM, json.dumps([name, batch, size])],
@@ -96,7 +97,7 @@ class Peer:
     line = self._process.stdout.readline()
     if not line:
       raise RuntimeError(
-        f'{self._process.args[0]} ended; --peer_python must have torch and timm'
+        f'{self._python} ended; --peer_python must have torch and timm'
       )
     return line
 
@@ -147,8 +148,8 @@ def main() -> None:
     ]
     if number == 0:
       print(
-        f'forward + backward, {args.image_size} px, batch {args.batch}, float32, '
-        f'timm {peer.about["timm"]} on torch {peer.about["torch"]} with '
+        f'forward + backward, {args.image_size} px, batch {args.batch}, '
+        f'float32, timm {peer.about["timm"]} on torch {peer.about["torch"]} with '
         f'{peer.about["threads"]} threads, {args.repeats} pairs'
       )
     medians = {name: statistics.median(x) for name, x in seconds.items()}

@@ -1,0 +1,66 @@
+r"""Draws the curves of several runs into one picture.
+
+python -m experiments.compare_curves --output=curves.png NAME=WORKDIR …
+"""
+
+import argparse
+import pathlib
+
+import matplotlib.figure
+
+from nfnets_jax.training import metrics
+
+
+def draw(runs: dict[str, pathlib.Path], output: pathlib.Path) -> None:
+  """Draws training loss and test accuracy of all runs over the steps.
+
+  Args:
+    runs: folders of runs, by the name to show.
+    output: the picture, PNG.
+
+  Raises:
+    ValueError: if a folder has no evaluated run.
+  """
+  figure = matplotlib.figure.Figure(figsize=(9, 3.5), layout='constrained')
+  loss, accuracy = figure.subplots(1, 2)
+  for name, workdir in runs.items():
+    lines = metrics.read(workdir)
+    train = [x for x in lines if x['split'] == 'train']
+    test = [x for x in lines if x['split'] == 'test']
+    if not train or not test:
+      raise ValueError(f'there is no evaluated run in {workdir}; train first')
+    loss.plot([x['step'] for x in train], [x['loss'] for x in train])
+    steps = [x['step'] for x in test]
+    accuracy.plot(
+      steps, [100 * x['eval_top_1'] for x in test], marker='o', label=name
+    )
+  loss.set(title='training loss', xlabel='step', ylabel='nats')
+  accuracy.set(title='test top-1', xlabel='step', ylabel='%')
+  accuracy.legend()
+  for axes in (loss, accuracy):
+    axes.grid(alpha=0.3)
+  output.parent.mkdir(parents=True, exist_ok=True)
+  figure.savefig(output, dpi=80)
+
+
+def main() -> None:
+  """Draws what the command line names."""
+  parser = argparse.ArgumentParser(description='Curves of runs in one picture.')
+  parser.add_argument('--output', type=pathlib.Path, default='curves.png')
+  parser.add_argument('runs', nargs='+', metavar='NAME=WORKDIR')
+  args = parser.parse_args()
+  runs = {}
+  for run in args.runs:
+    name, _, workdir = run.partition('=')
+    if not workdir:
+      parser.error(f'{run!r} is not of the form NAME=WORKDIR')
+    runs[name] = pathlib.Path(workdir)
+  try:
+    draw(runs, args.output)
+  except ValueError as error:
+    parser.error(str(error))
+  print(args.output)
+
+
+if __name__ == '__main__':
+  main()
