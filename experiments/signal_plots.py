@@ -8,8 +8,8 @@ both averaged over channels, and the variance of each residual branch; measured
 on one batch, beside the prediction of theory. One picture is of white noise
 N(0, 1), the other of random crops of photographs, normalised. Every other stage
 is shaded. The photographs are two of scikit-learn's (CC BY 2.0, danielbuechele
-and vultilion on Flickr) unless a folder is given. `docs/signal-noise.png` and `docs/signal-photos.png`
-are made with WORKDIR=docs.
+and vultilion on Flickr) unless a folder is given. `docs/signal-noise.png` and
+`docs/signal-photos.png` are made with WORKDIR=docs.
 
 SkipInit starts every branch of a normaliser-free net at zero, so that nothing
 grows; the gains are set to one here. Stochastic depth and dropout are off, and

@@ -149,8 +149,8 @@ def main() -> None:
     if number == 0:
       print(
         f'forward + backward, {args.image_size} px, batch {args.batch}, '
-        f'float32, timm {peer.about["timm"]} on torch {peer.about["torch"]} with '
-        f'{peer.about["threads"]} threads, {args.repeats} pairs'
+        f'float32, timm {peer.about["timm"]} on torch '
+        f'{peer.about["torch"]} with {peer.about["threads"]} threads, {args.repeats} pairs'
       )
     medians = {name: statistics.median(x) for name, x in seconds.items()}
     print(
