@@ -5,11 +5,11 @@ r"""Draws how the signal propagates at initialisation, and how it should.
 
 For four nets, the squared mean and the variance of the stream after each block,
 both averaged over channels, and the variance of each residual branch; measured
-on one batch, beside the prediction of theory. One picture is of white noise
-N(0, 1), the other of random crops of photographs, normalised. Every other stage
-is shaded. The photographs are two of scikit-learn's (CC BY 2.0, danielbuechele
-and vultilion on Flickr) unless a folder is given. `docs/signal-noise.png` and
-`docs/signal-photos.png` are made with WORKDIR=docs.
+on one batch, beside the prediction of theory. Every other stage is shaded. One
+picture is of white noise N(0, 1), the other of random crops of photographs,
+normalised: of a folder's, or of the two that scikit-learn comes with (CC BY
+2.0, danielbuechele and vultilion on Flickr). `docs/signal-noise.png` and
+`docs/signal-photos.png` are of these, made with WORKDIR=docs.
 
 SkipInit starts every branch of a normaliser-free net at zero, so that nothing
 grows; the gains are set to one here. Stochastic depth and dropout are off, and
@@ -49,7 +49,7 @@ The last two start from the stem as measured. What else differs from theory:
     is low to begin with, at 0.19: a standardised filter sums to zero, and sees
     only in what a pixel differs from its neighbours and red from green. No
     normalisation brings the variance back to 1, as every β is a constant. The
-    branches fall with the stream, so that α² is added in proportion to it.
+    branches fall with the stream, and faster, having up to four GELUs each.
   * ReLU is homogeneous and NF-ResNets pick pixels in place of averaging, so
     they agree with theory on noise, and on photographs keep the scale that the
     stem left, 0.6 to 0.8.

@@ -150,7 +150,8 @@ def main() -> None:
       print(
         f'forward + backward, {args.image_size} px, batch {args.batch}, '
         f'float32, timm {peer.about["timm"]} on torch '
-        f'{peer.about["torch"]} with {peer.about["threads"]} threads, {args.repeats} pairs'
+        f'{peer.about["torch"]} with {peer.about["threads"]} threads, '
+        f'{args.repeats} pairs'
       )
     medians = {name: statistics.median(x) for name, x in seconds.items()}
     print(
