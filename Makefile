@@ -89,12 +89,12 @@ bench-augment: $(STAMP)  ## Estimate or measure what augmentation costs of a tra
 	$(BIN)/python -m experiments.benchmarks.augmentation $(ARGS)
 
 show-augment: WORKDIR ?= runs/show-augment
-tables: $(STAMP)  ## Write the table of all networks, docs/models.md.
-	$(BIN)/python -m experiments.tables $(ARGS)
-
 show-augment: $(STAMP)  ## Draw augmented training images with their labels.
 	$(BIN)/python -m experiments.show_augment --output=$(WORKDIR)/augment.png \
 	  --config=experiments/nfnet_imagenet.py:F1 $(config_data_dir) $(ARGS)
+
+tables: $(STAMP)  ## Write the table of all networks, docs/models.md.
+	$(BIN)/python -m experiments.tables $(ARGS)
 
 signal-plots: WORKDIR ?= runs/signal-plots
 signal-plots: $(STAMP)  ## Draw the signal at initialisation beside the theory.

@@ -31,8 +31,8 @@ def get_config() -> config_dict.ConfigDict:
   # The result does not depend on it; one device must hold its share.
   config.eval_batch_size = 1024
   # Parts that each device's share of a batch is computed in, one after the
-  # other; their mean gradient is the whole batch's. None takes the fewest that
-  # fit into the device's memory.
+  # other; their mean gradient is the whole batch's, but for a net with batch
+  # normalisation. None takes the fewest that fit into the device's memory.
   config.micro_batches = config_dict.placeholder(int)
   # What the forward pass keeps for the backward pass: None keeps all, 'block'
   # the input of each residual block, 'stage' the input of each stage; the rest

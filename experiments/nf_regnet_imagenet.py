@@ -26,6 +26,8 @@ def get_config(name: str = 'B0') -> config_dict.ConfigDict:
   config.data.image_size = variant.train_size
   config.data.eval_image_size = variant.test_size
 
+  config.data.eval_crop = 'crop_resize'
+
   config.optimizer.end_learning_rate = 0.001
   # The larger the net, the more.
   config.optimizer.weight_decay = 1e-5 * (5 + int(model[-1]))

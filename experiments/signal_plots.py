@@ -66,7 +66,7 @@ The last two start from the stem as measured. What else differs from theory:
     have 0.70 to 0.78 variance, with as much less in the squared mean.
 
 Differences:
-  * The published plots are of ResNets of 288 and 600 layers without SkipInit;
+  * The published plots are of a ResNet of 600 layers without SkipInit;
     these are of nets that are trained here.
 
 Reference:
@@ -75,6 +75,7 @@ Reference:
   for deep learning".
 """
 
+import argparse
 import dataclasses
 import math
 import pathlib
@@ -88,24 +89,11 @@ import jax.numpy as jnp
 import matplotlib.figure
 import matplotlib.ticker
 import numpy as np
-from absl import app, flags
 from sklearn import datasets
 
 from nfnets_jax import augment, models
 from nfnets_jax.data import folder, transforms
 from nfnets_jax.models import blocks, factory
-
-_OUTPUT_DIR = flags.DEFINE_string(
-  'output_dir',
-  'runs/signal-plots',
-  'Folder for signal-noise.png and signal-photos.png.',
-)
-_PHOTOS = flags.DEFINE_string(
-  'photos', None, "Folder of photographs; scikit-learn's two if not given."
-)
-_IMAGES = flags.DEFINE_integer('images', 16, 'Of the batch.', lower_bound=2)
-_IMAGE_SIZE = flags.DEFINE_integer('image_size', 224, 'Pixels.', lower_bound=32)
-_SEED = flags.DEFINE_integer('seed', 0, 'Of parameters, noise and crops.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -467,12 +455,26 @@ def _draw_panel(
   axes.grid(alpha=0.3)
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
   """Draws both pictures and prints their numbers."""
-  del argv
-  count, size, seed = _IMAGES.value, _IMAGE_SIZE.value, _SEED.value
+  parser = argparse.ArgumentParser(description='Signal at initialisation.')
+  parser.add_argument(
+    '--output_dir', default='runs/signal-plots', help='for both pictures'
+  )
+  parser.add_argument(
+    '--photos', help="folder of photographs (default: scikit-learn's two)"
+  )
+  parser.add_argument('--images', type=int, default=16, help='of the batch')
+  parser.add_argument('--image_size', type=int, default=224, help='pixels')
+  parser.add_argument('--seed', type=int, default=0, help='of all draws')
+  args = parser.parse_args()
+  count, size, seed = args.images, args.image_size, args.seed
+  if count < 2 or size < 32:
+    parser.error(
+      f'{count} images of {size} px: give at least 2 of at least 32 px'
+    )
   try:
-    photos = read_photos(_PHOTOS.value, count)
+    photos = read_photos(args.photos, count)
     crops = make_crops(photos, count, size, seed)
   except (ValueError, FileNotFoundError) as error:
     sys.exit(f'error: {error}')
@@ -484,7 +486,7 @@ def main(argv: list[str]) -> None:
     measure(net, [images for _, images in inputs.values()], seed)
     for net in NETS
   ]
-  output_dir = pathlib.Path(_OUTPUT_DIR.value).expanduser()
+  output_dir = pathlib.Path(args.output_dir).expanduser()
   output_dir.mkdir(parents=True, exist_ok=True)
   for i, (name, (title, images)) in enumerate(inputs.items()):
     measured = [signal[i] for signal in signals]
@@ -507,4 +509,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  main()

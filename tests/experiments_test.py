@@ -268,10 +268,15 @@ def test_recipes_of_the_rivals_are_the_published():
     config = nf_regnet_imagenet.get_config(f'B{b}')
     assert config.optimizer.weight_decay == pytest.approx(decay)
     assert config.optimizer.end_learning_rate == 0.001
+    assert config.data.eval_crop == 'crop_resize'
     assert (config.epochs, config.batch_size) == (360, 1024)
     assert config.augment.mixup_alpha == 0.2 and config.augment.cutmix
     assert config.augment.rand_augment is None
     assert config.model.stochdepth_rate == 0.1
+  for name in ('skipinit_resnet50', 'fixup_resnet50'):
+    config = resnet_imagenet.get_config(name)
+    assert config.model.name == name
+    train.create_net(config, num_classes=10)
   config = efficientnet_imagenet.get_config('B7')
   assert config.data.image_size == config.data.eval_image_size == 600
   assert config.optimizer.name == 'rmsprop'

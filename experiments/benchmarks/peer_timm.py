@@ -76,8 +76,11 @@ class Peer:
       text=True,
       env={**os.environ, 'OMP_NUM_THREADS': str(os.cpu_count())},
     )
-    line = self._read()
-    self.about = json.loads(line)
+    try:
+      self.about = json.loads(self._read())
+    except RuntimeError:
+      self.close()
+      raise
     self.name = name
     layouts = {}
     for layout in ('contiguous', 'channels_last'):

@@ -9,8 +9,11 @@ multiplier·f_i(h_i), and FixUp's three rules for L blocks of m convolutions:
      zero at first, before each convolution, linear layer and nonlinearity.
 
 Differences:
-  * The published nets have the nonlinearity after the addition; this one has it
-    before the convolutions, like the nets that it is compared with.
+  * The published nets, and the released one, have the nonlinearity after the
+    addition; this one has it before the convolutions, like the nets that it is
+    compared with. The places of the scalar biases follow from that.
+  * The released net draws the first convolution of a branch and the shortcut by
+    their fan-out; here all are drawn by their fan-in.
   * There is no bias before the first convolution, as in its authors' code.
 
 Reference:

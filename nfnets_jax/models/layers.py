@@ -681,7 +681,8 @@ def avg_pool(x: jax.Array, size: int) -> jax.Array:
 def max_pool(x: jax.Array, size: int, stride: int) -> jax.Array:
   """Takes the maximum of `size`×`size` windows, 'SAME' padding.
 
-  Padded pixels do not count.
+  Padded pixels do not count. Of pixels that tie, one or all share the gradient,
+  depending on the backend.
 
   Args:
     x: inputs `[B, H, W, C]`.

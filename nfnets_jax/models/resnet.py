@@ -12,8 +12,10 @@ it the identity at initialisation.
 Differences:
   * Stochastic depth and dropout are options, off as in the released net, so
     that both nets of a comparison can be regularised alike.
-  * SkipInit as published is for nets with the activation before or after; here
-    it is in this net, in place of its normalisation.
+  * Convolutions start as He's normal, of variance 2 / fan_in, which a net
+    without normalisation needs; the released net has Haiku's default, half of
+    it. Behind batch normalisation the two compute the same at first, but their
+    effective learning rates differ.
 
 Reference:
   He et al. 2016, https://arxiv.org/abs/1603.05027; De and Smith 2020,
@@ -193,7 +195,7 @@ class ResNet(blocks.ResidualNet):
       stem_width,
       7,
       stride=stem_stride,
-      with_bias=norm is None,
+      with_bias=norm is None and not skipinit,
       name='initial_conv',
     )
     places = blocks.places(

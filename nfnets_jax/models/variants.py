@@ -11,8 +11,8 @@ Differences:
     code's; `create('nfnet_f4plus', group_width=(192, 128, 128, 128))` is the
     paper's.
 
-  * The baselines `skipinit_resnet50` and `fixup_resnet50` have no released
-    counterpart; see `resnet` and `fixup_resnet` for what they follow.
+  * The baselines `skipinit_resnet50` and `fixup_resnet50` are not the released
+    ones in every detail; see `resnet` and `fixup_resnet` for where they differ.
 
 Reference:
   Brock et al. 2021, table 1 and appendix A.5; Brock, De and Smith 2021,
@@ -111,8 +111,10 @@ def _resnets() -> dict[str, Variant]:
     for family in ('nf_resnet', 'resnet')
     for layers in _RESNET_DEPTHS
   }
-  variants['skipinit_resnet50'] = resnet('resnet', 50, norm=None, skipinit=True)
-  variants['fixup_resnet50'] = resnet('fixup_resnet', 50)
+  variants['skipinit_resnet50'] = resnet(
+    'resnet', 50, norm=None, skipinit=True, stochdepth_rate=0.1
+  )
+  variants['fixup_resnet50'] = resnet('fixup_resnet', 50, stochdepth_rate=0.1)
   return variants
 
 

@@ -103,6 +103,11 @@ def train_and_evaluate(
   )
   num_params = hk.data_structures.tree_size(state.params)
   micro_batches = count_micro_batches(config, optimizer, train_set.num_classes)
+  if state.model_state and micro_batches > 1:
+    progress.say(
+      f'batch normalisation takes statistics of {micro_batches} parts of a '
+      "device's share of a batch; set micro_batches for the same elsewhere"
+    )
   train_step = parallel.parallel_train_step(
     steps.create_train_step(
       net,
@@ -327,6 +332,11 @@ def check_config(config: config_dict.ConfigDict, devices: int) -> None:
         f'{name} {config[name]} is not divisible by {devices} devices; use a '
         f'positive multiple of {devices}'
       )
+  axis = config.model.get('cross_replica_axis')
+  if axis not in (None, parallel.AXIS):
+    raise ValueError(
+      f'model.cross_replica_axis is {axis!r}; the devices are {parallel.AXIS!r}'
+    )
   raw = config.augment.raw_per_image
   mixes = (config.augment.mixup_alpha is not None) + config.augment.cutmix
   if raw not in (1, 2) or (raw == 2 and not mixes):
@@ -415,7 +425,7 @@ def stop_votes(signals: interrupt.Signals) -> np.ndarray:
 
 def check_replicas(state: steps.TrainState, step: int) -> None:
   """Raises if the devices' copies of the state differ or are not finite."""
-  spread = parallel.replica_spread((state.params, state.opt_state))
+  spread = parallel.replica_spread(state)
   if math.isnan(spread):
     raise FloatingPointError(f'the state is not finite at step {step}')
   if spread != 0:

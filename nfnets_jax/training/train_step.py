@@ -6,9 +6,11 @@ dropout and stochastic depth drop of it, is drawn from a key of its own, made of
 the run's key, the step and the image's place in the global batch: a run does
 not depend on the number of devices, nor on the number of micro-batches.
 
-A net with state, such as the moving statistics of batch normalisation, hands it
-from micro-batch to micro-batch, each of which moves it once; at the end of the
-step it is averaged over the devices.
+Batch normalisation is the exception: it normalises by the images that are
+computed at once, those of a micro-batch of one device, or of all devices if the
+net is told so. Its moving statistics, the net's state, go from micro-batch to
+micro-batch, each of which moves them once; at the end of the step they are
+averaged over the devices.
 
 Differences:
   * The released code casts parameters to bfloat16 before the pass; here the
@@ -270,8 +272,9 @@ def create_train_step(
     num_classes: K.
     axis_name: of the devices that share the batch.
     micro_batches: parts that the device's share is computed in, one after the
-      other. The update is that of the whole batch, but for the rounding of
-      sums; the memory that activations take falls with the number of parts.
+      other. Without batch normalisation the update is that of the whole batch,
+      but for the rounding of sums; the memory that activations take falls with
+      the number of parts.
 
   Returns:
     `step(state, batch) → (state, metrics)`, to be mapped over `axis_name`.

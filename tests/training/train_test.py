@@ -292,7 +292,10 @@ def _copies(values):
   )
 
 
-@pytest.mark.parametrize('where', ['params', 'opt_state'])
+@pytest.mark.parametrize(
+  'where',
+  ['params', 'model_state', 'opt_state', 'ema_params', 'ema_model_state'],
+)
 def test_state_that_differs_between_devices_is_not_kept(where):
   same = _copies(np.full(8, 1, np.float32))
   state = train_step.TrainState(*[same] * 7)
