@@ -202,9 +202,11 @@ def test_signals_save_the_run_and_the_same_command_goes_on(tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_run_goes_on_as_if_nothing_had_happened(tmp_path):
+@pytest.mark.parametrize('norm', [None, 'batch'])
+def test_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, norm):
   """Without warning and twice, with nothing but what lies on the disk."""
   changes = {
+    'model.norm': norm,
     'epochs': 16.0,
     'log_every_steps': 2,
     'eval_every_epochs': 4.0,

@@ -7,19 +7,16 @@ channel, and of NF-RegNets, whose groups have eight. In a loop, such as that
 over micro-batches, XLA for CPU computes in another way; `--loop` times that.
 """
 
+import argparse
 import statistics
 import time
 from collections.abc import Callable
 
 import jax
-from absl import app, flags
 from jax import lax
 
+from experiments.benchmarks import gradient_step
 from nfnets_jax.models import layers
-
-_BATCH = flags.DEFINE_integer('batch', 8, 'Images in a step.')
-_REPEATS = flags.DEFINE_integer('repeats', 5, 'Timed steps, after a warm-up.')
-_LOOP = flags.DEFINE_bool('loop', False, 'Whether to run in a loop of two.')
 
 # Pixels, channels, groups, kernel size, stride.
 _SHAPES = (
@@ -34,20 +31,6 @@ _SHAPES = (
   (7, 440, 55, 3, 1),
   (14, 880, 110, 3, 2),
 )
-
-
-def xla_conv2d(
-  x: jax.Array, w: jax.Array, stride: int, groups: int
-) -> jax.Array:
-  """Convolves and differentiates as XLA is told by itself."""
-  return lax.conv_general_dilated(
-    x,
-    w,
-    (stride, stride),
-    'SAME',
-    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-    feature_group_count=groups,
-  )
 
 
 def measure(
@@ -96,18 +79,26 @@ def measure(
   return 1e3 * statistics.median(times), compiled
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
   """Prints a line a shape."""
-  del argv
+  parser = argparse.ArgumentParser(description='Grouped convolutions.')
+  parser.add_argument('--batch', type=int, default=8, help='images in a step')
+  parser.add_argument(
+    '--repeats', type=int, default=5, help='timed steps, after a warm-up'
+  )
+  parser.add_argument(
+    '--loop', action='store_true', help='run the steps in a loop of two'
+  )
+  args = parser.parse_args()
   print('px channels groups kernel stride | ms of conv2d (s to compile), XLA')
   for shape in _SHAPES:
     found = [
-      measure(conv, shape, _BATCH.value, _REPEATS.value, _LOOP.value)
-      for conv in (layers.conv2d, xla_conv2d)
+      measure(conv, shape, args.batch, args.repeats, args.loop)
+      for conv in (layers.conv2d, gradient_step.released_conv2d)
     ]
     figures = '  '.join(f'{ms:9.1f} ({s:.1f})' for ms, s in found)
     print(*(f'{n:5}' for n in shape), '|', figures, flush=True)
 
 
 if __name__ == '__main__':
-  app.run(main)
+  main()

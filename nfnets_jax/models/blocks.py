@@ -5,6 +5,7 @@ what these compute; which block stands where, what is kept for the backward
 pass, the statistics of the signal and the classifier are here.
 """
 
+import abc
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -68,12 +69,16 @@ def places(
   Returns:
     One place a block, in order.
 
+  Raises:
+    ValueError: if `stochdepth_rate` is no probability below one.
+
   Example:
     >>> net = places(64, width=(64, 128), depth=(1, 2), strides=(1, 2),
     ...              stochdepth_rate=0.3)
     >>> [(place.out_channels, place.stride) for place in net]
     [(64, 1), (128, 2), (128, 1)]
   """
+  check_rate('stochdepth_rate', stochdepth_rate)
   out: list[Place] = []
   for stage, num_blocks in enumerate(depth):
     for block in range(num_blocks):
@@ -211,13 +216,13 @@ class ResidualNet(hk.Module):
     outputs['logits'] = layers.widen(logits)
     return outputs
 
+  @abc.abstractmethod
   def _stem(self, x: jax.Array, is_training: bool) -> jax.Array:
     """Maps images to the input of the first block."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def _features(self, x: jax.Array, is_training: bool) -> jax.Array:
     """Maps the output of the last block to what is pooled."""
-    raise NotImplementedError
 
   def _segments(
     self, is_training: bool, return_metrics: bool

@@ -42,7 +42,6 @@ class ModuleCost(NamedTuple):
 
   Attributes:
     name: of the module, within the net.
-    in_shape: of its input.
     out_shape: of its output.
     params: number of its parameters.
     macs: multiply-accumulates of its products.
@@ -50,7 +49,6 @@ class ModuleCost(NamedTuple):
   """
 
   name: str
-  in_shape: tuple[int, ...]
   out_shape: tuple[int, ...]
   params: int
   macs: int
@@ -99,7 +97,6 @@ def module_costs(
       # A method that calls the one it overrides is seen twice, the outer last.
       rows[path[1]] = ModuleCost(
         name=path[1],
-        in_shape=args[0].shape,
         out_shape=first.shape,
         params=sum(x.size for x in params.values()),
         macs=macs.get(path[1], 0),

@@ -98,8 +98,7 @@ class MBConvBlock(hk.Module):
     if self.expand is not None:
       out = activations.silu(self.expand(out, is_training))
     out = activations.silu(self.depthwise(out, is_training))
-    gate = layers.widen(self.squeeze_excite(out))
-    out = (layers.widen(out) * gate).astype(x.dtype)
+    out = blocks.gated(out, self.squeeze_excite, scale=1.0)
     branch = self.project(out, is_training)
     if not self.adds_input:
       return branch, branch
@@ -227,7 +226,6 @@ class EfficientNet(blocks.ResidualNet):
       kernel_sizes=kernel_sizes,
       expansions=expansions,
     )
-    blocks.check_rate('stochdepth_rate', stochdepth_rate)
     self.stem = _ConvBN(
       stem_width, 3, cross_replica_axis, stride=stem_stride, name='stem'
     )

@@ -178,7 +178,6 @@ class FixupResNet(blocks.ResidualNet):
       name=name,
     )
     blocks.check_stages(width=width, depth=depth, strides=strides)
-    blocks.check_rate('stochdepth_rate', stochdepth_rate)
     self.stem_pool = stem_pool
     self.initial_conv = layers.Conv2D(
       stem_width, 7, stride=stem_stride, name='initial_conv'

@@ -406,14 +406,15 @@ class Conv2D(hk.Module):
     return (widen(out) + b.reshape(1, 1, 1, -1)).astype(x.dtype)
 
 
-class BatchNorm(hk.BatchNorm):
+class BatchNorm(hk.Module):
   """Batch normalisation with float32 parameters, statistics and state.
 
   The parameters `scale` (1) and `offset` (0) are `[1, 1, 1, C]`, and the state
   holds moving averages of the mean and the (biased) variance. In training the
   statistics are those of the images of one call: of a device, or of all of
-  `cross_replica_axis`; of a micro-batch, where there are several. It is
-  `hk.BatchNorm` in float32, whatever the dtype of the input.
+  `cross_replica_axis`; of a micro-batch, where there are several. Names and
+  state are those of `hk.BatchNorm`, which computes in the dtype of the input,
+  and the variance as E[x²] − E[x]²: next to a large mean nothing is left of it.
 
   Reference:
     Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167.
@@ -424,7 +425,6 @@ class BatchNorm(hk.BatchNorm):
     *,
     decay_rate: float = 0.9,
     eps: float = 1e-5,
-    scale_init: hk.initializers.Initializer | None = None,
     cross_replica_axis: str | None = None,
     name: str | None = None,
   ):
@@ -433,31 +433,39 @@ class BatchNorm(hk.BatchNorm):
     Args:
       decay_rate: of the moving averages, in [0, 1).
       eps: added to the variance.
-      scale_init: of the scale; 1 if None.
       cross_replica_axis: name of the mapped axis of devices to take the
         statistics over; None takes each device's own.
       name: of the Haiku module.
     """
-    super().__init__(
-      create_scale=True,
-      create_offset=True,
-      decay_rate=decay_rate,
-      eps=eps,
-      scale_init=scale_init,
-      # Parameters are drawn on one device, outside the map.
-      cross_replica_axis=None if hk.running_init() else cross_replica_axis,
-      name=name,
-    )
+    super().__init__(name=name)
+    self.eps = eps
+    # Parameters are drawn on one device, outside the map.
+    self.axis = None if hk.running_init() else cross_replica_axis
+    self.mean_ema = hk.ExponentialMovingAverage(decay_rate, name='mean_ema')
+    self.var_ema = hk.ExponentialMovingAverage(decay_rate, name='var_ema')
 
-  def __call__(  # type: ignore[override]  # it can do less
-    self, x: jax.Array, is_training: bool
-  ) -> jax.Array:
+  def __call__(self, x: jax.Array, is_training: bool) -> jax.Array:
     """Normalises `x` `[B, H, W, C]`; in training, with its own statistics."""
+    wide = widen(x)
     # Initialisation makes the moving averages, which only training does.
-    is_training = is_training or hk.running_init()
-    # Haiku's moving averages mix float32 with a counter of int32.
-    with jax.numpy_dtype_promotion('standard'):
-      return super().__call__(widen(x), is_training).astype(x.dtype)
+    if is_training or hk.running_init():
+      mean = self._mean(wide)
+      var = self._mean(jnp.square(wide - mean))
+      # Haiku's moving averages mix float32 with a counter of int32.
+      with jax.numpy_dtype_promotion('standard'):
+        self.mean_ema(mean)
+        self.var_ema(var)
+    else:
+      mean, var = self.mean_ema.average, self.var_ema.average
+    shape = (1, 1, 1, x.shape[3])
+    scale = _parameter('scale', shape, hk.initializers.Constant(1.0))
+    offset = _parameter('offset', shape, hk.initializers.Constant(0.0))
+    factor = scale * lax.rsqrt(var + self.eps)
+    return ((wide - mean) * factor + offset).astype(x.dtype)
+
+  def _mean(self, x: jax.Array) -> jax.Array:
+    mean = jnp.mean(x, axis=(0, 1, 2), keepdims=True)
+    return lax.pmean(mean, self.axis) if self.axis else mean
 
 
 class Linear(hk.Module):

@@ -178,7 +178,6 @@ class NFRegNet(blocks.ResidualNet):
       name=name,
     )
     blocks.check_stages(width=width, depth=depth, strides=strides)
-    blocks.check_rate('stochdepth_rate', stochdepth_rate)
     self.act = activations.scaled(activation)
     self.initial_conv = layers.WSConv2D(
       width[0], 3, stride=stem_stride, name='initial_conv'

@@ -190,7 +190,6 @@ class NFResNet(blocks.ResidualNet):
       name=name,
     )
     blocks.check_stages(width=width, depth=depth, strides=strides)
-    blocks.check_rate('stochdepth_rate', stochdepth_rate)
     self.act = activations.scaled(activation)
     self.stem_pool = stem_pool
     self.initial_conv = layers.WSConv2D(

@@ -252,7 +252,6 @@ class NFNet(blocks.ResidualNet):
         f'stem_width {tuple(stem_width)} and stem_strides '
         f'{tuple(stem_strides)} must have one entry per convolution'
       )
-    blocks.check_rate('stochdepth_rate', stochdepth_rate)
     blocks.check_norm(norm)
     self.stem = [
       _conv(norm)(channels, 3, stride=stride, name=f'stem_conv{i}')

@@ -188,7 +188,6 @@ class ResNet(blocks.ResidualNet):
       name=name,
     )
     blocks.check_stages(width=width, depth=depth, strides=strides)
-    blocks.check_rate('stochdepth_rate', stochdepth_rate)
     blocks.check_norm(norm)
     self.stem_pool = stem_pool
     self.initial_conv = layers.Conv2D(

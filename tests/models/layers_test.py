@@ -297,3 +297,18 @@ def test_max_pool_and_its_gradient(shape):
   assert float(grad.sum()) == expected.size  # every output has one origin
   half = layers.max_pool(x.astype(jnp.bfloat16), 3, stride=2)
   assert half.dtype == jnp.bfloat16
+
+
+def test_batch_norm_keeps_the_variance_beside_a_large_mean():
+  net = hk.transform_with_state(lambda x: layers.BatchNorm()(x, True))
+  noise = jax.random.normal(jax.random.key(0), (8, 16, 16, 4))
+  x = 300.0 + 0.1 * noise
+  params, state = jax.jit(net.init)(jax.random.key(0), x)
+  out, state = jax.jit(net.apply)(params, state, None, x)
+  exact = np.asarray(x, np.float64)
+  mean, var = exact.mean((0, 1, 2)), exact.var((0, 1, 2))
+  np.testing.assert_allclose(
+    out, (exact - mean) / np.sqrt(var + 1e-5), atol=1e-2
+  )
+  averages = state['batch_norm/~/var_ema']['average']
+  np.testing.assert_allclose(averages.ravel(), var, rtol=1e-3)
