@@ -16,6 +16,7 @@ import contextlib
 import contextvars
 import functools
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import haiku as hk
 import jax
@@ -55,7 +56,9 @@ def conv2d(
     of a hundred small convolutions takes seconds to compile.
   * On CPU the gradients are written with channels last, as the convolution is.
     XLA brings them into that form itself, but not inside a loop, such as that
-    over micro-batches; there they would be slower by an order.
+    over micro-batches; there they would be slower by an order. That of the
+    input of a strided convolution is one convolution for each of stride²
+    phases of its pixels: XLA's own multiplies with zeros, three times of four.
 
   `experiments/benchmarks/gradient_step.py` measures them on a whole net, and
   `experiments/benchmarks/convolutions.py` a grouped one alone;
@@ -92,7 +95,6 @@ def _conv(
   padding: str | list[tuple[int, int]],
   *,
   stride: int = 1,
-  x_dilation: int = 1,
   w_dilation: int = 1,
   groups: int = 1,
 ) -> jax.Array:
@@ -101,7 +103,6 @@ def _conv(
     w,
     window_strides=(stride, stride),
     padding=padding,
-    lhs_dilation=(x_dilation, x_dilation),
     rhs_dilation=(w_dilation, w_dilation),
     dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
     feature_group_count=groups,
@@ -124,20 +125,78 @@ def _conv_backward(
 ) -> tuple[jax.Array, jax.Array]:
   """Gradients of a convolution, themselves convolutions of stride 1.
 
-  dx is dy with the kernel turned round; dw is x with dy as its kernel, images
-  as channels and channels as images.
+  dx is dy with the kernel turned round, and dw is x with dy as its kernel,
+  images as channels and channels as images.
   """
   x, w = kept
-  around_x, around_dy = _gradient_padding(x, w, dy, stride)
-  turned = jnp.flip(w, (0, 1)).transpose(0, 1, 3, 2)
-  dx = _conv(dy, turned, around_dy, x_dilation=stride)
+  around_x, _ = _gradient_padding(x, w, dy, stride)
   dw = _conv(
     x.transpose(3, 1, 2, 0),
     dy.transpose(1, 2, 0, 3),
     around_x,
     w_dilation=stride,
   )
+  dx = _input_gradient(x.shape[1:3], w, dy, stride)
   return dx, dw.transpose(1, 2, 0, 3)
+
+
+def _input_gradient(
+  size: tuple[int, ...], w: jax.Array, dy: jax.Array, stride: int
+) -> jax.Array:
+  """Gradient of the input, of `size`, one of each `stride` pixels at a time.
+
+  Those pixels meet the same of the kernel's, one of each `stride`, and all of
+  dy: convolutions of small kernels, where one convolution of dy with zeros
+  between its pixels multiplies mostly zeros.
+  """
+  turned = w.transpose(0, 1, 3, 2)
+  phases = [
+    _phases(n, k, m, stride)
+    for n, k, m in zip(size, w.shape[:2], dy.shape[1:3], strict=True)
+  ]
+  height, width = (-(-n // stride) for n in size)
+  shape = (dy.shape[0], height, width, w.shape[2])
+
+  def pixels(row: _Phase, column: _Phase) -> jax.Array:
+    part = jnp.flip(turned[row.first :: stride, column.first :: stride], (0, 1))
+    if part.size == 0:  # a stride beyond the kernel passes over these
+      return jnp.zeros(shape, dy.dtype)
+    return _conv(dy, part, [row.padding, column.padding])
+
+  if stride == 1:
+    return pixels(phases[0][0], phases[1][0])
+  rows = [
+    jnp.stack([pixels(row, column) for column in phases[1]], axis=3)
+    for row in phases[0]
+  ]
+  dx = jnp.stack(rows, axis=2)
+  dx = dx.reshape(shape[0], height * stride, width * stride, shape[3])
+  return dx[:, : size[0], : size[1]]
+
+
+class _Phase(NamedTuple):
+  """One of each `stride` pixels of a side, in the gradient of the input.
+
+  Attributes:
+    first: of the kernel's pixels that they meet, again one of each `stride`.
+    padding: of dy.
+  """
+
+  first: int
+  padding: tuple[int, int]
+
+
+def _phases(n: int, k: int, m: int, stride: int) -> list[_Phase]:
+  """Splits a side of n pixels, convolved with k to m."""
+  ((before, _),) = lax.padtype_to_pads((n,), (k,), (stride,), 'SAME')
+  phases = []
+  for phase in range(stride):
+    # dx[stride·u + phase] sums dy[u + shift − tap]·w[first + stride·tap].
+    shift, first = divmod(phase + before, stride)
+    taps = len(range(first, k, stride))
+    padding = (taps - 1 - shift, -(-n // stride) - m + shift)
+    phases.append(_Phase(first, padding))
+  return phases
 
 
 _conv_for_loops.defvjp(_conv_forward, _conv_backward)
@@ -287,11 +346,13 @@ def standardize_weight(
   Reference:
     Brock et al. 2021, section 2, equation 1.
   """
-  fan_in = w.shape[0] * w.shape[1] * w.shape[2]
-  mean = jnp.mean(w, axis=(0, 1, 2), keepdims=True)
-  var = jnp.var(w, axis=(0, 1, 2), keepdims=True)
-  scale = lax.rsqrt(jnp.maximum(var * fan_in, eps))
-  return (w - mean) * (scale * gain.reshape(1, 1, 1, -1))
+  # As a matrix: XLA for CPU takes ten times as long for the gradient of sums
+  # over leading axes of length one, which 1×1 convolutions have.
+  flat = w.reshape(-1, w.shape[3])
+  mean = jnp.mean(flat, axis=0, keepdims=True)
+  var = jnp.var(flat, axis=0, keepdims=True)
+  scale = lax.rsqrt(jnp.maximum(var * flat.shape[0], eps))
+  return ((flat - mean) * (scale * gain.reshape(1, -1))).reshape(w.shape)
 
 
 class WSConv2D(hk.Module):

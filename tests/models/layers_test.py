@@ -26,8 +26,8 @@ def _plain_conv(x, w, stride, groups):
   )
 
 
-@pytest.mark.parametrize('size', [1, 3])
-@pytest.mark.parametrize('stride', [1, 2])
+@pytest.mark.parametrize('size', [1, 3, 4])
+@pytest.mark.parametrize('stride', [1, 2, 3])
 @pytest.mark.parametrize('groups', [1, 4])
 def test_conv2d_and_its_gradients_equal_the_plain_convolution(
   size, stride, groups
