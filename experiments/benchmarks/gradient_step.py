@@ -22,7 +22,7 @@ from absl import app, flags
 from jax import lax
 
 from nfnets_jax import models
-from nfnets_jax.models import layers, variants
+from nfnets_jax.models import convolution, layers, variants
 
 _MODEL = flags.DEFINE_string('model', 'nfnet_f0', 'Variant.')
 _BATCH = flags.DEFINE_integer('batch', 8, 'Images in a step.')
@@ -80,10 +80,10 @@ def gradient_step(
   key = jax.random.key(1)
   params, state = jax.jit(net.init)(key, images)
   began = time.perf_counter()
-  conv2d = released_conv2d if released else layers.conv2d
+  conv2d = released_conv2d if released else convolution.conv2d
   avg_pool = released_avg_pool if released else layers.avg_pool
   with (
-    mock.patch.object(layers, 'conv2d', conv2d),
+    mock.patch.object(convolution, 'conv2d', conv2d),
     mock.patch.object(layers, 'avg_pool', avg_pool),
   ):
     step = jax.jit(jax.value_and_grad(loss_fn)).lower(params, key).compile()

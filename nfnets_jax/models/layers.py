@@ -1,4 +1,4 @@
-"""The layers that the families share, and the convolution beneath them.
+"""The layers that the families share.
 
 All layers take and return `[B, H, W, C]` arrays, create float32 parameters and
 compute in the dtype of their input: give bfloat16 images and the net runs in
@@ -16,7 +16,6 @@ import contextlib
 import contextvars
 import functools
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 import haiku as hk
 import jax
@@ -24,300 +23,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from nfnets_jax.models import activations
+from nfnets_jax.models import activations, convolution
 
 # Guards the standard deviation of a constant filter; published value.
 WS_EPS = 1e-4
 
-# On CPU, of a grouped convolution.
-_MAX_CONVOLUTIONS = 16
-
 _places: contextvars.ContextVar[jax.Array | None] = contextvars.ContextVar(
   'places', default=None
 )
-
-
-def conv2d(
-  x: jax.Array, w: jax.Array, stride: int = 1, groups: int = 1
-) -> jax.Array:
-  """Convolves with 'SAME' padding, in the fastest known form per backend.
-
-  The forms agree to rounding; which one runs is decided here and nowhere else:
-
-  * A 1×1 convolution of stride 1 is a matrix product, and written as one: XLA
-    for CPU is several times slower at the weight gradient of the convolution.
-  * On CPU a depthwise convolution, of one channel a group, is a sum over the
-    kernel's pixels of shifted inputs times weights, and so are its gradients:
-    faster than XLA's own by an order, which has no such convolution there.
-  * On CPU any other grouped convolution is one convolution per group,
-    concatenated: XLA's own gradient of a grouped convolution is slower there by
-    one or two orders. Of more than 16 groups, neighbours go together, as one
-    convolution with zeros between them, so that 16 are left at most: a program
-    of a hundred small convolutions takes seconds to compile.
-  * On CPU the gradients are written with channels last, as the convolution is.
-    XLA brings them into that form itself, but not inside a loop, such as that
-    over micro-batches; there they would be slower by an order. That of the
-    input of a strided convolution is one convolution for each of stride²
-    phases of its pixels: XLA's own multiplies with zeros, three times of four.
-
-  `experiments/benchmarks/gradient_step.py` measures them on a whole net, and
-  `experiments/benchmarks/convolutions.py` a grouped one alone;
-  `experiments/README.md` holds what came out.
-
-  Args:
-    x: inputs `[B, H, W, I]`.
-    w: weights `[kh, kw, I / groups, O]`, of the dtype of `x`.
-    stride: step in both directions, in pixels.
-    groups: number of groups that input and output channels are split into.
-
-  Returns:
-    Outputs `[B, ceil(H / stride), ceil(W / stride), O]`.
-
-  Example:
-    >>> x, w = jnp.ones((2, 8, 8, 4)), jnp.ones((3, 3, 2, 6))
-    >>> conv2d(x, w, stride=2, groups=2).shape
-    (2, 4, 4, 6)
-  """
-  if w.shape[:2] == (1, 1) and stride == 1 and groups == 1:
-    return lax.dot_general(x, w[0, 0], (((3,), (0,)), ((), ())))
-  if jax.default_backend() != 'cpu':
-    return _conv(x, w, 'SAME', stride=stride, groups=groups)
-  if groups == 1:
-    return _conv_for_loops(x, w, stride)
-  if groups == x.shape[3] == w.shape[3]:
-    return _depthwise(x, w, stride)
-  return grouped_conv2d(x, w, stride, groups)
-
-
-def _conv(
-  x: jax.Array,
-  w: jax.Array,
-  padding: str | list[tuple[int, int]],
-  *,
-  stride: int = 1,
-  w_dilation: int = 1,
-  groups: int = 1,
-) -> jax.Array:
-  return lax.conv_general_dilated(
-    x,
-    w,
-    window_strides=(stride, stride),
-    padding=padding,
-    rhs_dilation=(w_dilation, w_dilation),
-    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-    feature_group_count=groups,
-  )
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _conv_for_loops(x: jax.Array, w: jax.Array, stride: int) -> jax.Array:
-  return _conv(x, w, 'SAME', stride=stride)
-
-
-def _conv_forward(
-  x: jax.Array, w: jax.Array, stride: int
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-  return _conv_for_loops(x, w, stride), (x, w)
-
-
-def _conv_backward(
-  stride: int, kept: tuple[jax.Array, jax.Array], dy: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-  """Gradients of a convolution, themselves convolutions of stride 1.
-
-  dx is dy with the kernel turned round, and dw is x with dy as its kernel,
-  images as channels and channels as images.
-  """
-  x, w = kept
-  around_x, _ = _gradient_padding(x, w, dy, stride)
-  dw = _conv(
-    x.transpose(3, 1, 2, 0),
-    dy.transpose(1, 2, 0, 3),
-    around_x,
-    w_dilation=stride,
-  )
-  dx = _input_gradient(x.shape[1:3], w, dy, stride)
-  return dx, dw.transpose(1, 2, 0, 3)
-
-
-def _input_gradient(
-  size: tuple[int, ...], w: jax.Array, dy: jax.Array, stride: int
-) -> jax.Array:
-  """Gradient of the input, of `size`, one of each `stride` pixels at a time.
-
-  Those pixels meet the same of the kernel's, one of each `stride`, and all of
-  dy: convolutions of small kernels, where one convolution of dy with zeros
-  between its pixels multiplies mostly zeros.
-  """
-  turned = w.transpose(0, 1, 3, 2)
-  phases = [
-    _phases(n, k, m, stride)
-    for n, k, m in zip(size, w.shape[:2], dy.shape[1:3], strict=True)
-  ]
-  height, width = (-(-n // stride) for n in size)
-  shape = (dy.shape[0], height, width, w.shape[2])
-
-  def pixels(row: _Phase, column: _Phase) -> jax.Array:
-    part = jnp.flip(turned[row.first :: stride, column.first :: stride], (0, 1))
-    if part.size == 0:  # a stride beyond the kernel passes over these
-      return jnp.zeros(shape, dy.dtype)
-    return _conv(dy, part, [row.padding, column.padding])
-
-  if stride == 1:
-    return pixels(phases[0][0], phases[1][0])
-  rows = [
-    jnp.stack([pixels(row, column) for column in phases[1]], axis=3)
-    for row in phases[0]
-  ]
-  dx = jnp.stack(rows, axis=2)
-  dx = dx.reshape(shape[0], height * stride, width * stride, shape[3])
-  return dx[:, : size[0], : size[1]]
-
-
-class _Phase(NamedTuple):
-  """One of each `stride` pixels of a side, in the gradient of the input.
-
-  Attributes:
-    first: of the kernel's pixels that they meet, again one of each `stride`.
-    padding: of dy.
-  """
-
-  first: int
-  padding: tuple[int, int]
-
-
-def _phases(n: int, k: int, m: int, stride: int) -> list[_Phase]:
-  """Splits a side of n pixels, convolved with k to m."""
-  ((before, _),) = lax.padtype_to_pads((n,), (k,), (stride,), 'SAME')
-  phases = []
-  for phase in range(stride):
-    # dx[stride·u + phase] sums dy[u + shift − tap]·w[first + stride·tap].
-    shift, first = divmod(phase + before, stride)
-    taps = len(range(first, k, stride))
-    padding = (taps - 1 - shift, -(-n // stride) - m + shift)
-    phases.append(_Phase(first, padding))
-  return phases
-
-
-_conv_for_loops.defvjp(_conv_forward, _conv_backward)
-
-
-def _gradient_padding(
-  x: jax.Array, w: jax.Array, dy: jax.Array, stride: int
-) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-  """Returns the padding of x in the sum for dw, and that of dy in dx's.
-
-  Of n pixels padded by p before them, y has those at stride s; between them dy
-  has s − 1 zeros and so spans d = (m − 1)·s + 1. x is padded so that k pixels
-  of dw come out, dy so that n of dx do.
-  """
-  before = [
-    low
-    for low, _ in lax.padtype_to_pads(
-      x.shape[1:3], w.shape[:2], (stride, stride), 'SAME'
-    )
-  ]
-  sides = zip(x.shape[1:3], w.shape[:2], dy.shape[1:3], before, strict=True)
-  around_x, around_dy = [], []
-  for n, k, m, p in sides:
-    d = (m - 1) * stride + 1
-    around_x.append((p, k - 1 + d - n - p))
-    around_dy.append((k - 1 - p, n - d + p))
-  return around_x, around_dy
-
-
-# Compiled functions keep their name in a traced form: `cost` knows these two by
-# it, whose products are not those that the net asks for.
-@functools.partial(jax.jit, static_argnums=(2, 3))
-def grouped_conv2d(
-  x: jax.Array, w: jax.Array, stride: int, groups: int
-) -> jax.Array:
-  """Convolves groups of channels with at most 16 convolutions."""
-  merged = -(-groups // _MAX_CONVOLUTIONS)
-  fan_in, fan_out = w.shape[2], w.shape[3] // groups
-  parts = []
-  for first in range(0, groups, merged):
-    count = min(merged, groups - first)
-    part = w[..., first * fan_out : (first + count) * fan_out]
-    # Input channels of a group meet output channels of the same group alone.
-    same = jnp.repeat(jnp.eye(count, dtype=bool), fan_in, axis=0)
-    same = jnp.repeat(same, fan_out, axis=1)
-    dense = jnp.where(same, jnp.tile(part, (1, 1, count, 1)), 0)
-    inputs = x[..., first * fan_in : (first + count) * fan_in]
-    parts.append(conv2d(inputs, dense if count > 1 else part, stride))
-  return jnp.concatenate(parts, axis=3)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _depthwise(x: jax.Array, w: jax.Array, stride: int) -> jax.Array:
-  return depthwise_conv2d(x, w, stride)
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def depthwise_conv2d(x: jax.Array, w: jax.Array, stride: int) -> jax.Array:
-  """Convolves each channel by itself."""
-  strides = (stride, stride)
-  around = lax.padtype_to_pads(x.shape[1:3], w.shape[:2], strides, 'SAME')
-  return _sum_of_taps(jnp.pad(x, ((0, 0), *around, (0, 0))), w, stride)
-
-
-def _depthwise_forward(
-  x: jax.Array, w: jax.Array, stride: int
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-  return _depthwise(x, w, stride), (x, w)
-
-
-def _depthwise_backward(
-  stride: int, kept: tuple[jax.Array, jax.Array], dy: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-  """The sums of `_conv_backward`, channel by channel.
-
-  dw sums over all pixels of a channel, which lie far apart: row by row it is
-  several times faster than as one sum.
-  """
-  x, w = kept
-  around_x, around_dy = _gradient_padding(x, w, dy, stride)
-  spread = [(low, high, stride - 1) for low, high in around_dy]
-  zero = jnp.zeros((), dy.dtype)
-  padded_dy = lax.pad(dy, zero, ((0, 0, 0), *spread, (0, 0, 0)))
-  dx = _sum_of_taps(padded_dy, jnp.flip(w, (0, 1)), 1)
-  padded_x = jnp.pad(x, ((0, 0), *around_x, (0, 0)))
-  width = (dy.shape[2] - 1) * stride + 1
-
-  def add_row(row: jax.Array, sums: list[jax.Array]) -> list[jax.Array]:
-    rows = lax.dynamic_slice_in_dim(padded_x, row * stride, w.shape[0], axis=1)
-    dy_row = widen(lax.dynamic_slice_in_dim(dy, row, 1, axis=1))
-    return [
-      total + widen(rows[:, i : i + 1, j : j + width : stride]) * dy_row
-      for total, (i, j) in zip(sums, np.ndindex(w.shape[:2]), strict=True)
-    ]
-
-  nothing = jnp.zeros_like(widen(dy[:, :1]))
-  taps = w.shape[0] * w.shape[1]
-  sums = lax.fori_loop(0, dy.shape[1], add_row, [nothing] * taps)
-  dw = jnp.stack([jnp.sum(total, axis=(0, 1, 2)) for total in sums])
-  return dx, dw.reshape(w.shape).astype(w.dtype)
-
-
-_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
-
-
-def _sum_of_taps(x: jax.Array, w: jax.Array, stride: int) -> jax.Array:
-  """Sums shifted `x` `[B, H, W, C]` times `w` `[kh, kw, 1, C]`, unpadded."""
-  (batch, *sides, channels), size = x.shape, w.shape[:2]
-  height, width = (n - k + 1 for n, k in zip(sides, size, strict=True))
-  wide_x, wide_w = widen(x), widen(w).reshape(*size, 1, 1, 1, channels)
-  total = sum(
-    lax.slice(
-      wide_x,
-      (0, i, j, 0),
-      (batch, i + height, j + width, channels),
-      (1, stride, stride, 1),
-    )
-    * wide_w[i, j]
-    for i, j in np.ndindex(size)
-  )
-  return jnp.asarray(total, x.dtype)
 
 
 def standardize_weight(
@@ -406,7 +119,7 @@ class WSConv2D(hk.Module):
     gain = _parameter('gain', (channels,), hk.initializers.Constant(1.0))
     bias = _parameter('bias', (channels,), hk.initializers.Constant(0.0))
     w_hat = standardize_weight(w, gain).astype(x.dtype)
-    out = conv2d(x, w_hat, self.stride, self.groups)
+    out = convolution.conv2d(x, w_hat, self.stride, self.groups)
     return (widen(out) + bias.reshape(1, 1, 1, -1)).astype(x.dtype)
 
 
@@ -460,7 +173,7 @@ class Conv2D(hk.Module):
       (k, k, x.shape[3] // self.groups, channels),
       self.w_init or hk.initializers.VarianceScaling(2.0, 'fan_in', 'normal'),
     )
-    out = conv2d(x, w.astype(x.dtype), self.stride, self.groups)
+    out = convolution.conv2d(x, w.astype(x.dtype), self.stride, self.groups)
     if not self.with_bias:
       return out
     b = _parameter('b', (channels,), hk.initializers.Constant(0.0))

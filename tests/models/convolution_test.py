@@ -1,0 +1,123 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from nfnets_jax.models import convolution, cost
+
+
+def _normal(seed, shape):
+  return jax.random.normal(jax.random.key(seed), shape)
+
+
+def _plain_conv(x, w, stride, groups):
+  return lax.conv_general_dilated(
+    x,
+    w,
+    (stride, stride),
+    'SAME',
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    feature_group_count=groups,
+    precision='highest',
+  )
+
+
+@pytest.mark.parametrize('size', [1, 3, 4])
+@pytest.mark.parametrize('stride', [1, 2, 3])
+@pytest.mark.parametrize('groups', [1, 4])
+def test_conv2d_and_its_gradients_equal_the_plain_convolution(
+  size, stride, groups
+):
+  x = _normal(0, (2, 9, 8, 16))
+  w = _normal(1, (size, size, 16 // groups, 8))
+  ours = convolution.conv2d(x, w, stride, groups)
+  cotangent = _normal(2, ours.shape)
+  expected, vjp = jax.vjp(lambda x, w: _plain_conv(x, w, stride, groups), x, w)
+  np.testing.assert_allclose(ours, expected, atol=1e-4)
+  _, our_vjp = jax.vjp(
+    lambda x, w: convolution.conv2d(x, w, stride, groups), x, w
+  )
+  for got, want in zip(our_vjp(cotangent), vjp(cotangent), strict=True):
+    np.testing.assert_allclose(got, want, atol=2e-4)
+
+
+def _pullback(conv, x, w, cotangent):
+  """The convolution and its gradients."""
+  out, vjp = jax.vjp(conv, x, w)
+  return out, *vjp(cotangent.astype(out.dtype))
+
+
+# Depthwise, two channels out for each in, and more groups than convolutions.
+@pytest.mark.parametrize(
+  ('groups', 'channels_in', 'channels_out', 'size', 'stride'),
+  [
+    (8, 8, 8, 3, 1),
+    (8, 8, 8, 3, 2),
+    (8, 8, 8, 5, 2),
+    (8, 8, 16, 3, 2),
+    (37, 74, 111, 3, 2),
+  ],
+)
+@pytest.mark.parametrize('sides', [(9, 8), (1, 2)])
+def test_many_groups_equal_the_plain_convolution(
+  groups, channels_in, channels_out, size, stride, sides
+):
+  x = _normal(0, (2, *sides, channels_in))
+  w = _normal(1, (size, size, channels_in // groups, channels_out))
+
+  def ours(x, w):
+    return convolution.conv2d(x, w, stride, groups)
+
+  def plain(x, w):
+    return _plain_conv(x, w, stride, groups)
+
+  cotangent = _normal(2, jax.eval_shape(plain, x, w).shape)
+  both = jax.jit(
+    lambda x, w: [_pullback(conv, x, w, cotangent) for conv in (ours, plain)]
+  )
+  got, expected = both(x, w)
+  for a, b in zip(got, expected, strict=True):
+    np.testing.assert_allclose(a, b, atol=2e-4)
+  # Sums are float32 also where numbers are not.
+  half, _ = both(*(a.astype(jnp.bfloat16) for a in (x, w)))
+  for a, b in zip(half, expected, strict=True):
+    assert a.dtype == jnp.bfloat16
+    np.testing.assert_allclose(a, b, atol=0.02 * float(jnp.abs(b).max()))
+  # They are counted as what they compute.
+  assert cost.count_macs(ours, x, w) == cost.count_macs(plain, x, w)
+
+
+@pytest.mark.parametrize(('groups', 'channels'), [(8, 8), (20, 40)])
+def test_many_groups_in_loops_maps_and_float64(groups, channels):
+  xs = _normal(0, (2, 3, 7, 6, channels))
+  w = _normal(1, (3, 3, channels // groups, channels))
+  dys = _normal(2, (2, 3, 4, 3, channels))
+
+  def gradients(x, w, dy):
+    conv = functools.partial(convolution.conv2d, stride=2, groups=groups)
+    return _pullback(conv, x, w, dy)
+
+  expected = [
+    _pullback(lambda x, w: _plain_conv(x, w, 2, groups), x, w, dy)
+    for x, dy in zip(xs, dys, strict=True)
+  ]
+  expected = jax.tree.map(lambda *leaves: jnp.stack(leaves), *expected)
+  looped = jax.jit(
+    lambda xs, dys: lax.map(
+      lambda args: gradients(args[0], w, args[1]), (xs, dys)
+    )
+  )(xs, dys)
+  mapped = jax.pmap(gradients, in_axes=(0, None, 0))(xs, w, dys)
+  for result in (looped, mapped):
+    for a, b in zip(result, expected, strict=True):
+      np.testing.assert_allclose(a, b, atol=2e-4)
+  with jax.enable_x64(True):
+    wide = jax.jit(gradients)(
+      *(jnp.asarray(np.asarray(a, np.float64)) for a in (xs[0], w, dys[0]))
+    )
+    for a, b in zip(wide, expected, strict=True):
+      assert a.dtype == jnp.float64
+      np.testing.assert_allclose(a, b[0], atol=2e-4)
