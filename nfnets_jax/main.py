@@ -108,6 +108,12 @@ def start(argv: list[str]) -> pathlib.Path:
     )
   except ValueError as error:
     raise app.UsageError(str(error)) from error
+  import jax
+
+  from nfnets_jax.training import host_memory
+
+  if jax.default_backend() == 'cpu':
+    host_memory.keep_freed_memory()
   return pathlib.Path(workdir).expanduser()
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import jax
 from jax import lax
 
-from experiments.benchmarks import gradient_step
+from experiments.benchmarks import released
 from nfnets_jax.models import convolution
 
 # Pixels, channels, groups, kernel size, stride.
@@ -94,7 +94,7 @@ def main() -> None:
   for shape in _SHAPES:
     found = [
       measure(conv, shape, args.batch, args.repeats, args.loop)
-      for conv in (convolution.conv2d, gradient_step.released_conv2d)
+      for conv in (convolution.conv2d, released.conv2d)
     ]
     figures = '  '.join(f'{ms:9.1f} ({s:.1f})' for ms, s in found)
     print(*(f'{n:5}' for n in shape), '|', figures, flush=True)

@@ -18,12 +18,17 @@ Reference:
 """
 
 import functools
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 Activation = Callable[[jax.Array], jax.Array]
+
+# Of the tanh approximation: √(2/π) and the factor of x³.
+_GELU_SCALE = math.sqrt(2 / math.pi)
+_GELU_CUBIC = 0.044715
 
 
 def identity(x: jax.Array) -> jax.Array:
@@ -65,8 +70,42 @@ def gelu(x: jax.Array) -> jax.Array:
   For x·Φ(x) itself, Stein's lemma gives E[f] = 1/(2√π) and
   E[f²] = 1/3 + 1/(2π√3), so γ = 1.70093; quadrature of the tanh form gives
   1.70092.
+
+  Its backward pass starts from x alone, where `jax.nn.gelu` keeps two more
+  arrays of its size: a quarter of the memory of a net's training step.
   """
-  return jax.nn.gelu(x, approximate=True)
+  return _gelu(x)
+
+
+@jax.custom_vjp
+def _gelu(x: jax.Array) -> jax.Array:
+  # (1 + tanh u)/2 = 1/(1 + exp(−2u)), which takes fewer operations. The other
+  # form is left to the gradient: what both had in common, XLA would keep.
+  wide = _float32(x)
+  return (wide / (1.0 + jnp.exp(-2.0 * _gelu_argument(wide)))).astype(x.dtype)
+
+
+def _gelu_argument(x: jax.Array) -> jax.Array:
+  return _GELU_SCALE * x * (1.0 + _GELU_CUBIC * x * x)
+
+
+def _gelu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  return _gelu(x), x
+
+
+def _gelu_backward(x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
+  wide = _float32(x)
+  tanh = jnp.tanh(_gelu_argument(wide))
+  slope = _GELU_SCALE * (1.0 + 3.0 * _GELU_CUBIC * wide * wide)
+  dx = 0.5 * (1.0 + tanh) + 0.5 * wide * (1.0 - tanh * tanh) * slope
+  return ((dx * _float32(dy)).astype(x.dtype),)
+
+
+_gelu.defvjp(_gelu_forward, _gelu_backward)
+
+
+def _float32(x: jax.Array) -> jax.Array:
+  return x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
 
 
 def silu(x: jax.Array) -> jax.Array:

@@ -24,6 +24,8 @@ def conv2d(
 
   * A 1×1 convolution of stride 1 is a matrix product, and written as one: XLA
     for CPU is several times slower at the weight gradient of the convolution.
+    The gradients are written as products too, of arrays as they lie in memory:
+    differentiated by JAX, dw's would first turn dy, in a pass of its own.
   * On CPU a depthwise convolution, of one channel a group, is a sum over the
     kernel's pixels of shifted inputs times weights, and so are its gradients:
     faster than XLA's own by an order, which has no such convolution there.
@@ -58,7 +60,7 @@ def conv2d(
     (2, 4, 4, 6)
   """
   if w.shape[:2] == (1, 1) and stride == 1 and groups == 1:
-    return lax.dot_general(x, w[0, 0], (((3,), (0,)), ((), ())))
+    return _pointwise(x, w[0, 0])
   if jax.default_backend() != 'cpu':
     return _conv(x, w, 'SAME', stride=stride, groups=groups)
   if groups == 1:
@@ -66,6 +68,29 @@ def conv2d(
   if groups == x.shape[3] == w.shape[3]:
     return _depthwise(x, w, stride)
   return grouped_conv2d(x, w, stride, groups)
+
+
+@jax.custom_vjp
+def _pointwise(x: jax.Array, w: jax.Array) -> jax.Array:
+  return lax.dot_general(x, w, (((3,), (0,)), ((), ())))
+
+
+def _pointwise_forward(
+  x: jax.Array, w: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+  return _pointwise(x, w), (x, w)
+
+
+def _pointwise_backward(
+  kept: tuple[jax.Array, jax.Array], dy: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  x, w = kept
+  dx = lax.dot_general(dy, w, (((3,), (1,)), ((), ())))
+  pixels = ((0, 1, 2), (0, 1, 2))
+  return dx, lax.dot_general(x, dy, (pixels, ((), ())))
+
+
+_pointwise.defvjp(_pointwise_forward, _pointwise_backward)
 
 
 def _conv(

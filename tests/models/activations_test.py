@@ -55,3 +55,23 @@ def test_keeps_dtype():
 def test_unknown_name_lists_the_known():
   with pytest.raises(ValueError, match=r"'swish'.*gelu.*silu"):
     activations.scaled('swish')
+
+
+@pytest.mark.parametrize(
+  ('dtype', 'rtol'), [('float32', 0.0), ('bfloat16', 2.0**-8)]
+)
+def test_gelu_and_its_gradient_equal_those_of_jax(dtype, rtol):
+  x = jnp.linspace(-12.0, 12.0, 2001).astype(dtype)
+  dy = jnp.cos(3 * x)
+  got, vjp = jax.vjp(activations.gelu, x)
+  (dx,) = vjp(dy)
+  assert got.dtype == dx.dtype == dtype
+  wide_x, wide_dy = (a.astype(jnp.float32) for a in (x, dy))
+  expected, vjp = jax.vjp(jax.nn.gelu, wide_x)
+  np.testing.assert_allclose(got, expected, atol=5e-6, rtol=rtol)
+  np.testing.assert_allclose(dx, vjp(wide_dy)[0], atol=5e-6, rtol=rtol)
+
+
+def test_gelu_keeps_its_input_alone():
+  _, vjp = jax.vjp(activations.gelu, jnp.ones((4, 8)))
+  assert [x.shape for x in jax.tree.leaves(vjp)] == [(4, 8)]

@@ -1,0 +1,69 @@
+"""The released code's formulation of a net, written anew to measure against.
+
+One `conv_general_dilated` a convolution, with `feature_group_count` for grouped
+ones, weights standardised over their three leading axes, `reduce_window` for
+average pooling, and JAX's own GELU. The values are ours to rounding.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from nfnets_jax.models import activations, convolution, layers
+
+
+@contextlib.contextmanager
+def formulation() -> Iterator[None]:
+  """Makes the nets that are traced inside compute as the released code does.
+
+  Yields:
+    Nothing.
+  """
+  gelu = {'gelu': (jax.nn.gelu, activations.gain('gelu'))}
+  with (
+    mock.patch.object(convolution, 'conv2d', conv2d),
+    mock.patch.object(layers, 'avg_pool', avg_pool),
+    mock.patch.object(layers, 'standardize_weight', standardize_weight),
+    mock.patch.dict(activations._TABLE, gelu),
+  ):
+    yield
+
+
+def conv2d(
+  x: jax.Array, w: jax.Array, stride: int = 1, groups: int = 1
+) -> jax.Array:
+  """Convolves, as `convolution.conv2d` does."""
+  return lax.conv_general_dilated(
+    x,
+    w,
+    (stride, stride),
+    'SAME',
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    feature_group_count=groups,
+  )
+
+
+def avg_pool(x: jax.Array, size: int) -> jax.Array:
+  """Pools, as `layers.avg_pool` does."""
+
+  def window_sum(x: jax.Array) -> jax.Array:
+    window = (1, size, size, 1)
+    return lax.reduce_window(x, 0.0, lax.add, window, window, 'SAME')
+
+  return window_sum(x) / window_sum(jnp.ones_like(x))
+
+
+def standardize_weight(
+  w: jax.Array, gain: jax.Array, eps: float = layers.WS_EPS
+) -> jax.Array:
+  """Standardises, as `layers.standardize_weight` does."""
+  fan_in = w.shape[0] * w.shape[1] * w.shape[2]
+  mean = jnp.mean(w, axis=(0, 1, 2))
+  var = jnp.var(w, axis=(0, 1, 2))
+  scale = gain.reshape(-1) * lax.rsqrt(jnp.maximum(var * fan_in, eps))
+  shift = mean * scale
+  return w * scale.reshape(1, 1, 1, -1) - shift.reshape(1, 1, 1, -1)

@@ -1,0 +1,43 @@
+import platform
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+# Its temporary arrays take 64 MB in all, 16,000 pages.
+_STEPS = """
+  import resource
+  import jax
+  import jax.numpy as jnp
+  from nfnets_jax.training import host_memory
+
+  jax.devices()
+  if {keep}:
+    assert host_memory.keep_freed_memory()
+  x = jnp.ones((2048, 2048))
+  step = jax.jit(lambda x: jnp.sort(x, 0) @ jnp.sort(x, 1) + jnp.sort(x + 1))
+
+  def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(3):
+      jax.block_until_ready(step(x))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+  faults()
+  print(faults() / 3)
+"""
+
+
+@pytest.mark.skipif(
+  platform.libc_ver()[0] != 'glibc', reason='it is a matter of glibc'
+)
+def test_steps_take_no_new_pages():
+  def faults(keep):
+    code = textwrap.dedent(_STEPS).format(keep=keep)
+    out = subprocess.run(
+      [sys.executable, '-c', code], capture_output=True, text=True, check=True
+    )
+    return float(out.stdout)
+
+  assert faults(keep=True) < 1000 < faults(keep=False)
