@@ -6,6 +6,9 @@ STAMP := $(VENV)/.installed
 # tensorflow only prepares data and is the peer of a bench: an environment apart.
 TF_BIN := $(VENV)-tensorflow/bin
 TF_STAMP := $(VENV)-tensorflow/.installed
+# timm in PyTorch, the peer of a bench, has one too.
+TIMM_BIN := $(VENV)-timm/bin
+TIMM_STAMP := $(VENV)-timm/.installed
 VARIANTS := f0 f1 f2 f3 f4 f5 f6
 
 # Where data sets are kept; TFDS's ~/tensorflow_datasets if not given.
@@ -40,6 +43,9 @@ $(STAMP): setup.py pyproject.toml constraints.txt
 
 $(TF_STAMP): setup.py pyproject.toml constraints.txt
 	$(call make_venv,$(VENV)-tensorflow,tensorflow)
+
+$(TIMM_STAMP): setup.py pyproject.toml constraints.txt
+	$(call make_venv,$(VENV)-timm,timm)
 
 train: WORKDIR ?= runs/digits
 train: $(STAMP)  ## Train a small NFNet on handwritten digits and show the result.
@@ -79,8 +85,10 @@ format: $(STAMP)  ## Format the code.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(STAMP)  ## Time a gradient step beside the released formulation.
-	$(BIN)/python -m experiments.benchmarks.gradient_step
+bench: PEER ?= released
+bench: $(STAMP) $(if $(findstring timm,$(PEER)),$(TIMM_STAMP))  ## Time a net beside PEER='released timm' or another net.
+	$(BIN)/python -m experiments.benchmarks.speed --peer $(PEER) \
+	  --peer_python=$(TIMM_BIN)/python $(ARGS)
 
 bench-input: $(TF_STAMP)  ## Time the input pipeline beside tf.data, on photographs.
 	$(TF_BIN)/python -m experiments.benchmarks.input_pipeline $(data_dir) $(ARGS)
@@ -101,5 +109,5 @@ signal-plots: $(STAMP)  ## Draw the signal at initialisation beside the theory.
 	$(BIN)/python -m experiments.signal_plots --output_dir=$(WORKDIR) $(ARGS)
 
 clean:  ## Remove the environment and caches; runs and data stay.
-	rm -rf $(VENV) $(VENV)-tensorflow build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-tensorflow $(VENV)-timm build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

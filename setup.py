@@ -31,6 +31,8 @@ _TRAIN = [
 _TEST = ['hypothesis>=6.100', 'psutil>=6', 'pytest>=8', 'pytest-xdist>=3.6']
 # Only to prepare data sets and to bench the input pipeline beside tf.data.
 _TENSORFLOW = ['tensorflow-cpu>=2.19']
+# Only as the peer of a bench.
+_TIMM = ['timm>=1.0.20', 'torch>=2.9']
 _LINT = ['mypy>=1.13', 'ruff>=0.9']
 
 
@@ -56,6 +58,7 @@ setuptools.setup(
     'models': _MODELS,
     'train': _MODELS + _TRAIN,
     'tensorflow': _MODELS + _TRAIN + _TENSORFLOW,
+    'timm': _TIMM,
     'dev': _MODELS + _TRAIN + _TEST + _LINT,
   },
   classifiers=[

@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import jax
-import numpy as np
 import pytest
 from ml_collections import config_dict
 
@@ -22,7 +21,6 @@ from experiments import (
   overfit,
   resnet_imagenet,
 )
-from experiments.benchmarks import gradient_step
 from nfnets_jax import models
 from nfnets_jax.training import train
 
@@ -128,20 +126,6 @@ def test_another_name_alone_is_refused():
     train.create_net(config, num_classes=10)
   config.model.drop_rate = 0.1  # a net of one's own may have any name
   train.create_net(config, num_classes=10)
-
-
-@pytest.mark.slow
-def test_bench_compares_the_same_computation():
-  results = []
-  for released in (False, True):
-    step, _ = gradient_step.gradient_step(released, 'nfnet_tiny', 2, 16)
-    results.append(step())
-  (loss, grads), (expected_loss, expected_grads) = results
-  np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
-  for ours, released in zip(
-    jax.tree.leaves(grads), jax.tree.leaves(expected_grads), strict=True
-  ):
-    np.testing.assert_allclose(ours, released, atol=1e-5)
 
 
 def test_every_field_off_is_none_and_can_be_switched():

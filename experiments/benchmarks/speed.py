@@ -39,7 +39,7 @@ import optax
 from ml_collections import config_dict
 
 from experiments import base
-from experiments.benchmarks import peak, profile, released, timm_peer
+from experiments.benchmarks import op_profile, peak, released, timm_peer
 from nfnets_jax import models
 from nfnets_jax.models import variants
 from nfnets_jax.training import host_memory, parallel, train
@@ -255,7 +255,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
   split = None
   if 'step' in args.what:
     program = pieces['ours']['step']
-    split = profile.split(program.hlo, program.run)
+    split = op_profile.split(program.hlo, program.run)
   macs = _count_macs(config, args.batch, size)
   return {
     'model': args.model,
@@ -427,8 +427,6 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
   """Measures, prints a table and writes the JSON."""
   args = parse(sys.argv[1:] if argv is None else argv)
-  if jax.default_backend() == 'cpu':
-    host_memory.keep_freed_memory()
   found = measure(args)
   print(table(found))
   if args.json:
@@ -439,6 +437,8 @@ def main(argv: list[str] | None = None) -> None:
 if __name__ == '__main__':
   # Before jax's backend starts, or a profile on CPU names nothing.
   os.environ['XLA_FLAGS'] = (
-    f'{os.environ.get("XLA_FLAGS", "")} {profile.CPU_FLAG}'
+    f'{os.environ.get("XLA_FLAGS", "")} {op_profile.CPU_FLAG}'
   )
+  if jax.default_backend() == 'cpu':  # as in `main`
+    host_memory.keep_freed_memory()
   main()

@@ -41,7 +41,7 @@ def conv2d(
     for each of stride² phases of the pixels: XLA's own is a single one that
     multiplies with zeros, three times of four at stride 2.
 
-  `experiments/benchmarks/gradient_step.py` measures them on a whole net, and
+  `experiments/benchmarks/speed.py` measures them on a whole net, and
   `experiments/benchmarks/convolutions.py` a grouped one alone;
   `experiments/README.md` holds what came out.
 

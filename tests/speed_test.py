@@ -1,0 +1,108 @@
+import json
+import os
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.benchmarks import op_profile, released, speed
+
+
+def _tiny():
+  return speed.recipe('nfnet_tiny', 'float32')
+
+
+def test_released_formulation_computes_the_same():
+  ours = speed.programs(_tiny(), 2, 16, ['gradient'])['gradient'].run()
+  with released.formulation():
+    theirs = speed.programs(_tiny(), 2, 16, ['gradient'])['gradient'].run()
+  for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_bench_measures_and_writes_everything(tmp_path, capsys):
+  file = tmp_path / 'new' / 'tiny.json'
+  argv = ['--model=nfnet_tiny', '--batch=2', '--image_size=16', '--repeats=3']
+  argv += ['--what', 'forward', 'step', '--peer', 'released']
+  speed.main([*argv, f'--json={file}'])
+  found = json.loads(file.read_text())
+  table = capsys.readouterr().out
+  for name in ('ours', 'released'):
+    for kind in ('forward', 'step'):
+      times = found['seconds'][name][kind]
+      assert len(times) == 3
+      assert min(times) > 0
+      made = found['programs'][name][kind]
+      assert made['memory'] > made['temporaries'] > 0
+      assert made['compile_seconds'] > 0
+      assert f'{kind:10}{name}' in table
+  for kind, ratios in found['ratios']['released'].items():
+    pairs = zip(
+      found['seconds']['ours'][kind],
+      found['seconds']['released'][kind],
+      strict=True,
+    )
+    assert ratios == [a / b for a, b in pairs]
+  assert found['flops']['step'] == 3 * found['flops']['forward'] > 0
+  # A step holds its update, and the update its clipping.
+  assert set(found['parts']) == {'update', 'clip'}
+  assert found['peak_tflops'] > 0
+  # What is there is not overwritten, and said before anything is measured.
+  with pytest.raises(SystemExit):
+    speed.main([*argv, f'--json={file}'])
+  assert 'exists; give another name' in capsys.readouterr().err
+  assert json.loads(file.read_text()) == found
+
+
+@pytest.mark.parametrize(
+  ('argv', 'message'),
+  [
+    (['--model=nfnet_f9'], 'nfnet_f9'),
+    (['--peer', 'nfnet_g1'], 'nfnet_g1'),
+    (['--peer', 'timm'], '--peer timm needs --peer_python'),
+    (
+      ['--model=nfnet_tiny', '--peer', 'timm', '--peer_python=python'],
+      'timm has no nfnet_tiny; choose one of efficientnet_b0',
+    ),
+    (['--batch=0'], '--batch is 0; give 1 or more'),
+  ],
+)
+def test_wrong_arguments_are_named(argv, message, capsys):
+  with pytest.raises(SystemExit):
+    speed.parse(argv)
+  assert message in capsys.readouterr().err
+
+
+def test_products_are_found_in_fusions():
+  hlo = """
+%fused (p: f32[2,2]) -> f32[2,2] {
+  %p = f32[2,2]{1,0} parameter(0)
+  ROOT %dot.1 = f32[2,2]{1,0} dot(%p, %p), lhs_contracting_dims={1}
+}
+%other (p: f32[2,2]) -> f32[2,2] {
+  ROOT %add.1 = f32[2,2]{1,0} add(%p, %p)
+}
+ENTRY %main (x: f32[2,2]) -> f32[2,2] {
+  %x = f32[2,2]{1,0} parameter(0)
+  %fusion.1 = f32[2,2]{1,0} fusion(%x), kind=kCustom, calls=%fused
+  %convolution.2 = f32[2,2]{1,0} convolution(%x, %x), window={}
+  ROOT %fusion.2 = f32[2,2]{1,0} fusion(%x), kind=kLoop, calls=%other
+}
+"""
+  assert op_profile.products(hlo) == {'dot.1', 'fusion.1', 'convolution.2'}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+  'NFNETS_TIMM_PYTHON' not in os.environ,
+  reason='NFNETS_TIMM_PYTHON names no interpreter with torch and timm',
+)
+def test_bench_runs_timm_in_turn(tmp_path):
+  file = tmp_path / 'peer.json'
+  python = os.environ['NFNETS_TIMM_PYTHON']
+  argv = ['--model=nf_resnet50', '--batch=2', '--image_size=32', '--repeats=1']
+  argv += ['--peer', 'timm', f'--peer_python={python}', f'--json={file}']
+  speed.main(argv)
+  found = json.loads(file.read_text())
+  assert set(found['ratios']['timm']) == {'forward', 'gradient', 'step'}
+  assert found['peers']['timm']['params'] > 25_000_000
