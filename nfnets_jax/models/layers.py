@@ -15,7 +15,7 @@ Differences:
 import contextlib
 import contextvars
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 
 import haiku as hk
 import jax
@@ -30,6 +30,9 @@ WS_EPS = 1e-4
 
 _places: contextvars.ContextVar[jax.Array | None] = contextvars.ContextVar(
   'places', default=None
+)
+_folded: contextvars.ContextVar[bool] = contextvars.ContextVar(
+  'folded', default=False
 )
 
 
@@ -68,12 +71,62 @@ def standardize_weight(
   return ((flat - mean) * (scale * gain.reshape(1, -1))).reshape(w.shape)
 
 
+def fold(params: hk.MutableParams) -> hk.MutableParams:
+  """Standardises the weights of all `WSConv2D` of a net once and for all.
+
+  For inference, and for what reads the same weights several times. The result
+  is for `net.apply` inside `folded_weights`. It can be differentiated.
+
+  Args:
+    params: of any net; modules with `w` and `gain` are such convolutions.
+
+  Returns:
+    The same, but `w` `[kh, kw, I, O]` standardised and scaled, and no `gain`.
+
+  Example:
+    >>> net = hk.transform(lambda x: WSConv2D(4, 3)(x))
+    >>> x = jnp.ones((1, 8, 8, 2))
+    >>> params = net.init(jax.random.key(0), x)
+    >>> with folded_weights():
+    ...   y = net.apply(fold(params), None, x)
+    >>> bool(jnp.allclose(y, net.apply(params, None, x)))
+    True
+  """
+
+  def fold_module(
+    parameters: MutableMapping[str, jax.Array],
+  ) -> dict[str, jax.Array]:
+    if not parameters.keys() >= {'w', 'gain'}:
+      return dict(parameters)
+    kept = {k: v for k, v in parameters.items() if k != 'gain'}
+    return kept | {'w': standardize_weight(parameters['w'], parameters['gain'])}
+
+  return {name: fold_module(module) for name, module in params.items()}
+
+
+@contextlib.contextmanager
+def folded_weights() -> Iterator[None]:
+  """Makes the nets that are applied inside take the parameters of `fold`.
+
+  It is a context for the same reason as `places_in_batch`.
+
+  Yields:
+    Nothing.
+  """
+  token = _folded.set(True)
+  try:
+    yield
+  finally:
+    _folded.reset(token)
+
+
 class WSConv2D(hk.Module):
   """2-D convolution with Scaled Weight Standardisation, 'SAME' padding.
 
   Parameters: `w` `[k, k, I / groups, O]` ~ N(0, 1 / fan_in), `gain` `[O]` = 1
   and `bias` `[O]` = 0, float32. The nonlinearity's gain γ is applied with the
-  nonlinearity, not here.
+  nonlinearity, not here. Inside `folded_weights`, `w` is standardised already
+  and there is no `gain`.
 
   Reference:
     Brock et al. 2021, section 2, equation 1.
@@ -116,10 +169,11 @@ class WSConv2D(hk.Module):
       (k, k, x.shape[3] // self.groups, channels),
       hk.initializers.VarianceScaling(1.0, 'fan_in', 'normal'),
     )
-    gain = _parameter('gain', (channels,), hk.initializers.Constant(1.0))
+    if not _folded.get():
+      gain = _parameter('gain', (channels,), hk.initializers.Constant(1.0))
+      w = standardize_weight(w, gain)
     bias = _parameter('bias', (channels,), hk.initializers.Constant(0.0))
-    w_hat = standardize_weight(w, gain).astype(x.dtype)
-    out = convolution.conv2d(x, w_hat, self.stride, self.groups)
+    out = convolution.conv2d(x, w.astype(x.dtype), self.stride, self.groups)
     return (widen(out) + bias.reshape(1, 1, 1, -1)).astype(x.dtype)
 
 

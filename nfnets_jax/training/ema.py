@@ -54,3 +54,22 @@ def update(
     return optax.incremental_update(new, old, step_size)
 
   return jax.tree.map(move, average, new)
+
+
+@jax.jit
+def distance(average: chex.ArrayTree, params: chex.ArrayTree) -> jax.Array:
+  """Returns how far an average is from the parameters, relative to their norm.
+
+  Args:
+    average: of `params`.
+    params: pytree of arrays.
+
+  Returns:
+    ‖params − average‖ / ‖params‖, a float32 scalar; NaN if all are zero.
+
+  Example:
+    >>> float(distance({'w': jnp.array([3.0])}, {'w': jnp.array([4.0])}))
+    0.25
+  """
+  apart = optax.tree.norm(optax.tree.sub(params, average))
+  return apart / optax.tree.norm(params)

@@ -217,6 +217,26 @@ def _is_clipped(module: str, name: str) -> bool:
   return name != 'w' or module.split('/')[1:] != ['~', 'linear']
 
 
+def global_norm(grads: chex.ArrayTree) -> jax.Array:
+  """Returns the L2 norm of a whole gradient, as `optax.tree.norm`.
+
+  It is that of the norms of the units, which AGC takes anyway: compiled
+  together, the gradient is read once for both.
+
+  Args:
+    grads: of the parameters, of at most four dimensions each.
+
+  Returns:
+    A float32 scalar.
+
+  Example:
+    >>> float(global_norm({'w': jnp.array([[3.0, 0.0], [0.0, 4.0]])}))
+    5.0
+  """
+  units = [agc.unitwise_norm(x) for x in jax.tree.leaves(grads)]
+  return jnp.sqrt(sum(jnp.sum(jnp.square(norm)) for norm in units))
+
+
 def clipped_shares(
   grads: chex.ArrayTree,
   params: chex.ArrayTree,

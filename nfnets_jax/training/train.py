@@ -23,6 +23,7 @@ from nfnets_jax.models import variants
 from nfnets_jax.training import (
   checkpoint,
   distributed,
+  ema,
   evaluate,
   interrupt,
   memory,
@@ -186,6 +187,10 @@ def train_and_evaluate(
         if save or step % config.log_every_steps == 0:
           checkpoints.check()
           means = window.summarize()
+          # Of this step alone: it reads all parameters, and all wait here.
+          pair = (state.ema_params, state.params)
+          pair = jax.tree.map(parallel.local_copy, pair)
+          means['ema_distance'] = float(ema.distance(*pair))
           bar.show(step, step / epoch_steps, means)
           if writer:
             writer.write(step, 'train', means)

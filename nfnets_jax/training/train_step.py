@@ -282,8 +282,7 @@ def create_train_step(
     `[R]`. The metrics are float32 scalars of the whole batch: `loss`, `top_1`
     (a fraction, against the likelier label of a mixed image), `grad_norm`
     before clipping, `learning_rate`, the shares of units that AGC clipped
-    (`optimizer.clipped_shares`), and `ema_distance`, the norm of the difference
-    between the parameters and their average, relative to the parameters'. With
+    (`optimizer.clipped_shares`). With
     `skip_nonfinite`: `nonfinite`, whether the step was left out, and
     `nonfinite_in_a_row`. Two more if the batch has them, summed over it: how
     many examples were `skipped` before each, and which processes ask to `stop`.
@@ -315,7 +314,7 @@ def create_train_step(
     model_state = _mean_state(model_state, axis_name)
     if skipped is not None:
       metrics['skipped'] = jax.lax.psum(jnp.sum(skipped), axis_name)
-    metrics['grad_norm'] = optax.tree.norm(grads)
+    metrics['grad_norm'] = optimizers.global_norm(grads)
     metrics['learning_rate'] = jnp.asarray(schedule(state.step), jnp.float32)
     metrics |= optimizers.clipped_shares(
       grads, state.params, config.optimizer, config.model.depth
@@ -333,8 +332,6 @@ def create_train_step(
     ema_model_state = ema.update(
       state.ema_model_state, model_state, old_step, config.ema_decay
     )
-    distance = optax.tree.norm(optax.tree.sub(state.params, state.ema_params))
-    metrics['ema_distance'] = distance / optax.tree.norm(state.params)
     if stop is not None:
       metrics['stop'] = jax.lax.psum(jnp.sum(stop), axis_name)
     state = state._replace(
@@ -355,19 +352,20 @@ def create_train_step(
 
     def add(carry, part):
       sums, model_state = carry
-      grads, metrics, model_state = gradient(
-        state.params, model_state, key, *part
-      )
+      grads, metrics, model_state = gradient(folded, model_state, key, *part)
       sums = jax.tree.map(jnp.add, sums, (grads, metrics))
       return (sums, model_state), None
 
+    # Weights are standardised, and the gradient taken through that, once.
+    folded, pull_back = jax.vjp(layers.fold, state.params)
     metrics = {'loss': jnp.zeros(()), 'top_1': jnp.zeros(())}
-    zeros = (jax.tree.map(jnp.zeros_like, state.params), metrics)
-    (sums, model_state), _ = jax.lax.scan(
-      add, (zeros, state.model_state), (parts, places)
-    )
+    zeros = (jax.tree.map(jnp.zeros_like, folded), metrics)
+    with layers.folded_weights():
+      (sums, model_state), _ = jax.lax.scan(
+        add, (zeros, state.model_state), (parts, places)
+      )
     grads, metrics = jax.tree.map(lambda x: x / micro_batches, sums)
-    return grads, metrics, model_state
+    return *pull_back(grads), metrics, model_state
 
   return train_step
 
@@ -413,9 +411,10 @@ def create_eval_step(
     label = batch['label']
 
     def sums(params: hk.MutableParams, model_state: hk.MutableState) -> Metrics:
-      outputs, _ = net.apply(
-        params, model_state, None, images, is_training=False
-      )
+      with layers.folded_weights():
+        outputs, _ = net.apply(
+          params, model_state, None, images, is_training=False
+        )
       logits = policy.cast_to_output(outputs['logits'])
       loss = optax.softmax_cross_entropy_with_integer_labels(logits, label)
       target = jnp.take_along_axis(logits, label[:, None], axis=1)
@@ -443,6 +442,9 @@ def create_eval_step(
     }
 
   def eval_step(state: TrainState, batch: Batch):
+    state = state._replace(
+      params=layers.fold(state.params), ema_params=layers.fold(state.ema_params)
+    )
     if micro_batches == 1:
       both = part_sums(state, batch)
     else:

@@ -1,3 +1,4 @@
+import chex
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -202,3 +203,52 @@ def test_batch_norm_keeps_the_variance_beside_a_large_mean():
   )
   averages = state['batch_norm/~/var_ema']['average']
   np.testing.assert_allclose(averages.ravel(), var, rtol=1e-3)
+
+
+def _two_convolutions():
+  def forward(x):
+    x = layers.WSConv2D(8, 3, groups=2, name='first')(x)
+    x = layers.Conv2D(8, 1, name='plain')(jax.nn.gelu(x))
+    return layers.WSConv2D(4, 3, stride=2, name='second')(x)
+
+  net = hk.without_apply_rng(hk.transform(forward))
+  x = jax.random.normal(jax.random.key(0), (2, 8, 8, 4))
+  params = net.init(jax.random.key(1), x)
+  keys = jax.random.split(jax.random.key(2), 2)
+  for key, name in zip(keys, ('first', 'second'), strict=True):
+    gain = params[name]['gain']
+    params[name]['gain'] = jax.random.normal(key, gain.shape)
+  return net, params, x
+
+
+def test_folded_weights_compute_the_same():
+  net, params, x = _two_convolutions()
+  folded = layers.fold(params)
+  assert {k: set(v) for k, v in folded.items()} == {
+    'first': {'w', 'bias'},
+    'plain': {'w'},
+    'second': {'w', 'bias'},
+  }
+  with layers.folded_weights():
+    ours = net.apply(folded, x)
+  np.testing.assert_array_equal(ours, net.apply(params, x))
+  assert 'gain' in params['first']  # which is left as it was
+
+
+def test_gradients_go_through_folding():
+  net, params, x = _two_convolutions()
+
+  def loss(params):
+    return jnp.sum(jnp.square(net.apply(params, x)))
+
+  folded, pull_back = jax.vjp(layers.fold, params)
+  with layers.folded_weights():
+    grads = jax.grad(loss)(folded)
+  ours, theirs = pull_back(grads)[0], jax.grad(loss)(params)
+  chex.assert_trees_all_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_nets_know_folded_weights_only_inside():
+  net, params, x = _two_convolutions()
+  with pytest.raises(ValueError, match='gain'):
+    net.apply(layers.fold(params), x)

@@ -496,3 +496,15 @@ def test_a_gradient_that_is_not_finite_is_left_out():
   left_out = [grads[0], broken, broken, grads[1]]
   actual = _run(skipping, params, left_out)
   jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+def test_global_norm_is_that_of_all_elements():
+  keys = jax.random.split(jax.random.key(0), 4)
+  shapes = [(), (5,), (6, 7), (3, 3, 4, 5)]
+  tree = [
+    jax.random.normal(key, shape)
+    for key, shape in zip(keys, shapes, strict=True)
+  ]
+  np.testing.assert_allclose(
+    optimizers.global_norm(tree), optax.tree.norm(tree), rtol=1e-6
+  )
