@@ -22,8 +22,9 @@ def conv2d(
 
   The forms agree to rounding; which one runs is decided here and nowhere else:
 
-  * A 1×1 convolution of stride 1 is a matrix product, and written as one: XLA
-    for CPU is several times slower at the weight gradient of the convolution.
+  * A 1×1 convolution is a matrix product, and written as one: XLA for CPU is
+    several times slower at the weight gradient of the convolution. At a stride
+    it is that of the pixels that it meets.
     The gradients are written as products too, of arrays as they lie in memory:
     differentiated by JAX, dw's would first turn dy, in a pass of its own.
   * On CPU a depthwise convolution, of one channel a group, is a sum over the
@@ -59,8 +60,8 @@ def conv2d(
     >>> conv2d(x, w, stride=2, groups=2).shape
     (2, 4, 4, 6)
   """
-  if w.shape[:2] == (1, 1) and stride == 1 and groups == 1:
-    return _pointwise(x, w[0, 0])
+  if w.shape[:2] == (1, 1) and groups == 1:
+    return _pointwise(x[:, ::stride, ::stride], w[0, 0])
   if jax.default_backend() != 'cpu':
     return _conv(x, w, 'SAME', stride=stride, groups=groups)
   if groups == 1:
@@ -87,7 +88,10 @@ def _pointwise_backward(
   x, w = kept
   dx = lax.dot_general(dy, w, (((3,), (1,)), ((), ())))
   pixels = ((0, 1, 2), (0, 1, 2))
-  return dx, lax.dot_general(x, dy, (pixels, ((), ())))
+  # XLA for CPU first turns the array on the left: let that be the smaller one.
+  if x.shape[3] <= dy.shape[3]:
+    return dx, lax.dot_general(x, dy, (pixels, ((), ())))
+  return dx, lax.dot_general(dy, x, (pixels, ((), ()))).T
 
 
 _pointwise.defvjp(_pointwise_forward, _pointwise_backward)
