@@ -4,7 +4,8 @@ import collections
 import pathlib
 import re
 import tempfile
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -73,16 +74,14 @@ def split(hlo: str, run: Callable[[], Any]) -> dict[str, float] | None:
     profile = jax.profiler.ProfileData.from_file(str(files[0]))
   of_products = products(hlo)
   points: list[tuple[float, int, str]] = []
-  for plane in profile.planes:
-    for line in plane.lines:
-      for event in line.events:
-        name = dict(event.stats).get('hlo_op')
-        # A loop spans what runs in it, which has names of its own.
-        if not isinstance(name, str) or name.startswith(('while', 'call')):
-          continue
-        kind = 'products' if name in of_products else 'rest'
-        points.append((event.start_ns, 1, kind))
-        points.append((event.start_ns + event.duration_ns, -1, kind))
+  with warnings.catch_warnings():
+    # jaxlib makes a type here for the first time, and Python 3.12 warns of how;
+    # where warnings are errors, the process would be aborted.
+    warnings.simplefilter('ignore', DeprecationWarning)
+    for name, start, duration in _operations(profile):
+      kind = 'products' if name in of_products else 'rest'
+      points.append((start, 1, kind))
+      points.append((start + duration, -1, kind))
   if not points:
     return None
   points.sort()
@@ -95,3 +94,16 @@ def split(hlo: str, run: Callable[[], Any]) -> dict[str, float] | None:
     active[kind] += change
     last = moment
   return seconds
+
+
+def _operations(
+  profile: jax.profiler.ProfileData,
+) -> Iterator[tuple[str, float, float]]:
+  """Yields name, start and duration in ns of the operations of a program."""
+  for plane in profile.planes:
+    for line in plane.lines:
+      for event in line.events:
+        name = dict(event.stats).get('hlo_op')
+        # A loop spans what runs in it, which has names of its own.
+        if isinstance(name, str) and not name.startswith(('while', 'call')):
+          yield name, event.start_ns, event.duration_ns
