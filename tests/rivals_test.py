@@ -120,7 +120,7 @@ def batch_of(config, devices=8):
     for family, slow in {
       'nf_resnet': False,
       'nf_regnet': True,
-      'resnet': False,
+      'resnet': True,
       'efficientnet': True,
       'batch_norm': True,
     }.items()
@@ -172,6 +172,7 @@ def test_statistics_of_a_device_are_averaged():
     np.testing.assert_allclose(value, mean, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_shared_statistics_make_devices_one():
   """With a shared axis eight devices make the step of one, and not without."""
   results = {}

@@ -20,6 +20,7 @@ def test_released_formulation_computes_the_same():
     np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_bench_measures_and_writes_everything(tmp_path, capsys):
   file = tmp_path / 'new' / 'tiny.json'
   argv = ['--model=nfnet_tiny', '--batch=2', '--image_size=16', '--repeats=3']

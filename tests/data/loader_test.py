@@ -114,7 +114,11 @@ WORKERS = [
   pytest.param({'num_workers': 1}, id='thread'),
   pytest.param({'num_workers': 4}, id='threads'),
   pytest.param({'num_workers': 1, 'worker_type': 'processes'}, id='process'),
-  pytest.param({'num_workers': 3, 'worker_type': 'processes'}, id='processes'),
+  pytest.param(
+    {'num_workers': 3, 'worker_type': 'processes'},
+    id='processes',
+    marks=pytest.mark.slow,
+  ),
 ]
 
 

@@ -303,9 +303,8 @@ def kept_all():
   return params, jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(params)
 
 
-@pytest.mark.parametrize(
-  'remat', ['block', pytest.param('stage', marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('remat', ['block', 'stage'])
 def test_what_is_computed_again_is_the_same(kept_all, remat):
   params, expected = kept_all
   own_params, loss_fn = _trained_step(remat)

@@ -193,12 +193,15 @@ def _split_step(config, devices, micro_batches):
       {'augment.raw_per_image': 2, 'augment.rand_augment': '2x5'},
       marks=pytest.mark.slow,
     ),
-    {
-      'augment.raw_per_image': 1,
-      'model.depth': (2,),
-      'model.drop_rate': 0.5,
-      'model.stochdepth_rate': 0.9,
-    },
+    pytest.param(
+      {
+        'augment.raw_per_image': 1,
+        'model.depth': (2,),
+        'model.drop_rate': 0.5,
+        'model.stochdepth_rate': 0.9,
+      },
+      marks=pytest.mark.slow,
+    ),
   ],
   ids=['augmentation', 'dropout'],
 )
