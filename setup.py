@@ -8,7 +8,7 @@ import setuptools
 ROOT = pathlib.Path(__file__).parent
 
 _AGC = ['jax>=0.8', 'optax>=0.2.5']
-_MODELS = ['dm-haiku>=0.0.16']
+_MODELS = ['dm-haiku>=0.0.16', 'ml_dtypes>=0.5', 'safetensors>=0.5']
 _TRAIN = [
   'absl-py>=2.1',
   'chex>=0.1.90',
@@ -28,7 +28,13 @@ _TRAIN = [
   'tensorflow-datasets>=4.9.9',
   'tqdm>=4.66',
 ]
-_TEST = ['hypothesis>=6.100', 'psutil>=6', 'pytest>=8', 'pytest-xdist>=3.6']
+_TEST = [
+  'dill>=0.3.9',
+  'hypothesis>=6.100',
+  'psutil>=6',
+  'pytest>=8',
+  'pytest-xdist>=3.6',
+]
 # Only to prepare data sets and to bench the input pipeline beside tf.data.
 _TENSORFLOW = ['tensorflow-cpu>=2.19']
 # Only as the peer of a bench.

@@ -16,9 +16,13 @@ _MAX_CONVOLUTIONS = 16
 
 
 def conv2d(
-  x: jax.Array, w: jax.Array, stride: int = 1, groups: int = 1
+  x: jax.Array,
+  w: jax.Array,
+  stride: int = 1,
+  groups: int = 1,
+  padding: str = 'same',
 ) -> jax.Array:
-  """Convolves with 'SAME' padding, in the fastest known form per backend.
+  """Convolves, with padding, in the fastest known form per backend.
 
   The forms agree to rounding; which one runs is decided here and nowhere else:
 
@@ -51,6 +55,9 @@ def conv2d(
     w: weights `[kh, kw, I / groups, O]`, of the dtype of `x`.
     stride: step in both directions, in pixels.
     groups: number of groups that input and output channels are split into.
+    padding: 'same', of XLA and TensorFlow: as little as needed, the odd pixel
+      after the end; or 'symmetric', of PyTorch: (k - 1) / 2 on all sides. They
+      differ where there is a stride; 'symmetric' is then left to XLA.
 
   Returns:
     Outputs `[B, ceil(H / stride), ceil(W / stride), O]`.
@@ -62,6 +69,11 @@ def conv2d(
   """
   if w.shape[:2] == (1, 1) and groups == 1:
     return _pointwise(x[:, ::stride, ::stride], w[0, 0])
+  if padding == 'symmetric' and stride > 1:
+    around = [((k - 1) // 2, (k - 1) // 2) for k in w.shape[:2]]
+    if groups == 1 or jax.default_backend() != 'cpu':
+      return _conv(x, w, around, stride=stride, groups=groups)
+    return grouped_conv2d(x, w, stride, groups, padding)
   if jax.default_backend() != 'cpu':
     return _conv(x, w, 'SAME', stride=stride, groups=groups)
   if groups == 1:
@@ -236,9 +248,9 @@ def _input_gradient(
 
 # Compiled functions keep their name in a traced form: `cost` knows these two by
 # it, whose products are not those that the net asks for.
-@functools.partial(jax.jit, static_argnums=(2, 3))
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
 def grouped_conv2d(
-  x: jax.Array, w: jax.Array, stride: int, groups: int
+  x: jax.Array, w: jax.Array, stride: int, groups: int, padding: str = 'same'
 ) -> jax.Array:
   """Convolves groups of channels with at most 16 convolutions."""
   merged = -(-groups // _MAX_CONVOLUTIONS)
@@ -252,7 +264,8 @@ def grouped_conv2d(
     same = jnp.repeat(same, fan_out, axis=1)
     dense = jnp.where(same, jnp.tile(part, (1, 1, count, 1)), 0)
     inputs = x[..., first * fan_in : (first + count) * fan_in]
-    parts.append(conv2d(inputs, dense if count > 1 else part, stride))
+    weights = dense if count > 1 else part
+    parts.append(conv2d(inputs, weights, stride, padding=padding))
   return jnp.concatenate(parts, axis=3)
 
 

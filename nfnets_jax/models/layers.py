@@ -121,7 +121,7 @@ def folded_weights() -> Iterator[None]:
 
 
 class WSConv2D(hk.Module):
-  """2-D convolution with Scaled Weight Standardisation, 'SAME' padding.
+  """2-D convolution with Scaled Weight Standardisation, padded.
 
   Parameters: `w` `[k, k, I / groups, O]` ~ N(0, 1 / fan_in), `gain` `[O]` = 1
   and `bias` `[O]` = 0, float32. The nonlinearity's gain γ is applied with the
@@ -139,6 +139,7 @@ class WSConv2D(hk.Module):
     *,
     stride: int = 1,
     groups: int = 1,
+    padding: str = 'same',
     name: str | None = None,
   ):
     """Describes the layer.
@@ -148,17 +149,21 @@ class WSConv2D(hk.Module):
       kernel_size: k, in pixels.
       stride: in pixels.
       groups: number of channel groups.
+      padding: 'same' or 'symmetric'; see `convolution.conv2d`.
       name: of the Haiku module.
 
     Raises:
-      ValueError: if `groups` does not divide `output_channels`.
+      ValueError: if `groups` does not divide `output_channels`, or `padding` is
+        neither.
     """
     super().__init__(name=name)
     _check_groups(output_channels, groups)
+    _check_padding(padding)
     self.output_channels = output_channels
     self.kernel_size = kernel_size
     self.stride = stride
     self.groups = groups
+    self.padding = padding
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Convolves `x` `[B, H, W, I]`; returns `[B, H', W', O]` of its dtype."""
@@ -173,7 +178,9 @@ class WSConv2D(hk.Module):
       gain = _parameter('gain', (channels,), hk.initializers.Constant(1.0))
       w = standardize_weight(w, gain)
     bias = _parameter('bias', (channels,), hk.initializers.Constant(0.0))
-    out = convolution.conv2d(x, w.astype(x.dtype), self.stride, self.groups)
+    out = convolution.conv2d(
+      x, w.astype(x.dtype), self.stride, self.groups, self.padding
+    )
     return (widen(out) + bias.reshape(1, 1, 1, -1)).astype(x.dtype)
 
 
@@ -514,8 +521,10 @@ def avg_pool(x: jax.Array, size: int) -> jax.Array:
   return total / jnp.asarray(counts, x.dtype).reshape(1, rows, columns, 1)
 
 
-def max_pool(x: jax.Array, size: int, stride: int) -> jax.Array:
-  """Takes the maximum of `size`×`size` windows, 'SAME' padding.
+def max_pool(
+  x: jax.Array, size: int, stride: int, padding: str = 'same'
+) -> jax.Array:
+  """Takes the maximum of `size`×`size` windows, padded.
 
   Padded pixels do not count. Of pixels that tie, one or all share the gradient,
   depending on the backend.
@@ -524,6 +533,7 @@ def max_pool(x: jax.Array, size: int, stride: int) -> jax.Array:
     x: inputs `[B, H, W, C]`.
     size: side of the window, in pixels.
     stride: step in both directions, in pixels.
+    padding: 'same' or 'symmetric'; see `convolution.conv2d`.
 
   Returns:
     `[B, ceil(H / stride), ceil(W / stride), C]`.
@@ -533,13 +543,17 @@ def max_pool(x: jax.Array, size: int, stride: int) -> jax.Array:
     >>> max_pool(x, 3, stride=2)[0, 0, :, 0].tolist()
     [1.0, 3.0, 4.0]
   """
-  if jax.default_backend() != 'cpu':
-    window, strides = (1, size, size, 1), (1, stride, stride, 1)
-    return lax.reduce_window(x, -jnp.inf, lax.max, window, strides, 'SAME')
-  # XLA's own gradient is slower there by an order than that of shifted maxima.
+  _check_padding(padding)
   around = lax.padtype_to_pads(
     x.shape[1:3], (size, size), (stride, stride), 'SAME'
   )
+  if padding == 'symmetric':
+    around = [((size - 1) // 2, (size - 1) // 2)] * 2
+  if jax.default_backend() != 'cpu':
+    window, strides = (1, size, size, 1), (1, stride, stride, 1)
+    pads = ((0, 0), *around, (0, 0))
+    return lax.reduce_window(x, -jnp.inf, lax.max, window, strides, pads)
+  # XLA's own gradient is slower there by an order than that of shifted maxima.
   x = jnp.pad(x, ((0, 0), *around, (0, 0)), constant_values=-jnp.inf)
   rows, columns = x.shape[1] - size, x.shape[2] - size
   shifted = [
@@ -556,6 +570,11 @@ def _check_groups(output_channels: int, groups: int) -> None:
       f'{output_channels} output channels cannot be split into {groups} '
       'groups; give a multiple of the number of groups'
     )
+
+
+def _check_padding(padding: str) -> None:
+  if padding not in ('same', 'symmetric'):
+    raise ValueError(f"padding {padding!r} is neither 'same' nor 'symmetric'")
 
 
 def _check_input_groups(channels: int, groups: int) -> None:

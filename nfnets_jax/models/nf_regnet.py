@@ -45,6 +45,8 @@ class NFRegBlock(hk.Module):
     se_ratio: float,
     stochdepth_rate: float,
     activation: str,
+    padding: str,
+    rounding: str,
     name: str | None = None,
   ):
     """Describes the block; see `NFRegNet` for the arguments they share.
@@ -60,13 +62,20 @@ class NFRegBlock(hk.Module):
       se_ratio: hidden channels of the gate, relative to the channels inside.
       stochdepth_rate: probability that the branch of an image is dropped.
       activation: name of the nonlinearity.
+      padding: of the strided convolution, 'same' or 'symmetric'.
+      rounding: of the channels inside, 'down' or 'nearest'.
       name: of the Haiku module.
 
     Raises:
       ValueError: if the bottleneck is narrower than one group.
     """
     super().__init__(name=name)
-    width = blocks.grouped_width(in_channels, expansion, group_width)
+    if rounding == 'nearest':
+      width = _nearest(in_channels * expansion, group_width)
+      hidden = _nearest(width * se_ratio, group_width)
+    else:
+      width = blocks.grouped_width(in_channels, expansion, group_width)
+      hidden = max(1, int(width * se_ratio))
     self.stride = stride
     self.beta = beta
     self.alpha = alpha
@@ -74,7 +83,12 @@ class NFRegBlock(hk.Module):
     self.act = activations.scaled(activation)
     self.conv0 = layers.WSConv2D(width, 1, name='conv0')
     self.conv1 = layers.WSConv2D(
-      width, 3, stride=stride, groups=width // group_width, name='conv1'
+      width,
+      3,
+      stride=stride,
+      groups=width // group_width,
+      padding=padding,
+      name='conv1',
     )
     self.conv2 = layers.WSConv2D(out_channels, 1, name='conv2')
     self.conv_shortcut = (
@@ -83,7 +97,7 @@ class NFRegBlock(hk.Module):
       else None
     )
     self.squeeze_excite = layers.SqueezeExcite(
-      width, max(1, int(width * se_ratio)), name='squeeze_excite'
+      width, hidden, name='squeeze_excite'
     )
 
   def __call__(
@@ -105,6 +119,11 @@ class NFRegBlock(hk.Module):
     branch = self.conv2(self.act(out))
     out = layers.stochastic_depth(branch, self.stochdepth_rate, is_training)
     return blocks.skip_init(out, self.alpha) + shortcut, branch
+
+
+def _nearest(channels: float, group_width: int) -> int:
+  """Rounds to a whole number of groups, at least one."""
+  return max(1, int(channels / group_width + 0.5)) * group_width
 
 
 class NFRegNet(blocks.ResidualNet):
@@ -141,6 +160,9 @@ class NFRegNet(blocks.ResidualNet):
     alpha: float = 0.2,
     stochdepth_rate: float = 0.1,
     activation: str = 'silu',
+    padding: str = 'same',
+    rounding: str = 'down',
+    final_width: int | None = None,
     remat: str | None = None,
     name: str = 'NF_RegNet',
   ):
@@ -162,6 +184,13 @@ class NFRegNet(blocks.ResidualNet):
       stochdepth_rate: of n blocks, block i (from 0) drops the residual branch
         of an image with probability stochdepth_rate · i / n. In [0, 1).
       activation: one of `activations.NAMES`.
+      padding: of convolutions with a stride: 'same', or 'symmetric' as in
+        PyTorch.
+      rounding: 'down', as released, makes the channels inside a block whole
+        groups, and the gate's any number; 'nearest', as in timm, rounds both to
+        the nearest whole groups.
+      final_width: channels of the last convolution; None takes 1280 / 440 times
+        those of the last stage.
       remat: None, 'block' or 'stage', what is computed again in the backward
         pass; see `blocks.ResidualNet`.
       name: of the Haiku module.
@@ -178,9 +207,11 @@ class NFRegNet(blocks.ResidualNet):
       name=name,
     )
     blocks.check_stages(width=width, depth=depth, strides=strides)
+    if rounding not in ('down', 'nearest'):
+      raise ValueError(f"rounding {rounding!r} is neither 'down' nor 'nearest'")
     self.act = activations.scaled(activation)
     self.initial_conv = layers.WSConv2D(
-      width[0], 3, stride=stem_stride, name='initial_conv'
+      width[0], 3, stride=stem_stride, padding=padding, name='initial_conv'
     )
     places = blocks.places(
       width[0],
@@ -202,13 +233,15 @@ class NFRegNet(blocks.ResidualNet):
         se_ratio=se_ratio,
         stochdepth_rate=place.stochdepth_rate,
         activation=activation,
+        padding=padding,
+        rounding=rounding,
         name='nf_block',
       )
       for i, (place, beta) in enumerate(zip(places, betas, strict=True))
     ]
     # The first RegNet of this shape had 1280 channels after a stage of 440.
     self.final_conv = layers.WSConv2D(
-      1280 * width[-1] // 440, 1, name='final_conv'
+      final_width or 1280 * width[-1] // 440, 1, name='final_conv'
     )
 
   def _stem(self, x: jax.Array, is_training: bool) -> jax.Array:

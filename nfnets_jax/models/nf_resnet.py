@@ -51,6 +51,8 @@ class NFResBlock(hk.Module):
     skipinit: bool,
     stochdepth_rate: float,
     activation: str,
+    padding: str,
+    pool_shortcut: bool,
     name: str | None = None,
   ):
     """Describes the block; see `NFResNet` for the arguments they share.
@@ -67,6 +69,8 @@ class NFResBlock(hk.Module):
       skipinit: whether the branch has a learnt scale, zero at first.
       stochdepth_rate: probability that the branch of an image is dropped.
       activation: name of the nonlinearity.
+      padding: of the strided convolution, 'same' or 'symmetric'.
+      pool_shortcut: whether a strided shortcut averages instead of picking.
       name: of the Haiku module.
     """
     super().__init__(name=name)
@@ -74,13 +78,21 @@ class NFResBlock(hk.Module):
     self.beta = beta
     self.alpha = alpha
     self.skipinit = skipinit
+    self.shortcut_pool = stride if pool_shortcut else 1
     self.stochdepth_rate = stochdepth_rate
     self.act = activations.scaled(activation)
     self.conv0 = layers.WSConv2D(width, 1, name='conv0')
-    self.conv1 = layers.WSConv2D(width, 3, stride=stride, name='conv1')
+    self.conv1 = layers.WSConv2D(
+      width, 3, stride=stride, padding=padding, name='conv1'
+    )
     self.conv2 = layers.WSConv2D(out_channels, 1, name='conv2')
     self.conv_shortcut = (
-      layers.WSConv2D(out_channels, 1, stride=stride, name='conv_shortcut')
+      layers.WSConv2D(
+        out_channels,
+        1,
+        stride=1 if pool_shortcut else stride,
+        name='conv_shortcut',
+      )
       if stride > 1 or in_channels != out_channels
       else None
     )
@@ -103,7 +115,12 @@ class NFResBlock(hk.Module):
     SkipInit and α: its variance is what the theory says is one.
     """
     out = self.act(x) * (1.0 / self.beta)
-    shortcut = x if self.conv_shortcut is None else self.conv_shortcut(out)
+    shortcut = x
+    if self.conv_shortcut is not None:
+      pooled = out
+      if self.shortcut_pool > 1:
+        pooled = layers.avg_pool(out, self.shortcut_pool)
+      shortcut = self.conv_shortcut(pooled)
     out = self.conv0(out)
     out = self.conv1(self.act(out))
     branch = self.conv2(self.act(out))
@@ -152,6 +169,8 @@ class NFResNet(blocks.ResidualNet):
     stochdepth_rate: float = 0.1,
     drop_rate: float = 0.0,
     activation: str = 'relu',
+    padding: str = 'same',
+    pool_shortcut: bool = False,
     remat: str | None = None,
     name: str = 'NF_ResNet',
   ):
@@ -174,6 +193,10 @@ class NFResNet(blocks.ResidualNet):
         of an image with probability stochdepth_rate · i / n. In [0, 1).
       drop_rate: dropout on the pooled features, in [0, 1).
       activation: one of `activations.NAMES`.
+      padding: of convolutions and pooling with a stride: 'same', or 'symmetric'
+        as in PyTorch.
+      pool_shortcut: whether strided shortcuts average 2×2 pixels, as in timm,
+        instead of picking every other one.
       remat: None, 'block' or 'stage', what is computed again in the backward
         pass; see `blocks.ResidualNet`.
       name: of the Haiku module.
@@ -192,8 +215,9 @@ class NFResNet(blocks.ResidualNet):
     blocks.check_stages(width=width, depth=depth, strides=strides)
     self.act = activations.scaled(activation)
     self.stem_pool = stem_pool
+    self.padding = padding
     self.initial_conv = layers.WSConv2D(
-      stem_width, 7, stride=stem_stride, name='initial_conv'
+      stem_width, 7, stride=stem_stride, padding=padding, name='initial_conv'
     )
     places = blocks.places(
       stem_width,
@@ -216,6 +240,8 @@ class NFResNet(blocks.ResidualNet):
         skipinit=skipinit,
         stochdepth_rate=place.stochdepth_rate,
         activation=activation,
+        padding=padding,
+        pool_shortcut=pool_shortcut,
         name='nf_res_block',
       )
       for place, beta in zip(places, betas, strict=True)
@@ -223,7 +249,9 @@ class NFResNet(blocks.ResidualNet):
 
   def _stem(self, x: jax.Array, is_training: bool) -> jax.Array:
     x = self.initial_conv(x)
-    return layers.max_pool(x, 3, stride=2) if self.stem_pool else x
+    if not self.stem_pool:
+      return x
+    return layers.max_pool(x, 3, stride=2, padding=self.padding)
 
   def _features(self, x: jax.Array, is_training: bool) -> jax.Array:
     return self.act(x)

@@ -1,1 +1,10 @@
-"""Reading and writing of weights that others have published."""
+"""Reading and writing of weights that others have published.
+
+`load` returns the parameters in a file, `read` and `write` all that belongs to
+them, and `fetch` downloads the released ones.
+"""
+
+from nfnets_jax.weights.download import fetch
+from nfnets_jax.weights.files import FORMS, Weights, load, read, write
+
+__all__ = ['FORMS', 'Weights', 'fetch', 'load', 'read', 'write']

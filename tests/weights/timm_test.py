@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from nfnets_jax import models
-from nfnets_jax.weights import timm_efficientnet
+from nfnets_jax.weights import timm
 from tests import golden as reference
 
 SMALL = {
@@ -56,7 +56,7 @@ def small():
 
 
 def test_logits_are_those_of_timm(tensors, golden):
-  params, state = timm_efficientnet.from_timm(tensors, 'efficientnet_b0')
+  params, state = timm.from_timm(tensors, 'efficientnet_b0')
   net = hk.transform_with_state(
     lambda x: models.create('efficientnet_b0')(x, is_training=False)
   )
@@ -69,8 +69,8 @@ def test_logits_are_those_of_timm(tensors, golden):
 
 
 def test_there_and_back(tensors):
-  converted = timm_efficientnet.from_timm(tensors, 'efficientnet_b0')
-  back = timm_efficientnet.to_timm(*converted, 'efficientnet_b0')
+  converted = timm.from_timm(tensors, 'efficientnet_b0')
+  back = timm.to_timm(*converted, 'efficientnet_b0')
   assert back.keys() == tensors.keys()
   for key, x in tensors.items():
     np.testing.assert_array_equal(back[key], x, err_msg=key)
@@ -78,10 +78,8 @@ def test_there_and_back(tensors):
 
 def test_back_and_there(small):
   params, state = small
-  tensors = timm_efficientnet.to_timm(params, state, 'efficientnet_b0', **SMALL)
-  converted, statistics = timm_efficientnet.from_timm(
-    tensors, 'efficientnet_b0', **SMALL
-  )
+  tensors = timm.to_timm(params, state, 'efficientnet_b0', **SMALL)
+  converted, statistics = timm.from_timm(tensors, 'efficientnet_b0', **SMALL)
   assert jax.tree.structure(converted) == jax.tree.structure(params)
   jax.tree.map(np.testing.assert_array_equal, converted, params)
   assert jax.tree.structure(statistics) == jax.tree.structure(state)
@@ -99,25 +97,80 @@ def test_what_does_not_fit_is_listed(tensors, small):
   wrong['bn1.bias'] = np.zeros(31)
   wrong['head.gain'] = np.zeros(2)
   with pytest.raises(ValueError) as error:
-    timm_efficientnet.from_timm(wrong, 'efficientnet_b0')
+    timm.from_timm(wrong, 'efficientnet_b0')
   assert str(error.value).splitlines() == [
-    'these tensors are no efficientnet_b0:',
-    'wrong shape: bn1.bias (31,), not (32,)',
-    'missing: blocks.1.0.conv_dw.weight (96, 1, 3, 3)',
-    'left over: head.gain (2,)',
+    "these weights are not those of timm's efficientnet_b0:",
+    '  missing: blocks.1.0.conv_dw.weight (96, 1, 3, 3)',
+    '  wrong shape: bn1.bias (31,), not (32,)',
+    '  left over: head.gain (2,)',
   ]
   params, state = map(dict, small)
   state['more'] = {'x': np.zeros(2)}
   del state['EfficientNet/~/stem_bn/~/var_ema']
   params['EfficientNet/~/stem_conv'] = {'w': np.zeros((3, 3, 3, 9))}
   with pytest.raises(ValueError) as error:
-    timm_efficientnet.to_timm(params, state, 'efficientnet_b0', **SMALL)
+    timm.to_timm(params, state, 'efficientnet_b0', **SMALL)
   assert str(error.value).splitlines() == [
-    'these arrays are no efficientnet_b0:',
-    'wrong shape: parameter EfficientNet/~/stem_conv w (3, 3, 3, 9), not '
+    'these weights are not those of efficientnet_b0:',
+    '  wrong shape: parameter EfficientNet/~/stem_conv w (3, 3, 3, 9), not '
     '(3, 3, 3, 8)',
-    'missing: state EfficientNet/~/stem_bn/~/var_ema average (1, 1, 1, 8)',
-    'missing: state EfficientNet/~/stem_bn/~/var_ema counter ()',
-    'missing: state EfficientNet/~/stem_bn/~/var_ema hidden (1, 1, 1, 8)',
-    'left over: state more x (2,)',
+    '  missing: state EfficientNet/~/stem_bn/~/var_ema average (1, 1, 1, 8)',
+    '  missing: state EfficientNet/~/stem_bn/~/var_ema counter ()',
+    '  missing: state EfficientNet/~/stem_bn/~/var_ema hidden (1, 1, 1, 8)',
+    '  left over: state more x (2,)',
   ]
+
+
+# Here and in timm, and the parts of the outputs that may differ: GELU is
+# computed exactly there, and by its approximation with tanh here.
+NETS = {
+  'nfnet_f0': ('dm_nfnet_f0', 5e-4),
+  'nf_resnet50': ('nf_resnet50', 5e-6),
+  'nf_regnet_b0': ('nf_regnet_b0', 5e-6),
+}
+
+
+def _fill_normalizer_free(name, shape):
+  rng = np.random.default_rng([0, zlib.crc32(name.encode())])
+  x = np.asarray(rng.standard_normal(shape or None, dtype=np.float32))
+  if shape == ():  # drawn in float64
+    rng = np.random.default_rng([0, zlib.crc32(name.encode())])
+    x = np.float32(rng.standard_normal())
+  if name.endswith('weight'):
+    return x / np.float32(np.sqrt(max(1, np.prod(shape[1:]))))
+  if name.endswith('skipinit_gain'):
+    return np.float32(0.5) + np.float32(0.1) * x
+  if name.endswith('gain'):
+    return np.float32(1) + np.float32(0.1) * x
+  return np.float32(0.1) * x
+
+
+def _normalizer_free(golden, name):
+  path = golden / f'timm_{NETS[name][0]}_state_dict.json'
+  shapes = json.loads(path.read_text())
+  return {k: _fill_normalizer_free(k, tuple(s)) for k, s in shapes.items()}
+
+
+@pytest.mark.parametrize('name', NETS)
+def test_normalizer_free_logits_are_those_of_timm(golden, name):
+  theirs, tolerance = NETS[name]
+  tensors = _normalizer_free(golden, name)
+  assert timm.identify(tensors) == name
+  params, state = timm.from_timm(tensors, name)
+  net = hk.transform(
+    lambda x: models.create(name, **timm.overrides(name))(x, False)
+  )
+  outputs = jax.jit(net.apply)(params, None, reference.image(2, 64))
+  expected = np.load(golden / f'timm_{theirs}_logits.npy')
+  assert reference.relative_error(outputs['logits'], expected) <= tolerance
+  back = timm.to_timm(params, state, name)
+  assert back.keys() == tensors.keys()
+  for key, x in tensors.items():
+    np.testing.assert_allclose(back[key], x, rtol=2e-7, err_msg=key)
+
+
+def test_others_have_no_counterpart():
+  with pytest.raises(ValueError, match='resnet50 has no counterpart in timm'):
+    timm.overrides('resnet50')
+  with pytest.raises(ValueError, match='no net of timm .* some are ..a..'):
+    timm.identify({'a': np.zeros(1)})

@@ -1,0 +1,530 @@
+"""Files of weights: what is in them is checked before it is believed.
+
+Three kinds are read, told apart by their first bytes:
+
+* the authors' files, named `F0_haiku.npz` to `F6_haiku.npz`: pickles, which are
+  read as data and never run (see `pickles`);
+* true `.npz` archives of numpy arrays, named `module/parameter`;
+* `.safetensors`, with such names or those of timm.
+
+The headers come first: nothing is read in bulk before the shapes are those of
+the network. Arrays are float16, bfloat16 or float32, and float32 once loaded.
+"""
+
+import base64
+import contextlib
+import dataclasses
+import errno
+import functools
+import json
+import math
+import mmap
+import os
+import pathlib
+import pickle
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, BinaryIO
+
+import ml_dtypes
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from nfnets_jax.models import layers, variants
+from nfnets_jax.weights import pickles, table, timm
+from nfnets_jax.weights.table import AnyTree, Tree
+
+FORMS = ('haiku', 'released', 'timm')
+
+# In a file of our own: what describes the weights, and what state is called.
+_ABOUT = '__nfnets_jax__'
+_STATE = 'state:'
+_FLOATS = tuple(map(np.dtype, (np.float16, np.float32, ml_dtypes.bfloat16)))
+_MAX_MEMBERS = 100_000
+_SAFETENSORS_DTYPES = {
+  'F16': np.dtype(np.float16),
+  'BF16': np.dtype(ml_dtypes.bfloat16),
+  'F32': np.dtype(np.float32),
+  'F64': np.dtype(np.float64),
+  'I32': np.dtype(np.int32),
+  'I64': np.dtype(np.int64),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+  """Weights of a network.
+
+  Attributes:
+    name: of the variant, such as 'nfnet_f0'.
+    params: Haiku's parameters, `{module: {parameter: float32 array}}`.
+    state: Haiku's state, such as the statistics of batch normalisation.
+    overrides: what `models.create` must be told besides the name; timm's
+      NF-ResNets and NF-RegNets pad and pool in another way.
+  """
+
+  name: str
+  params: Tree
+  state: Tree = dataclasses.field(default_factory=dict)
+  overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+  @property
+  def num_classes(self) -> int:
+    """K, of the classifier."""
+    return table.num_classes(self.params, self.name)
+
+
+def load(
+  path: str | os.PathLike, name: str | None = None, **overrides: Any
+) -> Tree:
+  """Returns the parameters in a file, for `net.apply`.
+
+  Args:
+    path: of a released `.npz`, a true one, or a `.safetensors` of ours or timm.
+    name: the variant that they must be of; None finds out.
+    **overrides: of the variant, as for `models.create`.
+
+  Returns:
+    `{module: {parameter: float32 array}}`.
+
+  Raises:
+    ValueError: as for `read`; or if the network has state besides parameters,
+      or must be made with overrides, which `read` returns.
+    OSError: if the file cannot be read.
+
+  Example:
+    >>> import haiku as hk, jax, tempfile
+    >>> from nfnets_jax import models
+    >>> def forward(x):
+    ...   return models.create('nfnet_tiny', 10)(x, is_training=False)
+    >>> net = hk.transform(forward)
+    >>> params = jax.jit(net.init)(jax.random.key(0), np.zeros((1, 32, 32, 3)))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...   write(f'{folder}/tiny.npz', Weights('nfnet_tiny', params))
+    ...   loaded = load(f'{folder}/tiny.npz', 'nfnet_tiny')
+    >>> loaded['NFNet/~/linear']['b'].shape
+    (10,)
+  """
+  weights = read(path, name, **overrides)
+  if weights.state:
+    raise ValueError(
+      f'{weights.name} has state besides parameters; use weights.read({path!r})'
+    )
+  if weights.overrides != overrides:
+    raise ValueError(
+      f'{weights.name} in {path} must be created with {weights.overrides}; use '
+      f'weights.read({str(path)!r}), which returns them too'
+    )
+  return weights.params
+
+
+def read(
+  path: str | os.PathLike, name: str | None = None, **overrides: Any
+) -> Weights:
+  """Reads weights and all that belongs to them.
+
+  Args:
+    path: as for `load`.
+    name: the variant that they must be of; None finds out.
+    **overrides: of the variant, as for `models.create`.
+
+  Returns:
+    The weights, float32 and finite.
+
+  Raises:
+    ValueError: if the file is damaged, holds anything but arrays, or the arrays
+      are not those of the network; the message says which are missing, left
+      over, of another shape or dtype, or not finite.
+    OSError: if the file cannot be read.
+  """
+  path = pathlib.Path(path)
+  if name is not None:
+    variants.get(name)
+  try:
+    with contextlib.ExitStack() as stack:
+      file = stack.enter_context(path.open('rb'))
+      # Headers of arrays are parsed as Python, which may find them odd.
+      stack.enter_context(warnings.catch_warnings())
+      warnings.simplefilter('ignore')
+      about, arrays = stack.enter_context(_opened(path, file))
+      weights = _understood(about, arrays, name, overrides)
+    _check_finite(weights)
+  except _DAMAGE as error:
+    raise ValueError(f'{path}: {error}') from error
+  except OSError as error:
+    if error.errno != errno.EINVAL:
+      raise
+    raise ValueError(f'{path}: it points outside itself') from error
+  return weights
+
+
+def write(
+  path: str | os.PathLike,
+  weights: Weights,
+  form: str = 'haiku',
+  folded: bool = False,
+) -> None:
+  """Writes weights, and overwrites nothing.
+
+  Args:
+    path: ending in `.npz` or `.safetensors`.
+    weights: checked before anything is written.
+    form: 'haiku', under our names; 'released', a pickle as the authors' files
+      are, parameters alone; 'timm', a `.safetensors` for PyTorch.
+    folded: whether convolutions become plain ones: weights are standardised and
+      scaled, and there are no gains. For inference elsewhere; such a file can't
+      be read back.
+
+  Raises:
+    FileExistsError: if there is such a file.
+    ValueError: if the ending does not go with the form, or the arrays are not
+      those of the network.
+  """
+  path = pathlib.Path(path)
+  if form not in FORMS:
+    raise ValueError(f'form {form!r} is none of {", ".join(FORMS)}')
+  endings = {
+    'haiku': ('.npz', '.safetensors'),
+    'released': ('.npz',),
+    'timm': ('.safetensors',),
+  }[form]
+  if path.suffix not in endings:
+    raise ValueError(
+      f'{path}: weights in the form {form!r} are written into files that end '
+      f'in {" or ".join(endings)}'
+    )
+  if path.exists():
+    raise FileExistsError(f'{path} is there; give another name')
+  table.check((weights.params, weights.state), weights.name, weights.overrides)
+  _check_finite(weights)
+  save = _writer(weights, form, folded, path.suffix)
+  partial = path.with_name(f'{path.name}.part')
+  path.parent.mkdir(parents=True, exist_ok=True)
+  try:
+    save(partial)
+    os.link(partial, path)  # fails if another has come first
+  finally:
+    partial.unlink(missing_ok=True)
+
+
+_DAMAGE = (
+  ValueError,
+  EOFError,
+  KeyError,
+  MemoryError,
+  NotImplementedError,
+  RecursionError,
+  RuntimeError,
+  SyntaxError,
+  TypeError,
+  zipfile.BadZipFile,
+  zlib.error,
+  safetensors.SafetensorError,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Array:
+  """An array that is read when it is asked for."""
+
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  get: Callable[[], np.ndarray]
+
+  def __array__(
+    self, dtype: Any = None, copy: bool | None = None
+  ) -> np.ndarray:
+    return np.array(self.get(), dtype or self.dtype, copy=copy)
+
+
+_Opened = tuple[Mapping[str, str], dict[str, Any]]
+
+
+@contextlib.contextmanager
+def _opened(path: pathlib.Path, file: BinaryIO) -> Iterator[_Opened]:
+  """Yields what a file says of itself, and its arrays by name."""
+  size = os.fstat(file.fileno()).st_size
+  start = file.read(9)
+  file.seek(0)
+  if not size:
+    raise ValueError('the file is empty; fetch it again')
+  if start.startswith(b'PK'):
+    with zipfile.ZipFile(file) as archive:
+      yield _members(archive)
+  elif start[8:9] == b'{' and int.from_bytes(start[:8], 'little') < size:
+    with safetensors.safe_open(os.fspath(path), 'numpy') as opened:
+      yield opened.metadata() or {}, _tensors(opened)
+  else:
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+      tree = pickles.read(data, size)  # type: ignore[arg-type]
+    yield {}, _leaves(tree)
+
+
+def _members(archive: zipfile.ZipFile) -> _Opened:
+  infos = archive.infolist()
+  names = [info.filename for info in infos]
+  if any(name.endswith('data.pkl') for name in names):
+    raise ValueError(
+      'this is a checkpoint of PyTorch; write it from there with '
+      'safetensors.torch.save_file'
+    )
+  if len(names) > _MAX_MEMBERS or len(set(names)) < len(names):
+    raise ValueError(f'the archive has {len(names)} members, or some twice')
+  about: dict[str, str] = {}
+  arrays: dict[str, Any] = {}
+  for info in infos:
+    if not info.filename.endswith('.npy'):
+      raise ValueError(f'the archive has a member {info.filename[:80]!r}')
+    name = info.filename.removesuffix('.npy')
+    array = _member(archive, info)
+    if name == _ABOUT:
+      if array.shape or array.dtype.kind != 'S' or array.dtype.itemsize > 2**24:
+        raise ValueError(f'{_ABOUT} is no short text')
+      about = json.loads(bytes(array.get()[()]))
+    else:
+      arrays[name] = array
+  return about, arrays
+
+
+def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Array:
+  """Reads the header of a member alone."""
+  with archive.open(info) as file:
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+      raise ValueError(f'{info.filename[:80]!r} has the format {version}')
+    header = (
+      np.lib.format.read_array_header_1_0
+      if version == (1, 0)
+      else np.lib.format.read_array_header_2_0
+    )
+    shape, fortran, dtype = header(file)
+    start = file.tell()
+  if dtype.hasobject:
+    raise ValueError(f'{info.filename[:80]!r} holds Python objects')
+  if dtype == np.dtype('V2'):  # so numpy writes what it has no name for
+    dtype = np.dtype(ml_dtypes.bfloat16)
+  size = math.prod(shape) * dtype.itemsize
+  if min(shape, default=0) < 0 or start + size != info.file_size:
+    raise ValueError(
+      f'{info.filename[:80]!r} has {info.file_size} bytes, and its header says '
+      f'{start + size}'
+    )
+
+  def get() -> np.ndarray:
+    with archive.open(info) as file:
+      file.read(start)
+      data = file.read(size)
+      # What comes after the last byte is the check of the sum.
+      if len(data) != size or file.read(1):
+        raise ValueError(f'{info.filename[:80]!r} is cut off')
+    order = 'F' if fortran else 'C'
+    return np.frombuffer(data, dtype).reshape(shape, order=order)  # type: ignore[call-overload]
+
+  return _Array(shape, dtype, get)
+
+
+def _tensors(opened: Any) -> dict[str, Any]:
+  arrays = {}
+  for key in opened.keys():  # noqa: SIM118, it is no mapping
+    part = opened.get_slice(key)
+    code = part.get_dtype()
+    if code not in _SAFETENSORS_DTYPES:
+      raise ValueError(f'{key[:80]} is {code}; weights are {_known_floats()}')
+    arrays[key] = _Array(
+      tuple(part.get_shape()),
+      _SAFETENSORS_DTYPES[code],
+      functools.partial(opened.get_tensor, key),
+    )
+  return arrays
+
+
+def _leaves(tree: Any) -> dict[str, Any]:
+  """Names the arrays of a dict of dicts."""
+  if not isinstance(tree, dict) or not tree:
+    raise ValueError('it holds no dict of modules')
+  arrays = {}
+  for module, leaves in tree.items():
+    if not isinstance(leaves, dict):
+      raise ValueError(f'{str(module)[:80]!r} holds no dict of parameters')
+    for leaf, x in leaves.items():
+      if not isinstance(x, (np.ndarray, np.generic)):
+        raise ValueError(f'{module} {leaf} is no array'[:200])
+      arrays[f'{module}/{leaf}'] = x
+  return arrays
+
+
+def _understood(
+  about: Mapping[str, str],
+  arrays: dict[str, Any],
+  name: str | None,
+  overrides: dict[str, Any],
+) -> Weights:
+  """Turns named arrays into weights of a network."""
+  for key, x in arrays.items():
+    if x.dtype not in _FLOATS and not _is_counter(key):
+      raise ValueError(
+        f'{key[:200]} is {x.dtype}; weights are {_known_floats()}: convert it '
+        'first, with x.astype(numpy.float32)'
+      )
+  if not any('/~/' in key for key in arrays):
+    name = name or timm.identify(arrays)
+    exact = _decoded(about.get('exact', '{}'))
+    params, state = timm.from_timm(arrays, name, exact, **overrides)
+    return Weights(name, params, state, timm.overrides(name) | overrides)
+  if 'folded' in about:
+    raise ValueError(
+      'its weights are standardised once and for all, for inference elsewhere; '
+      'use the file that it was made from'
+    )
+  if 'model' in about:
+    told = json.loads(about['overrides'])
+    if name not in (None, about['model']):
+      raise ValueError(f'it holds {about["model"]}, not {name}')
+    name, overrides = about['model'], _tuples(told) | overrides
+  trees: tuple[dict, dict] = ({}, {})
+  for key, x in arrays.items():
+    module, _, leaf = key.removeprefix(_STATE).rpartition('/')
+    trees[key.startswith(_STATE)].setdefault(module, {})[leaf] = x
+  name = name or table.identify(*trees)
+  table.check(trees, name, overrides)
+  params, state = (
+    {
+      module: {leaf: _as_loaded(leaf, x) for leaf, x in leaves.items()}
+      for module, leaves in tree.items()
+    }
+    for tree in trees
+  )
+  return Weights(name, params, state, overrides)
+
+
+def _as_loaded(leaf: str, x: Any) -> np.ndarray:
+  return np.asarray(x, np.int32 if leaf == 'counter' else np.float32)
+
+
+def _is_counter(key: str) -> bool:
+  return key.endswith(('/counter', '.num_batches_tracked'))
+
+
+def _known_floats() -> str:
+  return ', '.join(str(x) for x in _FLOATS)
+
+
+def _check_finite(weights: Weights) -> None:
+  for tree in (weights.params, weights.state):
+    for module, leaves in tree.items():
+      for leaf, x in leaves.items():
+        bad = np.size(x) - np.count_nonzero(np.isfinite(x))
+        if bad:
+          raise ValueError(
+            f'{module} {leaf} has {bad} of {np.size(x)} numbers that are not '
+            'finite; fetch or convert the file again'
+          )
+
+
+def _writer(
+  weights: Weights, form: str, folded: bool, suffix: str
+) -> Callable[[pathlib.Path], None]:
+  """Returns a function that writes a file."""
+  params = {
+    module: {leaf: np.asarray(x, order='C') for leaf, x in leaves.items()}
+    for module, leaves in weights.params.items()
+  }
+  about = {
+    'model': weights.name,
+    'overrides': json.dumps(weights.overrides),
+  }
+  if form == 'timm':
+    expected = timm.overrides(weights.name)
+    if weights.overrides != expected:
+      raise ValueError(
+        f"timm's {weights.name} computes what a net with {expected} computes, "
+        f'and these weights are of one with {weights.overrides}: they cannot '
+        'be had there'
+      )
+    if folded:
+      tensors = timm.folded(params, weights.state, weights.name)
+      return lambda path: _save_safetensors(path, tensors, about)
+    tensors = timm.to_timm(params, weights.state, weights.name)
+    exact = timm.originals(params, weights.state, tensors, weights.name)
+    about['exact'] = _encoded(exact)
+    return lambda path: _save_safetensors(path, tensors, about)
+  if folded:
+    params = _folded(params)
+    about['folded'] = 'true'
+  if form == 'released':
+    if weights.state:
+      raise ValueError(
+        f"{weights.name} has state, which the authors' form does not hold"
+      )
+
+    def save_pickle(path: pathlib.Path) -> None:
+      with path.open('wb') as file:
+        pickle.dump(params, file, protocol=4)
+
+    return save_pickle
+  arrays = {
+    f'{prefix}{module}/{leaf}': np.asarray(x, order='C')
+    for prefix, tree in (('', params), (_STATE, weights.state))
+    for module, leaves in tree.items()
+    for leaf, x in leaves.items()
+  }
+  if suffix == '.safetensors':
+    return lambda path: _save_safetensors(path, arrays, about)
+  arrays[_ABOUT] = np.asarray(json.dumps(about).encode())
+
+  def save(path: pathlib.Path) -> None:
+    with path.open('wb') as file:
+      np.savez(file, **arrays)  # type: ignore[arg-type]
+
+  return save
+
+
+def _folded(params: Tree) -> Tree:
+  """As `models.layers.fold`, on the host."""
+  return {
+    module: {leaf: np.asarray(x) for leaf, x in leaves.items()}
+    for module, leaves in layers.fold(params).items()  # type: ignore[arg-type]
+  }
+
+
+def _save_safetensors(
+  path: pathlib.Path, arrays: Mapping[str, np.ndarray], about: dict[str, str]
+) -> None:
+  # safetensors writes the memory as it lies.
+  whole = {key: np.asarray(x, order='C') for key, x in arrays.items()}
+  safetensors.numpy.save_file(whole, path, about)
+
+
+def _encoded(tree: AnyTree) -> str:
+  return json.dumps(
+    {
+      module: {
+        leaf: [
+          x.shape,
+          base64.b64encode(np.asarray(x, '<f4').tobytes()).decode(),
+        ]
+        for leaf, x in leaves.items()
+      }
+      for module, leaves in tree.items()
+    }
+  )
+
+
+def _decoded(text: str) -> Tree:
+  return {
+    module: {
+      leaf: np.frombuffer(base64.b64decode(data), '<f4').reshape(shape)
+      for leaf, (shape, data) in leaves.items()
+    }
+    for module, leaves in json.loads(text).items()
+  }
+
+
+def _tuples(overrides: dict[str, Any]) -> dict[str, Any]:
+  """JSON knows lists alone."""
+  return {
+    k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()
+  }

@@ -1,0 +1,345 @@
+"""Files of weights: what comes back, and what is refused."""
+
+import json
+import pickle
+import resource
+import subprocess
+import sys
+import zipfile
+
+import dill
+import haiku as hk
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+
+from nfnets_jax import models, weights
+from nfnets_jax.models import layers
+from nfnets_jax.weights import table
+from tests import golden as reference
+
+
+def make(name, num_classes=10, **overrides):
+  params, state = table.shapes(name, num_classes, overrides)
+  filled = {
+    module: {
+      leaf: np.asarray(3, np.int32)
+      if leaf == 'counter'
+      else np.abs(reference.fill(module, leaf, x.shape))
+      for leaf, x in leaves.items()
+    }
+    for module, leaves in state.items()
+  }
+  params = reference.fill_tree(params)
+  return weights.Weights(name, params, filled, overrides)
+
+
+@pytest.fixture(scope='module')
+def tiny():
+  return make('nfnet_tiny')
+
+
+def assert_same(a, b):
+  assert a.name == b.name
+  assert a.overrides == b.overrides
+  for x, y in ((a.params, b.params), (a.state, b.state)):
+    assert x.keys() == y.keys()
+    for module, leaves in x.items():
+      assert leaves.keys() == y[module].keys()
+      for leaf, value in leaves.items():
+        found = y[module][leaf]
+        assert found.dtype == (np.int32 if leaf == 'counter' else np.float32)
+        np.testing.assert_array_equal(found, value)
+
+
+def rewritten(path, change):
+  """Changes the tensors of a file, and returns them."""
+  with safetensors.safe_open(path, 'numpy') as file:
+    about = file.metadata()
+  tensors = change(safetensors.numpy.load_file(path))
+  path.unlink()
+  safetensors.numpy.save_file(tensors, path, about)
+  return tensors
+
+
+@pytest.mark.parametrize(
+  ('form', 'ending'),
+  [('haiku', 'npz'), ('haiku', 'safetensors'), ('released', 'npz')],
+)
+@pytest.mark.parametrize('name', [None, 'nfnet_tiny'])
+def test_comes_back_to_the_bit(tmp_path, tiny, form, ending, name):
+  path = tmp_path / f'new/tiny.{ending}'
+  weights.write(path, tiny, form)
+  assert_same(weights.read(path, name), tiny)
+  assert not list(path.parent.glob('*.part'))
+  params = weights.load(path, name)
+  np.testing.assert_array_equal(
+    params['NFNet/~/linear']['w'], tiny.params['NFNet/~/linear']['w']
+  )
+
+
+@pytest.mark.parametrize('ending', ['npz', 'safetensors'])
+def test_state_and_overrides_come_back(tmp_path, ending):
+  small = make('resnet50', depth=(1,), width=(8,), strides=(1,))
+  assert small.state
+  path = tmp_path / f'small.{ending}'
+  weights.write(path, small)
+  assert_same(weights.read(path), small)
+  with pytest.raises(ValueError, match='has state'):
+    weights.load(path)
+
+
+@pytest.mark.parametrize('name', ['nfnet_tiny', 'nf_regnet_b0', 'nf_resnet50'])
+def test_to_timm_and_back(tmp_path, name):
+  from nfnets_jax.weights import timm
+
+  ours = make(name, **timm.overrides(name))
+  path = tmp_path / 'timm.safetensors'
+  weights.write(path, ours, 'timm')
+  assert_same(weights.read(path, name), ours)
+  # What has been made something else since is read as it is.
+  gain = 'stages.0.0.conv3.gain'
+  tensors = rewritten(path, lambda x: {**x, gain: x[gain] + 1})
+  changed = weights.read(path, name)
+  module = next(m for m in ours.params if m.endswith('block/~/conv2'))
+  assert np.all(changed.params[module]['gain'] > ours.params[module]['gain'])
+  back = timm.to_timm(changed.params, changed.state, name)
+  for key, x in tensors.items():
+    np.testing.assert_allclose(back[key], x, rtol=2e-7, err_msg=key)
+
+
+def test_folded_is_plain_convolutions(tmp_path, tiny):
+  path = tmp_path / 'folded.npz'
+  weights.write(path, tiny, folded=True)
+  with np.load(path) as file:
+    arrays = {k: file[k] for k in file.files if not k.startswith('__')}
+  params = {}
+  for key, x in arrays.items():
+    module, _, leaf = key.rpartition('/')
+    params.setdefault(module, {})[leaf] = x
+    assert leaf != 'gain'
+  net = hk.transform(lambda x: models.create('nfnet_tiny', 10)(x, False))
+  images = reference.image(2, 32)
+  with layers.folded_weights():
+    folded = net.apply(params, None, images)['logits']
+  plain = jax.jit(net.apply)(tiny.params, None, images)['logits']
+  np.testing.assert_allclose(folded, plain, atol=1e-5)
+  with pytest.raises(ValueError, match='standardised once and for all'):
+    weights.read(path)
+
+
+@pytest.mark.parametrize('dtype', [np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize('ending', ['npz', 'safetensors', 'pickle'])
+def test_half_precision_is_widened(tmp_path, tiny, dtype, ending):
+  half = {
+    m: {k: np.asarray(x, dtype) for k, x in v.items()}
+    for m, v in tiny.params.items()
+  }
+  flat = {f'{m}/{k}': x for m, v in half.items() for k, x in v.items()}
+  path = tmp_path / f'half.{ending}'
+  match ending:
+    case 'npz':
+      np.savez_compressed(path, **flat)
+    case 'safetensors':
+      safetensors.numpy.save_file(flat, path)
+    case 'pickle':
+      path.write_bytes(dill.dumps(half))
+  found = weights.load(path, 'nfnet_tiny')
+  for module, leaves in half.items():
+    for leaf, x in leaves.items():
+      assert found[module][leaf].dtype == np.float32
+      np.testing.assert_array_equal(found[module][leaf], x.astype(np.float32))
+
+
+def flat(tree):
+  return {
+    f'{m}/{k}': np.asarray(x) for m, v in tree.items() for k, x in v.items()
+  }
+
+
+def save(path, tree):
+  if path.suffix == '.npz':
+    np.savez(path, **flat(tree))
+  elif path.suffix == '.safetensors':
+    safetensors.numpy.save_file(flat(tree), path)
+  else:
+    path.write_bytes(pickle.dumps(tree, protocol=4))
+
+
+def edited(tree, module, **leaves):
+  return {**tree, module: {**tree[module], **leaves}}
+
+
+@pytest.mark.parametrize('ending', ['npz', 'safetensors', 'pickle'])
+@pytest.mark.parametrize(
+  ('leaves', 'message'),
+  [
+    ({'b': np.full(10, np.nan, np.float32)}, '10 of 10 numbers .* not finite'),
+    ({'b': np.zeros(10)}, 'float64; weights are .*astype'),
+    ({'b': np.zeros(10, np.int32)}, 'int32; weights are'),
+    (
+      {'w': np.zeros((3, 10), np.float32)},
+      r'(?s)wrong shape: .*linear w \(3, 10\)',
+    ),
+    ({'x': np.zeros(1, np.float32)}, '(?s)left over: .*linear x'),
+  ],
+)
+@pytest.mark.parametrize('name', [None, 'nfnet_tiny'])
+def test_wrong_content(tmp_path, tiny, ending, leaves, message, name):
+  path = tmp_path / f'wrong.{ending}'
+  save(path, edited(tiny.params, 'NFNet/~/linear', **leaves))
+  with pytest.raises(ValueError, match=message) as error:
+    weights.read(path, name)
+  assert str(error.value).startswith(str(path))
+
+
+def test_missing_and_wrong_variant(tmp_path, tiny):
+  path = tmp_path / 'tiny.pickle'
+  save(path, tiny.params)
+  with pytest.raises(
+    ValueError, match=r'(?s)those of nfnet_f0:.*wrong shape: parameter'
+  ):
+    weights.load(path, 'nfnet_f0')
+  with pytest.raises(ValueError, match="'nfnet_f9'"):
+    weights.load(path, 'nfnet_f9')
+  less = {m: v for m, v in tiny.params.items() if 'final_conv' not in m}
+  save(path, less)
+  with pytest.raises(ValueError, match=r'missing: .*final_conv bias \(512,\)'):
+    weights.load(path)
+  save(path, {'Other/~/linear': {'w': np.zeros(3, np.float32)}})
+  with pytest.raises(ValueError, match=r"of no known family.*'Other'"):
+    weights.load(path)
+  save(path, {'NFNet/~/linear': {'w': np.zeros(3, np.float32)}})
+  with pytest.raises(ValueError, match='0 blocks'):
+    weights.load(path)
+
+
+def test_nothing_is_overwritten(tmp_path, tiny):
+  path = tmp_path / 'tiny.npz'
+  path.write_text('mine')
+  with pytest.raises(FileExistsError, match='give another name'):
+    weights.write(path, tiny)
+  assert path.read_text() == 'mine'
+  with pytest.raises(ValueError, match='that end in .safetensors'):
+    weights.write(tmp_path / 'tiny.npz', tiny, 'timm')
+  with pytest.raises(ValueError, match='is none of'):
+    weights.write(tmp_path / 'tiny.npz', tiny, 'other')
+
+
+def test_unreadable(tmp_path):
+  with pytest.raises(FileNotFoundError):
+    weights.load(tmp_path / 'none.npz')
+  path = tmp_path / 'empty.npz'
+  path.touch()
+  with pytest.raises(ValueError, match='is empty; fetch it again'):
+    weights.load(path)
+
+
+def test_checkpoint_of_pytorch(tmp_path):
+  path = tmp_path / 'net.pth'
+  with zipfile.ZipFile(path, 'w') as archive:
+    archive.writestr('net/data.pkl', b'\x80\x02.')
+  with pytest.raises(ValueError, match='safetensors.torch.save_file'):
+    weights.load(path)
+
+
+def bomb(path):
+  """250 MB of zeros in each of four members, compressed to one."""
+  with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
+    for i in range(4):
+      with archive.open(f'NFNet/~/linear/{"wbcd"[i]}.npy', 'w') as file:
+        header = {
+          'descr': '<f4',
+          'fortran_order': False,
+          'shape': (62_500_000,),
+        }
+        np.lib.format.write_array_header_1_0(file, header)
+        for _ in range(250):
+          file.write(bytes(1_000_000))
+
+
+def lying(path):
+  """A header that asks for 4 TB."""
+  header = {'descr': '<f4', 'fortran_order': False, 'shape': (10**12,)}
+  with (
+    zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive,
+    archive.open('NFNet/~/linear/b.npy', 'w') as file,
+  ):
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+@pytest.mark.parametrize(
+  ('make_file', 'message'),
+  [(bomb, '0 blocks'), (lying, 'and its header says 4000000000128')],
+)
+def test_bombs_in_bounded_memory_and_time(tmp_path, make_file, message):
+  path = tmp_path / 'bomb.npz'
+  make_file(path)
+  code = (
+    'import sys; from nfnets_jax import weights\n'
+    'try: weights.load(sys.argv[1])\n'
+    'except ValueError as error: print(error)\n'
+    'import resource, time\n'
+    'print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, '
+    'time.process_time())'
+  )
+  argv = [sys.executable, '-c', code, str(path)]
+  done = subprocess.run(argv, capture_output=True, text=True, check=True)
+  *error, figures = done.stdout.splitlines()
+  assert message in '\n'.join(error)
+  kilobytes, seconds = map(float, figures.split())
+  assert kilobytes < 2**20
+  assert seconds < 30  # with the import of jax
+
+
+@pytest.mark.parametrize('ending', ['npz', 'safetensors', 'pickle'])
+def test_mutations_are_refused_or_harmless(tmp_path, ending, monkeypatch):
+  """Never anything but weights or a ValueError, and never a call."""
+  small = {'width': (8,), 'depth': (1,), 'strides': (1,), 'group_width': (4,)}
+  small |= {'stem_width': (4,), 'stem_strides': (1,)}
+  net = make('nfnet_tiny', 3, **small)
+  original = tmp_path / f'valid.{ending}'
+  save(original, net.params)
+  valid = original.read_bytes()
+  rng = np.random.default_rng(0)
+  calls = []
+  monkeypatch.setattr('os.system', calls.append)
+  path = tmp_path / f'mutated.{ending}'
+  outcomes = {'read': 0, 'refused': 0}
+  limit = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + 2**19
+  # The shapes of the net are the same each time.
+  wanted = table.shapes('nfnet_tiny', 3, small)
+  monkeypatch.setattr(table, 'shapes', lambda *arguments: wanted)
+  for _ in range(700):
+    data = bytearray(valid)
+    match rng.integers(4):
+      case 0:
+        for at in rng.integers(len(data), size=rng.integers(1, 9)):
+          data[at] = rng.integers(256)
+      case 1:  # where the structure is
+        for at in rng.integers(min(400, len(data)), size=2):
+          data[at] = rng.integers(256)
+      case 2:
+        del data[rng.integers(len(data)) :]
+      case 3:
+        start, stop = sorted(rng.integers(len(data), size=2))
+        data[start:stop] = data[start : start + (stop - start) // 2]
+    path.write_bytes(data)
+    try:
+      weights.read(path, 'nfnet_tiny', **small)
+      outcomes['read'] += 1
+    except ValueError:
+      outcomes['refused'] += 1
+  assert outcomes['refused'] > 350
+  assert not calls
+  assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < limit
+
+
+def test_released_digests_are_of_the_table(golden):
+  """What `table` expects is what the released files hold."""
+  families = json.loads((golden / 'families.json').read_text())
+  params, _ = table.shapes('nfnet_f0', 1000, {})
+  assert reference.digest(params) in json.dumps(families)
