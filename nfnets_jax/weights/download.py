@@ -108,6 +108,7 @@ def _download(
         return
       problem = ConnectionError('the connection broke off')
     except urllib.error.HTTPError as error:
+      error.close()
       problem = error
       if error.code == 416:  # what is here is longer than what is there
         partial.unlink(missing_ok=True)
@@ -151,7 +152,8 @@ def _attempt(address: str, partial: pathlib.Path, timeout: float) -> bool:
         desc=address.rpartition('/')[2],
       ) as bar,
     ):
-      while data := answer.read(_CHUNK):
+      # What has come so far, so that a connection that stalls loses nothing.
+      while data := answer.read1(_CHUNK):
         file.write(data)
         bar.update(len(data))
   if total is not None and partial.stat().st_size != total:
