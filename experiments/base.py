@@ -39,6 +39,11 @@ def get_config() -> config_dict.ConfigDict:
   # is computed again.
   config.remat = config_dict.placeholder(str)
   config.seed = 0
+  # Where the weights are at the start, or in an evaluation without training: a
+  # file, the folder of a run, or 'released'. The classifier is new if there are
+  # other classes, or if it is to be.
+  config.init_from = config_dict.placeholder(str)
+  config.init_new_head = False
 
   config.model = model('nfnet_f0')
 
@@ -49,6 +54,8 @@ def get_config() -> config_dict.ConfigDict:
   config.data.prepare = False  # build the data set if it is not there
   config.data.train_split = 'train'
   config.data.test_split = 'validation'
+  # Which classes: 'FIRST-LAST', counted from 0; None is all.
+  config.data.classes = config_dict.placeholder(str)
   config.data.image_size = 224  # pixels
   config.data.eval_image_size = 224
   config.data.crop = 'random_resized'
@@ -90,6 +97,15 @@ def get_config() -> config_dict.ConfigDict:
   # Steps in a row whose gradient may be infinite or no number: they are left
   # out and counted. 0 stops at the first.
   config.optimizer.skip_nonfinite = 0
+
+  # Factors of the learning rate of some parameters: 'PATTERN=FACTOR,...'. The
+  # first regular expression that is found in 'module/parameter' counts; 0
+  # freezes, and what none is found in has 1.
+  config.optimizer.learning_rate_groups = config_dict.placeholder(str)
+  # ρ of sharpness-aware minimisation, and the part of each device's images that
+  # the step up is taken with; None is off.
+  config.optimizer.sam_rho = config_dict.placeholder(float)
+  config.optimizer.sam_fraction = 0.2
 
   config.label_smoothing = 0.1
   config.ema_decay = 0.99999  # 0 is no average

@@ -5,7 +5,9 @@ import difflib
 import json
 import os
 import pathlib
+import re
 import shlex
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -150,6 +152,65 @@ def load(
   remedy = _prepare_anew(pathlib.Path(builder.data_dir), name, data_dir)
   _check_files(builder, [x.filename for x in part.file_instructions], remedy)
   return Dataset(name, split, source, tuple(fields['label'].names))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Selected:
+  """Some examples of a source, their labels counted anew."""
+
+  source: Source
+  indices: np.ndarray
+  first_label: int
+
+  def __len__(self) -> int:
+    return len(self.indices)
+
+  def __getitem__(self, index: int, /) -> dict[str, Any]:
+    example = self.source[int(self.indices[index])]
+    return {**example, 'label': int(example['label']) - self.first_label}
+
+
+def select_classes(dataset: Dataset, classes: str) -> Dataset:
+  """Keeps the examples of some neighbouring classes.
+
+  All examples are read once, for their labels.
+
+  Args:
+    dataset: a split.
+    classes: 'FIRST-LAST', both included and counted from 0.
+
+  Returns:
+    The split with these classes alone, counted from 0 again.
+
+  Raises:
+    ValueError: if there are no such classes, or no examples of them.
+
+  Example:
+    >>> few = select_classes(load('fake', split='train[:2000]'), '10-14')
+    >>> few.class_names, int(few.source[0]['label']) in range(5)
+    (('10', '11', '12', '13', '14'), True)
+  """
+  match = re.fullmatch(r'(\d+)-(\d+)', classes)
+  first, last = (int(x) for x in match.groups()) if match else (1, 0)
+  if not first <= last < dataset.num_classes:
+    count = dataset.num_classes
+    raise ValueError(
+      f'data.classes {classes!r} is no range of the {count} classes of '
+      f"{dataset.name}; use one such as '0-{count - 1}'"
+    )
+  labels = np.asarray([x['label'] for x in _all(dataset.source)])
+  indices = np.flatnonzero((labels >= first) & (labels <= last))
+  if not indices.size:
+    raise ValueError(
+      f'{dataset.name} {dataset.split} has no example of the classes {classes}'
+    )
+  names = dataset.class_names[first : last + 1]
+  source = _Selected(dataset.source, indices, first)
+  return dataclasses.replace(dataset, source=source, class_names=names)
+
+
+def _all(source: Source) -> Iterator[dict[str, Any]]:
+  return (source[i] for i in range(len(source)))
 
 
 def find(

@@ -87,6 +87,29 @@ class Checkpointer:
     steps = {int(name) for name in names if name.isdecimal()}
     return sorted(steps.difference(self._damaged))
 
+  def shape_of(self, name: str) -> tuple[int, ...]:
+    """Returns the shape of an array of the newest checkpoint.
+
+    Args:
+      name: its path in the state, joined by dots, or the end of it.
+
+    Returns:
+      The shape.
+
+    Raises:
+      FileNotFoundError: if there is no checkpoint, or no such array in it.
+    """
+    if self.latest_step is not None:
+      folder = self._directory / str(self.latest_step) / _STATE
+      tree = ocp.StandardCheckpointHandler().metadata(folder).tree
+      for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        found = jax.tree_util.keystr(path, simple=True, separator='.')
+        if found.endswith(name):
+          return tuple(leaf.shape)
+    raise FileNotFoundError(
+      f'there is no checkpoint with {name} in {self._directory}; train first'
+    )
+
   def save(
     self,
     step: int,

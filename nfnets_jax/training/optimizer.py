@@ -5,8 +5,10 @@ on everything but the classifier's weight matrix → L2 decay of the weights →
 Nesterov momentum → −learning rate.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import chex
 import jax
@@ -294,9 +296,9 @@ def _part(module: str, depth: Sequence[int]) -> str:
 
 
 def _mark(
-  params: chex.ArrayTree, rule: Callable[[str, str], bool]
+  params: chex.ArrayTree, rule: Callable[[str, str], Any]
 ) -> chex.ArrayTree:
-  def at(path: tuple, _) -> bool:
+  def at(path: tuple, _) -> Any:
     module, name = (key.key for key in path)
     return rule(module, name)
 
@@ -315,6 +317,7 @@ def create_optimizer(
       `clip`: 'agc', 'global_norm' or None;
       `clipping` and `clip_eps`: λ and ε of AGC;
       `max_norm`: the largest norm that 'global_norm' lets pass;
+      `learning_rate_groups`: as for `parse_groups`, or None;
       `skip_nonfinite`: how many steps in a row may have a gradient that is not
         finite; they are left out, through `optax.apply_if_finite`;
       `momentum`: of 'sgd', 'rmsprop' and 'lars', in [0, 1);
@@ -370,9 +373,83 @@ def create_optimizer(
   _check_known('clip', config.clip, clips)
   _check_known('name', config.name, optimizers)
   optimizer = optax.chain(clips[config.clip](), optimizers[config.name]())
+  if config.learning_rate_groups is not None:
+    optimizer = optax.chain(
+      optimizer, scale_groups(parse_groups(config.learning_rate_groups))
+    )
   if config.skip_nonfinite:
     return optax.apply_if_finite(optimizer, config.skip_nonfinite)
   return optimizer
+
+
+def parse_groups(text: str) -> list[tuple[re.Pattern[str], float]]:
+  """Reads factors of the learning rate of some parameters.
+
+  Args:
+    text: 'PATTERN=FACTOR,...', regular expressions without commas, and factors
+      that are at least 0.
+
+  Returns:
+    Patterns and factors.
+
+  Raises:
+    ValueError: if it is written otherwise.
+
+  Example:
+    >>> parse_groups('/linear/=1,.=0')
+    [(re.compile('/linear/'), 1.0), (re.compile('.'), 0.0)]
+  """
+  groups = []
+  for part in text.split(','):
+    pattern, equals, factor = part.rpartition('=')
+    try:
+      groups.append((re.compile(pattern), float(factor)))
+      right = bool(equals and pattern) and 0 <= groups[-1][1] < math.inf
+    except (re.error, ValueError):
+      right = False
+    if not right:
+      raise ValueError(
+        f'optimizer.learning_rate_groups has the part {part!r}; write '
+        'PATTERN=FACTOR, a regular expression and a number of at least 0'
+      )
+  return groups
+
+
+def scale_groups(
+  groups: Sequence[tuple[re.Pattern[str], float]],
+) -> optax.GradientTransformation:
+  """Multiplies the updates of some parameters; 0 freezes them.
+
+  Args:
+    groups: as of `parse_groups`; the first pattern that is found in
+      'module/parameter' counts.
+
+  Returns:
+    A transformation of a Haiku tree of updates, to be the last. It raises a
+    ValueError if a pattern is found nowhere.
+  """
+
+  def factor(module: str, name: str) -> float:
+    path = f'{module}/{name}'
+    return next((f for p, f in groups if p.search(path)), 1.0)
+
+  def update(updates: chex.ArrayTree, params: Any = None) -> chex.ArrayTree:
+    del params
+    paths = [f'{m}/{name}' for m, leaves in updates.items() for name in leaves]
+    for pattern, _ in groups:
+      if not any(pattern.search(path) for path in paths):
+        raise ValueError(
+          f'optimizer.learning_rate_groups: {pattern.pattern!r} is found in no '
+          f'parameter; some are {", ".join(sorted(paths)[:3])}'
+        )
+    # What is frozen stays so where an update is infinite or no number.
+    return jax.tree.map(
+      lambda x, scale: x * scale if scale else jnp.zeros_like(x),
+      updates,
+      _mark(updates, factor),
+    )
+
+  return optax.stateless(update)
 
 
 def _check_known(field: str, value: str | None, known: Iterable) -> None:

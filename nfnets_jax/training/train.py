@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import json
 import math
 import pathlib
 import statistics
@@ -16,7 +17,7 @@ from jax.experimental import multihost_utils
 from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import config_dict
 
-from nfnets_jax import models
+from nfnets_jax import models, weights
 from nfnets_jax.data import datasets, prepare, transforms
 from nfnets_jax.data import loader as loaders
 from nfnets_jax.models import variants
@@ -25,6 +26,7 @@ from nfnets_jax.training import (
   distributed,
   ema,
   evaluate,
+  init_from,
   interrupt,
   memory,
   metrics,
@@ -99,9 +101,18 @@ def train_and_evaluate(
     config.optimizer, config.batch_size, epoch_steps, total_steps
   )
   optimizer = optimizers.create_optimizer(config.optimizer, schedule)
-  state = parallel.replicate(
-    steps.init_state(net, optimizer, config.seed, config.data.image_size)
+  first_state = steps.init_state(
+    net, optimizer, config.seed, config.data.image_size
   )
+  begun = (workdir / 'checkpoints').is_dir()
+  if config.init_from is not None and not begun:
+    first_state = init_from.merge(
+      first_state,
+      initial_weights(config),
+      train_set.num_classes,
+      config.init_new_head,
+    )
+  state = parallel.replicate(first_state)
   num_params = hk.data_structures.tree_size(state.params)
   micro_batches = count_micro_batches(config, optimizer, train_set.num_classes)
   if state.model_state and micro_batches > 1:
@@ -250,12 +261,13 @@ def train_and_evaluate(
 def evaluate_checkpoint(
   config: config_dict.ConfigDict, workdir: str | pathlib.Path
 ) -> dict[str, float]:
-  """Evaluates the newest checkpoint of a run on its test split.
+  """Evaluates a run's newest checkpoint, or other weights, on its test split.
 
   Args:
     config: of the run; fields of the evaluation, such as
-      `data.eval_image_size`, may differ from those of the training.
-    workdir: of the run.
+      `data.eval_image_size`, may differ from those of the training. With
+      `init_from` it is those weights that are evaluated.
+    workdir: of the run; need not be there with `init_from`.
 
   Returns:
     As `evaluate.evaluate`.
@@ -265,23 +277,103 @@ def evaluate_checkpoint(
   """
   check_config(config, jax.device_count())
   directory = pathlib.Path(workdir) / 'checkpoints'
-  if not directory.is_dir():
+  if config.init_from is None and not directory.is_dir():
     raise FileNotFoundError(
-      f'there is no run to evaluate in {workdir}; train first'
+      f'there is no run to evaluate in {workdir}; train first, or give '
+      '--config.init_from=FILE'
     )
-  _, test_set = load_data(config)
+  if config.data.prepare:
+    load_data(config)
+  test_set = _load_split(config, config.data.test_split)
   net = create_net(config, test_set.num_classes)
   optimizer = optimizers.create_optimizer(config.optimizer, lambda step: 0.0)
-  state = parallel.replicate(
-    steps.init_state(net, optimizer, config.seed, config.data.image_size)
-  )
-  checkpoints = checkpoint.Checkpointer(directory, config.keep_checkpoints)
-  with contextlib.closing(checkpoints):
-    state, _ = checkpoints.restore(state)
+  state = steps.init_state(net, optimizer, config.seed, config.data.image_size)
+  if config.init_from is not None:
+    found = initial_weights(config)
+    if found.num_classes != test_set.num_classes:
+      raise ValueError(
+        f'init_from holds weights for {found.num_classes} classes, and '
+        f'{config.data.name} has {test_set.num_classes}; train first'
+      )
+    state = init_from.merge(state, found, test_set.num_classes)
+    state = parallel.replicate(state)
+  else:
+    checkpoints = checkpoint.Checkpointer(directory, config.keep_checkpoints)
+    with contextlib.closing(checkpoints):
+      state, _ = checkpoints.restore(parallel.replicate(state))
   eval_step = create_eval_step(
     net, config, count_micro_batches(config, optimizer, test_set.num_classes)
   )
   return evaluate.evaluate(eval_step, state, eval_batches(config, test_set))
+
+
+def initial_weights(config: config_dict.ConfigDict) -> weights.Weights:
+  """Returns the weights that `config.init_from` names.
+
+  Args:
+    config: of the run.
+
+  Returns:
+    The weights, which are of the config's network.
+
+  Raises:
+    ValueError: if they are of another network, or damaged.
+    OSError: if they cannot be read.
+  """
+  source, name = config.init_from, config.model.name
+  if source == 'released':
+    found = weights.read(weights.fetch(name), name)
+  elif pathlib.Path(source).is_dir():
+    found = load_average(source)
+  else:
+    arguments = models.arguments(name)
+    overrides = {
+      field: value
+      for field, value in config.model.items()
+      if field != 'name' and value != arguments[field]
+    }
+    found = weights.read(source, name, **overrides)
+  init_from.check_model(found, config.model)
+  return found
+
+
+def load_average(workdir: str | pathlib.Path) -> weights.Weights:
+  """Returns the averaged weights of a run's newest checkpoint.
+
+  Args:
+    workdir: of the run; its data need not be here.
+
+  Returns:
+    The weights, on the host.
+
+  Raises:
+    FileNotFoundError: if there is no run, or no checkpoint.
+    ValueError: if all checkpoints are damaged.
+  """
+  workdir = pathlib.Path(workdir)
+  path = workdir / 'config.json'
+  if not path.is_file():
+    raise FileNotFoundError(f'{workdir} holds no run: there is no {path.name}')
+  config = config_dict.ConfigDict(json.loads(path.read_text()))
+  checkpoints = checkpoint.Checkpointer(
+    workdir / 'checkpoints', config.keep_checkpoints
+  )
+  with contextlib.closing(checkpoints):
+    # The classifier's; blocks have gates of that name, and come after `~/`.
+    (num_classes,) = checkpoints.shape_of('Net/~/linear.b')
+    net = create_net(config, num_classes)
+    optimizer = optimizers.create_optimizer(config.optimizer, lambda step: 0.0)
+    state, _ = checkpoints.restore(
+      steps.state_shapes(net, optimizer, config.data.image_size)
+    )
+  params, model_state = jax.device_get(
+    jax.tree.map(parallel.local_copy, (state.ema_params, state.ema_model_state))
+  )
+  default = models.arguments(config.model.name)
+  told = {k: v for k, v in config.model.to_dict().items() if k != 'name'}
+  told = {k: tuple(v) if isinstance(v, list) else v for k, v in told.items()}
+  overrides = {k: v for k, v in told.items() if v != default[k]}
+  return weights.Weights(config.model.name, params, model_state, overrides)
 
 
 def create_eval_step(
@@ -350,7 +442,7 @@ def check_config(config: config_dict.ConfigDict, devices: int) -> None:
       f'{config.augment.mixup_alpha} and CutMix {config.augment.cutmix}: use 2 '
       'to mix two fresh images, 1 to mix within the batch or not to mix'
     )
-  share, even = config.batch_size // devices, mixes_pairs(config)
+  share, even = config.batch_size // devices, steps.mixes_pairs(config)
   if share % 2 and even:
     raise ValueError(
       f'batch_size {config.batch_size} leaves {share} images for each of '
@@ -367,12 +459,6 @@ def check_config(config: config_dict.ConfigDict, devices: int) -> None:
       + (', even for MixUp and CutMix' if even else '')
       + f'; use {" or ".join(map(str, nearest))}'
     )
-
-
-def mixes_pairs(config: config_dict.ConfigDict) -> bool:
-  """Returns whether images are mixed in pairs, so that parts must be even."""
-  mixes = (config.augment.mixup_alpha is not None) + config.augment.cutmix
-  return mixes == 2 or (mixes == 1 and config.augment.raw_per_image == 1)
 
 
 def count_micro_batches(
@@ -411,7 +497,7 @@ def count_micro_batches(
     available = int(multihost_utils.process_allgather(mebibytes).min()) << 20
   share = config.batch_size // jax.device_count()
   count = memory.choose_micro_batches(
-    share, mixes_pairs(config), need, available
+    share, steps.mixes_pairs(config), need, available
   )
   progress.say(
     f'micro-batches: {count} of {share // count} images on each device, about '
@@ -451,9 +537,16 @@ def load_data(
       prepare.prepare(name, data_dir)
     multihost_utils.sync_global_devices('data prepared')
   return (
-    datasets.load(name, config.data.train_split, data_dir),
-    datasets.load(name, config.data.test_split, data_dir),
+    _load_split(config, config.data.train_split),
+    _load_split(config, config.data.test_split),
   )
+
+
+def _load_split(config: config_dict.ConfigDict, split: str) -> datasets.Dataset:
+  dataset = datasets.load(config.data.name, split, config.data.data_dir)
+  if config.data.classes is None:
+    return dataset
+  return datasets.select_classes(dataset, config.data.classes)
 
 
 def loader_options(config: config_dict.ConfigDict) -> dict[str, Any]:

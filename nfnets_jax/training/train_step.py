@@ -34,7 +34,7 @@ from ml_collections import config_dict
 
 from nfnets_jax import augment
 from nfnets_jax.models import layers
-from nfnets_jax.training import ema, losses
+from nfnets_jax.training import ema, losses, sam
 from nfnets_jax.training import optimizer as optimizers
 
 Batch = dict[str, chex.Array]
@@ -126,6 +126,12 @@ def _create_init(
     )
 
   return init
+
+
+def mixes_pairs(config: config_dict.ConfigDict) -> bool:
+  """Returns whether images are mixed in pairs, so that parts must be even."""
+  mixes = (config.augment.mixup_alpha is not None) + config.augment.cutmix
+  return mixes == 2 or (mixes == 1 and config.augment.raw_per_image == 1)
 
 
 def augment_batch(
@@ -303,12 +309,22 @@ def create_train_step(
         f'give a divisor of {size}'
       )
     first_image = jax.lax.axis_index(axis_name) * size
-    if micro_batches == 1:
-      grads, metrics, model_state = gradient(
-        state.params, state.model_state, key, batch, first_image
+    params = state.params
+    if config.optimizer.sam_rho is not None:
+      count, parts = sam.ascent_images(
+        size, config.optimizer.sam_fraction, micro_batches, mixes_pairs(config)
       )
-    else:
-      grads, metrics, model_state = accumulate(state, key, batch, first_image)
+      leading = jax.tree.map(
+        lambda x: x[: count * config.augment.raw_per_image], batch
+      )
+      # Each device goes up its own way.
+      ascent, *_ = mean_gradient(
+        params, state.model_state, key, leading, first_image, parts
+      )
+      params = sam.ascend(params, ascent, config.optimizer.sam_rho)
+    grads, metrics, model_state = mean_gradient(
+      params, state.model_state, key, batch, first_image, micro_batches
+    )
     # One mean over the whole batch, before AGC looks at the gradient.
     grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
     model_state = _mean_state(model_state, axis_name)
@@ -339,10 +355,17 @@ def create_train_step(
     )
     return state, metrics
 
-  def accumulate(
-    state: TrainState, key: jax.Array, batch: Batch, first_image: jax.Array
+  def mean_gradient(
+    params: hk.MutableParams,
+    model_state: hk.MutableState,
+    key: jax.Array,
+    batch: Batch,
+    first_image: jax.Array,
+    micro_batches: int,
   ):
     """Averages gradients and metrics over the micro-batches."""
+    if micro_batches == 1:
+      return gradient(params, model_state, key, batch, first_image)
     # Neighbours stay together: mixing makes an image of two of them.
     parts = jax.tree.map(
       lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), batch
@@ -357,12 +380,12 @@ def create_train_step(
       return (sums, model_state), None
 
     # Weights are standardised, and the gradient taken through that, once.
-    folded, pull_back = jax.vjp(layers.fold, state.params)
+    folded, pull_back = jax.vjp(layers.fold, params)
     metrics = {'loss': jnp.zeros(()), 'top_1': jnp.zeros(())}
     zeros = (jax.tree.map(jnp.zeros_like, folded), metrics)
     with layers.folded_weights():
       (sums, model_state), _ = jax.lax.scan(
-        add, (zeros, state.model_state), (parts, places)
+        add, (zeros, model_state), (parts, places)
       )
     grads, metrics = jax.tree.map(lambda x: x / micro_batches, sums)
     return *pull_back(grads), metrics, model_state

@@ -33,6 +33,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from nfnets_jax import models
 from nfnets_jax.models import layers, variants
 from nfnets_jax.weights import pickles, table, timm
 from nfnets_jax.weights.table import AnyTree, Tree
@@ -383,7 +384,14 @@ def _understood(
     told = json.loads(about['overrides'])
     if name not in (None, about['model']):
       raise ValueError(f'it holds {about["model"]}, not {name}')
-    name, overrides = about['model'], _tuples(told) | overrides
+    name, told = about['model'], _tuples(told)
+    theirs = {**models.arguments(name), **told}
+    for field, value in overrides.items():
+      if field not in table.REGULARISATION and theirs.get(field) != value:
+        raise ValueError(
+          f'it holds {name} with {field}={theirs.get(field)!r}, not {value!r}'
+        )
+    overrides = told
   trees: tuple[dict, dict] = ({}, {})
   for key, x in arrays.items():
     module, _, leaf = key.removeprefix(_STATE).rpartition('/')

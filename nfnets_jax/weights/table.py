@@ -22,6 +22,8 @@ ROOTS = {
   'nfnet': 'NFNet',
   'resnet': 'ResNet',
 }
+# What regularises the training, and so differs between uses of a network.
+REGULARISATION = ('cross_replica_axis', 'drop_rate', 'stochdepth_rate')
 _BLOCK = re.compile(r'/~/(\w*block(?:_\d+)?)(?:/|$)')
 # More would be read by nobody.
 _MAX_LINES = 40

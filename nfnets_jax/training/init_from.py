@@ -1,0 +1,110 @@
+"""Starts a run from weights that are there."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import config_dict
+
+from nfnets_jax import models, weights
+from nfnets_jax.models import variants
+from nfnets_jax.training import progress, train_step
+from nfnets_jax.weights import table
+
+
+def check_model(found: weights.Weights, model: config_dict.ConfigDict) -> None:
+  """Checks that weights are of the network that a config describes.
+
+  Args:
+    found: as of `weights.read`.
+    model: the config's.
+
+  Raises:
+    ValueError: if they are of another; the message lists the fields.
+  """
+  if found.name != model.name:
+    raise ValueError(
+      f'init_from holds weights of {found.name}, and the config is for '
+      f'{model.name}'
+    )
+  theirs = {**models.arguments(found.name), **found.overrides}
+  problems = [
+    f'model.{field} is {_plain(model[field])!r}, and theirs {_plain(value)!r}'
+    for field, value in theirs.items()
+    if field not in table.REGULARISATION
+    and _plain(model[field]) != _plain(value)
+  ]
+  if problems:
+    raise ValueError(
+      f'init_from holds weights of another {found.name}:\n  '
+      + '\n  '.join(problems)
+    )
+
+
+def _plain(value: Any) -> Any:
+  return tuple(value) if isinstance(value, list | tuple) else value
+
+
+def merge(
+  state: train_step.TrainState,
+  found: weights.Weights,
+  num_classes: int,
+  new_head: bool = False,
+) -> train_step.TrainState:
+  """Puts weights into a run's first state, and says what is new.
+
+  Args:
+    state: freshly drawn.
+    found: weights of the same network, but for the number of classes.
+    num_classes: K, of the run.
+    new_head: whether the classifier is to be new even so.
+
+  Returns:
+    The state with the weights as parameters and as their average, and with the
+    statistics that come with them. The classifier stays as drawn if the number
+    of classes differs.
+
+  Raises:
+    ValueError: if anything else differs; the message lists it.
+  """
+  head = f'{table.ROOTS[variants.get(found.name).family]}/~/linear'
+  new_head = new_head or found.num_classes != num_classes
+  params = dict(found.params)
+  if new_head:
+    params[head] = jax.device_get(state.params[head])
+  expected = (state.params, state.model_state)
+  problems = table.compare(
+    _shapes(params) | _shapes(found.state, 'state: '),
+    _shapes(expected[0]) | _shapes(expected[1], 'state: '),
+  )
+  table.complain(problems, 'this run')
+  progress.say(
+    f'starts from {found.name} with '
+    f'{sum(x.size for v in found.params.values() for x in v.values()):,} '
+    'parameters'
+    + (
+      f'; new: {head}, for {num_classes} classes instead of {found.num_classes}'
+      if new_head
+      else ''
+    )
+  )
+  params, model_state = jax.tree.map(jnp.asarray, (params, dict(found.state)))
+  copy = jax.tree.map(jnp.copy, (params, model_state))
+  return state._replace(
+    params=params,
+    model_state=model_state,
+    ema_params=copy[0],
+    ema_model_state=copy[1],
+  )
+
+
+def _shapes(
+  tree: Mapping[str, Mapping[str, Any]], prefix: str = ''
+) -> dict[str, tuple[int, ...]]:
+  return {
+    f'{prefix}{module} {leaf}': tuple(np.shape(x))
+    for module, leaves in tree.items()
+    for leaf, x in leaves.items()
+  }

@@ -1,0 +1,240 @@
+"""Photographs in, names out; weights in and out of all forms."""
+
+import io
+import json
+import subprocess
+import sys
+import tarfile
+
+import haiku as hk
+import jax
+import jax.export
+import numpy as np
+import pytest
+from PIL import Image
+
+from nfnets_jax import augment, convert, models, predict, weights
+from nfnets_jax.data import loader, transforms
+from nfnets_jax.data.datasets import load
+
+
+@pytest.fixture(scope='module')
+def tiny():
+  """Weights whose classes differ enough to tell them apart."""
+  found = predict.random_weights('nfnet_tiny', 10)
+  found.params['NFNet/~/linear']['w'] = 30 * found.params['NFNet/~/linear']['w']
+  return found
+
+
+@pytest.fixture(scope='module')
+def weight_file(tiny, tmp_path_factory):
+  path = tmp_path_factory.mktemp('weights') / 'tiny.npz'
+  weights.write(path, tiny)
+  return path
+
+
+@pytest.fixture(scope='module')
+def photographs(shared, tmp_path_factory):
+  """Ten photographs of ImageNet, in folders."""
+  folder = tmp_path_factory.mktemp('photographs')
+  path = shared / 'data' / 'imagenet-sample' / 'ILSVRC2012_img_val.tar'
+  with tarfile.open(path) as tar:
+    members = [x for x in tar if x.name.endswith('.JPEG')][:10]
+    for i, member in enumerate(members):
+      inside = folder / f'part{i % 2}'
+      inside.mkdir(exist_ok=True)
+      data = tar.extractfile(member).read()
+      (inside / member.name.rpartition('/')[2]).write_bytes(data)
+  return folder
+
+
+@pytest.fixture
+def drawing(tmp_path):
+  pixels = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
+  path = tmp_path / 'drawing.png'
+  Image.fromarray(pixels).save(path)
+  return path
+
+
+def test_probabilities_are_those_of_the_evaluation(photographs, tiny):
+  """From the files on, through the loader of the evaluation."""
+  found = {
+    file.name: x
+    for file, x, problem in predict.predict(
+      predict.find_images([photographs]), tiny, batch_size=4
+    )
+    if not problem
+  }
+  assert len(found) == 10
+  dataset = load('folder', 'validation[:100%]', _as_split(photographs))
+  batches = loader.eval_batches(
+    dataset,
+    batch_size=4,
+    transform=transforms.eval_transform(32, 'resize_crop_32'),
+    num_workers=0,
+  )
+  net = hk.transform(lambda x: models.create('nfnet_tiny', 10)(x, False))
+  logits = []
+  for batch in batches:
+    images = augment.normalize(batch['image'])
+    outputs = jax.jit(net.apply)(tiny.params, None, images)
+    logits.append(outputs['logits'][batch['mask'] > 0])
+  expected = jax.nn.softmax(np.concatenate(logits))
+  names = [dataset.source[i]['file_name'] for i in range(10)]
+  for name, x in zip(names, expected, strict=True):
+    np.testing.assert_allclose(found[name.rpartition('/')[2]], x, atol=1e-5)
+
+
+def _as_split(folder):
+  root = folder.parent / 'split'
+  if not root.exists():
+    root.mkdir()
+    (root / 'validation').symlink_to(folder)
+  return root
+
+
+def test_command_on_photographs(photographs, capsys):
+  argv = ['--model=nfnet_tiny', '--weights=random', '--batch=4', '--json']
+  predict.main([*argv, '--top=3', str(photographs)])
+  lines = [json.loads(x) for x in capsys.readouterr().out.splitlines()]
+  assert len(lines) == 10
+  names = predict.class_names(1000)
+  for line in lines:
+    assert str(photographs) in line['file']
+    probabilities = [x['probability'] for x in line['top']]
+    assert len(probabilities) == 3
+    assert sorted(probabilities, reverse=True) == probabilities
+    assert all(names[x['class']] == x['name'] for x in line['top'])
+
+
+def test_command_prints_a_table(drawing, weight_file, tmp_path, capsys):
+  classes = tmp_path / 'classes.txt'
+  classes.write_text('\n'.join(f'digit {i}' for i in range(10)))
+  argv = [f'--weights={weight_file}', f'--classes={classes}', str(drawing)]
+  predict.main(argv)
+  first, *lines = capsys.readouterr().out.splitlines()
+  assert first == str(drawing)
+  assert len(lines) == 5
+  assert all(' %  digit ' in line for line in lines)
+  predict.main([*argv, '--precision=bfloat16', '--image_size=48', '--top=99'])
+  assert len(capsys.readouterr().out.splitlines()) == 11
+
+
+def test_damaged_photographs_are_told_and_the_others_named(
+  drawing, weight_file, capsys
+):
+  broken = drawing.with_name('broken.png')
+  broken.write_bytes(drawing.read_bytes()[:99])
+  argv = [f'--weights={weight_file}', '--json', str(broken), str(drawing)]
+  with pytest.raises(SystemExit, match='1 of 2 files are no whole photographs'):
+    predict.main(argv)
+  lines = [json.loads(x) for x in capsys.readouterr().out.splitlines()]
+  assert lines[0]['error']
+  assert not lines[0]['top']
+  assert len(lines[1]['top']) == 5
+
+
+@pytest.mark.parametrize(
+  ('argv', 'message'),
+  [
+    (['--weights=random', 'IMAGE'], 'random weights need a --model'),
+    (['--weights=released', 'IMAGE'], 'released weights need a --model'),
+    (['--weights=gone.npz', 'IMAGE'], 'gone.npz'),
+    (['--weights=FILE', '--model=nfnet_f0', 'IMAGE'], 'holds nfnet_tiny, not'),
+    (['--weights=FILE', 'gone.jpg'], 'there is no gone.jpg'),
+    (['--weights=FILE', 'FOLDER'], 'there is no photograph in'),
+    (
+      ['--weights=FILE', '--classes=IMAGE.txt', 'IMAGE'],
+      '1 names, and the net',
+    ),
+    (['--weights=FILE', '--crop=square', 'IMAGE'], "'square'"),
+    (['--weights=EMPTY', 'IMAGE'], 'holds no run'),
+  ],
+)
+def test_bad_arguments(argv, message, drawing, weight_file, tmp_path):
+  folder = tmp_path / 'folder'
+  folder.mkdir()
+  drawing.with_name('drawing.png.txt').write_text('one\n')
+  names = {'IMAGE': drawing, 'FILE': weight_file, 'FOLDER': folder}
+  names['EMPTY'] = folder
+  for name, path in names.items():
+    argv = [x.replace(name, str(path)) for x in argv]
+  with pytest.raises(SystemExit, match=message):
+    predict.main(argv)
+
+
+def test_convert_there_and_back(weight_file, tiny, tmp_path, capsys):
+  chain = [
+    ('timm.safetensors', 'timm'),
+    ('released.npz', 'released'),
+    ('ours.safetensors', 'haiku'),
+  ]
+  source = weight_file
+  for name, form in chain:
+    target = tmp_path / name
+    convert.main([str(source), str(target), f'--to={form}'])
+    assert 'nfnet_tiny, 10 classes, ' in capsys.readouterr().out
+    source = target
+  back = weights.load(source, 'nfnet_tiny')
+  for module, leaves in tiny.params.items():
+    for leaf, x in leaves.items():
+      np.testing.assert_array_equal(back[module][leaf], x)
+  with pytest.raises(SystemExit, match='give another name'):
+    convert.main([str(weight_file), str(target)])
+  with pytest.raises(SystemExit, match='that end in .safetensors'):
+    convert.main([str(weight_file), str(tmp_path / 'x.npz'), '--to=timm'])
+  with pytest.raises(SystemExit, match='give another name'):
+    target = tmp_path / 'x.stablehlo'
+    target.touch()
+    convert.main([str(weight_file), str(target)])
+
+
+def test_exported_program_runs_without_haiku(weight_file, tiny, tmp_path):
+  images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+  expected = np.asarray(jax.jit(predict.create_forward(tiny))(images))
+  target = tmp_path / 'tiny.stablehlo'
+  convert.main([str(weight_file), str(target)])
+  np.save(tmp_path / 'images.npy', images)
+  code = (
+    'import sys, jax.export, numpy as np\n'
+    'program = jax.export.deserialize(open(sys.argv[1], "rb").read())\n'
+    'images = np.load(sys.argv[2])\n'
+    'np.save(sys.argv[3], program.call(images))\n'
+    'program.call(images[:1])  # any number of images\n'
+    'assert "haiku" not in sys.modules and "nfnets_jax" not in sys.modules'
+  )
+  out = tmp_path / 'logits.npy'
+  argv = [sys.executable, '-c', code, target, tmp_path / 'images.npy', out]
+  subprocess.run(argv, check=True, cwd=tmp_path)
+  np.testing.assert_allclose(np.load(out), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_folded_forward_is_the_plain_one(tiny):
+  images = np.random.default_rng(1).integers(0, 256, (2, 32, 32, 3), np.uint8)
+  net = hk.transform(lambda x: models.create('nfnet_tiny', 10)(x, False))
+  plain = jax.jit(net.apply)(tiny.params, None, augment.normalize(images))
+  folded = jax.jit(predict.create_forward(tiny))(images)
+  np.testing.assert_allclose(folded, plain['logits'], rtol=1e-5, atol=1e-5)
+  half = jax.jit(predict.create_forward(tiny, 'bfloat16'))(images)
+  assert half.dtype == np.float32
+  np.testing.assert_allclose(half, folded, atol=0.05 * np.abs(folded).max())
+  with pytest.raises(ValueError, match="precision 'float16'"):
+    predict.create_forward(tiny, 'float16')
+
+
+def test_statistics_are_used():
+  found = predict.random_weights('resnet50', 3)
+  assert found.state
+  images = np.zeros((1, 32, 32, 3), np.uint8)
+  assert jax.jit(predict.create_forward(found))(images).shape == (1, 3)
+
+
+def test_images_that_pillow_reads(tiny, tmp_path):
+  pixels = np.random.default_rng(0).integers(0, 256, (40, 40), np.uint8)
+  buffer = io.BytesIO()
+  Image.fromarray(pixels).convert('RGBA').save(buffer, 'PNG')
+  file = tmp_path / 'grey.png'
+  file.write_bytes(buffer.getvalue())
+  ((_, found, problem),) = predict.predict([file], tiny, batch_size=1)
+  assert not problem
+  assert found.sum() == pytest.approx(1)

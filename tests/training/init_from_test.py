@@ -1,0 +1,155 @@
+"""Runs that start from weights: fine-tuning, and evaluation alone."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from nfnets_jax import weights
+from nfnets_jax.training import progress, train, workdir
+
+HALF = {'data.train_split': 'train', 'batch_size': 32, 'eval_batch_size': 64}
+
+
+@pytest.fixture(scope='module')
+def trained(make_config, tmp_path_factory):
+  """A run on the digits 0 to 4."""
+  folder = tmp_path_factory.mktemp('first') / 'run'
+  config = make_config(20, {**HALF, 'data.classes': '0-4', 'epochs': 1.0})
+  return config, folder, train.train_and_evaluate(config, folder)
+
+
+@pytest.fixture
+def said(monkeypatch):
+  lines = []
+  monkeypatch.setattr(progress, 'say', lines.append)
+  return lines
+
+
+def test_average_of_a_run(trained, tmp_path):
+  config, folder, report = trained
+  found = train.load_average(folder)
+  assert found.name == 'nfnet_tiny'
+  assert found.num_classes == 5
+  assert found.overrides['width'] == (64,)
+  assert 'alpha' not in found.overrides
+  # It is what was evaluated.
+  file = tmp_path / 'average.safetensors'
+  weights.write(file, found)
+  config = config.copy_and_resolve_references()
+  for source in (folder, file):
+    config.init_from = str(source)
+    results = train.evaluate_checkpoint(config, tmp_path / 'none')
+    for metric in ('top_1', 'loss'):
+      assert results[f'eval_{metric}'] == pytest.approx(
+        report[f'ema_eval_{metric}'], abs=1e-6
+      )
+  assert not (tmp_path / 'none').exists()
+
+
+def test_other_classes_get_a_new_head(trained, make_config, tmp_path, said):
+  _, folder, _ = trained
+  changes = {**HALF, 'data.classes': '5-8', 'init_from': str(folder)}
+  changes |= {'optimizer.learning_rate_groups': r'^\w+/~/linear/=1,.=0'}
+  changes |= {'epochs': 0.25, 'checkpoint_every_epochs': 0.25}
+  config = make_config(1, changes)
+  report = train.train_and_evaluate(config, tmp_path)
+  assert any(
+    'new: NFNet/~/linear, for 4 classes instead of 5' in line for line in said
+  )
+  assert report['eval_count'] < 180
+  before, after = train.load_average(folder), train.load_average(tmp_path)
+  assert after.num_classes == 4
+  for module, leaves in before.params.items():
+    for leaf, x in leaves.items():
+      if module != 'NFNet/~/linear':  # frozen
+        # The average itself rounds.
+        np.testing.assert_allclose(
+          after.params[module][leaf], x, rtol=1e-5, atol=1e-7
+        )
+  # It is resumed without the weights.
+  saved = workdir.read_report(tmp_path)
+  (tmp_path / 'report.json').unlink()
+  config_file = tmp_path / 'config.json'
+  told = json.loads(config_file.read_text())
+  config_file.write_text(json.dumps({**told, 'init_from': 'gone'}))
+  config.init_from = 'gone'
+  again = train.train_and_evaluate(config, tmp_path)
+  assert again['eval_loss'] == saved['eval_loss']
+
+
+def test_same_classes_keep_the_head(trained, make_config, said):
+  config, folder, _ = trained
+  found = train.load_average(folder)
+  from nfnets_jax.training import init_from, train_step
+  from nfnets_jax.training import optimizer as optimizers
+
+  optimizer = optimizers.create_optimizer(config.optimizer, lambda step: 0.0)
+  net = train.create_net(config, 5)
+  state = train_step.init_state(net, optimizer, 1, 8)
+  same = init_from.merge(state, found, 5)
+  jax.tree.map(np.testing.assert_array_equal, same.params, found.params)
+  jax.tree.map(np.testing.assert_array_equal, same.ema_params, found.params)
+  head = 'NFNet/~/linear'
+  new = init_from.merge(state, found, 5, new_head=True)
+  np.testing.assert_array_equal(new.params[head]['w'], state.params[head]['w'])
+  assert 'new: NFNet/~/linear' in said[-1]
+  wrong = {**found.params, 'other': {'w': np.zeros(3, np.float32)}}
+  wrong.pop('NFNet/~/final_conv')
+  with pytest.raises(ValueError, match=r'(?s)missing: .*left over: other w'):
+    init_from.merge(state, weights.Weights('nfnet_tiny', wrong), 5)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'model.width': (32,)}, r'(?s)another nfnet_tiny:.*width is \(32,\)'),
+    ({'model.alpha': 0.3}, r'model.alpha is 0.3, and theirs 0.2'),
+    ({'model.name': 'nfnet_f0'}, 'weights of nfnet_tiny, and the config is'),
+    ({'data.classes': None}, 'for 5 classes, and digits has 10; train first'),
+    ({'init_from': 'gone.npz'}, 'gone.npz'),
+  ],
+)
+def test_other_weights_are_refused(
+  trained, make_config, tmp_path, changes, message
+):
+  _, folder, _ = trained
+  basis = {**HALF, 'data.classes': '0-4', 'init_from': str(folder)}
+  config = make_config(1, {**basis, **changes})
+  with pytest.raises((ValueError, FileNotFoundError), match=message):
+    train.evaluate_checkpoint(config, tmp_path)
+
+
+def test_regularisation_may_differ(trained, make_config, tmp_path):
+  _, folder, _ = trained
+  changes = {'model.drop_rate': 0.5, 'init_from': str(folder)}
+  config = make_config(1, {**HALF, **changes, 'data.classes': '0-4'})
+  assert train.evaluate_checkpoint(config, tmp_path)['eval_count'] > 100
+
+
+@pytest.mark.parametrize('text', ['x', '=1', 'a=-1', 'a=b', '(=1', 'a=inf', ''])
+def test_groups_written_otherwise(text):
+  from nfnets_jax.training import optimizer
+
+  with pytest.raises(ValueError, match='write PATTERN=FACTOR'):
+    optimizer.parse_groups(text)
+
+
+def test_groups_scale_updates():
+  from nfnets_jax.training import optimizer
+
+  groups = optimizer.parse_groups('conv=0.5,/b$=0')
+  scale = optimizer.scale_groups(groups)
+  ones = np.ones(2, np.float32)
+  updates = {
+    'net/conv': {'w': ones, 'b': ones},
+    'net/linear': {'w': ones, 'b': ones * np.nan},
+  }
+  found, _ = scale.update(updates, scale.init(updates))
+  assert jax.tree.map(lambda x: float(x[0]), found) == {
+    'net/conv': {'w': 0.5, 'b': 0.5},
+    'net/linear': {'w': 1.0, 'b': 0.0},
+  }
+  with pytest.raises(ValueError, match="'conv' is found in no parameter"):
+    scale.update({'net/linear': {'w': ones}}, scale.init(updates))
