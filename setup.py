@@ -14,6 +14,7 @@ _TRAIN = [
   'chex>=0.1.90',
   'array_record>=0.7',
   'dm-tree>=0.1.9',
+  'flatbuffers>=24',  # jax.export writes with it
   'grain>=0.2.12',
   'importlib_resources',  # tensorflow-datasets uses it without asking for it
   'jmp>=0.0.4',

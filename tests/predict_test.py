@@ -89,7 +89,8 @@ def _as_split(folder):
   root = folder.parent / 'split'
   if not root.exists():
     root.mkdir()
-    (root / 'validation').symlink_to(folder)
+    for split in ('train', 'validation'):
+      (root / split).symlink_to(folder)
   return root
 
 
@@ -222,6 +223,7 @@ def test_folded_forward_is_the_plain_one(tiny):
     predict.create_forward(tiny, 'float16')
 
 
+@pytest.mark.slow
 def test_statistics_are_used():
   found = predict.random_weights('resnet50', 3)
   assert found.state
