@@ -59,6 +59,7 @@ setuptools.setup(
   long_description_content_type='text/markdown',
   license='Apache-2.0',
   packages=setuptools.find_packages(include=['nfnets_jax', 'nfnets_jax.*']),
+  package_data={'nfnets_jax.data': ['*.txt']},
   python_requires='>=3.11,<3.14',
   install_requires=_AGC,
   extras_require={

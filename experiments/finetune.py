@@ -33,8 +33,9 @@ HEAD_ONLY = r'^\w+/~/linear/=1,.=0'
 
 def get_config(argument: str = 'nfnet_f0,cifar10') -> config_dict.ConfigDict:
   """Expands 'MODEL,DATA' or 'MODEL,DATA,head'."""
-  name, data, *rest = argument.split(',')
-  if data not in _SIZES or rest not in ([], ['head']):
+  name, _, rest = argument.partition(',')
+  data, *options = rest.split(',')
+  if data not in _SIZES or options not in ([], ['head']):
     raise ValueError(
       f"'{argument}' is no 'MODEL,DATA' or 'MODEL,DATA,head' with DATA one of "
       f'{", ".join(_SIZES)}'
@@ -71,7 +72,7 @@ def get_config(argument: str = 'nfnet_f0,cifar10') -> config_dict.ConfigDict:
   config.optimizer.warmup_epochs = _WARMUP_STEPS / epoch_steps
   config.optimizer.weight_decay = 1e-5
   config.optimizer.sam_rho = 0.05
-  if rest:
+  if options:
     config.optimizer.learning_rate_groups = HEAD_ONLY
   config.ema_decay = 0.9999
 

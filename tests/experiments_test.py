@@ -15,6 +15,7 @@ from experiments import (
   cifar10,
   digits,
   efficientnet_imagenet,
+  finetune,
   nf_regnet_imagenet,
   nf_resnet_imagenet,
   nfnet_imagenet,
@@ -22,7 +23,7 @@ from experiments import (
   resnet_imagenet,
 )
 from nfnets_jax import models
-from nfnets_jax.training import train
+from nfnets_jax.training import optimizer, train
 
 # The paper's table 1: dropout, training and test size, RandAugment.
 TABLE = {
@@ -70,6 +71,9 @@ def test_nfnet_imagenet_is_the_paper(name, plus):
     'clip_eps': 1e-3,
     'max_norm': 1.0,
     'skip_nonfinite': 0,
+    'learning_rate_groups': None,
+    'sam_rho': None,
+    'sam_fraction': 0.2,
   }
   assert config.label_smoothing == 0.1
   assert config.ema_decay == 0.99999
@@ -265,3 +269,66 @@ def test_recipes_of_the_rivals_are_the_published():
   assert config.data.image_size == config.data.eval_image_size == 600
   assert config.optimizer.name == 'rmsprop'
   assert config.optimizer.schedule == 'exponential'
+
+
+@pytest.mark.parametrize('data', ['digits', 'cifar10', 'imagenet2012'])
+def test_finetune_is_the_papers_recipe(data):
+  config = finetune.get_config(f'nfnet_f4plus,{data}')
+  images = {'digits': 1437, 'cifar10': 50_000, 'imagenet2012': 1_281_167}[data]
+  steps = config.epochs * images / config.batch_size
+  assert steps == pytest.approx(15_000)
+  warmup = config.optimizer.warmup_epochs * images / config.batch_size
+  assert warmup == pytest.approx(5_000)
+  peak = config.optimizer.learning_rate_per_256 * config.batch_size / 256
+  assert peak == pytest.approx(0.1)
+  assert config.optimizer.sam_rho == 0.05
+  assert config.model.drop_rate == 0.25
+  assert config.optimizer.learning_rate_groups is None
+  head = finetune.get_config(f'nfnet_f4plus,{data},head')
+  groups = optimizer.parse_groups(head.optimizer.learning_rate_groups)
+  assert [factor for _, factor in groups] == [1.0, 0.0]
+  assert groups[0][0].search('NFNet/~/linear/w')
+  gate = 'NFNet/~/nf_block/~/squeeze_excite/~/linear/w'
+  assert not groups[0][0].search(gate)
+
+
+@pytest.mark.parametrize(
+  'argument', ['nfnet_f0', 'nfnet_f0,mine', 'a,digits,b']
+)
+def test_finetune_argument_is_checked(argument):
+  with pytest.raises(ValueError, match="is no 'MODEL,DATA'"):
+    finetune.get_config(argument)
+
+
+@pytest.mark.slow
+def test_finetuning_beats_training_from_scratch(tmp_path, monkeypatch):
+  """Pre-trained on the digits 0 to 4, the same 22 steps on 5 to 9."""
+  config = digits.get_config()
+  config.lock()
+  config.epochs, config.data.classes = 20.0, '0-4'
+  config.data.data_dir = str(tmp_path / 'data')
+  config.compilation_cache = None
+  train.train_and_evaluate(config, tmp_path / 'pretrained')
+  top_1 = {}
+  for source in (str(tmp_path / 'pretrained'), None):
+    config = finetune.get_config('nfnet_tiny,digits')
+    config.lock()
+    changes = {
+      'init_from': source,
+      'epochs': 2.0,
+      'batch_size': 64,
+      'eval_batch_size': 128,
+      'data.classes': '5-9',
+      'data.data_dir': str(tmp_path / 'data'),
+      'optimizer.learning_rate_per_256': 0.3,
+      'optimizer.warmup_epochs': 0.4,
+      'optimizer.clipping': 0.1,
+      'optimizer.clip_eps': 0.1,
+      'compute_dtype': 'float32',
+      'compilation_cache': None,
+      'eval_every_epochs': 2.0,
+    }
+    config.update_from_flattened_dict(changes)
+    report = train.train_and_evaluate(config, tmp_path / f'run-{bool(source)}')
+    top_1[source is not None] = report['eval_top_1']
+  assert top_1[True] > top_1[False] + 0.1

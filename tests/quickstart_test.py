@@ -29,7 +29,7 @@ def test_notebook_is_committed_without_outputs():
 def test_notebook_runs(tmp_path):
   first, *rest = code_cells()
   assert first['metadata']['tags'] == ['parameters']
-  small = 'MODEL, WEIGHTS, STEPS = "nfnet_tiny", "random", 45\n'
+  small = 'MODEL, WEIGHTS, EPOCHS = "nfnet_tiny", "random", 2\n'
   small += f'WORKDIR = {str(tmp_path)!r}\n'
   program = tmp_path / 'notebook.py'
   source = small + '\n'.join(''.join(x['source']) for x in rest)
