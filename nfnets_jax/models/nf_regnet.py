@@ -45,8 +45,8 @@ class NFRegBlock(hk.Module):
     se_ratio: float,
     stochdepth_rate: float,
     activation: str,
-    padding: str,
-    rounding: str,
+    padding: str = 'same',
+    rounding: str = 'down',
     name: str | None = None,
   ):
     """Describes the block; see `NFRegNet` for the arguments they share.

@@ -51,8 +51,8 @@ class NFResBlock(hk.Module):
     skipinit: bool,
     stochdepth_rate: float,
     activation: str,
-    padding: str,
-    pool_shortcut: bool,
+    padding: str = 'same',
+    pool_shortcut: bool = False,
     name: str | None = None,
   ):
     """Describes the block; see `NFResNet` for the arguments they share.

@@ -134,12 +134,14 @@ def estimate(
     jax.ShapeDtypeStruct((), jnp.int32),
   )
   params = _tree_bytes(state.params)
+  # The gradient and its sum; with SAM also the parameters a step up the loss.
+  copies = 2 if config.optimizer.sam_rho is None else 3
   return MemoryEstimate(
     params=params,
     opt_state=_tree_bytes(state.opt_state),
     ema=_tree_bytes((state.ema_params, state.ema_model_state)),
     model_state=_tree_bytes(state.model_state),
-    gradients=2 * params,
+    gradients=copies * params,
     activations=round(SAFETY * peak / _TRACED_IMAGES),
     batch=raw * (3 * size**2 + 4),
   )

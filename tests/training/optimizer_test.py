@@ -24,6 +24,7 @@ def _config(**changes):
     'momentum': 0.9,
     'weight_decay': 2e-5,
     'skip_nonfinite': 0,
+    'learning_rate_groups': None,
   }
   return config_dict.ConfigDict({**fields, **changes})
 
