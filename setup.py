@@ -31,6 +31,8 @@ _TRAIN = [
 ]
 _TEST = [
   'dill>=0.3.9',
+  'equinox>=0.13',
+  'flax>=0.12',
   'hypothesis>=6.100',
   'psutil>=6',
   'pytest>=8',

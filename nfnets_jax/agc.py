@@ -403,9 +403,9 @@ def suggest_clipping(summaries: Iterable[Summary], share: float = 0.1) -> float:
 def is_head(path: str, leaf: Any) -> bool:
   """Tells the weights of the classifier, which the paper does not clip.
 
-  It knows the weights of Haiku's `NET/~/linear`, the outermost, and in Flax or
-  Equinox of an outermost `head`, `classifier`, `fc`, `logits`, `output` or
-  `linear`. Its bias is clipped. For any other name write such a function.
+  It knows the weights of `NET/~/linear` in Haiku, where NET is the outermost
+  module, and of an outermost `head`, `classifier`, `fc`, `logits` or `output`
+  in any library. Its bias is clipped. For other names write such a function.
 
   Args:
     path: of a leaf.
@@ -424,8 +424,8 @@ def is_head(path: str, leaf: Any) -> bool:
 
 
 _HEAD = re.compile(
-  r'\w+/(~/)?(linear|logits)/w'
-  r'|(params/)?(head|classifier|fc|logits|output|linear)/(kernel|weight|w)'
+  r'\w+/~/linear/w'
+  r'|(params/|\w+/~/)?(head|classifier|fc|logits|output)/(kernel|weight|w)'
   r'(/value)?'
 )
 
@@ -470,9 +470,9 @@ def _clip(
     scale, g_norm, w_norm = scaled()
   max_norm = clipping * jnp.maximum(w_norm, eps)
   limit = max_norm * scale
-  keep = g_norm < limit
   factor = max_norm / jnp.maximum(g_norm, _DIV_EPS * scale)
   bad = ~(jnp.isfinite(g_norm) & jnp.isfinite(w_norm))
+  keep = (g_norm < limit) & ~bad
   if nonfinite == 'keep':
     keep = keep | bad
   elif nonfinite == 'propagate':
@@ -515,7 +515,7 @@ def _sqrt(x: jax.Array) -> jax.Array:
 
 
 def _wide(x: jax.Array) -> jax.Array:
-  return x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
+  return jnp.asarray(x, jnp.float32 if x.dtype.itemsize < 4 else x.dtype)
 
 
 def _check_dtype(path: str, x: jax.Array) -> None:
