@@ -104,7 +104,9 @@ def train_and_evaluate(
   first_state = steps.init_state(
     net, optimizer, config.seed, config.data.image_size
   )
-  begun = (workdir / 'checkpoints').is_dir()
+  # A folder without a whole checkpoint is what a run killed early leaves.
+  saved = (workdir / 'checkpoints').glob('*')
+  begun = any(path.name.isdecimal() for path in saved)
   if config.init_from is not None and not begun:
     first_state = init_from.merge(
       first_state,

@@ -206,12 +206,18 @@ def write(
   path.parent.mkdir(parents=True, exist_ok=True)
   try:
     save(partial)
-    os.link(partial, path)  # fails if another has come first
+    try:
+      os.link(partial, path)  # fails if another has come first
+    except FileExistsError:
+      raise FileExistsError(f'{path} is there; give another name') from None
+    except OSError:  # not all file systems have links
+      partial.rename(path)
   finally:
     partial.unlink(missing_ok=True)
 
 
 _DAMAGE = (
+  AttributeError,  # of JSON that is something else than an object
   ValueError,
   EOFError,
   KeyError,

@@ -238,6 +238,31 @@ def test_unreadable(tmp_path):
     weights.load(path)
 
 
+@pytest.mark.parametrize(
+  'about',
+  [
+    b'[]',
+    b'"x"',
+    b'{',
+    b'{"model": "nfnet_tiny"}',
+    b'{"model": "nfnet_tiny", "overrides": "[]"}',
+    b'{"model": "nfnet_tiny", "overrides": "{\\"width\\": 3}"}',
+    b'{"model": 7, "overrides": "{}"}',
+  ],
+)
+def test_damaged_description(tmp_path, tiny, about):
+  path = tmp_path / 'tiny.npz'
+  arrays = flat(tiny.params)
+  np.savez(path, __nfnets_jax__=np.asarray(about), **arrays)
+  try:
+    found = weights.read(path)
+  except ValueError as error:
+    assert str(path) in str(error)
+  else:  # it said nothing, and the arrays speak for themselves
+    assert about in (b'[]', b'"x"')
+    assert_same(found, tiny)
+
+
 def test_checkpoint_of_pytorch(tmp_path):
   path = tmp_path / 'net.pth'
   with zipfile.ZipFile(path, 'w') as archive:
