@@ -93,11 +93,14 @@ def get_config() -> config_dict.ConfigDict:
   config.optimizer.clip = 'agc'  # or 'global_norm', or None
   config.optimizer.clipping = 0.01  # λ of AGC
   config.optimizer.clip_eps = 1e-3  # ε of AGC
+  # What AGC leaves alone: a regular expression that is searched for in
+  # 'module/parameter'; here the classifier's weights. None clips everything.
+  config.optimizer.unclipped = config_dict.placeholder(str)
+  config.optimizer.unclipped = r'^[^/]+/~/linear/w$'
   config.optimizer.max_norm = 1.0  # of 'global_norm'
   # Steps in a row whose gradient may be infinite or no number: they are left
   # out and counted. 0 stops at the first.
   config.optimizer.skip_nonfinite = 0
-
   # Factors of the learning rate of some parameters: 'PATTERN=FACTOR,...'. The
   # first regular expression that is found in 'module/parameter' counts; 0
   # freezes, and what none is found in has 1.
@@ -108,6 +111,8 @@ def get_config() -> config_dict.ConfigDict:
   config.optimizer.sam_fraction = 0.2
 
   config.label_smoothing = 0.1
+  # The loss of a step above which a run has diverged and is stopped.
+  config.max_loss = config_dict.placeholder(float)
   config.ema_decay = 0.99999  # 0 is no average
   config.compute_dtype = 'bfloat16'
   # Where compiled programs are kept, in the run's folder or elsewhere; None

@@ -22,6 +22,8 @@ Differences:
     its rank, as in the released code: so are `(1, O)` matrices, unless their
     layout is named.
   * Norms are taken in float32 at least, and do not overflow.
+  * Subnormal numbers, below 1.2e-38 in float32, may become zero, as in most of
+    what XLA computes.
 
 Reference:
   Brock et al. 2021, section 4, equation 3.
@@ -477,7 +479,12 @@ def _clip(
     keep = keep | bad
   elif nonfinite == 'propagate':
     factor = jnp.where(bad, jnp.nan, factor)
-  out = jnp.where(keep, g, g * scale * factor)
+  # Products by one number a unit are fused into what the optimiser does next,
+  # with the barrier; a choice for each element would be a pass of its own.
+  once, again = jax.lax.optimization_barrier(
+    (jnp.where(keep, 1.0, scale), jnp.where(keep, 1.0, factor))
+  )
+  out = g * once * again
   if nonfinite == 'zero':
     out = jnp.where(bad, 0.0, out)
   ratio = g_norm / scale / jnp.maximum(w_norm, eps)

@@ -144,6 +144,7 @@ def _config(
         'clip': 'agc',
         'clipping': 0.01,
         'clip_eps': 1e-3,
+        'unclipped': r'^[^/]+/~/linear/w$',
         'skip_nonfinite': 0,
         'learning_rate_groups': None,
         'sam_rho': None,

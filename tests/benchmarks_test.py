@@ -344,3 +344,14 @@ def test_batches_of_tensorflow(pipeline, policy):
   some = np.stack([next(batches) for _ in range(3)])
   assert some.shape == (3, 4, 128, 128, 3) and some.dtype == np.uint8
   assert some.std() > 10
+
+
+@pytest.mark.slow
+def test_clipping_is_timed_beside_optax():
+  out = command('benchmarks.clipping', '--model=nfnet_tiny', '--repeats=2')
+  rows = [line for line in out.splitlines() if line.startswith('ours')]
+  assert len(rows) == 2
+  args = ('--model=nfnet_tiny', '--repeats=2', '--json')
+  result = json.loads(command('benchmarks.clipping', *args))
+  assert {*result['temporaries']} == {*result['seconds']}
+  assert all(len(times) == 2 for times in result['seconds'].values())

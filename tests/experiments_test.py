@@ -69,6 +69,7 @@ def test_nfnet_imagenet_is_the_paper(name, plus):
     'clip': 'agc',
     'clipping': 0.01,
     'clip_eps': 1e-3,
+    'unclipped': r'^[^/]+/~/linear/w$',
     'max_norm': 1.0,
     'skip_nonfinite': 0,
     'learning_rate_groups': None,

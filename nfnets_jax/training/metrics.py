@@ -75,15 +75,22 @@ class Window:
   the next steps have been started.
   """
 
-  def __init__(self, images_per_step: int, skip_nonfinite: int = 0):
+  def __init__(
+    self,
+    images_per_step: int,
+    skip_nonfinite: int = 0,
+    max_loss: float | None = None,
+  ):
     """Starts the clock.
 
     Args:
       images_per_step: global batch size.
       skip_nonfinite: how many steps in a row may have been left out because
         their gradient was not finite.
+      max_loss: the loss of a step above which the run has diverged.
     """
     self._images_per_step = images_per_step
+    self._max_loss = math.inf if max_loss is None else max_loss
     self._skip_nonfinite = skip_nonfinite
     self._stop_requested = False
     self._pending: collections.deque = collections.deque()
@@ -119,7 +126,8 @@ class Window:
 
     Raises:
       FloatingPointError: if the loss or the gradient norm of a step is not
-        finite, and it was not left out; it names the step.
+        finite, and it was not left out, or the loss is too large; it names the
+        step.
     """
     self._pending.append((step, metrics))
     self._timed_steps += 1
@@ -196,6 +204,12 @@ class Window:
             f'in a row; optimizer.skip_nonfinite allows '
             f'{self._skip_nonfinite}'
           )
+    # An infinite one is here only if its step was left out.
+    if self._max_loss < metrics['loss'] < math.inf:
+      raise FloatingPointError(
+        f'loss is {metrics["loss"]:g} at step {step}, above max_loss '
+        f'{self._max_loss:g}'
+      )
     self._fetched.append(metrics)
 
 

@@ -183,40 +183,37 @@ def decay_mask(params: chex.ArrayTree) -> chex.ArrayTree:
   return _mark(params, lambda module, name: name == 'w')
 
 
-def clip_mask(params: chex.ArrayTree) -> chex.ArrayTree:
-  """Marks the parameters that AGC acts on: all but the classifier's weights.
-
-  The classifier is the module `linear` of the net itself, not that of a
-  squeeze-excite gate; its bias is clipped.
+def clip_mask(params: chex.ArrayTree, unclipped: str | None) -> chex.ArrayTree:
+  """Marks the parameters that AGC acts on.
 
   Args:
     params: a Haiku parameter tree.
+    unclipped: a regular expression, searched for in 'module/parameter', of what
+      it leaves alone; the paper's is the classifier's weight matrix, which is
+      that of the module `linear` of the net itself. None clips everything.
 
   Returns:
     The same structure with True or False at each leaf.
 
   Raises:
-    ValueError: if there is no classifier.
+    ValueError: if the expression is found in no parameter.
 
   Example:
-    >>> marks = clip_mask({'NFNet/~/linear': {'w': 0, 'b': 0}})
+    >>> params = {'NFNet/~/linear': {'w': 0, 'b': 0}}
+    >>> marks = clip_mask(params, '^[^/]+/~/linear/w$')
     >>> marks['NFNet/~/linear']['w'], marks['NFNet/~/linear']['b']
     (False, True)
 
   Reference:
     Brock et al. 2021, section 4.1.
   """
-  mask = _mark(params, _is_clipped)
-  if all(jax.tree.leaves(mask)):
-    raise ValueError(
-      'AGC found no classifier to leave out: there is no module NET/~/linear '
-      f'among {", ".join(sorted(params))}'
-    )
-  return mask
-
-
-def _is_clipped(module: str, name: str) -> bool:
-  return name != 'w' or module.split('/')[1:] != ['~', 'linear']
+  if unclipped is None:
+    return _mark(params, lambda module, name: True)
+  pattern = re.compile(unclipped)
+  _check_found('unclipped', pattern, params)
+  return _mark(
+    params, lambda module, name: not pattern.search(f'{module}/{name}')
+  )
 
 
 def global_norm(grads: chex.ArrayTree) -> jax.Array:
@@ -271,7 +268,7 @@ def clipped_shares(
       part = _part(path[0].key, depth)
       counts.setdefault(part, []).append((clipped, norm.size))
 
-  marks = _mark(params, _is_clipped)
+  marks = clip_mask(params, config.unclipped)
   jax.tree_util.tree_map_with_path(count, marks, grads, params)
   counts['all'] = [unit for units in counts.values() for unit in units]
   return {
@@ -316,6 +313,7 @@ def create_optimizer(
         'lars', 'adam' or 'adamw';
       `clip`: 'agc', 'global_norm' or None;
       `clipping` and `clip_eps`: λ and ε of AGC;
+      `unclipped`: what AGC leaves alone, as for `clip_mask`;
       `max_norm`: the largest norm that 'global_norm' lets pass;
       `learning_rate_groups`: as for `parse_groups`, or None;
       `skip_nonfinite`: how many steps in a row may have a gradient that is not
@@ -329,12 +327,14 @@ def create_optimizer(
     A transformation of the gradient of the whole batch into the update.
 
   Raises:
-    ValueError: for an unknown `name` or `clip`, listing the known ones.
+    ValueError: for an unknown `name` or `clip`, listing the known ones, or an
+      `unclipped` that is no regular expression.
   """
   clips = {
     None: optax.identity,
     'agc': lambda: optax.masked(
-      agc.adaptive_grad_clip(config.clipping, config.clip_eps), clip_mask
+      agc.adaptive_grad_clip(config.clipping, config.clip_eps),
+      lambda params: clip_mask(params, config.unclipped),
     ),
     'global_norm': lambda: optax.clip_by_global_norm(config.max_norm),
   }
@@ -371,6 +371,7 @@ def create_optimizer(
     'adamw': lambda: optax.adamw(schedule, weight_decay=decay, mask=decay_mask),
   }
   _check_known('clip', config.clip, clips)
+  _check_pattern(config.unclipped)
   _check_known('name', config.name, optimizers)
   optimizer = optax.chain(clips[config.clip](), optimizers[config.name]())
   if config.learning_rate_groups is not None:
@@ -435,13 +436,8 @@ def scale_groups(
 
   def update(updates: chex.ArrayTree, params: Any = None) -> chex.ArrayTree:
     del params
-    paths = [f'{m}/{name}' for m, leaves in updates.items() for name in leaves]
     for pattern, _ in groups:
-      if not any(pattern.search(path) for path in paths):
-        raise ValueError(
-          f'optimizer.learning_rate_groups: {pattern.pattern!r} is found in no '
-          f'parameter; some are {", ".join(sorted(paths)[:3])}'
-        )
+      _check_found('learning_rate_groups', pattern, updates)
     # What is frozen stays so where an update is infinite or no number.
     return jax.tree.map(
       lambda x, scale: x * scale if scale else jnp.zeros_like(x),
@@ -450,6 +446,26 @@ def scale_groups(
     )
 
   return optax.stateless(update)
+
+
+def _check_pattern(text: str | None) -> None:
+  try:
+    re.compile(text or '')
+  except re.error as error:
+    raise ValueError(
+      f'optimizer.unclipped {text!r} is no regular expression: {error}'
+    ) from error
+
+
+def _check_found(
+  field: str, pattern: re.Pattern[str], params: chex.ArrayTree
+) -> None:
+  paths = [f'{m}/{name}' for m, leaves in params.items() for name in leaves]
+  if not any(pattern.search(path) for path in paths):
+    raise ValueError(
+      f'optimizer.{field}: {pattern.pattern!r} is found in no parameter; some '
+      f'are {", ".join(sorted(paths)[:3])}'
+    )
 
 
 def _check_known(field: str, value: str | None, known: Iterable) -> None:

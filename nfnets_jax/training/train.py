@@ -63,8 +63,9 @@ def train_and_evaluate(
 
   Raises:
     ValueError: if the config is impossible, or the folder another config's.
-    FloatingPointError: if the loss or the gradient norm is not finite; the
-      message names the step and the last good checkpoint.
+    FloatingPointError: if the loss or the gradient norm is not finite, or the
+      loss above `max_loss`; the message names the step and the last good
+      checkpoint.
     interrupt.StoppedError: if SIGTERM or SIGINT stopped the run, after a
       checkpoint.
   """
@@ -173,7 +174,9 @@ def train_and_evaluate(
     # Loop.
     eval_every = max(1, round(config.eval_every_epochs * epoch_steps))
     save_every = max(1, round(config.checkpoint_every_epochs * epoch_steps))
-    window = metrics.Window(config.batch_size, config.optimizer.skip_nonfinite)
+    window = metrics.Window(
+      config.batch_size, config.optimizer.skip_nonfinite, config.max_loss
+    )
     bar = stack.enter_context(
       progress.Progress(start, total_steps, config.batch_size)
     )

@@ -98,6 +98,18 @@ def test_step_that_is_not_finite_is_named(name, value):
     window.summarize()
 
 
+def test_a_loss_that_is_too_large_ends_the_run():
+  window = metrics.Window(32, skip_nonfinite=1, max_loss=20.0)
+  window.push(1, _scalars(20.0))
+  # What was left out for an infinite loss did no harm.
+  window.push(2, _scalars(math.inf, nonfinite=1, nonfinite_in_a_row=1))
+  window.push(3, _scalars(20.5))
+  with pytest.raises(
+    FloatingPointError, match='loss is 20.5 at step 3, above max_loss 20'
+  ):
+    window.summarize()
+
+
 def test_step_that_is_not_finite_is_seen_soon():
   window = metrics.Window(images_per_step=32)
   with pytest.raises(FloatingPointError, match='loss is nan at step 1'):

@@ -20,6 +20,7 @@ def _config(**changes):
     'clip': 'agc',
     'clipping': 0.01,
     'clip_eps': 1e-3,
+    'unclipped': r'^[^/]+/~/linear/w$',
     'max_norm': 1.0,
     'momentum': 0.9,
     'weight_decay': 2e-5,
@@ -148,15 +149,41 @@ def test_matrices_and_kernels_decay(f0):
 
 
 def test_all_but_the_classifiers_matrix_is_clipped(f0):
-  marks = optimizers.clip_mask(f0)
+  marks = optimizers.clip_mask(f0, _config().unclipped)
   assert _marked(marks, False) == {('NFNet/~/linear', 'w')}
   assert len(_marked(marks, True)) == len(jax.tree.leaves(f0)) - 1
 
 
 def test_agc_needs_a_classifier_to_leave_out():
   params = {'net/~/head': {'w': jnp.ones((2, 3))}}
-  with pytest.raises(ValueError, match='no classifier .* among net/~/head'):
+  with pytest.raises(ValueError, match='unclipped: .*linear.* net/~/head/w'):
     optimizers.create_optimizer(_config(), lambda step: 1.0).init(params)
+
+
+def test_everything_is_clipped_if_nothing_is_left_out(f0):
+  marks = optimizers.clip_mask(f0, None)
+  assert len(_marked(marks, True)) == len(jax.tree.leaves(f0))
+
+
+def test_what_is_left_out_is_an_expression():
+  params = jax.tree.map(jnp.float32, _random_tree(0))
+  grads = jax.tree.map(lambda x: jnp.float32(1e3 * x), _random_tree(1))
+  config = _config(unclipped='conv/(w|gain)$', weight_decay=0.0, momentum=0.0)
+  optimizer = optimizers.create_optimizer(config, lambda step: -1.0)
+  updates, _ = optimizer.update(grads, optimizer.init(params), params)
+  same = jax.tree.map(lambda x, y: bool(np.allclose(x, y)), updates, grads)
+  assert same == {
+    'NFNet/~/conv': {'w': True, 'gain': True, 'bias': False},
+    'NFNet/~/nf_block': {'skip_gain': False},
+    'NFNet/~/linear': {'w': False, 'b': False},
+  }
+  shares = optimizers.clipped_shares(grads, params, config, depth=(1,))
+  assert shares['clipped_head'] == 1
+
+
+def test_an_expression_that_is_none_is_named():
+  with pytest.raises(ValueError, match=r"unclipped '\(' is no regular"):
+    optimizers.create_optimizer(_config(unclipped='('), lambda step: 1.0)
 
 
 def test_weights_decay_by_what_clipping_never_saw():
