@@ -65,6 +65,9 @@ def get_config() -> config_dict.ConfigDict:
   # 'processes', if None by their number.
   config.data.num_workers = config_dict.placeholder(int)
   config.data.worker_type = config_dict.placeholder(str)
+  # Whether images stay in memory once they were decoded: for many epochs of
+  # few and small ones.
+  config.data.in_memory = False
   # Damaged images: stop and name the first, or leave out, count and name all.
   config.data.skip_corrupt = False
 

@@ -239,9 +239,15 @@ def pad_crop(
     (8, 8, 3)
   """
   height, width = image.shape[:2]
-  padded = np.pad(image, ((pixels, pixels), (pixels, pixels), (0, 0)))
-  top, left = rng.integers(2 * pixels, size=2, endpoint=True)
-  return padded[top : top + height, left : left + width]
+  down, right = rng.integers(-pixels, pixels, size=2, endpoint=True)
+  # The window without the padding, which takes five times as long to make.
+  window = np.zeros_like(image)
+  rows = slice(max(down, 0), max(0, height + min(down, 0)))
+  columns = slice(max(right, 0), max(0, width + min(right, 0)))
+  part = image[rows, columns]
+  top, left = max(-down, 0), max(-right, 0)
+  window[top : top + part.shape[0], left : left + part.shape[1]] = part
+  return window
 
 
 def random_flip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -549,9 +549,9 @@ def load_data(
 
 def _load_split(config: config_dict.ConfigDict, split: str) -> datasets.Dataset:
   dataset = datasets.load(config.data.name, split, config.data.data_dir)
-  if config.data.classes is None:
-    return dataset
-  return datasets.select_classes(dataset, config.data.classes)
+  if config.data.classes is not None:
+    dataset = datasets.select_classes(dataset, config.data.classes)
+  return datasets.keep_in_memory(dataset) if config.data.in_memory else dataset
 
 
 def loader_options(config: config_dict.ConfigDict) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from ml_collections import config_dict
 _CIRCUMSTANCES = (
   'config.compilation_cache',
   'config.data.data_dir',
+  'config.data.in_memory',
   'config.data.num_workers',
   'config.data.prepare',
   'config.data.worker_type',

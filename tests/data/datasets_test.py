@@ -350,3 +350,14 @@ def test_data_set_known_from_its_files_alone(shared):
   example = dataset.source[39_999]
   assert transforms.decode(example['image']).shape == (32, 32, 3)
   assert 0 <= example['label'] < 10
+
+
+def test_kept_examples_are_those_that_were_read(digits_dir):
+  plain = datasets.load('digits', 'train[:5]', digits_dir)
+  kept = datasets.keep_in_memory(plain)
+  assert len(kept) == 5 and kept.class_names == plain.class_names
+  for index in (3, 3, 0):
+    expected = transforms.decode(plain.source[index]['image'])
+    np.testing.assert_array_equal(kept.source[index]['image'], expected)
+    assert kept.source[index]['label'] == plain.source[index]['label']
+  assert kept.source[3] is kept.source[3]

@@ -435,6 +435,13 @@ def test_pad_crop_shifts_evenly_and_pads_with_black():
   assert counts.min() > 65 and counts.max() < 135  # 100 expected
 
 
+def test_pad_crop_by_more_than_the_image():
+  rng = np.random.default_rng(0)
+  crops = [transforms.pad_crop(np.ones((2, 3, 3)), rng, 9) for _ in range(99)]
+  sums = {crop.sum() / 3 for crop in crops}
+  assert sums <= {0, 1, 2, 3, 4, 6} and 0 in sums
+
+
 def test_flip_mirrors_half_of_the_images():
   image = position_image(2, 3)
   rng = np.random.default_rng(0)

@@ -143,6 +143,7 @@ def test_devices_drop_different_features(make_config):
     return {'logits': hk.Linear(10)(x)}
 
   changes = {'augment.mixup_alpha': None, 'augment.cutmix': False}
+  changes |= {'optimizer.clip': None}
   config, net = make_config(1, changes), hk.transform_with_state(forward)
   state = train_step.init_state(net, optax.sgd(0.1), seed=0, image_size=8)
   step = train_step.create_train_step(
@@ -252,9 +253,10 @@ def test_state_of_the_network_goes_through_the_micro_batches(make_config):
     return {'logits': hk.Linear(10)(hk.Flatten()(images))}
 
   net, optimizer = hk.transform_with_state(forward), optax.sgd(0.1)
+  config = make_config(changes={'optimizer.clip': None})
   state = train_step.init_state(net, optimizer, 0, image_size=8)
   step = train_step.create_train_step(
-    net, optimizer, lambda step: 0.1, make_config(), 10, parallel.AXIS, 4
+    net, optimizer, lambda step: 0.1, config, 10, parallel.AXIS, 4
   )
   batch = jax.tree.map(lambda x: x[None], _batch(16))
   before = float(state.model_state['~']['calls'])

@@ -1,0 +1,127 @@
+"""The time of a forward and backward pass of each net, beside NFNet-F1's.
+
+The paper's latency is that of a training step with 32 images on each device;
+here the images may be fewer. Every net is timed in turn with F1, round by
+round, so that a machine whose speed drifts decides no ratio.
+
+Source: Brock et al. 2021, table 3 and figure 1.
+"""
+
+import pathlib
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+from experiments.benchmarks import speed
+from experiments.reproduce import paper, results
+from nfnets_jax import summary
+from nfnets_jax.models import variants
+from nfnets_jax.training import memory
+
+REFERENCE = 'nfnet_f1'
+MODELS = (
+  'resnet50',
+  *(f'nfnet_f{n}' for n in range(6)),
+  *(f'efficientnet_b{n}' for n in range(8)),
+)
+# Images on the device, and rounds.
+_BATCH = {'small': 2, 'gpu': 32, 'paper': 32}
+_ROUNDS = {'small': 3, 'gpu': 20, 'paper': 20}
+_PRECISION = {'small': 'float32', 'gpu': 'bfloat16', 'paper': 'bfloat16'}
+
+
+def name_of(scale: str, model: str) -> str:
+  """Returns the name of a net's result."""
+  return f'{scale}/latency/{model}'
+
+
+def execute(
+  output: pathlib.Path,
+  scale: str,
+  models: tuple[str, ...] = MODELS,
+  image_size: int | None = None,
+) -> None:
+  """Counts and times what has no result yet.
+
+  Args:
+    output: folder of the results.
+    scale: one of `rows.SCALES`.
+    models: variants.
+    image_size: in pixels; None is each net's own for training.
+  """
+  reference: Callable[[], Any] | None = None
+  for number, model in enumerate(models, start=1):
+    name = name_of(scale, model)
+    if name in results.read(output):
+      continue
+    print(f'latency: net {number} of {len(models)}, {model}', flush=True)
+    began = time.monotonic()
+    batch, variant = _BATCH[scale], variants.get(model)
+    params, macs = summary.count(model, variant.test_size)
+    result: dict[str, Any] = {
+      'name': name,
+      'fingerprint': f'{batch}-{image_size or 0}',
+      'labels': {'model': model, 'batch': batch},
+      'params': params,
+      'gmacs_test': macs / 1e9,
+      'size': image_size or variant.train_size,
+      'status': 'finished',
+    }
+    program = _program(model, scale, image_size)
+    limit = memory.device_memory()
+    if program.memory > memory.USABLE * limit:
+      result |= {
+        'status': 'too large',
+        'message': f'needs {program.memory / 1e9:.0f} GB of {limit / 1e9:.0f}',
+      }
+    else:
+      if reference is None:
+        reference = (
+          program.run
+          if model == REFERENCE
+          else _program(REFERENCE, scale, image_size).run
+        )
+      result |= _time_both(program.run, reference, _ROUNDS[scale])
+    result |= {
+      'compile_seconds': round(program.compile_seconds, 1),
+      'memory': program.memory,
+      'seconds': round(time.monotonic() - began, 1),
+    }
+    results.append(output / 'results.jsonl', result)
+    if 'step_seconds' in result:
+      print(
+        f'  {statistics.median(result["step_seconds"]):.2f} s, '
+        f'{statistics.median(result["ratios"]):.2f} of {REFERENCE}',
+        flush=True,
+      )
+
+
+def _program(model: str, scale: str, image_size: int | None) -> speed.Program:
+  size = image_size or variants.get(model).train_size
+  config = speed.recipe(model, _PRECISION[scale])
+  made = speed.programs(config, _BATCH[scale], size, ['gradient'])
+  return made['gradient']
+
+
+def _time_both(
+  run: Callable[[], Any], reference: Callable[[], Any], rounds: int
+) -> dict[str, list[float]]:
+  seconds, ratios = [], []
+  for number in range(-1, rounds):  # the first warms up
+    times = []
+    for function in (run, reference):
+      began = time.perf_counter()
+      function()
+      times.append(time.perf_counter() - began)
+    if number >= 0:
+      seconds.append(times[0])
+      ratios.append(times[0] / times[1])
+  return {'step_seconds': seconds, 'ratios': ratios}
+
+
+def published_ratio(model: str) -> float | None:
+  """Returns the paper's time of a net over that of F1, on TPUv3."""
+  if model not in paper.LATENCY:
+    return None
+  return paper.LATENCY[model].tpu_ms / paper.LATENCY[REFERENCE].tpu_ms

@@ -1,0 +1,538 @@
+"""What is run for each claim of the paper, at each scale.
+
+A row is a claim; a run is one training of it, a name and a config. The scales:
+
+* `small`: some minutes a row on two cores, CIFAR-10 or a part of it;
+* `gpu`: one accelerator, CIFAR-10;
+* `paper`: the paper's nets, data and batches, for those who have a pod.
+
+Source: Brock et al. 2021, https://arxiv.org/abs/2102.06171; for `microbatch`
+Brock, De and Smith 2021, https://arxiv.org/abs/2101.08692.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ml_collections import config_dict
+
+from experiments import (
+  ablation_imagenet,
+  base,
+  finetune,
+  nf_resnet_imagenet,
+  nfnet_imagenet,
+  resnet_imagenet,
+)
+from experiments.reproduce import paper
+from experiments.reproduce.results import Results
+
+SCALES = ('small', 'gpu', 'paper')
+NETS = ('NF', 'NF + AGC', 'BN')
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One training.
+
+  Attributes:
+    name: of its folder; two rows that ask for the same run share it.
+    labels: what a report groups by, such as `net`, `batch` and `seed`.
+    config: of the training.
+    after: name of the run whose weights it begins with, or None.
+    held_out: a split to evaluate too, to choose by; None is none.
+  """
+
+  name: str
+  labels: Mapping[str, Any]
+  config: config_dict.ConfigDict
+  after: str | None = None
+  held_out: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """One claim.
+
+  Attributes:
+    name: of the row.
+    claim: what the paper says.
+    source: where.
+    runs: scale and the results so far → the runs that can be told by now; what
+      is chosen by results comes when they are there.
+    axes: labels that the report draws: the one along x, and the one by colour.
+    panels: the label that it has a panel for each value of, or None.
+  """
+
+  name: str
+  claim: str
+  source: str
+  runs: Callable[[str, Results], list[Run]]
+  axes: tuple[str, str]
+  panels: str | None = None
+
+
+# What a batch size of the paper is at each scale: an eighth of it at `small`,
+# with the learning rate of the whole, so that the same rates meet.
+_SHRINK = {'small': 8, 'gpu': 1, 'paper': 1}
+_EPOCHS = {'small': 10.0, 'gpu': 30.0, 'paper': 90.0}
+_SEEDS = {'small': (0, 1), 'gpu': (0, 1, 2), 'paper': (0, 1, 2, 3, 4)}
+_CLIPPINGS = (0.01, 0.02, 0.04, 0.08, 0.16)
+# Of the training images at `small`: a fifth, and those to choose by.
+_TRAIN, _HELD_OUT, _TEST = 'train[:10240]', 'train[48000:]', 'test[:4000]'
+
+
+def resnet(net: str, scale: str, batch: int, seed: int = 0, **changes: Any):
+  """Returns the config of a ResNet-50, or of a small one, of one of `NETS`.
+
+  Args:
+    net: 'NF', 'NF + AGC' or 'BN'.
+    scale: one of `SCALES`.
+    batch: size of the batch.
+    seed: of parameters, batches and augmentation.
+    **changes: fields, with '__' for the dot.
+
+  Returns:
+    The config.
+
+  Example:
+    >>> resnet('BN', 'paper', 256).model.name
+    'resnet50'
+  """
+  family = resnet_imagenet if net == 'BN' else nf_resnet_imagenet
+  config = family.get_config('50')
+  config.seed = seed
+  config.batch_size = batch
+  config.optimizer.clip = 'agc' if 'AGC' in net else None
+  config.max_loss = 20.0
+  if scale != 'paper':
+    _on_cifar10(config, scale)
+    config.model.stem_pool = False
+  if scale == 'small':
+    config.model.depth = (2, 2, 2)
+    config.model.width = (32, 64, 128)
+    config.model.strides = (1, 2, 2)
+    config.model.stem_width = 32
+    # In so few steps what starts at zero hardly moves under the paper's ε.
+    if net != 'BN':
+      config.model.skipinit = False
+  if scale != 'paper' and net != 'BN':
+    config.model.stochdepth_rate = 0.0
+  config.update_from_flattened_dict(
+    {field.replace('__', '.'): value for field, value in changes.items()}
+  )
+  return config
+
+
+def _on_cifar10(config: config_dict.ConfigDict, scale: str) -> None:
+  """Turns an ImageNet config into one for CIFAR-10."""
+  small = scale == 'small'
+  config.epochs = _EPOCHS[scale]
+  config.eval_batch_size = 500
+  config.data.name = 'cifar10'
+  config.data.train_split = _TRAIN if small else 'train[:48000]'
+  config.data.test_split = _TEST if small else 'test'
+  # At half the resolution four times as many images can be afforded.
+  config.data.image_size = config.data.eval_image_size = 16 if small else 32
+  config.data.crop = 'pad_2' if small else 'pad_4'
+  config.data.eval_crop = 'resize'
+  config.data.in_memory = True
+  config.augment.raw_per_image = 1
+  config.augment.mixup_alpha = None
+  config.augment.cutmix = False
+  config.optimizer.learning_rate_per_256 = 0.1 * _SHRINK[scale]
+  config.optimizer.warmup_epochs = 2.0 if small else 5.0
+  config.ema_decay = 0.0
+  config.compute_dtype = 'float32' if small else 'bfloat16'
+  config.micro_batches = 1 if small else None
+  config.log_every_steps = 20
+  config.eval_every_epochs = config.epochs
+  config.checkpoint_every_epochs = config.epochs
+  config.keep_checkpoints = 1
+
+
+def batches(scale: str) -> tuple[int, ...]:
+  """Returns the five batch sizes of figure 2 at a scale."""
+  return tuple(size // _SHRINK[scale] for size in paper.BATCH_SIZES)
+
+
+def _held_out(scale: str) -> str:
+  return {
+    'small': _HELD_OUT,
+    'gpu': 'train[48000:]',
+    'paper': 'validation[:10000]',
+  }[scale]
+
+
+def _run(scale: str, net: str, batch: int, seed: int, **changes: Any) -> Run:
+  """A training of `resnet`, to be chosen by what is held out."""
+  labels = {'net': net, 'batch': batch, **_short(changes), 'seed': seed}
+  return Run(
+    name='/'.join([scale, 'resnet', _folder(labels)]),
+    labels=labels,
+    config=resnet(net, scale, batch, seed, **changes),
+    held_out=_held_out(scale),
+  )
+
+
+def _short(changes: Mapping[str, Any]) -> dict[str, Any]:
+  return {field.rpartition('__')[2]: value for field, value in changes.items()}
+
+
+def _folder(labels: Mapping[str, Any]) -> str:
+  def written(value: Any) -> str:
+    text = f'{value:g}' if isinstance(value, float) else str(value)
+    kept = [c if c.isalnum() or c in '.-' else '_' for c in text]
+    return ''.join(kept)
+
+  return ','.join(f'{k}={written(v)}' for k, v in labels.items())
+
+
+def _best(runs: Sequence[Run], results: Results) -> Run | None:
+  """Returns the run that did best on what was held out, once all are there."""
+  found = [results.get(run.name) for run in runs]
+  if any(result is None for result in found):
+    return None
+  scores = [(result or {}).get('held_out_top_1') or 0.0 for result in found]
+  return runs[scores.index(max(scores))]
+
+
+def _batch_size(scale: str, results: Results) -> list[Run]:
+  """AGC at the λ that does best on held-out images with the first seed."""
+  first, *others = _SEEDS[scale]
+  runs = []
+  for batch in batches(scale):
+    for net in ('NF', 'BN'):
+      runs += [_run(scale, net, batch, seed) for seed in _SEEDS[scale]]
+    sweep = [
+      _run(scale, 'NF + AGC', batch, first, optimizer__clipping=clipping)
+      for clipping in _CLIPPINGS
+    ]
+    best = _best(sweep, results)
+    runs += sweep if best is None else [best]
+    runs += [
+      _run(
+        scale,
+        'NF + AGC',
+        batch,
+        seed,
+        optimizer__clipping=best.config.optimizer.clipping,
+      )
+      for seed in others
+      if best is not None
+    ]
+  return runs
+
+
+def _clipping(scale: str, results: Results) -> list[Run]:
+  del results
+  return [
+    _run(scale, 'NF + AGC', batch, seed, optimizer__clipping=clipping)
+    for batch in batches(scale)
+    for clipping in _CLIPPINGS
+    for seed in _SEEDS[scale][:1]
+  ]
+
+
+def _clip_methods(scale: str, results: Results) -> list[Run]:
+  """Thresholds of each method at a middling and the largest batch."""
+  del results
+  runs = []
+  for batch in (batches(scale)[2], batches(scale)[4]):
+    for seed in _SEEDS[scale][:1]:
+      told: list[tuple[str, float, str, dict[str, Any]]] = []
+      told += [('none', 0.0, 'NF', {})]
+      told += [
+        ('AGC', x, 'NF + AGC', {'optimizer__clipping': x}) for x in _CLIPPINGS
+      ]
+      told += [
+        (
+          'global norm',
+          x,
+          'NF',
+          {'optimizer__clip': 'global_norm', 'optimizer__max_norm': x},
+        )
+        for x in (0.1, 0.3, 1.0, 3.0, 10.0)
+      ]
+      told += [
+        (
+          'LARS' if net == 'NF' else 'LARS + AGC',
+          x,
+          net,
+          {
+            'optimizer__name': 'lars',
+            'optimizer__learning_rate_per_256': x * 256 / batch,
+          },
+        )
+        for net in ('NF', 'NF + AGC')
+        for x in (1.0, 3.0, 10.0)
+      ]
+      for method, threshold, net, changes in told:
+        labels = {
+          'method': method,
+          'threshold': threshold,
+          'batch': batch,
+          'seed': seed,
+        }
+        runs.append(
+          Run(
+            '/'.join([scale, 'clip-methods', _folder(labels)]),
+            labels,
+            resnet(net, scale, batch, seed, **changes),
+            held_out=_held_out(scale),
+          )
+        )
+  return runs
+
+
+def _clip_layers(scale: str, results: Results) -> list[Run]:
+  """At the largest batch: what is left out of AGC."""
+  del results
+  batch, classifier = batches(scale)[4], base.get_config().optimizer.unclipped
+  depth = resnet('NF', scale, batch).model.depth
+  left_out: dict[str, str | None] = {
+    'the classifier (paper)': classifier,
+    'nothing': None,
+    'and the first convolution': f'{classifier}|/initial_conv/',
+  }
+  for stage in range(len(depth)):
+    numbers = range(sum(depth[:stage]), sum(depth[: stage + 1]))
+    ends = '|'.join('' if i == 0 else f'_{i}' for i in numbers)
+    left_out[f'and stage {stage + 1}'] = (
+      f'{classifier}|/nf_res_block({ends})(/|$)'
+    )
+  left_out['all four stages'.replace('four', str(len(depth)))] = (
+    f'{classifier}|/nf_res_block'
+  )
+  runs = []
+  for what, unclipped in left_out.items():
+    for seed in _SEEDS[scale]:
+      labels = {'unclipped': what, 'batch': batch, 'seed': seed}
+      config = resnet(
+        'NF + AGC',
+        scale,
+        batch,
+        seed,
+        optimizer__clipping=0.01,
+        optimizer__unclipped=unclipped,
+      )
+      name = '/'.join([scale, 'clip-layers', _folder(labels)])
+      runs.append(Run(name, labels, config))
+  return runs
+
+
+def _ablation(scale: str, results: Results) -> list[Run]:
+  del results
+  variants = ('F0', 'F1', 'F2', 'F3') if scale == 'paper' else ('F0',)
+  seeds = (0, 1, 2) if scale == 'paper' else _SEEDS[scale]
+  runs = []
+  for variant in variants:
+    for row in ablation_imagenet.ROWS:
+      for seed in seeds:
+        config = ablation_imagenet.get_config(f'{variant},{row}')
+        config.seed = seed
+        if scale != 'paper':
+          _shrink_nfnet(config, scale)
+        labels = {'row': row, 'net': variant, 'seed': seed}
+        name = '/'.join([scale, 'ablation', _folder(labels)])
+        runs.append(Run(name, labels, config))
+  return runs
+
+
+def _shrink_nfnet(config: config_dict.ConfigDict, scale: str) -> None:
+  """Makes an NFNet of a quarter of the widths for CIFAR-10."""
+  small = scale == 'small'
+  mixes = {key: config.augment[key] for key in config.augment}
+  _on_cifar10(config, scale)
+  config.augment.update(mixes)
+  # The magnitude of a policy is in pixels of an image of 224 in part.
+  if config.augment.rand_augment is not None:
+    config.augment.rand_augment = '2x3'
+  config.batch_size = 64 if small else 256
+  shrink = 8 if small else 2
+  config.model.width = tuple(x // shrink for x in config.model.width[:3])
+  config.model.depth = (1, 1, 2) if small else (1, 2, 6)
+  config.model.strides = (1, 2, 2)
+  config.model.group_width = (16, 16, 16) if small else (64, 64, 64)
+  config.model.stem_width = (16, 32) if small else (32, 64)
+  config.model.stem_strides = (1, 2)
+  config.optimizer.learning_rate_per_256 = 0.4 if small else 0.1
+  config.optimizer.clip_eps = 0.1 if small else 1e-3
+  config.optimizer.clipping = 0.1 if small else 0.01
+
+
+def _transfer(scale: str, results: Results) -> list[Run]:
+  """Pre-trained on some classes, fine-tuned on the others."""
+  del results
+  depths = {
+    'small': ((1, 1, 1), (2, 2, 2), (4, 4, 4)),
+    'gpu': ((3, 4, 6, 3), (3, 4, 23, 3)),
+    'paper': ((3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3), (3, 24, 36, 3)),
+  }[scale]
+  runs = []
+  for depth in depths:
+    for net in ('NF', 'BN'):
+      for seed in _SEEDS[scale][:2]:
+        config = resnet(net, scale, batches(scale)[2], seed)
+        config.model.depth = depth
+        first, then = ('0-499', '500-999')
+        if scale != 'paper':
+          first, then = '0-4', '5-9'
+          config.data.train_split = (
+            'train[:20480]' if (scale == 'small') else 'train[:48000]'
+          )
+        config.data.classes = first
+        config.optimizer.weight_decay = 1e-5
+        labels = {'depth': 2 + 3 * sum(depth), 'net': net, 'seed': seed}
+        folder = '/'.join([scale, 'transfer', _folder(labels)])
+        before = Run(f'{folder}/pre-training', {**labels, 'part': 0}, config)
+        runs.append(before)
+        for told, after in (('from it', before.name), ('from scratch', None)):
+          tuned = config.copy_and_resolve_references()
+          tuned.data.classes = then
+          # Few images, as fine-tuning has: a tenth of the pre-training's.
+          if scale != 'paper':
+            tuned.data.train_split = 'train[40000:42048]'
+          tuned.optimizer.weight_decay = 0.0
+          tuned.init_new_head = after is not None
+          labels_then = {**labels, 'start': told}
+          runs.append(
+            Run(f'{folder}/{told.replace(" ", "-")}', labels_then, tuned, after)
+          )
+  return runs
+
+
+def _regularisation(scale: str, results: Results) -> list[Run]:
+  """Dropout, stochastic depth and SAM on few images."""
+  del results
+  kinds: dict[str, dict[str, Any]] = {
+    'none': {},
+    'dropout 0.25': {'model.drop_rate': 0.25},
+    'dropout 0.5': {'model.drop_rate': 0.5},
+    'stochastic depth 0.25': {'model.stochdepth_rate': 0.25},
+    'SAM 0.05': {'optimizer.sam_rho': 0.05},
+  }
+  runs = []
+  sizes = ('F0', 'F1') if scale != 'paper' else ('F0', 'F1', 'F5')
+  for variant in sizes:
+    for kind, changes in kinds.items():
+      for seed in _SEEDS[scale][:2]:
+        config = nfnet_imagenet.get_config(variant)
+        config.seed = seed
+        if scale != 'paper':
+          _shrink_nfnet(config, scale)
+          config.augment.mixup_alpha = None
+          config.augment.cutmix = False
+          config.augment.rand_augment = None
+          config.augment.raw_per_image = 1
+          if variant == 'F1':
+            config.model.width = tuple(2 * x for x in config.model.width)
+        if scale == 'small':
+          config.data.train_split = 'train[:2560]'
+          config.epochs = config.eval_every_epochs = 24.0
+          config.checkpoint_every_epochs = 24.0
+        config.model.drop_rate = 0.0
+        config.model.stochdepth_rate = 0.0
+        config.update_from_flattened_dict(changes)
+        labels = {'net': variant, 'kind': kind, 'seed': seed}
+        name = '/'.join([scale, 'regularisation', _folder(labels)])
+        runs.append(Run(name, labels, config))
+  return runs
+
+
+def _microbatch(scale: str, results: Results) -> list[Run]:
+  """Small batches, without AGC; the learning rate stays linear in the batch."""
+  del results
+  sizes = (4, 16, 64, 256)
+  runs = []
+  for batch in sizes:
+    for net in ('NF', 'BN'):
+      for seed in _SEEDS[scale][:2]:
+        config = resnet(net, scale, batch, seed)
+        if scale == 'small':
+          config.epochs = config.eval_every_epochs = 4.0
+          config.checkpoint_every_epochs = 4.0
+          config.optimizer.warmup_epochs = 1.0
+          # At the largest batch the rate at which NF was seen to be sound.
+          config.optimizer.learning_rate_per_256 = 0.4
+        labels = {'net': net, 'batch': batch, 'seed': seed}
+        name = '/'.join([scale, 'microbatch', _folder(labels)])
+        runs.append(Run(name, labels, config))
+  return runs
+
+
+def _fine_tuned(variant: str) -> config_dict.ConfigDict:
+  return finetune.get_config(f'{variant},imagenet2012')
+
+
+ROWS: Mapping[str, Row] = {
+  row.name: row
+  for row in (
+    Row(
+      'batch-size',
+      'Without normalisation and clipping a ResNet fails at batch 4096; with '
+      'AGC it matches or beats batch normalisation from 256 to 4096.',
+      'figure 2a',
+      _batch_size,
+      ('batch', 'net'),
+    ),
+    Row(
+      'clipping',
+      'The larger the batch, the smaller the λ that trains: too large a one '
+      'diverges.',
+      'figure 2b',
+      _clipping,
+      ('clipping', 'batch'),
+    ),
+    Row(
+      'clip-methods',
+      'The threshold of clipping by the global norm is sensitive; LARS is '
+      'stable, but less accurate than AGC.',
+      'section 4',
+      _clip_methods,
+      ('threshold', 'method'),
+      'batch',
+    ),
+    Row(
+      'clip-layers',
+      'It is better not to clip the classifier; all stages must be clipped, '
+      'the first convolution need not.',
+      'section 4.1',
+      _clip_layers,
+      ('unclipped', 'batch'),
+    ),
+    Row(
+      'ablation',
+      'Widths, a second 3×3 convolution, MixUp, RandAugment and CutMix each '
+      'add to the accuracy; batch normalisation instead does not.',
+      'table 2',
+      _ablation,
+      ('row', 'net'),
+    ),
+    Row(
+      'transfer',
+      'Pre-trained at scale and fine-tuned, nets without normalisation beat '
+      'those with it at every depth.',
+      'table 4',
+      _transfer,
+      ('depth', 'net'),
+      'start',
+    ),
+    Row(
+      'regularisation',
+      'Larger nets need more of it: dropout grows with the model, with '
+      'stochastic depth, and SAM for the largest.',
+      'section 5.1 and appendix A',
+      _regularisation,
+      ('kind', 'net'),
+    ),
+    Row(
+      'microbatch',
+      'At a batch of 4 normaliser-free nets hold and batch normalisation '
+      'falls.',
+      'Brock, De and Smith 2021',
+      _microbatch,
+      ('batch', 'net'),
+    ),
+  )
+}

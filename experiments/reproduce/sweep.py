@@ -1,0 +1,337 @@
+r"""Runs the trainings of one claim of the paper, or of all, one after another.
+
+  python -m experiments.reproduce.sweep --row=batch-size --scale=small \
+    --output=runs/reproduce --data_name=cifar10 --data_dir=DIR
+
+What is finished is skipped and what was interrupted goes on, so the same
+command may be given again, also for a row that shares runs with another. The
+results gather in `results*.jsonl`, a JSON object a run; with `--slice=2/4` a
+machine does its quarter and writes a file of its own into the same folder.
+
+On CPU there are as many runs at a time as there are cores, each in a process on
+a core of its own: small nets gain little from a second one.
+"""
+
+import argparse
+import contextlib
+import json
+import multiprocessing
+import os
+import pathlib
+import sys
+import time
+import zlib
+from collections.abc import Iterator, Mapping
+from concurrent import futures
+from typing import Any
+
+import jax
+from absl import flags
+from absl import logging as absl_logging
+from ml_collections import config_dict
+
+from experiments.reproduce import latency, results, rows
+from nfnets_jax.training import host_memory, interrupt, train
+
+_CIFAR10 = 'cifar10'
+
+
+def fingerprint(run: rows.Run, before: Mapping[str, Any] | None = None) -> str:
+  """Returns what tells two runs of one name apart, such as another config.
+
+  Args:
+    run: of a row.
+    before: the result of the run that it begins with.
+
+  Returns:
+    Eight hexadecimal digits. Where the data and the workers are does not count.
+  """
+  fields = json.loads(json.dumps(run.config.to_dict()))
+  for name in (
+    'data_dir',
+    'in_memory',
+    'num_workers',
+    'prepare',
+    'worker_type',
+  ):
+    fields['data'].pop(name)
+  for name in ('init_from', 'compilation_cache'):
+    fields.pop(name)
+  text = json.dumps(
+    [fields, run.held_out, before and before['fingerprint']], sort_keys=True
+  )
+  return f'{zlib.crc32(text.encode()):08x}'
+
+
+class Sweep:
+  """Where runs are made, and by whom."""
+
+  def __init__(
+    self,
+    output: pathlib.Path,
+    data: Mapping[str, Any],
+    part: tuple[int, int] = (1, 1),
+    jobs: int = 1,
+  ):
+    """Reads nothing yet.
+
+    Args:
+      output: folder of the results and of the runs.
+      data: fields of the config's `data` for the sets that are called cifar10
+        or, at `paper`, imagenet2012: `data_dir` and the like; `cifar10` may be
+        called otherwise by `name`.
+      part: which of how many slices, counted from 1.
+      jobs: how many runs at a time, each in a process and on a core of its own;
+        1 makes them in this process, on what it has.
+    """
+    self._output = output
+    self._data = dict(data)
+    self._number, self._slices = part
+    self._jobs = jobs
+    name = f'-{part[0]}-of-{part[1]}' if part[1] > 1 else ''
+    self._path = output / f'results{name}.jsonl'
+
+  def missing(self, found: list[rows.Run]) -> Iterator[rows.Run]:
+    """Yields the runs that have no result yet, or another config's."""
+    made = results.read(self._output)
+    for run in found:
+      before = made.get(run.after) if run.after else None
+      done = made.get(run.name)
+      if done is None or done['fingerprint'] != fingerprint(run, before):
+        yield run
+
+  def mine(self, run: rows.Run) -> bool:
+    """Tells whether a run is this slice's, with what it begins with."""
+    key = (run.after or run.name).encode()
+    return zlib.crc32(key) % self._slices == self._number - 1
+
+  def execute(self, row: rows.Row, scale: str) -> int:
+    """Makes all of a row's runs that are this slice's.
+
+    Args:
+      row: of `rows.ROWS`.
+      scale: one of `rows.SCALES`.
+
+    Returns:
+      How many runs are missing, which other slices have to make.
+    """
+    began, done = time.monotonic(), 0
+    running: dict[futures.Future, rows.Run] = {}
+    with self._workers() as workers:
+      while True:
+        # What is chosen by results is told as soon as they are there.
+        missing = list(
+          self.missing(row.runs(scale, results.read(self._output)))
+        )
+        taken = {run.name for run in running.values()}
+        mine = [x for x in missing if self.mine(x) and x.name not in taken]
+        if not mine and not running:
+          return len(missing)
+        for run in mine:
+          # What it begins with may be still to come, or be this slice's next.
+          if len(running) < self._jobs and run.after not in {
+            x.name for x in missing
+          }:
+            running[workers.submit(self.make, run)] = run
+        finished, _ = futures.wait(running, return_when=futures.FIRST_COMPLETED)
+        for future in finished:
+          del running[future]
+          result = future.result()
+          results.append(self._path, result)
+          done += 1
+          minutes = (time.monotonic() - began) / 60
+          left = len(mine) + len(taken) - len(finished)
+          print(
+            f'{row.name}: {_told(result)}; {done} made in {minutes:.1f} '
+            f'minutes, {left} to make, {minutes / done * left:.0f} minutes',
+            flush=True,
+          )
+
+  @contextlib.contextmanager
+  def _workers(self) -> Iterator[futures.Executor]:
+    if self._jobs == 1:
+      yield _Here()
+      return
+    context = multiprocessing.get_context('spawn')
+    cores: Any = context.Queue()
+    for core in sorted(os.sched_getaffinity(0))[: self._jobs]:
+      cores.put(core)
+    with futures.ProcessPoolExecutor(
+      self._jobs, context, initializer=_begin_worker, initargs=(cores,)
+    ) as workers:
+      try:
+        yield workers
+      finally:
+        workers.shutdown(cancel_futures=True)
+
+  def make(self, run: rows.Run) -> dict[str, Any]:
+    """Makes a run, or goes on with it.
+
+    Args:
+      run: of a row.
+
+    Returns:
+      The result. A run that diverges is a result too: its `status` is
+      'diverged', and `message` says at which step and how.
+    """
+    before = results.read(self._output)[run.after] if run.after else None
+    config = self.placed(run)
+    mark = fingerprint(run, before)
+    # Another config of the same name is another run.
+    folder = self._output / 'runs' / f'{run.name},{mark}'
+    began = time.monotonic()
+    result: dict[str, Any] = {
+      'name': run.name,
+      'labels': dict(run.labels),
+      'fingerprint': mark,
+      'workdir': str(folder.relative_to(self._output)),
+    }
+    if before is not None:
+      config.init_from = str(self._output / before['workdir'])
+    try:
+      if before is not None and before['status'] != 'finished':
+        raise FloatingPointError(f'{run.after} diverged')
+      with (
+        (self._output / 'log.txt').open('a') as log,
+        contextlib.redirect_stdout(log),
+      ):
+        report = train.train_and_evaluate(config, folder)
+      result |= {'status': 'finished', 'report': report}
+      result['top_1'] = report['eval_top_1']
+      if run.held_out is not None:
+        config.data.test_split = run.held_out
+        held_out = train.evaluate_checkpoint(config, folder)
+        result['held_out_top_1'] = held_out['eval_top_1']
+    except FloatingPointError as error:
+      result |= {
+        'status': 'diverged',
+        'message': str(error).partition(';')[0],
+        'top_1': None,
+      }
+    result['seconds'] = round(time.monotonic() - began, 1)
+    jax.clear_caches()  # the next net is another one
+    return result
+
+  def placed(self, run: rows.Run) -> config_dict.ConfigDict:
+    """Returns a run's config with what this machine and its data ask for."""
+    config = run.config.copy_and_resolve_references()
+    data = dict(self._data)
+    name = data.pop('name', None)
+    if config.data.name == _CIFAR10:
+      config.data.name = name or _CIFAR10
+    config.data.update(data)
+    config.compilation_cache = str(self._output.absolute() / 'compiled')
+    return config
+
+
+class _Here(futures.Executor):
+  """Does what is submitted at once, in this process."""
+
+  def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+    future: futures.Future = futures.Future()
+    future.set_result(function(*args, **kwargs))
+    return future
+
+
+def _begin_worker(cores: Any) -> None:
+  os.sched_setaffinity(0, {cores.get()})  # before jax counts them
+  _begin()
+
+
+def _begin() -> None:
+  """Does what `main` of the package does at its beginning."""
+  flags.FLAGS.mark_as_parsed()  # Grain reads them
+  absl_logging.set_verbosity(absl_logging.WARNING)
+  if jax.default_backend() == 'cpu':
+    host_memory.keep_freed_memory()
+
+
+def _told(result: Mapping[str, Any]) -> str:
+  top_1 = result['top_1']
+  shown = result['message'] if top_1 is None else f'{100 * top_1:.1f} %'
+  return f'{result["name"]}: {shown} ({result["seconds"]:.0f} s)'
+
+
+def _slice(text: str) -> tuple[int, int]:
+  number, _, count = text.partition('/')
+  if not (number.isdigit() and count.isdigit()) or not (
+    1 <= int(number) <= int(count)
+  ):
+    raise argparse.ArgumentTypeError(f"'{text}' is no part such as 1/4 or 4/4")
+  return int(number), int(count)
+
+
+def main(argv: list[str] | None = None) -> None:
+  """Parses the command line and makes the runs.
+
+  Args:
+    argv: arguments; None takes those of the process.
+  """
+  parser = argparse.ArgumentParser(
+    prog='python -m experiments.reproduce.sweep',
+    description="The paper's claims, run.",
+  )
+  parser.add_argument(
+    '--row', choices=['all', *rows.ROWS, 'latency'], default='all'
+  )
+  parser.add_argument('--scale', choices=rows.SCALES, default='small')
+  parser.add_argument(
+    '--output', type=pathlib.Path, default=pathlib.Path('runs/reproduce')
+  )
+  parser.add_argument('--data_dir', help="of TFDS's data sets")
+  parser.add_argument('--data_name', help='what CIFAR-10 is called there')
+  parser.add_argument('--num_workers', type=int, help='that decode images')
+  parser.add_argument(
+    '--jobs', type=int, help='runs at a time; the cores on CPU, else 1'
+  )
+  parser.add_argument(
+    '--slice', type=_slice, default=(1, 1), help='such as 1/4: this quarter'
+  )
+  parser.add_argument(
+    '--list', action='store_true', help='name the runs and make none'
+  )
+  args = parser.parse_args(argv)
+  names = [*rows.ROWS, 'latency'] if args.row == 'all' else [args.row]
+  told = {
+    'name': args.data_name,
+    'data_dir': args.data_dir and str(pathlib.Path(args.data_dir).absolute()),
+    'num_workers': args.num_workers,
+  }
+  data = {key: value for key, value in told.items() if value is not None}
+  jobs = args.jobs
+  if jobs is None:
+    on_cpu = jax.default_backend() == 'cpu'
+    jobs = len(os.sched_getaffinity(0)) if on_cpu else 1
+  sweep = Sweep(args.output, data, args.slice, jobs)
+  if args.list:
+    for name in names:
+      if name in rows.ROWS:
+        made = results.read(args.output)
+        for run in rows.ROWS[name].runs(args.scale, made):
+          print(run.name, 'done' if run.name in made else 'to make')
+    return
+  args.output.mkdir(parents=True, exist_ok=True)
+  _begin()
+  left = 0
+  with interrupt.exiting():
+    try:
+      for name in names:
+        if name == 'latency':
+          if args.slice[0] == 1:
+            latency.execute(args.output, args.scale)
+        else:
+          left += sweep.execute(rows.ROWS[name], args.scale)
+    except KeyboardInterrupt as error:  # the workers have saved their runs
+      raise interrupt.StoppedError('stopped; the same command goes on') from (
+        error
+      )
+  if left:
+    print(
+      f'{left} runs are left to other slices; what is chosen by their results '
+      'is made by this command again'
+    )
+    sys.exit(3)
+
+
+if __name__ == '__main__':
+  main()
