@@ -10,6 +10,10 @@ TF_STAMP := $(VENV)-tensorflow/.installed
 TIMM_BIN := $(VENV)-timm/bin
 TIMM_STAMP := $(VENV)-timm/.installed
 VARIANTS := f0 f1 f2 f3 f4 f5 f6
+# The paper's claims, each a sweep.
+CLAIMS := batch-size clipping clip-methods clip-layers ablation latency \
+  transfer regularisation microbatch
+SCALE ?= small
 
 # Where data sets are kept; TFDS's ~/tensorflow_datasets if not given.
 data_dir = $(if $(DATA_DIR),--data_dir='$(DATA_DIR)')
@@ -18,13 +22,14 @@ config_data_dir = $(if $(DATA_DIR),--config.data.data_dir='$(DATA_DIR)')
 .DEFAULT_GOAL := help
 .PHONY: help install train test test-slow lint format bench bench-input \
   bench-augment show-augment signal-plots tables prepare imagenet clean \
-  $(VARIANTS:%=reproduce-%) $(VARIANTS:%=rehearse-%)
+  $(VARIANTS:%=reproduce-%) $(VARIANTS:%=rehearse-%) reproduce report \
+  $(CLAIMS:%=reproduce-%)
 
 help:  ## Show the targets.
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | \
-	  awk -F ':.*## ' '{ printf "  make %-14s %s\n", $$1, $$2 }'
+	  awk -F ':.*## ' '{ printf "  make %-21s %s\n", $$1, $$2 }'
 	@echo
-	@echo 'Variables: PYTHON=$(PYTHON) VENV=$(VENV) WORKDIR DATA_DIR ARGS'
+	@echo 'Variables: PYTHON=$(PYTHON) VENV=$(VENV) SCALE=$(SCALE) WORKDIR DATA_DIR DATA_NAME ARGS'
 
 install: $(STAMP)  ## Make the virtual environment with all dependencies.
 
@@ -69,6 +74,24 @@ $(VARIANTS:%=rehearse-%): WORKDIR ?= runs/$@
 $(VARIANTS:%=rehearse-%): rehearse-f%: $(STAMP)
 	$(BIN)/python -m experiments.reproduce.nfnet --workdir=$(WORKDIR) --rehearse \
 	  --config=experiments/rehearse.py:F$* $(config_data_dir) $(ARGS)
+
+sweep = $(BIN)/python -m experiments.reproduce.sweep --scale=$(SCALE) \
+  --output=$(WORKDIR) $(data_dir) $(if $(DATA_NAME),--data_name='$(DATA_NAME)')
+
+reproduce: WORKDIR ?= runs/reproduce
+reproduce: $(STAMP)  ## Run all claims of the paper at SCALE=small, gpu or paper.
+	$(sweep) $(ARGS)
+	$(BIN)/python -m experiments.reproduce.report --output=$(WORKDIR)
+
+reproduce-batch-size:  ## One claim; also clipping, ablation and the like.
+$(CLAIMS:%=reproduce-%): WORKDIR ?= runs/reproduce
+$(CLAIMS:%=reproduce-%): reproduce-%: $(STAMP)
+	$(sweep) --row=$* $(ARGS)
+	$(BIN)/python -m experiments.reproduce.report --output=$(WORKDIR)
+
+report: WORKDIR ?= runs/reproduce
+report: $(STAMP)  ## Draw every claim that has results, in report.html.
+	$(BIN)/python -m experiments.reproduce.report --output=$(WORKDIR)
 
 test: $(STAMP)  ## Run the fast tests and the examples of the docstrings.
 	$(BIN)/python -m pytest -m 'not slow' --numprocesses=auto --maxprocesses=8 --dist=loadfile

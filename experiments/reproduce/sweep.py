@@ -31,6 +31,7 @@ from absl import logging as absl_logging
 from ml_collections import config_dict
 
 from experiments.reproduce import latency, results, rows
+from nfnets_jax.data import datasets
 from nfnets_jax.training import host_memory, interrupt, train
 
 _CIFAR10 = 'cifar10'
@@ -310,6 +311,11 @@ def main(argv: list[str] | None = None) -> None:
         for run in rows.ROWS[name].runs(args.scale, made):
           print(run.name, 'done' if run.name in made else 'to make')
     return
+  if args.scale != 'paper' and names != ['latency']:
+    try:
+      datasets.load(args.data_name or _CIFAR10, 'train', data.get('data_dir'))
+    except (OSError, ValueError) as error:
+      sys.exit(f'error: {error}')
   args.output.mkdir(parents=True, exist_ok=True)
   _begin()
   left = 0
