@@ -19,7 +19,6 @@ from ml_collections import config_dict
 from experiments import (
   ablation_imagenet,
   base,
-  finetune,
   nf_resnet_imagenet,
   nfnet_imagenet,
   resnet_imagenet,
@@ -362,7 +361,10 @@ def _shrink_nfnet(config: config_dict.ConfigDict, scale: str) -> None:
 
 
 def _transfer(scale: str, results: Results) -> list[Run]:
-  """Pre-trained on some classes, fine-tuned on the others."""
+  """Pre-trained on half of the classes, fine-tuned on the others.
+
+  The paper's data for pre-training, JFT-300M, are not to be had.
+  """
   del results
   depths = {
     'small': ((1, 1, 1), (2, 2, 2), (4, 4, 4)),
@@ -395,6 +397,8 @@ def _transfer(scale: str, results: Results) -> list[Run]:
             tuned.data.train_split = 'train[40000:42048]'
           tuned.optimizer.weight_decay = 0.0
           tuned.init_new_head = after is not None
+          if after is not None:  # what was learnt bears smaller steps alone
+            tuned.optimizer.learning_rate_per_256 /= 10
           labels_then = {**labels, 'start': told}
           runs.append(
             Run(f'{folder}/{told.replace(" ", "-")}', labels_then, tuned, after)
@@ -459,10 +463,6 @@ def _microbatch(scale: str, results: Results) -> list[Run]:
         name = '/'.join([scale, 'microbatch', _folder(labels)])
         runs.append(Run(name, labels, config))
   return runs
-
-
-def _fine_tuned(variant: str) -> config_dict.ConfigDict:
-  return finetune.get_config(f'{variant},imagenet2012')
 
 
 ROWS: Mapping[str, Row] = {
