@@ -132,7 +132,8 @@ def adaptive_grad_clip(
 
   Raises:
     ValueError: if `clipping`, `eps` or another option is impossible; in an
-      update, if the parameters are not given, or the units of a leaf not known.
+      update, if the parameters are not given or of other shapes, or the units
+      of a leaf not known.
     TypeError: in an update, for leaves that are not real and floating.
 
   Example:
@@ -151,7 +152,7 @@ def adaptive_grad_clip(
   by_group = clipping if isinstance(clipping, Mapping) else None
   all_clippings = list(by_group.values()) if by_group else [clipping]
   for value in [*all_clippings, eps]:
-    if isinstance(value, int | float) and not value > 0:
+    if isinstance(value, int | float | np.number) and not value > 0:
       raise ValueError(
         f'clipping and eps must be positive, got {clipping} and {eps}; to '
         'train without clipping, leave the transformation out'
@@ -213,6 +214,7 @@ def adaptive_grad_clip(
       where = _joined(path)
       if exclude is not None and exclude(where, param):
         return grad
+      _check_shape(where, grad, param)
       name = _name_of(group, where, param)
       names = axis_name(where, param) if callable(axis_name) else axis_name
       done = _clip(
@@ -331,7 +333,8 @@ def summarize(
     The table, on the host; `print` it.
 
   Raises:
-    ValueError: as an update of `adaptive_grad_clip`.
+    ValueError: as an update of `adaptive_grad_clip`, or if a gradient has no
+      parameter.
 
   Example:
     >>> params = {'a': jnp.ones((4, 2)), 'b': jnp.zeros(2)}
@@ -346,7 +349,10 @@ def summarize(
   ratios: list[np.ndarray] = []
   values = dict(_leaves(params))
   for path, grad in _leaves(grads):
+    if path not in values:
+      raise ValueError(f'there is a gradient of {path}, but no such parameter')
     param = values[path]
+    _check_shape(path, grad, param)
     if exclude is not None and exclude(path, param):
       continue
     axes = _axes(path, param, told(path, param), strict)
@@ -530,6 +536,14 @@ def _check_dtype(path: str, x: jax.Array) -> None:
     raise TypeError(
       f'AGC needs real floating-point leaves, got {x.dtype}'
       + (f' at {path}; exclude it' if path else '')
+    )
+
+
+def _check_shape(path: str, grad: jax.Array, param: jax.Array) -> None:
+  if grad.shape != param.shape:
+    raise ValueError(
+      f'the gradient of {path} has the shape {grad.shape}, the parameter '
+      f'{param.shape}; give the parameters that it was taken by'
     )
 
 

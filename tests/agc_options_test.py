@@ -406,3 +406,14 @@ def test_summary_is_of_all_units():
 )
 def test_head_is_known(path, expected):
   assert agc.is_head(path, None) is expected
+
+
+def test_parameters_of_others_are_refused():
+  params = {'w': jnp.ones((3, 4))}
+  clip = agc.adaptive_grad_clip(0.1)
+  with pytest.raises(ValueError, match=r'w has the shape \(4, 3\)'):
+    clip.update({'w': jnp.ones((4, 3))}, optax.EmptyState(), params)
+  with pytest.raises(ValueError, match=r'of b, but no such parameter'):
+    agc.summarize({'b': jnp.ones(3)}, params)
+  with pytest.raises(ValueError, match='must be positive'):
+    agc.adaptive_grad_clip(np.float32(-1))
