@@ -19,12 +19,13 @@ from experiments import base
 def get_config(depth: str = '50') -> config_dict.ConfigDict:
   """Expands a depth, 50, 101, 152, 200 or 288, into plain numbers.
 
-  Also 'skipinit_resnet50' and 'fixup_resnet50', which do not normalise.
+  Also 'senet50', and 'skipinit_resnet50' and 'fixup_resnet50', which do not
+  normalise.
   """
   config = base.get_config()
   config.epochs = 90.0
   config.batch_size = 1024
-  name = depth if 'resnet' in depth else f'resnet{depth}'
+  name = f'resnet{depth}' if depth.isdecimal() else depth
   config.model = base.model(name)
 
   config.data.eval_crop = 'crop_resize'

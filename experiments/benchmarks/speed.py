@@ -72,8 +72,8 @@ class Program:
 
 def recipe(model: str, precision: str) -> config_dict.ConfigDict:
   """Returns the config of a net's training, with augmentation left out."""
-  family = next((name for name in _RECIPES if model.startswith(name)), None)
-  if family:
+  family = variants.get(model).family
+  if family in _RECIPES:
     config = importlib.import_module(
       f'experiments.{family}_imagenet'
     ).get_config()

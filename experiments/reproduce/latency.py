@@ -22,6 +22,7 @@ from nfnets_jax.training import memory
 REFERENCE = 'nfnet_f1'
 MODELS = (
   'resnet50',
+  'senet50',
   *(f'nfnet_f{n}' for n in range(6)),
   *(f'efficientnet_b{n}' for n in range(8)),
 )

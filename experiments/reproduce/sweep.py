@@ -30,11 +30,22 @@ from absl import flags
 from absl import logging as absl_logging
 from ml_collections import config_dict
 
+from experiments import base
 from experiments.reproduce import latency, results, rows
 from nfnets_jax.data import datasets
 from nfnets_jax.training import host_memory, interrupt, train
 
 _CIFAR10 = 'cifar10'
+# What says where and how fast, not what.
+_CIRCUMSTANCES = (
+  'compilation_cache',
+  'data.data_dir',
+  'data.in_memory',
+  'data.num_workers',
+  'data.prepare',
+  'data.worker_type',
+  'init_from',
+)
 
 
 def fingerprint(run: rows.Run, before: Mapping[str, Any] | None = None) -> str:
@@ -45,23 +56,30 @@ def fingerprint(run: rows.Run, before: Mapping[str, Any] | None = None) -> str:
     before: the result of the run that it begins with.
 
   Returns:
-    Eight hexadecimal digits. Where the data and the workers are does not count.
+    Eight hexadecimal digits. Where the data and the workers are does not count,
+    nor what is as in `base.py`: a new option that is off makes no run anew.
   """
-  fields = json.loads(json.dumps(run.config.to_dict()))
-  for name in (
-    'data_dir',
-    'in_memory',
-    'num_workers',
-    'prepare',
-    'worker_type',
-  ):
-    fields['data'].pop(name)
-  for name in ('init_from', 'compilation_cache'):
-    fields.pop(name)
+  name = run.config.model.name
+  usual = base.get_config()
+  usual.model = base.model(name)
+  fields = _changed(run.config.to_dict(), usual.to_dict())
+  for field in _CIRCUMSTANCES:
+    fields.pop(field, None)
   text = json.dumps(
-    [fields, run.held_out, before and before['fingerprint']], sort_keys=True
+    [name, fields, run.held_out, before and before['fingerprint']],
+    sort_keys=True,
   )
   return f'{zlib.crc32(text.encode()):08x}'
+
+
+def _changed(fields: Any, usual: Any, name: str = '') -> dict[str, Any]:
+  """Returns the fields that differ, by their names with dots."""
+  if isinstance(fields, dict) and isinstance(usual, dict):
+    found: dict[str, Any] = {}
+    for key, value in fields.items():
+      found |= _changed(value, usual.get(key), f'{name}.{key}' if name else key)
+    return found
+  return {} if fields == usual else {name: fields}
 
 
 class Sweep:
@@ -185,6 +203,7 @@ class Sweep:
       'name': run.name,
       'labels': dict(run.labels),
       'fingerprint': mark,
+      'data': config.data.name,
       'workdir': str(folder.relative_to(self._output)),
     }
     if before is not None:

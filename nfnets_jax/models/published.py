@@ -49,6 +49,7 @@ SIZES: Mapping[str, Size] = types.MappingProxyType(
     'nfnet_f6': Size(438.4, 377.28),
     'nfnet_f4plus': Size(527.0, 367.0),
     'resnet50': Size(26.0, 4.10),
+    'senet50': Size(28.0, 4.09),
     'nf_regnet_b0': Size(None, 0.43),
     'nf_regnet_b1': Size(None, 0.73),
     'nf_regnet_b2': Size(None, 1.08),

@@ -18,7 +18,8 @@ Differences:
     effective learning rates differ.
 
 Reference:
-  He et al. 2016, https://arxiv.org/abs/1603.05027; De and Smith 2020,
+  He et al. 2016, https://arxiv.org/abs/1603.05027; Hu et al. 2018,
+  https://arxiv.org/abs/1709.01507; De and Smith 2020,
   https://arxiv.org/abs/2002.10444; Brock et al. 2021, section 4.1.
 """
 
@@ -33,10 +34,10 @@ from nfnets_jax.models import activations, blocks, layers
 class ResBlock(hk.Module):
   """Bottleneck block, pre-activation.
 
-  BN → ReLU → 1×1 → BN → ReLU → 3×3 (stride) → BN → ReLU → 1×1 → stochastic
-  depth → [×skip_gain] → + shortcut. The shortcut of a transition block is a 1×1
-  convolution of the normalised and activated input, with the stride of the
-  block.
+  BN → ReLU → 1×1 → BN → ReLU → 3×3 (stride) → BN → ReLU → 1×1 →
+  [squeeze-excite] → stochastic depth → [×skip_gain] → + shortcut. The shortcut
+  of a transition block is a 1×1 convolution of the normalised and activated
+  input, with the stride of the block.
   """
 
   def __init__(
@@ -48,6 +49,8 @@ class ResBlock(hk.Module):
     expansion: float,
     norm: str | None,
     cross_replica_axis: str | None,
+    use_se: bool,
+    se_ratio: float,
     skipinit: bool,
     stochdepth_rate: float,
     name: str | None = None,
@@ -61,6 +64,8 @@ class ResBlock(hk.Module):
       expansion: channels inside, relative to `out_channels`.
       norm: 'batch' or None.
       cross_replica_axis: name of the axis of devices of the statistics.
+      use_se: whether there is a squeeze-excite gate.
+      se_ratio: hidden channels of the gate, relative to `out_channels`.
       skipinit: whether the branch has a learnt scale, zero at first.
       stochdepth_rate: probability that the branch of an image is dropped.
       name: of the Haiku module.
@@ -89,6 +94,15 @@ class ResBlock(hk.Module):
       if stride > 1 or in_channels != out_channels
       else None
     )
+    self.squeeze_excite = (
+      layers.SqueezeExcite(
+        out_channels,
+        max(1, int(out_channels * se_ratio)),
+        name='squeeze_excite',
+      )
+      if use_se
+      else None
+    )
 
   def __call__(
     self, x: jax.Array, is_training: bool
@@ -103,6 +117,8 @@ class ResBlock(hk.Module):
     out = self.conv0(out)
     out = self.conv1(self.acts[1](out, is_training))
     branch = self.conv2(self.acts[2](out, is_training))
+    if self.squeeze_excite is not None:
+      branch = blocks.gated(branch, self.squeeze_excite, scale=1.0)
     out = layers.stochastic_depth(branch, self.stochdepth_rate, is_training)
     if self.skipinit:
       out = blocks.skip_init(out)
@@ -147,6 +163,8 @@ class ResNet(blocks.ResidualNet):
     stem_pool: bool = True,
     norm: str | None = 'batch',
     cross_replica_axis: str | None = None,
+    use_se: bool = False,
+    se_ratio: float = 0.0625,
     skipinit: bool = False,
     stochdepth_rate: float = 0.0,
     drop_rate: float = 0.0,
@@ -168,6 +186,8 @@ class ResNet(blocks.ResidualNet):
         convolutions then have biases.
       cross_replica_axis: name of the mapped axis of devices whose images the
         statistics are taken over; None takes each device's own.
+      use_se: whether the blocks have squeeze-excite gates, as in SENet.
+      se_ratio: hidden channels of the gates relative to the stage's width.
       skipinit: whether each branch has a learnt scale, zero at first.
       stochdepth_rate: of n blocks, block i (from 0) drops the residual branch
         of an image with probability stochdepth_rate · i / n. In [0, 1).
@@ -212,6 +232,8 @@ class ResNet(blocks.ResidualNet):
         expansion=expansion,
         norm=norm,
         cross_replica_axis=cross_replica_axis,
+        use_se=use_se,
+        se_ratio=se_ratio,
         skipinit=skipinit,
         stochdepth_rate=place.stochdepth_rate,
         name='res_block_v2',

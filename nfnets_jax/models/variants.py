@@ -111,6 +111,7 @@ def _resnets() -> dict[str, Variant]:
     for family in ('nf_resnet', 'resnet')
     for layers in _RESNET_DEPTHS
   }
+  variants['senet50'] = resnet('resnet', 50, use_se=True)
   variants['skipinit_resnet50'] = resnet(
     'resnet', 50, norm=None, skipinit=True, stochdepth_rate=0.1
   )

@@ -90,6 +90,37 @@ def test_resnet50_logits(golden):
   assert reference.relative_error(outputs['logits'], expected) <= 2e-5
 
 
+def test_senet_has_a_gate_in_each_block():
+  plain, _ = _shapes('resnet50')
+  gated, _ = _shapes('senet50')
+  more = {name: x for name, x in gated.items() if name not in plain}
+  assert {name: gated[name] for name in plain} == plain
+  assert len(more) == 2 * 16
+  # Hu et al. 2018: two layers of C·C/16 for each block, and biases here.
+  weights = sum(leaves['w'].size for leaves in more.values())
+  assert weights == sum(
+    count * 2 * width * width // 16
+    for count, width in zip((3, 4, 6, 3), (256, 512, 1024, 2048), strict=True)
+  )
+
+
+@pytest.mark.parametrize('gate', [0.0, 1.0])
+def test_the_gate_multiplies_the_branch(gate):
+  net, images = _small(use_se=True), reference.image(2, 32)
+  params, state = net.init(jax.random.key(0), images, True)
+  plain = {k: x for k, x in params.items() if 'squeeze_excite' not in k}
+  for name, x in params.items():
+    if name.endswith('squeeze_excite/~/linear_1'):
+      x |= {'w': 0 * x['w'], 'b': jnp.full_like(x['b'], 200 * gate - 100)}
+    if gate == 0 and name.endswith('conv2'):
+      plain[name] = {'w': 0 * x['w']}
+  gated, expected = (
+    some.apply(p, state, None, images, False)[0]['pool']
+    for some, p in ((net, params), (_small(), plain))
+  )
+  np.testing.assert_allclose(gated, expected, rtol=1e-6)
+
+
 def test_state_can_be_made_for_evaluation():
   net, images = _small(), reference.image(2, 32)
   made = [
