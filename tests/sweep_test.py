@@ -224,7 +224,7 @@ def test_a_sweep_makes_what_is_missing_and_no_more(tmp_path, capsys):
   # Another config of the same name is made again.
   again = row.runs('small', {})[0]
   again.config.optimizer.weight_decay = 0.1
-  assert [run.name for run in runner.missing([again])] == ['first']
+  assert [run.name for run in runner.missing([again], found)] == ['first']
   # The second began with the weights of the first.
   config = json.loads(
     (output / found['then']['workdir'] / 'config.json').read_text()

@@ -62,7 +62,6 @@ def execute(
     params, macs = summary.count(model, variant.test_size)
     result: dict[str, Any] = {
       'name': name,
-      'fingerprint': f'{batch}-{image_size or 0}',
       'labels': {'model': model, 'batch': batch},
       'params': params,
       'gmacs_test': macs / 1e9,

@@ -2,7 +2,7 @@
 
 A row is a claim; a run is one training of it, a name and a config. The scales:
 
-* `small`: some minutes a row on two cores, CIFAR-10 or a part of it;
+* `small`: CPU, small nets on a part of CIFAR-10;
 * `gpu`: one accelerator, CIFAR-10;
 * `paper`: the paper's nets, data and batches, for those who have a pod.
 
@@ -27,7 +27,6 @@ from experiments.reproduce import paper
 from experiments.reproduce.results import Results
 
 SCALES = ('small', 'gpu', 'paper')
-NETS = ('NF', 'NF + AGC', 'BN')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +80,10 @@ _CLIPPINGS = (0.01, 0.02, 0.04, 0.08, 0.16)
 _TRAIN, _HELD_OUT, _TEST = 'train[:10240]', 'train[48000:]', 'test[:4000]'
 
 
-def resnet(net: str, scale: str, batch: int, seed: int = 0, **changes: Any):
-  """Returns the config of a ResNet-50, or of a small one, of one of `NETS`.
+def resnet(
+  net: str, scale: str, batch: int, seed: int = 0, **changes: Any
+) -> config_dict.ConfigDict:
+  """Returns the config of a ResNet-50, or of a small net of its form.
 
   Args:
     net: 'NF', 'NF + AGC' or 'BN'.
@@ -300,9 +301,7 @@ def _clip_layers(scale: str, results: Results) -> list[Run]:
     left_out[f'and stage {stage + 1}'] = (
       f'{classifier}|/nf_res_block({ends})(/|$)'
     )
-  left_out['all four stages'.replace('four', str(len(depth)))] = (
-    f'{classifier}|/nf_res_block'
-  )
+  left_out[f'all {len(depth)} stages'] = f'{classifier}|/nf_res_block'
   runs = []
   for what, unclipped in left_out.items():
     for seed in _SEEDS[scale]:

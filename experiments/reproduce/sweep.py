@@ -34,18 +34,9 @@ from experiments import base
 from experiments.reproduce import latency, results, rows
 from nfnets_jax.data import datasets
 from nfnets_jax.training import host_memory, interrupt, train
+from nfnets_jax.training import workdir as workdirs
 
 _CIFAR10 = 'cifar10'
-# What says where and how fast, not what.
-_CIRCUMSTANCES = (
-  'compilation_cache',
-  'data.data_dir',
-  'data.in_memory',
-  'data.num_workers',
-  'data.prepare',
-  'data.worker_type',
-  'init_from',
-)
 
 
 def fingerprint(run: rows.Run, before: Mapping[str, Any] | None = None) -> str:
@@ -62,24 +53,12 @@ def fingerprint(run: rows.Run, before: Mapping[str, Any] | None = None) -> str:
   name = run.config.model.name
   usual = base.get_config()
   usual.model = base.model(name)
-  fields = _changed(run.config.to_dict(), usual.to_dict())
-  for field in _CIRCUMSTANCES:
-    fields.pop(field, None)
+  difference = workdirs.changes(usual.to_dict(), run.config.to_dict())
+  fields = {key: new for key, (_, new) in difference.items()}
   text = json.dumps(
-    [name, fields, run.held_out, before and before['fingerprint']],
-    sort_keys=True,
+    [name, fields, run.held_out, before and before['fingerprint']]
   )
   return f'{zlib.crc32(text.encode()):08x}'
-
-
-def _changed(fields: Any, usual: Any, name: str = '') -> dict[str, Any]:
-  """Returns the fields that differ, by their names with dots."""
-  if isinstance(fields, dict) and isinstance(usual, dict):
-    found: dict[str, Any] = {}
-    for key, value in fields.items():
-      found |= _changed(value, usual.get(key), f'{name}.{key}' if name else key)
-    return found
-  return {} if fields == usual else {name: fields}
 
 
 class Sweep:
@@ -97,8 +76,8 @@ class Sweep:
     Args:
       output: folder of the results and of the runs.
       data: fields of the config's `data` for the sets that are called cifar10
-        or, at `paper`, imagenet2012: `data_dir` and the like; `cifar10` may be
-        called otherwise by `name`.
+        or, at `paper`, imagenet2012: `data_dir` and the like; `name` is what
+        cifar10 is called there.
       part: which of how many slices, counted from 1.
       jobs: how many runs at a time, each in a process and on a core of its own;
         1 makes them in this process, on what it has.
@@ -110,9 +89,10 @@ class Sweep:
     name = f'-{part[0]}-of-{part[1]}' if part[1] > 1 else ''
     self._path = output / f'results{name}.jsonl'
 
-  def missing(self, found: list[rows.Run]) -> Iterator[rows.Run]:
+  def missing(
+    self, found: list[rows.Run], made: results.Results
+  ) -> Iterator[rows.Run]:
     """Yields the runs that have no result yet, or another config's."""
-    made = results.read(self._output)
     for run in found:
       before = made.get(run.after) if run.after else None
       done = made.get(run.name)
@@ -139,18 +119,15 @@ class Sweep:
     with self._workers() as workers:
       while True:
         # What is chosen by results is told as soon as they are there.
-        missing = list(
-          self.missing(row.runs(scale, results.read(self._output)))
-        )
+        made = results.read(self._output)
+        missing = list(self.missing(row.runs(scale, made), made))
+        to_come = {run.name for run in missing}
         taken = {run.name for run in running.values()}
         mine = [x for x in missing if self.mine(x) and x.name not in taken]
         if not mine and not running:
           return len(missing)
         for run in mine:
-          # What it begins with may be still to come, or be this slice's next.
-          if len(running) < self._jobs and run.after not in {
-            x.name for x in missing
-          }:
+          if len(running) < self._jobs and run.after not in to_come:
             running[workers.submit(self.make, run)] = run
         finished, _ = futures.wait(running, return_when=futures.FIRST_COMPLETED)
         for future in finished:

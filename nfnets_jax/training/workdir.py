@@ -9,13 +9,13 @@ from ml_collections import config_dict
 
 # Fields that say where and how fast, not what: a run may go on with others.
 _CIRCUMSTANCES = (
-  'config.compilation_cache',
-  'config.data.data_dir',
-  'config.data.in_memory',
-  'config.data.num_workers',
-  'config.data.prepare',
-  'config.data.worker_type',
-  'config.keep_checkpoints',
+  'compilation_cache',
+  'data.data_dir',
+  'data.in_memory',
+  'data.num_workers',
+  'data.prepare',
+  'data.worker_type',
+  'keep_checkpoints',
 )
 
 
@@ -41,11 +41,14 @@ def check(
   path = workdir / 'config.json'
   if not path.exists():
     return True
-  difference = _difference(json.loads(path.read_text()), _plain(config))
+  difference = changes(json.loads(path.read_text()), config.to_dict())
   if difference and not allow_change:
     raise ValueError(
       f'{workdir} holds a run of another config:\n'
-      + '\n'.join(f'  {line}' for line in difference)
+      + '\n'.join(
+        f'  config.{name}: {old!r} -> {new!r}'
+        for name, (old, new) in difference.items()
+      )
       + '\nUse another --workdir, or --allow_config_change to go on with the '
       'new one.'
     )
@@ -61,25 +64,41 @@ def record(workdir: pathlib.Path, config: config_dict.ConfigDict) -> None:
   """
   workdir.mkdir(parents=True, exist_ok=True)
   (workdir / 'report.json').unlink(missing_ok=True)
-  write_json(workdir / 'config.json', _plain(config))
+  write_json(workdir / 'config.json', config.to_dict())
 
 
-def _plain(config: config_dict.ConfigDict) -> Any:
-  # Through JSON, so that tuples compare equal to the lists in the file.
-  return json.loads(json.dumps(config.to_dict()))
+def changes(
+  old: Mapping[str, Any], new: Mapping[str, Any]
+) -> dict[str, tuple[Any, Any]]:
+  """Returns the fields of two configs that differ and make another run.
+
+  Args:
+    old: a config as a dict, or what was read from its JSON.
+    new: likewise.
+
+  Returns:
+    The two values of each by its name with dots; '(absent)' where it is not
+    there. What only says where and how fast is left out.
+
+  Example:
+    >>> changes({'seed': 0, 'data': {'size': 8}}, {'seed': 1, 'data': {}})
+    {'data.size': (8, '(absent)'), 'seed': (0, 1)}
+  """
+  # Through JSON, so that tuples compare equal to the lists in a file.
+  first, second = (json.loads(json.dumps(x)) for x in (old, new))
+  found = _changes(first, second, '')
+  return {k: v for k, v in found.items() if k not in _CIRCUMSTANCES}
 
 
-def _difference(old: Any, new: Any, name: str = 'config') -> list[str]:
-  if isinstance(old, dict) and isinstance(new, dict):
-    lines = []
-    for key in sorted(old.keys() | new.keys()):
-      missing = '(absent)'
-      lines += _difference(
-        old.get(key, missing), new.get(key, missing), f'{name}.{key}'
-      )
-    return lines
-  same = old == new or name in _CIRCUMSTANCES
-  return [] if same else [f'{name}: {old!r} -> {new!r}']
+def _changes(old: Any, new: Any, name: str) -> dict[str, tuple[Any, Any]]:
+  if not (isinstance(old, dict) and isinstance(new, dict)):
+    return {} if old == new else {name: (old, new)}
+  found: dict[str, tuple[Any, Any]] = {}
+  for key in sorted(old.keys() | new.keys()):
+    missing = '(absent)'
+    inner = f'{name}.{key}' if name else key
+    found |= _changes(old.get(key, missing), new.get(key, missing), inner)
+  return found
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
