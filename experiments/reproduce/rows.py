@@ -235,53 +235,52 @@ def _clipping(scale: str, results: Results) -> list[Run]:
 
 
 def _clip_methods(scale: str, results: Results) -> list[Run]:
-  """Thresholds of each method at a middling and the largest batch."""
-  del results
+  """Thresholds of each method at a middling and the largest batch.
+
+  One seed for all, the others for what does best on held-out images. What is
+  called a threshold is, of LARS, its learning rate at the peak.
+  """
+  first, *others = _SEEDS[scale]
+  sweeps: dict[tuple[str, str], tuple[float, ...]] = {
+    ('none', 'NF'): (0.0,),
+    ('AGC', 'NF + AGC'): _CLIPPINGS,
+    ('global norm', 'NF'): (0.1, 0.3, 1.0, 3.0, 10.0),
+    ('LARS', 'NF'): (1.0, 3.0, 10.0, 30.0),
+    ('LARS + AGC', 'NF + AGC'): (1.0, 3.0, 10.0, 30.0),
+  }
   runs = []
   for batch in (batches(scale)[2], batches(scale)[4]):
-    for seed in _SEEDS[scale][:1]:
-      told: list[tuple[str, float, str, dict[str, Any]]] = []
-      told += [('none', 0.0, 'NF', {})]
-      told += [
-        ('AGC', x, 'NF + AGC', {'optimizer__clipping': x}) for x in _CLIPPINGS
-      ]
-      told += [
-        (
-          'global norm',
-          x,
-          'NF',
-          {'optimizer__clip': 'global_norm', 'optimizer__max_norm': x},
-        )
-        for x in (0.1, 0.3, 1.0, 3.0, 10.0)
-      ]
-      told += [
-        (
-          'LARS' if net == 'NF' else 'LARS + AGC',
-          x,
-          net,
-          {
+    for (method, net), thresholds in sweeps.items():
+
+      def told(
+        threshold: float,
+        seed: int,
+        method: str = method,
+        net: str = net,
+        batch: int = batch,
+      ) -> Run:
+        changes: dict[str, Any] = {}
+        if method == 'AGC':
+          changes = {'optimizer__clipping': threshold}
+        elif method == 'global norm':
+          changes = {
+            'optimizer__clip': 'global_norm',
+            'optimizer__max_norm': threshold,
+          }
+        elif 'LARS' in method:
+          changes = {
             'optimizer__name': 'lars',
-            'optimizer__learning_rate_per_256': x * 256 / batch,
-          },
-        )
-        for net in ('NF', 'NF + AGC')
-        for x in (1.0, 3.0, 10.0)
-      ]
-      for method, threshold, net, changes in told:
-        labels = {
-          'method': method,
-          'threshold': threshold,
-          'batch': batch,
-          'seed': seed,
-        }
-        runs.append(
-          Run(
-            '/'.join([scale, 'clip-methods', _folder(labels)]),
-            labels,
-            resnet(net, scale, batch, seed, **changes),
-            held_out=_held_out(scale),
-          )
-        )
+            'optimizer__learning_rate_per_256': threshold * 256 / batch,
+          }
+        labels = {'method': method, 'threshold': threshold, 'batch': batch}
+        run = _run(scale, net, batch, seed, **changes)
+        return dataclasses.replace(run, labels={**labels, 'seed': seed})
+
+      sweep = [told(threshold, first) for threshold in thresholds]
+      best = _best(sweep, results)
+      runs += sweep
+      if best is not None:
+        runs += [told(best.labels['threshold'], seed) for seed in others]
   return runs
 
 
@@ -304,18 +303,17 @@ def _clip_layers(scale: str, results: Results) -> list[Run]:
   left_out[f'all {len(depth)} stages'] = f'{classifier}|/nf_res_block'
   runs = []
   for what, unclipped in left_out.items():
-    for seed in _SEEDS[scale]:
+    changes = {'optimizer__clipping': 0.01}
+    for seed in (0, 1, 2):
+      run = _run(scale, 'NF + AGC', batch, seed, **changes)
+      if unclipped != classifier:
+        run.config.optimizer.unclipped = unclipped
+        name = '/'.join([scale, 'clip-layers', _folder({'unclipped': what})])
+        run = dataclasses.replace(
+          run, name=f'{name},seed={seed}', held_out=None
+        )
       labels = {'unclipped': what, 'batch': batch, 'seed': seed}
-      config = resnet(
-        'NF + AGC',
-        scale,
-        batch,
-        seed,
-        optimizer__clipping=0.01,
-        optimizer__unclipped=unclipped,
-      )
-      name = '/'.join([scale, 'clip-layers', _folder(labels)])
-      runs.append(Run(name, labels, config))
+      runs.append(dataclasses.replace(run, labels=labels))
   return runs
 
 
