@@ -79,7 +79,8 @@ def get_config() -> config_dict.ConfigDict:
   # Images read for each one made: 2 mixes two fresh ones, 1 mixes within the
   # batch and reads half as much.
   config.augment.raw_per_image = 2
-  config.augment.rand_augment = config_dict.placeholder(str)  # such as '4x10'
+  # Such as '4x10', or '4x10@224', where what is in pixels is for images of 224.
+  config.augment.rand_augment = config_dict.placeholder(str)
 
   config.optimizer = config_dict.ConfigDict()
   config.optimizer.name = 'sgd'  # or 'rmsprop', 'lars', 'adam', 'adamw'

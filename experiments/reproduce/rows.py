@@ -329,6 +329,8 @@ def _ablation(scale: str, results: Results) -> list[Run]:
         config.seed = seed
         if scale != 'paper':
           _shrink_nfnet(config, scale)
+        if scale == 'small':
+          _on_few_images(config, 5120, 20.0)
         labels = {'row': row, 'net': variant, 'seed': seed}
         name = '/'.join([scale, 'ablation', _folder(labels)])
         runs.append(Run(name, labels, config))
@@ -341,9 +343,10 @@ def _shrink_nfnet(config: config_dict.ConfigDict, scale: str) -> None:
   mixes = {key: config.augment[key] for key in config.augment}
   _on_cifar10(config, scale)
   config.augment.update(mixes)
-  # The magnitude of a policy is in pixels of an image of 224 in part.
   if config.augment.rand_augment is not None:
-    config.augment.rand_augment = '2x3'
+    # F0's own magnitude, with its pixels shrunk as the image is; half the
+    # layers, for a net that learns far less.
+    config.augment.rand_augment = '2x5@224'
   config.batch_size = 64 if small else 256
   shrink = 8 if small else 2
   config.model.width = tuple(x // shrink for x in config.model.width[:3])
@@ -355,6 +358,15 @@ def _shrink_nfnet(config: config_dict.ConfigDict, scale: str) -> None:
   config.optimizer.learning_rate_per_256 = 0.4 if small else 0.1
   config.optimizer.clip_eps = 0.1 if small else 1e-3
   config.optimizer.clipping = 0.1 if small else 0.01
+
+
+def _on_few_images(
+  config: config_dict.ConfigDict, images: int, epochs: float
+) -> None:
+  """So few, seen so often, that what holds against overfitting may show."""
+  config.data.train_split = f'train[:{images}]'
+  config.epochs = config.eval_every_epochs = epochs
+  config.checkpoint_every_epochs = epochs
 
 
 def _transfer(scale: str, results: Results) -> list[Run]:
@@ -429,9 +441,7 @@ def _regularisation(scale: str, results: Results) -> list[Run]:
           if variant == 'F1':
             config.model.width = tuple(2 * x for x in config.model.width)
         if scale == 'small':
-          config.data.train_split = 'train[:2560]'
-          config.epochs = config.eval_every_epochs = 24.0
-          config.checkpoint_every_epochs = 24.0
+          _on_few_images(config, 2560, 24.0)
         config.model.drop_rate = 0.0
         config.model.stochdepth_rate = 0.0
         config.update_from_flattened_dict(changes)

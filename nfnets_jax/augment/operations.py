@@ -14,7 +14,8 @@ As in the released code, and unlike in Pillow or in the papers:
     inverts the image; at magnitude 15 it is 128, as it is at 5.
   * Posterize keeps at least one bit.
   * Color, Contrast, Brightness and Sharpness do nothing at magnitude 5.
-  * Translations and the box of Cutout are in pixels, at any image size.
+  * Translations and the box of Cutout are in pixels, at any image size;
+    `rand_augment` may be told otherwise.
 
 Reference:
   Cubuk et al., "AutoAugment: Learning Augmentation Policies from Data", 2019,
@@ -48,6 +49,9 @@ OPERATIONS = (
 
 # The operations whose argument has a random sign.
 SIGNED = ('Rotate', 'ShearX', 'ShearY', 'TranslateX', 'TranslateY')
+
+# Those whose argument is a length in pixels.
+IN_PIXELS = ('TranslateX', 'TranslateY', 'Cutout')
 
 MAX_MAGNITUDE = 20  # above it Posterize would keep more than 8 bits
 

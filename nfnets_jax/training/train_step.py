@@ -168,9 +168,9 @@ def augment_batch(
     raw_per_image=config.raw_per_image,
   )
   if config.rand_augment is not None:
-    layers, magnitude = augment.parse_policy(config.rand_augment)
+    policy = augment.parse_policy(config.rand_augment)
     images = augment.rand_augment(
-      per_image(policy_key, places), images, layers, magnitude
+      per_image(policy_key, places), images, *policy
     )
   return augment.normalize(images), labels
 

@@ -10,7 +10,7 @@ from jax import numpy as jnp
 from nfnets_jax.augment import operations, randaugment
 
 _rand_augment = functools.partial(
-  jax.jit, static_argnames=('num_layers', 'magnitude')
+  jax.jit, static_argnames=('num_layers', 'magnitude', 'size')
 )(randaugment.rand_augment)
 
 
@@ -28,7 +28,13 @@ def _images(n, height=24, width=32):
 
 @pytest.mark.parametrize(
   ('policy', 'expected'),
-  [('4x5', (4, 5)), ('4x10', (4, 10)), ('2x0', (2, 0)), ('12x20', (12, 20))],
+  [
+    ('4x5', (4, 5, None)),
+    ('4x10', (4, 10, None)),
+    ('2x0', (2, 0, None)),
+    ('12x20', (12, 20, None)),
+    ('2x5@224', (2, 5, 224)),
+  ],
 )
 def test_parse_policy(policy, expected):
   assert randaugment.parse_policy(policy) == expected
@@ -47,6 +53,8 @@ def test_parse_policy(policy, expected):
     (' 4x10', "policy ' 4x10' is not"),
     ('0x10', 'at least 1 layer, not 0'),
     ('4x21', r'magnitude 21 is not in 0\.\.20'),
+    ('4x5@', "policy '4x5@' is not"),
+    ('4x5@0', 'images of 0 pixels'),
   ],
 )
 def test_parse_policy_rejects(policy, message):
@@ -87,6 +95,28 @@ def test_layers_apply_one_after_the_other():
     chosen = randaugment.choose_operations(pair[:, 0])
     images = distort(pair[:, 1], images, chosen, strength[chosen])
   np.testing.assert_array_equal(result, images)
+
+
+def test_lengths_in_pixels_follow_the_size_they_are_for():
+  """One layer of a policy for another size is that policy's own operations."""
+  keys, images = _keys(64), _images(64)
+  result = _rand_augment(keys, images, num_layers=1, magnitude=5, size=48)
+  layer_keys = jax.vmap(lambda key: jax.random.split(key, 1))(keys)[:, 0]
+  pair = jax.vmap(jax.random.split)(layer_keys)
+  chosen = randaugment.choose_operations(pair[:, 0])
+  strength = np.array(
+    [operations.argument(name, 5) for name in operations.OPERATIONS]
+  )
+  names = operations.OPERATIONS
+  # The shorter side has 24 pixels, half as many as the policy is for.
+  assert strength[names.index('TranslateX')] == 50
+  strength[names.index('TranslateX')] = strength[names.index('TranslateY')] = 25
+  strength[names.index('Cutout')] /= 2
+  told = jnp.asarray(strength, jnp.float32)[chosen]
+  expected = jax.jit(operations.distort)(pair[:, 1], images, chosen, told)
+  np.testing.assert_array_equal(result, expected)
+  whole = _rand_augment(keys, images, num_layers=1, magnitude=5)
+  assert np.any(np.asarray(whole) != result)
 
 
 def test_does_not_depend_on_how_a_batch_is_split():
