@@ -19,6 +19,7 @@ import matplotlib
 import matplotlib.figure
 
 from experiments.reproduce import latency, paper, results, rows
+from nfnets_jax.models import variants
 
 Table = Sequence[Sequence[str]]
 
@@ -188,6 +189,20 @@ def published(name: str) -> Table | None:
     return [
       ('top-1, %', '224 px', '320 px', '384 px'),
       *((net, *map(str, line)) for net, line in paper.TRANSFER.items()),
+    ]
+  if name == 'regularisation':
+    names = [f'nfnet_f{n}' for n in range(7)]
+    return [
+      ('net', 'dropout', 'top-1, %', 'with SAM'),
+      *(
+        (
+          model,
+          str(variants.get(model).architecture['drop_rate']),
+          f'{paper.LATENCY[model].top_1}' if model in paper.LATENCY else '',
+          str(paper.SAM.get(model, '')),
+        )
+        for model in names
+      ),
     ]
   if name == 'microbatch':
     return [

@@ -19,6 +19,7 @@ import multiprocessing
 import os
 import pathlib
 import sys
+import threading
 import time
 import zlib
 from collections.abc import Iterator, Mapping
@@ -232,6 +233,14 @@ class _Here(futures.Executor):
 
 def _begin_worker(cores: Any) -> None:
   os.sched_setaffinity(0, {cores.get()})  # before jax counts them
+  parent = multiprocessing.parent_process()
+  assert parent is not None
+
+  def end_with_parent() -> None:
+    parent.join()
+    os._exit(1)  # nobody would write down what comes out
+
+  threading.Thread(target=end_with_parent, daemon=True).start()
   _begin()
 
 
