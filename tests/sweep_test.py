@@ -1,10 +1,14 @@
 """The claims of the paper: their runs, their results and the report."""
 
 import json
+import pathlib
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import optax
+import psutil
 import pytest
 
 from experiments import digits
@@ -200,6 +204,27 @@ def _digits_row(data_dir):
     return made
 
   return rows.Row('microbatch', 'claim', 'source', runs, ('batch', 'net'))
+
+
+_WORKER = """
+import os, pathlib, time
+from experiments.reproduce import sweep
+runner = sweep.Sweep(pathlib.Path(), {}, jobs=1 + 1)
+with runner._workers() as workers:
+  print(workers.submit(os.getpid).result(), flush=True)
+  time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_killed_sweep():
+  root = pathlib.Path(__file__).parents[1]
+  command = [sys.executable, '-c', _WORKER]
+  with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE) as parent:
+    worker = psutil.Process(int(parent.stdout.readline()))
+    assert worker.is_running()
+    parent.kill()
+    worker.wait(timeout=30)
 
 
 @pytest.mark.slow

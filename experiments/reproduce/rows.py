@@ -73,23 +73,35 @@ class Row:
 # What a batch size of the paper is at each scale: an eighth of it at `small`,
 # with the learning rate of the whole, so that the same rates meet.
 _SHRINK = {'small': 8, 'gpu': 1, 'paper': 1}
-_EPOCHS = {'small': 10.0, 'gpu': 30.0, 'paper': 90.0}
-_SEEDS = {'small': (0, 1), 'gpu': (0, 1, 2), 'paper': (0, 1, 2, 3, 4)}
+_EPOCHS = {'small': 10.0, 'gpu': 15.0}
+_SEEDS = {'small': (0, 1), 'gpu': (0, 1), 'paper': (0, 1, 2, 3, 4)}
 _CLIPPINGS = (0.01, 0.02, 0.04, 0.08, 0.16)
-# Of the training images at `small`: a fifth, and those to choose by.
-_TRAIN, _HELD_OUT, _TEST = 'train[:10240]', 'train[48000:]', 'test[:4000]'
+# Images to train on and, of the same split, to choose by.
+_SPLITS = {
+  'small': ('train[:10240]', 'train[48000:]'),
+  'gpu': ('train[:48000]', 'train[48000:]'),
+  'paper': ('train[10000:]', 'train[:10000]'),
+}
+# A step whose loss is above it has diverged: that of chance is 2.3 or 6.9.
+_MAX_LOSS = 20.0
 
 
 def resnet(
-  net: str, scale: str, batch: int, seed: int = 0, **changes: Any
+  net: str,
+  scale: str,
+  batch: int,
+  seed: int = 0,
+  layers: int = 50,
+  **changes: Any,
 ) -> config_dict.ConfigDict:
-  """Returns the config of a ResNet-50, or of a small net of its form.
+  """Returns the config of a ResNet, or of a small net of its form.
 
   Args:
     net: 'NF', 'NF + AGC' or 'BN'.
     scale: one of `SCALES`.
     batch: size of the batch.
     seed: of parameters, batches and augmentation.
+    layers: of the ResNet; 'small' has 20 in its place.
     **changes: fields, with '__' for the dot.
 
   Returns:
@@ -100,11 +112,11 @@ def resnet(
     'resnet50'
   """
   family = resnet_imagenet if net == 'BN' else nf_resnet_imagenet
-  config = family.get_config('50')
+  config = family.get_config(str(layers))
   config.seed = seed
   config.batch_size = batch
   config.optimizer.clip = 'agc' if 'AGC' in net else None
-  config.max_loss = 20.0
+  config.max_loss = _MAX_LOSS
   if scale != 'paper':
     _on_cifar10(config, scale)
     config.model.stem_pool = False
@@ -113,11 +125,11 @@ def resnet(
     config.model.width = (32, 64, 128)
     config.model.strides = (1, 2, 2)
     config.model.stem_width = 32
-    # In so few steps what starts at zero hardly moves under the paper's ε.
-    if net != 'BN':
-      config.model.skipinit = False
+    config.data.test_split = 'test[:4000]'
   if scale != 'paper' and net != 'BN':
     config.model.stochdepth_rate = 0.0
+    # In so few steps what starts at zero hardly moves under the paper's ε.
+    config.model.skipinit = False
   config.update_from_flattened_dict(
     {field.replace('__', '.'): value for field, value in changes.items()}
   )
@@ -127,11 +139,12 @@ def resnet(
 def _on_cifar10(config: config_dict.ConfigDict, scale: str) -> None:
   """Turns an ImageNet config into one for CIFAR-10."""
   small = scale == 'small'
-  config.epochs = _EPOCHS[scale]
+  _train_for(config, _EPOCHS[scale])
+  config.max_loss = _MAX_LOSS
   config.eval_batch_size = 500
   config.data.name = 'cifar10'
-  config.data.train_split = _TRAIN if small else 'train[:48000]'
-  config.data.test_split = _TEST if small else 'test'
+  config.data.train_split, _ = _SPLITS[scale]
+  config.data.test_split = 'test'
   # At half the resolution four times as many images can be afforded.
   config.data.image_size = config.data.eval_image_size = 16 if small else 32
   config.data.crop = 'pad_2' if small else 'pad_4'
@@ -144,11 +157,16 @@ def _on_cifar10(config: config_dict.ConfigDict, scale: str) -> None:
   config.optimizer.warmup_epochs = 2.0 if small else 5.0
   config.ema_decay = 0.0
   config.compute_dtype = 'float32' if small else 'bfloat16'
-  config.micro_batches = 1 if small else None
+  # Statistics of batch normalisation are those of the batch, on any device.
+  config.micro_batches = 1
   config.log_every_steps = 20
-  config.eval_every_epochs = config.epochs
-  config.checkpoint_every_epochs = config.epochs
   config.keep_checkpoints = 1
+
+
+def _train_for(config: config_dict.ConfigDict, epochs: float) -> None:
+  """Sets the length, at whose end the run is saved and evaluated."""
+  config.epochs = epochs
+  config.eval_every_epochs = config.checkpoint_every_epochs = epochs
 
 
 def batches(scale: str) -> tuple[int, ...]:
@@ -156,27 +174,14 @@ def batches(scale: str) -> tuple[int, ...]:
   return tuple(size // _SHRINK[scale] for size in paper.BATCH_SIZES)
 
 
-def _held_out(scale: str) -> str:
-  return {
-    'small': _HELD_OUT,
-    'gpu': 'train[48000:]',
-    'paper': 'validation[:10000]',
-  }[scale]
-
-
 def _run(scale: str, net: str, batch: int, seed: int, **changes: Any) -> Run:
   """A training of `resnet`, to be chosen by what is held out."""
-  labels = {'net': net, 'batch': batch, **_short(changes), 'seed': seed}
-  return Run(
-    name='/'.join([scale, 'resnet', _folder(labels)]),
-    labels=labels,
-    config=resnet(net, scale, batch, seed, **changes),
-    held_out=_held_out(scale),
-  )
-
-
-def _short(changes: Mapping[str, Any]) -> dict[str, Any]:
-  return {field.rpartition('__')[2]: value for field, value in changes.items()}
+  told = {field.rpartition('__')[2]: x for field, x in changes.items()}
+  labels = {'net': net, 'batch': batch, **told, 'seed': seed}
+  config = resnet(net, scale, batch, seed, **changes)
+  config.data.train_split, held_out = _SPLITS[scale]
+  name = '/'.join([scale, 'resnet', _folder(labels)])
+  return Run(name, labels, config, held_out=held_out)
 
 
 def _folder(labels: Mapping[str, Any]) -> str:
@@ -198,7 +203,10 @@ def _best(runs: Sequence[Run], results: Results) -> Run | None:
 
 
 def _batch_size(scale: str, results: Results) -> list[Run]:
-  """AGC at the λ that does best on held-out images with the first seed."""
+  """AGC at the λ that does best on held-out images with the first seed.
+
+  Every other λ of `clipping`, for the time that all would take.
+  """
   first, *others = _SEEDS[scale]
   runs = []
   for batch in batches(scale):
@@ -206,21 +214,22 @@ def _batch_size(scale: str, results: Results) -> list[Run]:
       runs += [_run(scale, net, batch, seed) for seed in _SEEDS[scale]]
     sweep = [
       _run(scale, 'NF + AGC', batch, first, optimizer__clipping=clipping)
-      for clipping in _CLIPPINGS
+      for clipping in _CLIPPINGS[::2]
     ]
     best = _best(sweep, results)
-    runs += sweep if best is None else [best]
+    # The others serve to choose: only the chosen one is drawn.
     runs += [
-      _run(
-        scale,
-        'NF + AGC',
-        batch,
-        seed,
-        optimizer__clipping=best.config.optimizer.clipping,
-      )
-      for seed in others
-      if best is not None
+      run
+      if best is None or run is best
+      else dataclasses.replace(run, labels={**run.labels, 'part': 0})
+      for run in sweep
     ]
+    if best is not None:
+      clipping = best.config.optimizer.clipping
+      runs += [
+        _run(scale, 'NF + AGC', batch, seed, optimizer__clipping=clipping)
+        for seed in others
+      ]
   return runs
 
 
@@ -238,50 +247,71 @@ def _clip_methods(scale: str, results: Results) -> list[Run]:
   """Thresholds of each method at a middling and the largest batch.
 
   One seed for all, the others for what does best on held-out images. What is
-  called a threshold is, of LARS, its learning rate at the peak.
+  called a threshold is, of LARS, its learning rate at the peak. LARS with AGC
+  comes once AGC's own λ is chosen.
   """
   first, *others = _SEEDS[scale]
-  sweeps: dict[tuple[str, str], tuple[float, ...]] = {
-    ('none', 'NF'): (0.0,),
-    ('AGC', 'NF + AGC'): _CLIPPINGS,
-    ('global norm', 'NF'): (0.1, 0.3, 1.0, 3.0, 10.0),
-    ('LARS', 'NF'): (1.0, 3.0, 10.0, 30.0),
-    ('LARS + AGC', 'NF + AGC'): (1.0, 3.0, 10.0, 30.0),
-  }
   runs = []
   for batch in (batches(scale)[2], batches(scale)[4]):
-    for (method, net), thresholds in sweeps.items():
-
-      def told(
-        threshold: float,
-        seed: int,
-        method: str = method,
-        net: str = net,
-        batch: int = batch,
-      ) -> Run:
-        changes: dict[str, Any] = {}
-        if method == 'AGC':
-          changes = {'optimizer__clipping': threshold}
-        elif method == 'global norm':
-          changes = {
-            'optimizer__clip': 'global_norm',
-            'optimizer__max_norm': threshold,
-          }
-        elif 'LARS' in method:
-          changes = {
-            'optimizer__name': 'lars',
-            'optimizer__learning_rate_per_256': threshold * 256 / batch,
-          }
-        labels = {'method': method, 'threshold': threshold, 'batch': batch}
-        run = _run(scale, net, batch, seed, **changes)
-        return dataclasses.replace(run, labels={**labels, 'seed': seed})
-
-      sweep = [told(threshold, first) for threshold in thresholds]
+    clipping = None
+    for method, thresholds in _METHODS.items():
+      if method == 'LARS + AGC' and clipping is None:
+        continue
+      sweep = [
+        _method(scale, method, x, batch, first, clipping) for x in thresholds
+      ]
       best = _best(sweep, results)
       runs += sweep
       if best is not None:
-        runs += [told(best.labels['threshold'], seed) for seed in others]
+        x = best.labels['threshold']
+        runs += [
+          _method(scale, method, x, batch, seed, clipping) for seed in others
+        ]
+        clipping = x if method == 'AGC' else clipping
   return runs
+
+
+_METHODS: Mapping[str, tuple[float, ...]] = {
+  'none': (0.0,),
+  'AGC': _CLIPPINGS,
+  'global norm': (0.1, 0.3, 1.0, 3.0, 10.0),
+  'LARS': (1.0, 3.0, 10.0, 30.0),
+  'LARS + AGC': (1.0, 3.0, 10.0, 30.0),
+}
+
+
+def _method(
+  scale: str,
+  method: str,
+  threshold: float,
+  batch: int,
+  seed: int,
+  clipping: float | None,
+) -> Run:
+  """A run of `_clip_methods`; `clipping` is AGC's λ beside LARS."""
+  net = 'NF + AGC' if 'AGC' in method else 'NF'
+  sgd = resnet(net, scale, batch).optimizer.learning_rate_per_256
+  changes: dict[str, Any] = {}
+  if method == 'AGC':
+    changes = {'optimizer__clipping': threshold}
+  elif method == 'global norm':
+    changes = {
+      'optimizer__clip': 'global_norm',
+      'optimizer__max_norm': threshold,
+    }
+  elif 'LARS' in method:
+    rate = threshold * 256 / batch
+    changes = {
+      'optimizer__name': 'lars',
+      'optimizer__learning_rate_per_256': rate,
+      # Gains and biases, which have no trust ratio, keep the rate of SGD.
+      'optimizer__learning_rate_groups': f'/w$=1,.={sgd / rate:g}',
+    }
+    if clipping is not None and 'AGC' in method:
+      changes['optimizer__clipping'] = clipping
+  run = _run(scale, net, batch, seed, **changes)
+  labels = {'method': method, 'threshold': threshold, 'batch': batch}
+  return dataclasses.replace(run, labels={**labels, 'seed': seed})
 
 
 def _clip_layers(scale: str, results: Results) -> list[Run]:
@@ -327,8 +357,10 @@ def _ablation(scale: str, results: Results) -> list[Run]:
       for seed in seeds:
         config = ablation_imagenet.get_config(f'{variant},{row}')
         config.seed = seed
+        config.max_loss = _MAX_LOSS
         if scale != 'paper':
           _shrink_nfnet(config, scale)
+          config.model.drop_rate = config.model.stochdepth_rate = 0.0
         if scale == 'small':
           _on_few_images(config, 5120, 20.0)
         labels = {'row': row, 'net': variant, 'seed': seed}
@@ -338,7 +370,7 @@ def _ablation(scale: str, results: Results) -> list[Run]:
 
 
 def _shrink_nfnet(config: config_dict.ConfigDict, scale: str) -> None:
-  """Makes an NFNet of a quarter of the widths for CIFAR-10."""
+  """Makes a narrow and shallow NFNet for CIFAR-10."""
   small = scale == 'small'
   mixes = {key: config.augment[key] for key in config.augment}
   _on_cifar10(config, scale)
@@ -349,10 +381,11 @@ def _shrink_nfnet(config: config_dict.ConfigDict, scale: str) -> None:
     config.augment.rand_augment = '2x5@224'
   config.batch_size = 64 if small else 256
   shrink = 8 if small else 2
-  config.model.width = tuple(x // shrink for x in config.model.width[:3])
-  config.model.depth = (1, 1, 2) if small else (1, 2, 6)
-  config.model.strides = (1, 2, 2)
-  config.model.group_width = (16, 16, 16) if small else (64, 64, 64)
+  config.model.width = tuple(x // shrink for x in config.model.width)
+  config.model.depth = (1, 1, 2, 1) if small else (1, 2, 6, 3)
+  if small:  # of 8 × 8 pixels after the stem the last stage has 2 × 2
+    config.model.strides = (1, 2, 2, 1)
+  config.model.group_width = (16 if small else 64,) * 4
   config.model.stem_width = (16, 32) if small else (32, 64)
   config.model.stem_strides = (1, 2)
   config.optimizer.learning_rate_per_256 = 0.4 if small else 0.1
@@ -365,8 +398,7 @@ def _on_few_images(
 ) -> None:
   """So few, seen so often, that what holds against overfitting may show."""
   config.data.train_split = f'train[:{images}]'
-  config.epochs = config.eval_every_epochs = epochs
-  config.checkpoint_every_epochs = epochs
+  _train_for(config, epochs)
 
 
 def _transfer(scale: str, results: Results) -> list[Run]:
@@ -375,35 +407,40 @@ def _transfer(scale: str, results: Results) -> list[Run]:
   The paper's data for pre-training, JFT-300M, are not to be had.
   """
   del results
-  depths = {
+  # Blocks of each stage at `small`, and layers.
+  sizes: dict[str, Sequence[Any]] = {
     'small': ((1, 1, 1), (2, 2, 2), (4, 4, 4)),
-    'gpu': ((3, 4, 6, 3), (3, 4, 23, 3)),
-    'paper': ((3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3), (3, 24, 36, 3)),
+    'gpu': (50, 101),
+    'paper': (50, 101, 152, 200),
+  }
+  # Few images, as fine-tuning has: a tenth of the pre-training's.
+  parts = {
+    'small': (('0-4', 'train[:20480]'), ('5-9', 'train[40000:42048]')),
+    'gpu': (('0-4', 'train[:43000]'), ('5-9', 'train[43000:48000]')),
+    'paper': (('0-499', 'train'), ('500-999', 'train')),
   }[scale]
   runs = []
-  for depth in depths:
+  for size in sizes[scale]:
     for net in ('NF', 'BN'):
       for seed in _SEEDS[scale][:2]:
-        config = resnet(net, scale, batches(scale)[2], seed)
-        config.model.depth = depth
-        first, then = ('0-499', '500-999')
+        batch = batches(scale)[2]
+        if scale == 'small':
+          config = resnet(net, scale, batch, seed, model__depth=size)
+          layers = 2 + 3 * sum(size)
+        else:
+          config = resnet(net, scale, batch, seed, size)
+          layers = size
         if scale != 'paper':
-          first, then = '0-4', '5-9'
-          config.data.train_split = (
-            'train[:20480]' if (scale == 'small') else 'train[:48000]'
-          )
-        config.data.classes = first
+          config.data.test_split = 'test'
+        (config.data.classes, config.data.train_split), then = parts
         config.optimizer.weight_decay = 1e-5
-        labels = {'depth': 2 + 3 * sum(depth), 'net': net, 'seed': seed}
+        labels = {'depth': layers, 'net': net, 'seed': seed}
         folder = '/'.join([scale, 'transfer', _folder(labels)])
         before = Run(f'{folder}/pre-training', {**labels, 'part': 0}, config)
         runs.append(before)
         for told, after in (('from it', before.name), ('from scratch', None)):
           tuned = config.copy_and_resolve_references()
-          tuned.data.classes = then
-          # Few images, as fine-tuning has: a tenth of the pre-training's.
-          if scale != 'paper':
-            tuned.data.train_split = 'train[40000:42048]'
+          tuned.data.classes, tuned.data.train_split = then
           tuned.optimizer.weight_decay = 0.0
           tuned.init_new_head = after is not None
           if after is not None:  # what was learnt bears smaller steps alone
@@ -416,43 +453,59 @@ def _transfer(scale: str, results: Results) -> list[Run]:
 
 
 def _regularisation(scale: str, results: Results) -> list[Run]:
-  """Dropout, stochastic depth and SAM on few images."""
+  """Dropout, stochastic depth and SAM: each alone, or each left out.
+
+  At `paper` of the whole recipe of each net, elsewhere of a narrow and a wide
+  net on few images without any augmentation.
+  """
   del results
-  kinds: dict[str, dict[str, Any]] = {
-    'none': {},
-    'dropout 0.25': {'model.drop_rate': 0.25},
-    'dropout 0.5': {'model.drop_rate': 0.5},
-    'stochastic depth 0.25': {'model.stochdepth_rate': 0.25},
-    'SAM 0.05': {'optimizer.sam_rho': 0.05},
-  }
+  if scale == 'paper':
+    nets = ('F0', 'F1', 'F5', 'F6')
+    kinds: dict[str, dict[str, Any]] = {
+      'recipe': {},
+      'without dropout': {'model.drop_rate': 0.0},
+      'without stochastic depth': {'model.stochdepth_rate': 0.0},
+      'with SAM': {'optimizer.sam_rho': 0.05},
+    }
+  else:
+    nets = ('narrow', 'wide')
+    none = {'model.drop_rate': 0.0, 'model.stochdepth_rate': 0.0}
+    kinds = {
+      'none': none,
+      'dropout 0.25': {**none, 'model.drop_rate': 0.25},
+      'dropout 0.5': {**none, 'model.drop_rate': 0.5},
+      'stochastic depth 0.25': {**none, 'model.stochdepth_rate': 0.25},
+      'SAM 0.05': {**none, 'optimizer.sam_rho': 0.05},
+    }
   runs = []
-  sizes = ('F0', 'F1') if scale != 'paper' else ('F0', 'F1', 'F5')
-  for variant in sizes:
+  for net in nets:
     for kind, changes in kinds.items():
       for seed in _SEEDS[scale][:2]:
-        config = nfnet_imagenet.get_config(variant)
+        config = nfnet_imagenet.get_config(net if scale == 'paper' else 'F0')
         config.seed = seed
+        config.max_loss = _MAX_LOSS
         if scale != 'paper':
-          _shrink_nfnet(config, scale)
           config.augment.mixup_alpha = None
           config.augment.cutmix = False
           config.augment.rand_augment = None
           config.augment.raw_per_image = 1
-          if variant == 'F1':
+          _shrink_nfnet(config, scale)
+          if net == 'wide':
             config.model.width = tuple(2 * x for x in config.model.width)
         if scale == 'small':
           _on_few_images(config, 2560, 24.0)
-        config.model.drop_rate = 0.0
-        config.model.stochdepth_rate = 0.0
         config.update_from_flattened_dict(changes)
-        labels = {'net': variant, 'kind': kind, 'seed': seed}
+        labels = {'net': net, 'kind': kind, 'seed': seed}
         name = '/'.join([scale, 'regularisation', _folder(labels)])
         runs.append(Run(name, labels, config))
   return runs
 
 
 def _microbatch(scale: str, results: Results) -> list[Run]:
-  """Small batches, without AGC; the learning rate stays linear in the batch."""
+  """Small batches, without AGC; the learning rate stays linear in the batch.
+
+  A batch of 4 wants a single device.
+  """
   del results
   sizes = (4, 16, 64, 256)
   runs = []
@@ -461,8 +514,8 @@ def _microbatch(scale: str, results: Results) -> list[Run]:
       for seed in _SEEDS[scale][:2]:
         config = resnet(net, scale, batch, seed)
         if scale == 'small':
-          config.epochs = config.eval_every_epochs = 4.0
-          config.checkpoint_every_epochs = 4.0
+          _train_for(config, 4.0)
+          config.data.test_split = 'test'
           config.optimizer.warmup_epochs = 1.0
           # At the largest batch the rate at which NF was seen to be sound.
           config.optimizer.learning_rate_per_256 = 0.4
