@@ -11,9 +11,10 @@ import optax
 import psutil
 import pytest
 
-from experiments import digits
+from experiments import base, digits
 from experiments.reproduce import latency, paper, report, results, rows, sweep
 from nfnets_jax.data import prepare
+from nfnets_jax.models import variants
 from nfnets_jax.training import optimizer as optimizers
 from nfnets_jax.training import train, train_step
 
@@ -28,6 +29,7 @@ def test_runs_have_names_of_their_own_and_sound_configs(scale, row):
   assert len({run.name for run in runs}) == len(runs)
   for run in runs:
     train.check_config(run.config, 1)
+    train.create_net(run.config, 10)  # called by its own name
     optimizers.create_optimizer(run.config.optimizer, lambda step: 0.0)
     json.dumps(run.labels)
     assert run.name.startswith(f'{scale}/')
@@ -42,7 +44,7 @@ def test_runs_that_differ_are_never_called_the_same():
     marks: dict[str, str] = {}
     for row in rows.ROWS.values():
       for run in row.runs(scale, {}):
-        mark = sweep.fingerprint(run)
+        mark = rows.fingerprint(run, {})
         assert marks.setdefault(run.name, mark) == mark
 
 
@@ -51,7 +53,9 @@ def _shrunk(config):
   config = config.copy_and_resolve_references()
   model = config.model
   stages = len(model.depth)
-  model.depth = (1,) * stages
+  # What is left out of AGC is told by the numbers of the blocks.
+  if config.optimizer.unclipped == base.get_config().optimizer.unclipped:
+    model.depth = (1,) * stages
   model.width = (32,) * stages
   if 'group_width' in model:
     model.group_width = (16,) * stages
@@ -59,7 +63,7 @@ def _shrunk(config):
   else:
     model.stem_width = 8
   config.batch_size = 8
-  config.data.image_size = 32
+  config.data.image_size = config.data.eval_image_size = 32
   return config
 
 
@@ -75,6 +79,22 @@ def _paper_configs():
       config.optimizer.learning_rate_per_256 = 0.1
       config.optimizer.max_norm = 1.0
       config.data.classes = None
+      config.data.train_split = 'train'
+      config.init_new_head = False
+      config.optimizer.weight_decay = 1e-4
+      if config.optimizer.learning_rate_groups is not None:
+        config.optimizer.learning_rate_groups = '/w$=1,.=0.1'
+      # Nor do depth, now that it is 1, and the strength of what is on.
+      family = variants.get(config.model.name).family
+      config.model.name = {
+        'nf_resnet': 'nf_resnet50',
+        'resnet': 'resnet50',
+        'nfnet': 'nfnet_f0',
+      }[family]
+      if config.model.get('drop_rate'):
+        config.model.drop_rate = 0.2
+      if config.augment.rand_augment is not None:
+        config.augment.rand_augment = '2x5'
       found.setdefault(config.to_json(sort_keys=True), (run.name, config))
   return list(found.values())
 
@@ -105,12 +125,12 @@ def test_a_shrunk_step_of_the_paper(config):
   assert float(moved) > 0
 
 
-def _result(run, top_1=0.5, held_out=None, before=None):
+def _result(run, top_1=0.5, held_out=None, others=None):
   finished = top_1 is not None
   return {
     'name': run.name,
     'labels': dict(run.labels),
-    'fingerprint': sweep.fingerprint(run, before),
+    'fingerprint': rows.fingerprint(run, others or {}),
     'workdir': f'runs/{run.name}',
     'status': 'finished' if finished else 'diverged',
     'message': 'loss is nan at step 3',
@@ -134,20 +154,57 @@ def test_the_clipping_is_chosen_by_what_is_held_out():
     )
     for run in first
   }
-  then = [x for x in row.runs('small', found) if 'AGC' in x.labels['net']]
+  runs = row.runs('small', found)
+  assert {run.name for run in first} < {run.name for run in runs}
+  # Those that served to choose are kept and not drawn.
+  then = [
+    x for x in runs if 'AGC' in x.labels['net'] and 'part' not in x.labels
+  ]
   assert {run.config.optimizer.clipping for run in then} == {0.04}
   assert {run.config.seed for run in then} == {0, 1}
   assert len(then) == 2 * len(paper.BATCH_SIZES)
 
 
+def test_what_another_config_gave_counts_for_nothing():
+  row = rows.ROWS['batch-size']
+  found = {x.name: _result(x, held_out=0.5) for x in row.runs('small', {})}
+  sweep_of_32 = [
+    x
+    for x in row.runs('small', {})
+    if x.labels['net'] == 'NF + AGC' and x.labels['batch'] == 32
+  ]
+  assert len(row.runs('small', found)) == len(found) + len(paper.BATCH_SIZES)
+  found[sweep_of_32[0].name]['fingerprint'] = '00000000'
+  # λ for that batch has to be chosen anew, and until then its runs are open.
+  assert len(row.runs('small', found)) == len(found) + 4
+  _, used, missing = report.points(row, 'small', found)
+  assert missing == 1 + 4
+  assert sweep_of_32[0].name not in {x['name'] for x in used}
+
+
+def test_what_is_chosen_by_was_neither_trained_on_nor_tested():
+  def places(split):
+    name, _, rest = split.partition('[')
+    first, _, last = rest.rstrip(']').partition(':')
+    return name, int(first or 0), int(last or 10**9)
+
+  for scale, row in ALL:
+    for run in row.runs(scale, {}):
+      if run.held_out is not None:
+        name, first, last = places(run.held_out)
+        for split in (run.config.data.train_split, run.config.data.test_split):
+          other, begins, ends = places(split)
+          assert other != name or ends <= first or last <= begins, run.name
+
+
 def test_a_fingerprint_tells_what_and_not_where():
   (run, *_) = rows.ROWS['microbatch'].runs('small', {})
-  mark = sweep.fingerprint(run)
+  mark = rows.fingerprint(run, {})
   run.config.data.data_dir = '/elsewhere'
   run.config.data.num_workers = 3
-  assert sweep.fingerprint(run) == mark
+  assert rows.fingerprint(run, {}) == mark
   run.config.optimizer.weight_decay = 0.5
-  assert sweep.fingerprint(run) != mark
+  assert rows.fingerprint(run, {}) != mark
 
 
 def test_half_a_line_is_no_result(tmp_path):
@@ -295,10 +352,10 @@ def test_the_report_says_what_was_seen_and_what_is_missing(tmp_path):
 @pytest.mark.parametrize('name', [*rows.ROWS])
 def test_every_row_is_drawn(name, scale, tmp_path):
   row = rows.ROWS[name]
-  found = {
-    run.name: _result(run, top_1=0.4 if i % 5 else None, held_out=0.4)
-    for i, run in enumerate(row.runs(scale, {}))
-  }
+  found = {}
+  for i, run in enumerate(row.runs(scale, {})):
+    top_1 = 0.4 if i % 5 else None
+    found[run.name] = _result(run, top_1, held_out=0.4, others=found)
   grouped, _, _ = report.points(row, scale, found)
   figure = report.draw(row, grouped, name)
   labels = {text.get_text() for text in figure.axes[-1].get_legend().texts}

@@ -97,7 +97,7 @@ def points(
   grouped: dict[tuple, Point] = {}
   used, missing = [], 0
   for run in row.runs(scale, found):
-    result = found.get(run.name)
+    result = rows.find(run, found)
     if result is None:
       missing += 1
       continue
@@ -278,7 +278,8 @@ def section(
     f'<p>{html.escape(_made_with(used))}.'
     + (f' {missing} runs are not made yet.' if missing else '')
     + '</p>',
-    *(['<p>The paper:</p>', _table(beside)] if beside else []),
+    f'<p>The paper: {html.escape(paper.WORDS.get(row.name, ""))}</p>',
+    *([_table(beside)] if beside else []),
   ]
 
 

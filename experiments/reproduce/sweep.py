@@ -14,7 +14,6 @@ a core of its own: small nets gain little from a second one.
 
 import argparse
 import contextlib
-import json
 import multiprocessing
 import os
 import pathlib
@@ -31,35 +30,11 @@ from absl import flags
 from absl import logging as absl_logging
 from ml_collections import config_dict
 
-from experiments import base
 from experiments.reproduce import latency, results, rows
 from nfnets_jax.data import datasets
 from nfnets_jax.training import host_memory, interrupt, train
-from nfnets_jax.training import workdir as workdirs
 
 _CIFAR10 = 'cifar10'
-
-
-def fingerprint(run: rows.Run, before: Mapping[str, Any] | None = None) -> str:
-  """Returns what tells two runs of one name apart, such as another config.
-
-  Args:
-    run: of a row.
-    before: the result of the run that it begins with.
-
-  Returns:
-    Eight hexadecimal digits. Where the data and the workers are does not count,
-    nor what is as in `base.py`: a new option that is off makes no run anew.
-  """
-  name = run.config.model.name
-  usual = base.get_config()
-  usual.model = base.model(name)
-  difference = workdirs.changes(usual.to_dict(), run.config.to_dict())
-  fields = {key: new for key, (_, new) in difference.items()}
-  text = json.dumps(
-    [name, fields, run.held_out, before and before['fingerprint']]
-  )
-  return f'{zlib.crc32(text.encode()):08x}'
 
 
 class Sweep:
@@ -95,9 +70,7 @@ class Sweep:
   ) -> Iterator[rows.Run]:
     """Yields the runs that have no result yet, or another config's."""
     for run in found:
-      before = made.get(run.after) if run.after else None
-      done = made.get(run.name)
-      if done is None or done['fingerprint'] != fingerprint(run, before):
+      if rows.find(run, made) is None:
         yield run
 
   def mine(self, run: rows.Run) -> bool:
@@ -151,8 +124,9 @@ class Sweep:
       return
     context = multiprocessing.get_context('spawn')
     cores: Any = context.Queue()
-    for core in sorted(os.sched_getaffinity(0))[: self._jobs]:
-      cores.put(core)
+    usable = sorted(os.sched_getaffinity(0))
+    for number in range(self._jobs):
+      cores.put(usable[number % len(usable)])
     with futures.ProcessPoolExecutor(
       self._jobs, context, initializer=_begin_worker, initargs=(cores,)
     ) as workers:
@@ -171,9 +145,10 @@ class Sweep:
       The result. A run that diverges is a result too: its `status` is
       'diverged', and `message` says at which step and how.
     """
-    before = results.read(self._output)[run.after] if run.after else None
+    made = results.read(self._output)
+    before = made[run.after] if run.after else None
     config = self.placed(run)
-    mark = fingerprint(run, before)
+    mark = rows.fingerprint(run, made)
     # Another config of the same name is another run.
     folder = self._output / 'runs' / f'{run.name},{mark}'
     began = time.monotonic()
@@ -185,7 +160,7 @@ class Sweep:
       'workdir': str(folder.relative_to(self._output)),
     }
     if before is not None:
-      config.init_from = str(self._output / before['workdir'])
+      config.init_from = str((self._output / before['workdir']).absolute())
     try:
       if before is not None and before['status'] != 'finished':
         raise FloatingPointError(f'{run.after} diverged')
@@ -195,11 +170,12 @@ class Sweep:
       ):
         report = train.train_and_evaluate(config, folder)
       result |= {'status': 'finished', 'report': report}
-      result['top_1'] = report['eval_top_1']
+      # Of the average; without one it is that of the weights.
+      result['top_1'] = report['ema_eval_top_1']
       if run.held_out is not None:
         config.data.test_split = run.held_out
         held_out = train.evaluate_checkpoint(config, folder)
-        result['held_out_top_1'] = held_out['eval_top_1']
+        result['held_out_top_1'] = held_out['ema_eval_top_1']
     except FloatingPointError as error:
       result |= {
         'status': 'diverged',
@@ -314,7 +290,7 @@ def main(argv: list[str] | None = None) -> None:
       if name in rows.ROWS:
         made = results.read(args.output)
         for run in rows.ROWS[name].runs(args.scale, made):
-          print(run.name, 'done' if run.name in made else 'to make')
+          print(run.name, 'done' if rows.find(run, made) else 'to make')
     return
   if args.scale != 'paper' and names != ['latency']:
     try:
