@@ -77,21 +77,22 @@ $(VARIANTS:%=rehearse-%): rehearse-f%: $(STAMP)
 
 sweep = $(BIN)/python -m experiments.reproduce.sweep --scale=$(SCALE) \
   --output=$(WORKDIR) $(data_dir) $(if $(DATA_NAME),--data_name='$(DATA_NAME)')
+page = $(BIN)/python -m experiments.reproduce.report --output=$(WORKDIR)
 
 reproduce: WORKDIR ?= runs/reproduce
 reproduce: $(STAMP)  ## Run all claims of the paper at SCALE=small, gpu or paper.
 	$(sweep) $(ARGS)
-	$(BIN)/python -m experiments.reproduce.report --output=$(WORKDIR)
+	$(if $(findstring --list,$(ARGS)),,$(page))
 
 reproduce-batch-size:  ## One claim; also clipping, ablation and the like.
 $(CLAIMS:%=reproduce-%): WORKDIR ?= runs/reproduce
 $(CLAIMS:%=reproduce-%): reproduce-%: $(STAMP)
 	$(sweep) --row=$* $(ARGS)
-	$(BIN)/python -m experiments.reproduce.report --output=$(WORKDIR)
+	$(if $(findstring --list,$(ARGS)),,$(page))
 
 report: WORKDIR ?= runs/reproduce
 report: $(STAMP)  ## Draw every claim that has results, in report.html.
-	$(BIN)/python -m experiments.reproduce.report --output=$(WORKDIR)
+	$(page)
 
 test: $(STAMP)  ## Run the fast tests and the examples of the docstrings.
 	$(BIN)/python -m pytest -m 'not slow' --numprocesses=auto --maxprocesses=8 --dist=loadfile

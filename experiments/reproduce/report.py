@@ -297,12 +297,12 @@ def latency_section(
   lines = [
     (
       'net',
-      'parameters, M',
-      'GMACs at test size',
+      "parameters, M (paper's)",
+      "GMACs at test size (paper's)",
       'pixels',
       'seconds',
       '÷ F1, least to largest',
-      "paper's ÷ F1 (TPUv3)",
+      "paper's ÷ F1 (TPUv3, ms)",
       "paper's top-1, %",
     )
   ]
@@ -327,13 +327,14 @@ def latency_section(
     lines.append(
       (
         model,
-        f'{result["params"] / 1e6:.2f}',
-        f'{result["gmacs_test"]:.2f}',
+        f'{result["params"] / 1e6:.2f}'
+        + (f' ({known.params})' if known else ''),
+        f'{result["gmacs_test"]:.2f}' + (f' ({known.gmacs})' if known else ''),
         str(result['size']),
         took,
         ratio,
-        '' if theirs is None else f'{theirs:.2f}',
-        '' if known is None else f'{known.top_1}',
+        f'{theirs:.2f} ({known.tpu_ms})' if known else '',
+        f'{known.top_1}' if known else '',
       )
     )
   axis.set(
