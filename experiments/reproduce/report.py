@@ -136,7 +136,8 @@ def draw(
   for axis, panel in zip(axes, panels, strict=True):
     here = [p for p in found if p.labels.get(row.panels or '') == panel]
     places = list(dict.fromkeys(p.labels[along] for p in here))
-    if all(isinstance(x, int | float) for x in places):
+    numbers = all(isinstance(x, int | float) for x in places)
+    if numbers:
       places.sort()
     for name in series:
       line = [p for p in here if p.labels.get(by) == name]
@@ -150,6 +151,7 @@ def draw(
         xs,
         means,
         yerr=[below, above],
+        linestyle='-' if numbers else 'none',  # no way leads between words
         marker='o',
         ms=4,
         capsize=2,
@@ -158,9 +160,10 @@ def draw(
       )
       failed = [places.index(p.labels[along]) for p in line if p.diverged]
       axis.plot(failed, [10.0] * len(failed), 'x', color=colors[name], ms=9)
-    axis.set_xticks(range(len(places)), [str(x) for x in places])
+    ticks = axis.set_xticks(range(len(places)), [str(x) for x in places])
     if max(len(str(x)) for x in places) > 8:
-      axis.tick_params(axis='x', labelrotation=30)
+      for tick in ticks:
+        tick.label1.set(rotation=30, ha='right', rotation_mode='anchor')
     axis.set_xlabel(along)
     axis.grid(alpha=0.3)
     if row.panels is not None:
