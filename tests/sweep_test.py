@@ -165,6 +165,25 @@ def test_the_clipping_is_chosen_by_what_is_held_out():
   assert len(then) == 2 * len(paper.BATCH_SIZES)
 
 
+def test_lars_takes_the_clipping_that_was_chosen_for_its_batch():
+  row = rows.ROWS['clip-methods']
+  first = row.runs('small', {})
+  assert 'LARS + AGC' not in {run.labels['method'] for run in first}
+  best = {128: 0.08, 512: 0.02}
+  found = {}
+  for run in first:
+    chosen = run.labels['threshold'] == best[run.labels['batch']]
+    found[run.name] = _result(run, held_out=0.5 if chosen else 0.4)
+  both = [
+    run
+    for run in row.runs('small', found)
+    if run.labels['method'] == 'LARS + AGC'
+  ]
+  assert {run.labels['batch'] for run in both} == {*best}
+  for run in both:
+    assert run.config.optimizer.clipping == best[run.labels['batch']]
+
+
 def test_what_another_config_gave_counts_for_nothing():
   row = rows.ROWS['batch-size']
   found = {x.name: _result(x, held_out=0.5) for x in row.runs('small', {})}

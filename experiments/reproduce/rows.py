@@ -274,6 +274,15 @@ def _clipping(scale: str, results: Results) -> list[Run]:
   ]
 
 
+_METHODS: Mapping[str, tuple[float, ...]] = {
+  'none': (0.0,),
+  'AGC': _CLIPPINGS,
+  'global norm': (0.1, 0.3, 1.0, 3.0, 10.0),
+  'LARS': (1.0, 3.0, 10.0, 30.0),
+  'LARS + AGC': (1.0, 3.0, 10.0, 30.0),
+}
+
+
 def _clip_methods(scale: str, results: Results) -> list[Run]:
   """Thresholds of each method at a middling and the largest batch.
 
@@ -300,15 +309,6 @@ def _clip_methods(scale: str, results: Results) -> list[Run]:
         ]
         clipping = x if method == 'AGC' else clipping
   return runs
-
-
-_METHODS: Mapping[str, tuple[float, ...]] = {
-  'none': (0.0,),
-  'AGC': _CLIPPINGS,
-  'global norm': (0.1, 0.3, 1.0, 3.0, 10.0),
-  'LARS': (1.0, 3.0, 10.0, 30.0),
-  'LARS + AGC': (1.0, 3.0, 10.0, 30.0),
-}
 
 
 def _method(
@@ -338,7 +338,7 @@ def _method(
       # Gains and biases, which have no trust ratio, keep the rate of SGD.
       'optimizer__learning_rate_groups': f'/w$=1,.={sgd / rate:g}',
     }
-    if clipping is not None and 'AGC' in method:
+    if method == 'LARS + AGC':
       changes['optimizer__clipping'] = clipping
   run = _run(scale, net, batch, seed, **changes)
   labels = {'method': method, 'threshold': threshold, 'batch': batch}
