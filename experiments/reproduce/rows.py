@@ -393,7 +393,7 @@ def _ablation(scale: str, results: Results) -> list[Run]:
           _shrink_nfnet(config, scale)
           config.model.drop_rate = config.model.stochdepth_rate = 0.0
         if scale == 'small':
-          _on_few_images(config, 5120, 20.0)
+          _on_few_images(config)
         labels = {'row': row, 'net': variant, 'seed': seed}
         name = '/'.join([scale, 'ablation', _folder(labels)])
         runs.append(Run(name, labels, config))
@@ -422,12 +422,10 @@ def _shrink_nfnet(config: config_dict.ConfigDict, scale: str) -> None:
   config.optimizer.clipping = 0.1 if small else 0.01
 
 
-def _on_few_images(
-  config: config_dict.ConfigDict, images: int, epochs: float
-) -> None:
+def _on_few_images(config: config_dict.ConfigDict) -> None:
   """So few, seen so often, that what holds against overfitting may show."""
-  config.data.train_split = f'train[:{images}]'
-  _train_for(config, epochs)
+  config.data.train_split = 'train[:2560]'
+  _train_for(config, 24.0)
 
 
 def _transfer(scale: str, results: Results) -> list[Run]:
@@ -519,10 +517,13 @@ def _regularisation(scale: str, results: Results) -> list[Run]:
           config.augment.rand_augment = None
           config.augment.raw_per_image = 1
           _shrink_nfnet(config, scale)
-          if net == 'wide':
-            config.model.width = tuple(2 * x for x in config.model.width)
+          if net == 'narrow':
+            config.model.width = tuple(x // 2 for x in config.model.width)
+            config.model.group_width = tuple(
+              x // 2 for x in config.model.group_width
+            )
         if scale == 'small':
-          _on_few_images(config, 2560, 24.0)
+          _on_few_images(config)
         config.update_from_flattened_dict(changes)
         labels = {'net': net, 'kind': kind, 'seed': seed}
         name = '/'.join([scale, 'regularisation', _folder(labels)])
