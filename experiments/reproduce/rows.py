@@ -465,7 +465,10 @@ def _transfer(scale: str, results: Results) -> list[Run]:
         folder = '/'.join([scale, 'transfer', _folder(labels)])
         before = Run(f'{folder}/pre-training', {**labels, 'part': 0}, config)
         runs.append(before)
-        for told, after in (('from it', before.name), ('from scratch', None)):
+        for told, name, after in (
+          ('pre-trained', 'from-it', before.name),
+          ('from scratch', 'from-scratch', None),
+        ):
           tuned = config.copy_and_resolve_references()
           tuned.data.classes, tuned.data.train_split = then
           tuned.optimizer.weight_decay = 0.0
@@ -473,9 +476,7 @@ def _transfer(scale: str, results: Results) -> list[Run]:
           if after is not None:  # what was learnt bears smaller steps alone
             tuned.optimizer.learning_rate_per_256 /= 10
           labels_then = {**labels, 'start': told}
-          runs.append(
-            Run(f'{folder}/{told.replace(" ", "-")}', labels_then, tuned, after)
-          )
+          runs.append(Run(f'{folder}/{name}', labels_then, tuned, after))
   return runs
 
 
