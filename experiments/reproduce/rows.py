@@ -520,9 +520,9 @@ def _regularisation(scale: str, results: Results) -> list[Run]:
           _shrink_nfnet(config, scale)
           if net == 'narrow':
             config.model.width = tuple(x // 2 for x in config.model.width)
-            config.model.group_width = tuple(
-              x // 2 for x in config.model.group_width
-            )
+            # The first stage's bottleneck has no more channels than half of it.
+            first, *others = config.model.group_width
+            config.model.group_width = (first // 2, *others)
         if scale == 'small':
           _on_few_images(config)
         config.update_from_flattened_dict(changes)
