@@ -151,7 +151,7 @@ def draw(
         xs,
         means,
         yerr=[below, above],
-        linestyle='-' if numbers else 'none',  # no way leads between words
+        linestyle='-' if numbers else 'none',  # names have no order
         marker='o',
         ms=4,
         capsize=2,
@@ -281,7 +281,7 @@ def section(
     f'<p>{html.escape(_made_with(used))}.'
     + (f' {missing} runs are not made yet.' if missing else '')
     + '</p>',
-    f'<p>The paper: {html.escape(paper.WORDS.get(row.name, ""))}</p>',
+    f'<p>The paper: {html.escape(paper.WORDS.get(row.name, "in numbers"))}</p>',
     *([_table(beside)] if beside else []),
   ]
 

@@ -98,7 +98,7 @@ class Sweep:
         to_come = {run.name for run in missing}
         taken = {run.name for run in running.values()}
         mine = [x for x in missing if self.mine(x) and x.name not in taken]
-        # Other seeds of a run take the program that the first one compiled.
+        # Other seeds find the program compiled, if the first had the time.
         mine.sort(key=lambda run: run.config.seed)
         if not mine and not running:
           return len(missing)

@@ -87,8 +87,8 @@ def rand_augment(
     num_layers: operations per image, at least 1. Static.
     magnitude: their strength, in 0..20. Static.
     size: pixels, at least 1: translations and the box of Cutout are as long as
-      in an image of that size, times `min(H, W) / size`. None leaves them as
-      they are at any size, as in the released code. Static.
+      in an image of that size, times `min(H, W) / size`, in whole pixels. None
+      leaves them as they are at any size, as in the released code. Static.
 
   Returns:
     `[B, H, W, 3]` of the type of `images`, whole numbers in 0..255.
@@ -106,14 +106,12 @@ def rand_augment(
     Cubuk et al., 2020, section 3, https://arxiv.org/abs/1909.13719
   """
   _check(num_layers, magnitude, size)
-  scale = 1.0 if size is None else min(images.shape[1:3]) / size
-  strength = jnp.array(
-    [
-      argument(name, magnitude) * (scale if name in IN_PIXELS else 1.0)
-      for name in OPERATIONS
-    ],
-    jnp.float32,
-  )
+  arguments = {name: argument(name, magnitude) for name in OPERATIONS}
+  if size is not None:
+    shorter = min(images.shape[1:3])
+    for name in IN_PIXELS:
+      arguments[name] = float(round(arguments[name] * shorter / size))
+  strength = jnp.array([*arguments.values()], jnp.float32)
 
   def layer(pixels: jax.Array, keys: jax.Array) -> tuple[jax.Array, None]:
     keys = jax.vmap(jax.random.split)(keys)

@@ -100,7 +100,7 @@ def test_layers_apply_one_after_the_other():
 def test_lengths_in_pixels_follow_the_size_they_are_for():
   """One layer of a policy for another size is that policy's own operations."""
   keys, images = _keys(64), _images(64)
-  result = _rand_augment(keys, images, num_layers=1, magnitude=5, size=48)
+  result = _rand_augment(keys, images, num_layers=1, magnitude=5, size=224)
   layer_keys = jax.vmap(lambda key: jax.random.split(key, 1))(keys)[:, 0]
   pair = jax.vmap(jax.random.split)(layer_keys)
   chosen = randaugment.choose_operations(pair[:, 0])
@@ -108,10 +108,9 @@ def test_lengths_in_pixels_follow_the_size_they_are_for():
     [operations.argument(name, 5) for name in operations.OPERATIONS]
   )
   names = operations.OPERATIONS
-  # The shorter side has 24 pixels, half as many as the policy is for.
-  assert strength[names.index('TranslateX')] == 50
-  strength[names.index('TranslateX')] = strength[names.index('TranslateY')] = 25
-  strength[names.index('Cutout')] /= 2
+  # The shorter side has 24 of the 224 pixels: 50 become 5.36, and 20 are 2.14.
+  strength[names.index('TranslateX')] = strength[names.index('TranslateY')] = 5
+  strength[names.index('Cutout')] = 2
   told = jnp.asarray(strength, jnp.float32)[chosen]
   expected = jax.jit(operations.distort)(pair[:, 1], images, chosen, told)
   np.testing.assert_array_equal(result, expected)
