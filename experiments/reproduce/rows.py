@@ -492,7 +492,7 @@ def _regularisation(scale: str, results: Results) -> list[Run]:
   """
   del results
   if scale == 'paper':
-    nets = ('F0', 'F1', 'F5', 'F6')
+    nets: tuple[str, ...] = ('F0', 'F1', 'F5', 'F6')
     kinds: dict[str, dict[str, Any]] = {
       'recipe': {},
       'without dropout': {'model.drop_rate': 0.0},
