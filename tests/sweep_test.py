@@ -118,9 +118,8 @@ def test_a_shrunk_step_of_the_paper(config):
     'image': rng.integers(256, size=shape, dtype=np.uint8),
     'label': np.arange(count, dtype=np.int32)[None] % 10,
   }
-  new, metrics = jax.vmap(
-    step, in_axes=(None, 0), out_axes=None, axis_name='devices'
-  )(state, batch)
+  mapped = jax.vmap(step, in_axes=(None, 0), out_axes=None, axis_name='devices')
+  new, metrics = jax.jit(mapped)(state, batch)
   assert np.isfinite(metrics['loss'])
   moved = optax.tree.norm(optax.tree.sub(new.params, state.params))
   assert float(moved) > 0
