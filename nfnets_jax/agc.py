@@ -356,10 +356,11 @@ def summarize(
     if exclude is not None and exclude(path, param):
       continue
     axes = _axes(path, param, told(path, param), strict)
-    scale, norm = _scaled_norm(_wide(grad), axes, None)
-    w_scale, w_norm = _scaled_norm(_wide(param), axes, None)
-    of_units = norm / jnp.maximum(w_norm / w_scale, eps) / scale
-    ratio = np.ravel(np.asarray(of_units, np.float64))
+    norm, w_norm = (
+      np.sqrt(np.sum(np.asarray(x, np.float64) ** 2, axis=axes))
+      for x in (grad, param)
+    )
+    ratio = np.ravel(norm / np.maximum(w_norm, eps))
     ratios.append(ratio)
     rows.append(
       Row(
@@ -465,9 +466,8 @@ def _clip(
     return one, _sqrt(g_sum), _sqrt(w_sum)
 
   def scaled() -> tuple[jax.Array, ...]:
-    # Powers of two change no bit of what does not overflow.
-    g_scale, g_norm = _scaled_norm(g, axes, axis_name)
-    w_scale, w_norm = _scaled_norm(w, axes, axis_name)
+    g_scale, g_norm = _scaled_norm(g, g_sum, axes, axis_name)
+    w_scale, w_norm = _scaled_norm(w, w_sum, axes, axis_name)
     return g_scale, g_norm, w_norm / w_scale
 
   # Squares overflow above 1e19, which is rare enough for a second pass.
@@ -498,19 +498,13 @@ def _clip(
 
 
 def _scaled_norm(
-  x: jax.Array, axes: tuple[int, ...], axis_name: Any
+  x: jax.Array, total: jax.Array, axes: tuple[int, ...], axis_name: Any
 ) -> tuple[jax.Array, jax.Array]:
-  """A power of two 1 / s for each unit, and the norm of x / s."""
-  largest = jnp.max(jnp.abs(x), axis=axes, keepdims=True, initial=0.0)
-  if axis_name is not None:
-    largest = jax.lax.pmax(largest, axis_name)
-  usable = jnp.isfinite(largest) & (largest > 0)
-  _, exponent = jnp.frexp(jnp.where(usable, largest, 1.0))
-  # Within what 1 / s can be without being subnormal.
-  inverse = jnp.ldexp(jnp.ones_like(largest), -jnp.clip(exponent, -120, 120))
-  inverse = jax.lax.stop_gradient(inverse)
-  total = _sum_of_squares(x * inverse, axes, axis_name)
-  return inverse, _sqrt(total)
+  """For each unit a power of two s, 1 unless `total` is infinite, and ‖s·x‖."""
+  # What made squares overflow neither does so again nor vanishes beside it.
+  small = 2.0 ** (-5 * jnp.finfo(x.dtype).maxexp // 8)
+  scale = jnp.where(jnp.isinf(total), small, 1.0).astype(x.dtype)
+  return scale, _sqrt(_sum_of_squares(x * scale, axes, axis_name))
 
 
 def _sum_of_squares(

@@ -124,6 +124,9 @@ def replica_spread(tree: chex.ArrayTree) -> float:
     processes: 0 for replicas that are identical, NaN if an element is NaN
     somewhere. All processes get the same.
   """
+  if jax.device_count() == 1:  # no other copy: it takes no compiled program
+    nans = (np.isnan(x).any() for x in jax.tree.leaves(jax.device_get(tree)))
+    return np.nan if any(nans) else 0.0
   return float(_spread(tree, np.zeros(jax.local_device_count(), np.int32)))
 
 
