@@ -22,6 +22,7 @@ import dataclasses
 import datetime
 import importlib
 import json
+import math
 import os
 import pathlib
 import platform
@@ -106,7 +107,7 @@ def programs(
   net = train.create_net(config, _NUM_CLASSES)
   schedule = optax.constant_schedule(1e-6)
   optimizer = optimizers.create_optimizer(config.optimizer, schedule)
-  state = steps.init_state(net, optimizer, config.seed, size)
+  state = _draw(steps.state_shapes(net, optimizer, size))
   state = jax.device_put(state, jax.local_devices()[0])
   key = jax.random.key(1)
   images = jax.random.normal(key, (batch, size, size, 3), config.compute_dtype)
@@ -202,6 +203,33 @@ def programs(
   if 'clip' in kinds and config.optimizer.clip:
     _, made['clip'] = compiled(clip, grads, state.params)
   return made
+
+
+def _draw(shapes: steps.TrainState) -> steps.TrainState:
+  """Parameters of about the usual size, on the host.
+
+  To compile what draws a net's own takes as long as to compile its gradient.
+  """
+  rng = np.random.default_rng(0)
+
+  def parameter(x: jax.ShapeDtypeStruct) -> np.ndarray:
+    if len(x.shape) < 2:  # gains and biases
+      return np.ones(x.shape, x.dtype)
+    weights = rng.standard_normal(x.shape, np.float32)
+    return weights * np.float32(math.prod(x.shape[:-1]) ** -0.5)
+
+  zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+  params = jax.tree.map(parameter, shapes.params)
+  # Also the variances that batch normalisation keeps: there is no zero.
+  model_state = jax.tree.map(
+    lambda x: np.ones(x.shape, x.dtype), shapes.model_state
+  )
+  return zeros._replace(
+    params=params,
+    model_state=model_state,
+    ema_params=params,
+    ema_model_state=model_state,
+  )
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:

@@ -82,6 +82,7 @@ def execute(
           if model == REFERENCE
           else _program(REFERENCE, scale, image_size).run
         )
+        reference()  # warms up
       result |= _time_both(program.run, reference, _ROUNDS[scale])
     result |= {
       'compile_seconds': round(program.compile_seconds, 1),
@@ -108,15 +109,15 @@ def _time_both(
   run: Callable[[], Any], reference: Callable[[], Any], rounds: int
 ) -> dict[str, list[float]]:
   seconds, ratios = [], []
-  for number in range(-1, rounds):  # the first warms up
+  run()  # warms up
+  for _ in range(rounds):
     times = []
     for function in (run, reference):
       began = time.perf_counter()
       function()
       times.append(time.perf_counter() - began)
-    if number >= 0:
-      seconds.append(times[0])
-      ratios.append(times[0] / times[1])
+    seconds.append(times[0])
+    ratios.append(times[0] / times[1])
   return {'step_seconds': seconds, 'ratios': ratios}
 
 
