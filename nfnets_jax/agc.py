@@ -356,11 +356,12 @@ def summarize(
     if exclude is not None and exclude(path, param):
       continue
     axes = _axes(path, param, told(path, param), strict)
-    norm, w_norm = (
-      np.sqrt(np.sum(np.asarray(x, np.float64) ** 2, axis=axes))
-      for x in (grad, param)
-    )
-    ratio = np.ravel(norm / np.maximum(w_norm, eps))
+    with np.errstate(over='ignore', invalid='ignore'):
+      norm, w_norm = (
+        np.sqrt(np.sum(np.asarray(x, np.float64) ** 2, axis=axes))
+        for x in (grad, param)
+      )
+      ratio = np.ravel(norm / np.maximum(w_norm, eps))
     ratios.append(ratio)
     rows.append(
       Row(
@@ -470,7 +471,7 @@ def _clip(
     w_scale, w_norm = _scaled_norm(w, w_sum, axes, axis_name)
     return g_scale, g_norm, w_norm / w_scale
 
-  # Squares overflow above 1e19, which is rare enough for a second pass.
+  # Squares overflow above 1e19 in float32: rare enough for a second pass.
   overflow = jnp.any(jnp.isinf(g_sum)) | jnp.any(jnp.isinf(w_sum))
   if axis_name is None:
     scale, g_norm, w_norm = jax.lax.cond(overflow, scaled, plain)
@@ -501,9 +502,10 @@ def _scaled_norm(
   x: jax.Array, total: jax.Array, axes: tuple[int, ...], axis_name: Any
 ) -> tuple[jax.Array, jax.Array]:
   """For each unit a power of two s, 1 unless `total` is infinite, and ‖s·x‖."""
-  # What made squares overflow neither does so again nor vanishes beside it.
-  small = 2.0 ** (-5 * jnp.finfo(x.dtype).maxexp // 8)
-  scale = jnp.where(jnp.isinf(total), small, 1.0).astype(x.dtype)
+  # A norm whose square overflows neither does so any more, so scaled, nor
+  # vanishes.
+  small = np.asarray(2.0 ** (-5 * jnp.finfo(x.dtype).maxexp // 8), x.dtype)
+  scale = jnp.where(jnp.isinf(total), small, small.dtype.type(1))
   return scale, _sqrt(_sum_of_squares(x * scale, axes, axis_name))
 
 

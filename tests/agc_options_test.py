@@ -139,6 +139,16 @@ def test_norms_do_not_overflow(size, which):
   )
 
 
+@pytest.mark.parametrize('size', [1e150, 1e160, 1e300])
+def test_norms_of_float64_do_not_overflow(size):
+  g, w = (np.float64(draw((7, 3), seed)) for seed in (1, 2))
+  with jax.enable_x64(True):
+    (found,) = clip([size * g], [size * w], 0.01)
+    assert found.dtype == jnp.float64
+    found = np.asarray(found)
+  np.testing.assert_allclose(found / size, oracle(g, w, (0,), 0.01), rtol=1e-12)
+
+
 def test_float16_norms():
   g, w = (x.astype(np.float16) for x in (draw((3, 3, 512, 4)), draw((1,))))
   w = np.full_like(g, 200.0)  # squares and sums overflow float16
@@ -161,14 +171,16 @@ def test_units_that_are_not_finite(value, where):
     np.testing.assert_array_equal(found[:, 0], bad)
 
 
-def test_gradient_of_an_update_at_zero():
+def test_gradient_of_an_update():
   transform = agc.adaptive_grad_clip(0.1)
 
   def moved(g, w):
     updates, _ = transform.update([g], optax.EmptyState(), [w])
     return jnp.sum(updates[0] ** 2)
 
-  for g, w in ((jnp.zeros((2, 2)), jnp.zeros((2, 2))), (jnp.ones((2, 2)),) * 2):
+  zeros, ones = jnp.zeros((2, 2)), jnp.ones((2, 2))
+  # The last gradient's squares overflow.
+  for g, w in ((zeros, zeros), (ones, ones), (1e25 * ones, ones)):
     for grad in jax.grad(moved, (0, 1))(g, w):
       assert np.all(np.isfinite(grad))
 

@@ -254,7 +254,9 @@ def test_slices_share_all_runs_and_keep_what_belongs_together(tmp_path):
 
 
 def _digits_row(data_dir):
-  """Three runs of a few steps: one that ends, one after it, one that fails."""
+  """Runs of a few steps: one that ends, one after it, one that fails, and one
+  that cannot be made on eight devices, with one after it.
+  """
 
   def runs(scale, found):
     del scale, found
@@ -263,6 +265,8 @@ def _digits_row(data_dir):
       ('first', 0.1, None),
       ('then', 0.1, 'first'),
       ('bad', 1e12, None),
+      ('odd', 0.1, None),
+      ('after odd', 0.1, 'odd'),
     ):
       config = digits.get_config()
       config.model.depth = (1, 1, 1)
@@ -274,6 +278,8 @@ def _digits_row(data_dir):
       config.optimizer.learning_rate_per_256 = rate
       config.optimizer.clip = None
       config.max_loss = 20.0
+      if name == 'odd':
+        config.batch_size = 60
       labels = {'batch': name, 'net': 'NF', 'seed': 0}
       config.ema_decay = 0.99999 if name == 'first' else 0.0
       held_out = 'train[400:500]' if name == 'first' else None
@@ -322,6 +328,8 @@ def test_a_sweep_makes_what_is_missing_and_no_more(tmp_path, capsys):
   assert 0 <= found['first']['held_out_top_1'] <= 1
   assert found['first']['top_1'] == found['first']['report']['ema_eval_top_1']
   assert 'step' in found['bad']['message']
+  assert runner.refused.keys() == {'odd'}
+  assert '60 is not divisible by 8' in runner.refused['odd']
   written = (output / 'results.jsonl').read_text()
   assert runner.execute(row, 'small') == 0
   assert (output / 'results.jsonl').read_text() == written
@@ -335,7 +343,7 @@ def test_a_sweep_makes_what_is_missing_and_no_more(tmp_path, capsys):
   )
   assert config['init_from'].endswith(found['first']['workdir'])
   grouped, used, missing = report.points(row, 'small', found)
-  assert (len(grouped), len(used), missing) == (3, 3, 0)
+  assert (len(grouped), len(used), missing) == (3, 3, 2)
   assert str(grouped[2]) == '1 diverged'
 
 

@@ -20,6 +20,7 @@ import pathlib
 import sys
 import threading
 import time
+import traceback
 import zlib
 from collections.abc import Iterator, Mapping
 from concurrent import futures
@@ -38,7 +39,12 @@ _CIFAR10 = 'cifar10'
 
 
 class Sweep:
-  """Where runs are made, and by whom."""
+  """Where runs are made, and by whom.
+
+  Attributes:
+    refused: name of a run that this machine cannot make, to the reason, such as
+      more devices than images in a batch, or too little memory.
+  """
 
   def __init__(
     self,
@@ -62,14 +68,20 @@ class Sweep:
     self._data = dict(data)
     self._number, self._slices = part
     self._jobs = jobs
+    self.refused: dict[str, str] = {}
     name = f'-{part[0]}-of-{part[1]}' if part[1] > 1 else ''
     self._path = output / f'results{name}.jsonl'
 
   def missing(
     self, found: list[rows.Run], made: results.Results
   ) -> Iterator[rows.Run]:
-    """Yields the runs that have no result yet, or another config's."""
+    """Yields the runs that have no result yet, or another config's.
+
+    Left out is what was refused here, and what begins with it.
+    """
     for run in found:
+      if self.refused.keys() & {run.name, run.after}:
+        continue
       if rows.find(run, made) is None:
         yield run
 
@@ -86,7 +98,8 @@ class Sweep:
       scale: one of `rows.SCALES`.
 
     Returns:
-      How many runs are missing, which other slices have to make.
+      How many runs are missing, which other slices have to make. What cannot be
+      made here is in `refused` instead; what begins with it is in neither.
     """
     began, done = time.monotonic(), 0
     running: dict[futures.Future, rows.Run] = {}
@@ -107,8 +120,12 @@ class Sweep:
             running[workers.submit(self.make, run)] = run
         finished, _ = futures.wait(running, return_when=futures.FIRST_COMPLETED)
         for future in finished:
-          del running[future]
+          run = running.pop(future)
           result = future.result()
+          if result['status'] == 'refused':  # another machine may make it
+            self.refused[run.name] = result['message']
+            print(f'{row.name}: {run.name} cannot be made here', flush=True)
+            continue
           results.append(self._path, result)
           done += 1
           minutes = (time.monotonic() - began) / 60
@@ -145,7 +162,8 @@ class Sweep:
 
     Returns:
       The result. A run that diverges is a result too: its `status` is
-      'diverged', and `message` says at which step and how.
+      'diverged', and `message` says at which step and how. That of one that
+      this machine cannot make is 'refused'; the log has the whole error.
     """
     made = results.read(self._output)
     before = made[run.after] if run.after else None
@@ -184,8 +202,17 @@ class Sweep:
         'message': str(error).partition(';')[0],
         'top_1': None,
       }
+    except (ValueError, jax.errors.JaxRuntimeError) as error:
+      exhausted = 'RESOURCE_EXHAUSTED' in str(error)
+      if not exhausted and not isinstance(error, ValueError):
+        raise
+      with (self._output / 'log.txt').open('a') as log:
+        traceback.print_exception(error, file=log)
+      message = str(error).partition('\n')[0]
+      result |= {'status': 'refused', 'message': message, 'top_1': None}
+    finally:
+      jax.clear_caches()  # the next net is another one
     result['seconds'] = round(time.monotonic() - began, 1)
-    jax.clear_caches()  # the next net is another one
     return result
 
   def placed(self, run: rows.Run) -> config_dict.ConfigDict:
@@ -319,6 +346,13 @@ def main(argv: list[str] | None = None) -> None:
       f'{left} runs are left to other slices; what is chosen by their results '
       'is made by this command again'
     )
+  if sweep.refused:
+    why = [f'{name}: {reason}' for name, reason in sweep.refused.items()]
+    sys.exit(
+      '\n  '.join(['error: what cannot be made here:', *why])
+      + '\n`make report` draws the others'
+    )
+  if left:
     sys.exit(3)
 
 

@@ -121,12 +121,12 @@ def replica_spread(tree: chex.ArrayTree) -> float:
 
   Returns:
     The largest difference between two copies of any element, also of different
-    processes: 0 for replicas that are identical, NaN if an element is NaN
+    processes: 0 for replicas that are identical, NaN if an element is not finite
     somewhere. All processes get the same.
   """
   if jax.device_count() == 1:  # no other copy: it takes no compiled program
-    nans = (np.isnan(x).any() for x in jax.tree.leaves(jax.device_get(tree)))
-    return np.nan if any(nans) else 0.0
+    finite = (np.isfinite(x).all() for x in jax.tree.leaves(tree))
+    return 0.0 if all(finite) else np.nan
   return float(_spread(tree, np.zeros(jax.local_device_count(), np.int32)))
 
 

@@ -108,6 +108,16 @@ def test_spread_is_the_largest_difference(tree, device, error, expected):
   np.testing.assert_equal(spread, expected)
 
 
-def test_spread_of_nan_everywhere_is_nan():
-  copies = [np.array([1, np.nan], np.float32)] * DEVICES
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+def test_spread_of_what_is_nowhere_finite_is_nan(value):
+  copies = [np.array([1, value], np.float32)] * DEVICES
   assert np.isnan(parallel.replica_spread({'w': _from_copies(copies)}))
+
+
+def test_one_device_has_nothing_to_compare(monkeypatch):
+  monkeypatch.setattr(jax, 'device_count', lambda: 1)
+  state = {'w': jnp.ones((2, 2), jnp.bfloat16), 'step': jnp.array(3)}
+  assert parallel.replica_spread(state) == 0
+  for value in (jnp.nan, jnp.inf):
+    state['w'] = state['w'].at[1, 0].set(value)
+    assert np.isnan(parallel.replica_spread(state))
