@@ -121,8 +121,8 @@ def replica_spread(tree: chex.ArrayTree) -> float:
 
   Returns:
     The largest difference between two copies of any element, also of different
-    processes: 0 for replicas that are identical, NaN if an element is not finite
-    somewhere. All processes get the same.
+    processes: 0 for replicas that are identical, NaN if an element is infinite
+    or no number somewhere. All processes get the same.
   """
   if jax.device_count() == 1:  # no other copy: it takes no compiled program
     finite = (np.isfinite(x).all() for x in jax.tree.leaves(tree))
