@@ -20,7 +20,7 @@ data_dir = $(if $(DATA_DIR),--data_dir='$(DATA_DIR)')
 config_data_dir = $(if $(DATA_DIR),--config.data.data_dir='$(DATA_DIR)')
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-slow lint format bench bench-input \
+.PHONY: help install train test test-thorough test-slow lint format bench bench-input \
   bench-augment show-augment signal-plots tables prepare imagenet clean \
   $(VARIANTS:%=reproduce-%) $(VARIANTS:%=rehearse-%) reproduce report \
   $(CLAIMS:%=reproduce-%)
@@ -94,8 +94,13 @@ report: WORKDIR ?= runs/reproduce
 report: $(STAMP)  ## Draw every claim that has results, in report.html.
 	$(page)
 
+pytest = $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadfile
+
 test: $(STAMP)  ## Run the fast tests and the examples of the docstrings.
-	$(BIN)/python -m pytest -m 'not slow' --numprocesses=auto --maxprocesses=8 --dist=loadfile
+	$(pytest) -m 'not slow and not thorough'
+
+test-thorough: $(STAMP)  ## Run the tests that take several seconds each.
+	$(pytest) -m thorough tests
 
 test-slow: $(STAMP) $(TF_STAMP)  ## Run the slow tests.
 	NFNETS_TENSORFLOW_PYTHON=$(abspath $(TF_BIN)/python) $(BIN)/python -m pytest -m slow tests

@@ -29,6 +29,7 @@ def _tree(golden):
   return part
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('clipping', [0.01, 0.16])
 def test_golden(golden, clipping):
   part = _tree(golden)

@@ -166,6 +166,7 @@ def test_augmentation_bench_measures(tmp_path):
   assert min(figures['measured_share_percent']) > 0
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   'raw_per_image', [1, pytest.param(2, marks=pytest.mark.slow)]
 )
@@ -204,6 +205,7 @@ def unmixed(tmp_path):
   return path
 
 
+@pytest.mark.thorough
 def test_contact_sheet_without_mixing_shows_one_crop_each(tmp_path, unmixed):
   output = tmp_path / 'sheet.png'
   command(
@@ -276,6 +278,7 @@ np.testing.assert_array_equal(key, expected)
 """
 
 
+@pytest.mark.thorough
 def test_contact_sheet_draws_with_the_key_of_the_first_step():
   done = run_python('-c', FIRST_STEP)
   assert done.returncode == 0, done.stderr

@@ -86,6 +86,7 @@ def test_unknown_variant_lists_the_known():
     nfnet_imagenet.get_config('F9')
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   'config',
   [

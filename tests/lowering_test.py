@@ -5,7 +5,10 @@ import os
 import subprocess
 import sys
 
+import pytest
 
+
+@pytest.mark.slow
 def test_lowering_bench(tmp_path):
   output = tmp_path / 'figures.json'
   done = subprocess.run(

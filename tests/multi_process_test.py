@@ -229,6 +229,7 @@ print('all is well')
 """
 
 
+@pytest.mark.thorough
 def test_two_processes_share_sums_checkpoints_and_refusals(tmp_path):
   address = f'localhost:{free_port()}'
   arguments = [

@@ -56,6 +56,7 @@ def drawing(tmp_path):
   return path
 
 
+@pytest.mark.thorough
 def test_probabilities_are_those_of_the_evaluation(photographs, tiny):
   """From the files on, through the loader of the evaluation."""
   found = {
@@ -94,6 +95,7 @@ def _as_split(folder):
   return root
 
 
+@pytest.mark.thorough
 def test_command_on_photographs(photographs, capsys):
   argv = ['--model=nfnet_tiny', '--weights=random', '--batch=4', '--json']
   predict.main([*argv, '--top=3', str(photographs)])
@@ -108,6 +110,7 @@ def test_command_on_photographs(photographs, capsys):
     assert all(names[x['class']] == x['name'] for x in line['top'])
 
 
+@pytest.mark.thorough
 def test_command_prints_a_table(drawing, weight_file, tmp_path, capsys):
   classes = tmp_path / 'classes.txt'
   classes.write_text('\n'.join(f'digit {i}' for i in range(10)))
@@ -164,6 +167,7 @@ def test_bad_arguments(argv, message, drawing, weight_file, tmp_path):
     predict.main(argv)
 
 
+@pytest.mark.thorough
 def test_convert_there_and_back(weight_file, tiny, tmp_path, capsys):
   chain = [
     ('timm.safetensors', 'timm'),
@@ -190,6 +194,7 @@ def test_convert_there_and_back(weight_file, tiny, tmp_path, capsys):
     convert.main([str(weight_file), str(target)])
 
 
+@pytest.mark.thorough
 def test_exported_program_runs_without_haiku(weight_file, tiny, tmp_path):
   images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
   expected = np.asarray(jax.jit(predict.create_forward(tiny))(images))

@@ -70,6 +70,7 @@ def _parse_config(arguments, monkeypatch):
   variants.get(values.config.model.name)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('code', _blocks('README.md', 'python'))
 def test_python_runs(code):
   exec(compile(code, 'README.md', 'exec'), {})

@@ -91,6 +91,7 @@ def test_report_says_what_is_missing():
   assert _rows(page)['top-1, moving average'] == '84.67 % | -'
 
 
+@pytest.mark.thorough
 def test_missing_data_end_with_the_remedy(tmp_path):
   done = _run(
     '--config=experiments/nfnet_imagenet.py:F1',

@@ -113,6 +113,7 @@ def batch_of(config, devices=8):
   )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   'family',
   [
@@ -191,6 +192,7 @@ def test_shared_statistics_make_devices_one():
   assert float(results[None, 8][1]) != pytest.approx(float(norm), rel=1e-2)
 
 
+@pytest.mark.thorough
 def test_micro_batches_hand_on_the_statistics():
   config = shrunk('resnet')
   step, state = step_of(config, devices=1, micro_batches=4)

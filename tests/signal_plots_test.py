@@ -97,6 +97,7 @@ def test_first_relu_after_max_pooling_cuts_little_off(noise):
   assert moment[1] / moment[0] == pytest.approx(4, rel=0.35)
 
 
+@pytest.mark.thorough
 def test_batch_normalised_net_grows_linearly_and_is_reset(noise):
   net = signal_plots.Net(
     '',
@@ -183,6 +184,7 @@ def _run(*args):
   )
 
 
+@pytest.mark.thorough
 def test_a_folder_without_photographs_is_an_error(tmp_path):
   done = _run(f'--photos={tmp_path}', f'--output_dir={tmp_path / "out"}')
   assert done.returncode == 1

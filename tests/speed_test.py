@@ -12,6 +12,7 @@ def _tiny():
   return speed.recipe('nfnet_tiny', 'float32')
 
 
+@pytest.mark.thorough
 def test_released_formulation_computes_the_same():
   ours = speed.programs(_tiny(), 2, 16, ['gradient'])['gradient'].run()
   with released.formulation():

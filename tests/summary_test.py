@@ -70,6 +70,7 @@ def test_config_is_that_of_the_paper():
       assert value == paper[field]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   ('image_size', 'compute_dtype', 'remat'),
   [(32, 'bfloat16', None), (48, 'float32', 'block')],
@@ -164,6 +165,7 @@ def test_unknown_precision_is_refused_with_the_known_ones(capsys):
   assert 'bfloat16' in printed and 'float32' in printed
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   'name', ['nfnet_tiny', 'nf_resnet50', 'nf_regnet_b0', 'efficientnet_b0']
 )

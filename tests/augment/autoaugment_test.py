@@ -57,6 +57,7 @@ def test_strengths_belong_to_their_operations():
   assert ('Posterize', 2.0) in found
 
 
+@pytest.mark.thorough
 def test_does_not_depend_on_how_a_batch_is_split():
   images = np.random.default_rng(0).integers(0, 256, (8, 24, 32, 3), np.uint8)
   images = jnp.asarray(images, jnp.float32)

@@ -97,6 +97,7 @@ def test_layers_apply_one_after_the_other():
   np.testing.assert_array_equal(result, images)
 
 
+@pytest.mark.thorough
 def test_lengths_in_pixels_follow_the_size_they_are_for():
   """One layer of a policy for another size is that policy's own operations."""
   keys, images = _keys(64), _images(64)

@@ -122,6 +122,7 @@ WORKERS = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('workers', WORKERS)
 def test_resuming_equals_going_straight_through(workers):
   straight = take(train(indices(23), 4, num_workers=2), 15)
@@ -251,6 +252,7 @@ def test_batches_of_a_real_data_set(digits_dir):
   np.testing.assert_array_equal(images[360:], images[:40])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('worker_type', ['threads', 'processes'])
 def test_unreadable_example_is_named(worker_type):
   kwargs = {'worker_type': worker_type, 'num_workers': 2}
@@ -360,6 +362,7 @@ if __name__ == '__main__':
 """
 
 
+@pytest.mark.thorough
 def test_workers_do_not_outlive_a_killed_program(tmp_path):
   path = tmp_path / 'killed.py'
   path.write_text(_KILLED)

@@ -162,6 +162,7 @@ def _step(remat):
   return jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(params)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   'remat', ['block', pytest.param('stage', marks=pytest.mark.slow)]
 )

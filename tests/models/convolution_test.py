@@ -51,6 +51,7 @@ def _pullback(conv, x, w, cotangent):
 
 
 # Depthwise, two channels out for each in, and more groups than convolutions.
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   ('groups', 'channels_in', 'channels_out', 'size', 'stride'),
   [
@@ -90,6 +91,7 @@ def test_many_groups_equal_the_plain_convolution(
   assert cost.count_macs(ours, x, w) == cost.count_macs(plain, x, w)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(('groups', 'channels'), [(8, 8), (20, 40)])
 def test_many_groups_in_loops_maps_and_float64(groups, channels):
   xs = _normal(0, (2, 3, 7, 6, channels))

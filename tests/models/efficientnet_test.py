@@ -81,6 +81,7 @@ def test_macs_of_b0_are_the_published():
   assert macs / 1e9 == pytest.approx(0.39, abs=0.005)
 
 
+@pytest.mark.thorough
 def test_initialisation():
   net = _transform(**{**SMALL, 'width': (8, 256), 'final_width': 512})
   params, state = net.init(jax.random.key(0), reference.image(1, 16))

@@ -57,6 +57,7 @@ def test_b0_shapes(golden):
   } == expected
 
 
+@pytest.mark.thorough
 def test_b0_logits(golden):
   net = hk.transform(lambda x: models.create('nf_regnet_b0')(x, False))
   params = reference.fill_tree(_shapes('nf_regnet_b0'))

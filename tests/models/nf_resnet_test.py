@@ -46,6 +46,7 @@ def test_nf_resnet50_shapes(golden):
   } == expected
 
 
+@pytest.mark.thorough
 def test_nf_resnet50_logits(golden):
   net = _jit(hk.transform(lambda x: models.create('nf_resnet50')(x, False)))
   params = reference.fill_tree(_shapes('nf_resnet50'))
@@ -89,6 +90,7 @@ def test_branch_has_unit_variance_for_the_variance_that_beta_predicts(beta):
   np.testing.assert_array_equal(out, x)  # SkipInit starts at zero
 
 
+@pytest.mark.thorough
 def test_stream_has_the_variance_that_beta_predicts():
   """On noise, with SkipInit gains of one, through a strided transition."""
   betas = []

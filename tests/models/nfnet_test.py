@@ -61,6 +61,7 @@ def f0():
   return {'logits': logits, 'loss': loss, 'grads': grads, 'params': params}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('name', NFNETS)
 def test_parameters_and_macs_are_the_released(name, golden):
   families = json.loads((golden / 'families.json').read_text())
@@ -83,6 +84,7 @@ def test_f0_shapes(golden):
   } == expected
 
 
+@pytest.mark.thorough
 def test_f0_logits(f0, golden):
   expected = np.load(golden / 'logits.npz')['NFNet/F0@64']
   assert reference.relative_error(f0['logits'], expected) <= 2e-5
@@ -146,6 +148,7 @@ def test_branch_has_unit_variance_for_the_variance_that_beta_predicts(beta):
   np.testing.assert_array_equal(out, x)  # SkipInit starts at zero
 
 
+@pytest.mark.thorough
 def test_stream_grows_by_alpha_squared_a_block():
   """A stage of width 256 with SkipInit gains of one, on noise."""
 
@@ -210,6 +213,7 @@ def test_stochastic_depth_grows_linearly_from_zero():
   np.testing.assert_allclose(rates, 0.25 * np.arange(12) / 12)
 
 
+@pytest.mark.thorough
 def test_metrics_are_the_statistics_of_the_signal():
   net = _transform('nfnet_tiny', num_classes=10)
   images = reference.image(2, 16)
@@ -229,6 +233,7 @@ def test_metrics_are_the_statistics_of_the_signal():
   np.testing.assert_allclose(outputs['logits'], plain['logits'], atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_bfloat16_computes_with_float32_parameters():
   net = _transform('nfnet_tiny', is_training=True, num_classes=10)
   images = reference.image(4, 16)
@@ -244,6 +249,7 @@ def test_bfloat16_computes_with_float32_parameters():
   assert np.abs(half - exact).max() > 0
 
 
+@pytest.mark.thorough
 def test_dropout_acts_on_the_pooled_features_only_in_training():
   images = reference.image(2, 16)
   net = _transform(

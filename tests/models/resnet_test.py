@@ -104,6 +104,7 @@ def test_senet_has_a_gate_in_each_block():
   )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('gate', [0.0, 1.0])
 def test_the_gate_multiplies_the_branch(gate):
   net, images = _small(use_se=True), reference.image(2, 32)
@@ -188,6 +189,7 @@ def test_statistics_are_of_all_devices_or_of_each(axis):
     np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('norm', ['batch', None])
 def test_normalisation_keeps_branches_from_doubling(norm):
   net = _small(

@@ -27,6 +27,7 @@ def said(monkeypatch):
   return lines
 
 
+@pytest.mark.thorough
 def test_average_of_a_run(trained, tmp_path):
   config, folder, report = trained
   found = train.load_average(folder)
@@ -48,6 +49,7 @@ def test_average_of_a_run(trained, tmp_path):
   assert not (tmp_path / 'none').exists()
 
 
+@pytest.mark.thorough
 def test_other_classes_get_a_new_head(trained, make_config, tmp_path, said):
   _, folder, _ = trained
   changes = {**HALF, 'data.classes': '5-8', 'init_from': str(folder)}

@@ -72,6 +72,7 @@ def _flat(tree):
   return np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   'micro_batches', [pytest.param(1, marks=pytest.mark.slow), 2]
 )

@@ -79,6 +79,7 @@ def trained(make_config):
   }
 
 
+@pytest.mark.thorough
 def test_metrics_do_not_depend_on_the_devices(trained):
   for eight, one in trained['metrics']:
     assert eight.keys() == {
@@ -348,6 +349,7 @@ def test_without_mixing_images_are_normalised_and_labels_one_hot(make_config):
   np.testing.assert_array_equal(labels, np.eye(10)[batch['label']])
 
 
+@pytest.mark.thorough
 def test_bfloat16_computes_but_does_not_remember(make_config, trained):
   _, step, start = _create(make_config(1, {'compute_dtype': 'bfloat16'}))
   state, metrics = parallel.parallel_train_step(step)(
@@ -374,6 +376,7 @@ def _dtypes(variables):
   return {variable.aval.dtype for variable in variables}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('micro_batches', [1, 4])
 def test_bfloat16_is_for_products_and_float32_for_sums(
   make_config, micro_batches

@@ -92,6 +92,7 @@ def test_state_and_overrides_come_back(tmp_path, ending):
     weights.load(path)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('name', ['nfnet_tiny', 'nf_regnet_b0', 'nf_resnet50'])
 def test_to_timm_and_back(tmp_path, name):
   from nfnets_jax.weights import timm
@@ -296,6 +297,7 @@ def lying(path):
     np.lib.format.write_array_header_1_0(file, header)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   ('make_file', 'message'),
   [(bomb, '0 blocks'), (lying, 'and its header says 4000000000128')],

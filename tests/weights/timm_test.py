@@ -76,6 +76,7 @@ def test_there_and_back(tensors):
     np.testing.assert_array_equal(back[key], x, err_msg=key)
 
 
+@pytest.mark.thorough
 def test_back_and_there(small):
   params, state = small
   tensors = timm.to_timm(params, state, 'efficientnet_b0', **SMALL)
@@ -151,6 +152,7 @@ def _normalizer_free(golden, name):
   return {k: _fill_normalizer_free(k, tuple(s)) for k, s in shapes.items()}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('name', NETS)
 def test_normalizer_free_logits_are_those_of_timm(golden, name):
   theirs, tolerance = NETS[name]
