@@ -11,6 +11,7 @@ import pathlib
 import statistics
 import time
 from collections.abc import Callable
+from concurrent import futures
 from typing import Any
 
 from experiments.benchmarks import speed
@@ -54,51 +55,69 @@ def execute(
     models: variants.
     image_size: in pixels; None is each net's own for training.
   """
+  made = results.read(output)
+  missing = [x for x in models if name_of(scale, x) not in made]
   reference: Callable[[], Any] | None = None
-  for number, model in enumerate(models, start=1):
-    name = name_of(scale, model)
-    if name in results.read(output):
-      continue
-    print(f'latency: net {number} of {len(models)}, {model}', flush=True)
+  # Two at a time: one compilation leaves part of two cores idle.
+  for start in range(0, len(missing), 2):
+    pair = missing[start : start + 2]
+    print(
+      f'latency: {" and ".join(pair)}, nets {start + 1} to '
+      f'{start + len(pair)} of {len(missing)}',
+      flush=True,
+    )
     began = time.monotonic()
-    batch, variant = _BATCH[scale], variants.get(model)
-    params, macs = summary.count(model, variant.test_size)
-    result: dict[str, Any] = {
-      'name': name,
-      'labels': {'model': model, 'batch': batch},
-      'params': params,
-      'gmacs_test': macs / 1e9,
-      'size': image_size or variant.train_size,
-      'status': 'finished',
-    }
-    program = _program(model, scale, image_size)
-    limit = memory.device_memory()
-    if program.memory > memory.USABLE * limit:
-      result |= {
-        'status': 'too large',
-        'message': f'needs {program.memory / 1e9:.0f} GB of {limit / 1e9:.0f}',
-      }
-    else:
-      if reference is None:
-        reference = (
-          program.run
-          if model == REFERENCE
-          else _program(REFERENCE, scale, image_size).run
-        )
-        reference()  # warms up
-      result |= _time_both(program.run, reference, _ROUNDS[scale])
-    result |= {
-      'compile_seconds': round(program.compile_seconds, 1),
-      'memory': program.memory,
-      'seconds': round(time.monotonic() - began, 1),
-    }
-    results.append(output / 'results.jsonl', result)
-    if 'step_seconds' in result:
-      print(
-        f'  {statistics.median(result["step_seconds"]):.2f} s, '
-        f'{statistics.median(result["ratios"]):.2f} of {REFERENCE}',
-        flush=True,
+    with futures.ThreadPoolExecutor() as pool:
+      programs = list(
+        pool.map(lambda model: _program(model, scale, image_size), pair)
       )
+    if reference is None:
+      reference = (
+        programs[pair.index(REFERENCE)]
+        if REFERENCE in pair
+        else _program(REFERENCE, scale, image_size)
+      ).run
+      reference()  # warms up
+    shared = (time.monotonic() - began) / len(pair)
+    for model, program in zip(pair, programs, strict=True):
+      began = time.monotonic()
+      result = _measured(model, program, reference, scale, image_size)
+      seconds = shared + time.monotonic() - began
+      result['seconds'] = round(seconds, 1)
+      results.append(output / 'results.jsonl', result)
+
+
+def _measured(
+  model: str,
+  program: speed.Program,
+  reference: Callable[[], Any],
+  scale: str,
+  image_size: int | None,
+) -> dict[str, Any]:
+  """Returns a net's result, but for its own time."""
+  variant = variants.get(model)
+  params, macs = summary.count(model, variant.test_size)
+  result: dict[str, Any] = {
+    'name': name_of(scale, model),
+    'labels': {'model': model, 'batch': _BATCH[scale]},
+    'params': params,
+    'gmacs_test': macs / 1e9,
+    'size': image_size or variant.train_size,
+    'status': 'finished',
+    'compile_seconds': round(program.compile_seconds, 1),
+    'memory': program.memory,
+  }
+  limit = memory.device_memory()
+  if program.memory > memory.USABLE * limit:
+    message = f'needs {program.memory / 1e9:.0f} GB of {limit / 1e9:.0f}'
+    return result | {'status': 'too large', 'message': message}
+  result |= _time_both(program.run, reference, _ROUNDS[scale])
+  print(
+    f'  {model}: {statistics.median(result["step_seconds"]):.2f} s, '
+    f'{statistics.median(result["ratios"]):.2f} of {REFERENCE}',
+    flush=True,
+  )
+  return result
 
 
 def _program(model: str, scale: str, image_size: int | None) -> speed.Program:
