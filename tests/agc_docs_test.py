@@ -13,6 +13,7 @@ TEXT = (pathlib.Path(__file__).parents[1] / 'docs' / 'agc.md').read_text()
 BLOCKS = re.findall(r'^```python\n(.*?)^```', TEXT, re.M | re.S)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('code', BLOCKS)
 def test_recipes_run(code, monkeypatch):
   clipped = {}

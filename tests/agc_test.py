@@ -40,6 +40,7 @@ def test_golden(golden, clipping):
     assert reference.relative_error(leaf, expected[name]) <= 1e-6, name
 
 
+@pytest.mark.thorough
 def test_equals_optax_bit_for_bit(golden):
   part = _tree(golden)
   params, grads = part('param/'), part('grad/')

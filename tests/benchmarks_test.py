@@ -223,6 +223,7 @@ def test_contact_sheet_without_mixing_shows_one_crop_each(tmp_path, unmixed):
     assert (pixels[below, left + 32 : left + 64] == 255).all()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   ('args', 'message'),
   [

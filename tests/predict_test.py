@@ -215,6 +215,7 @@ def test_exported_program_runs_without_haiku(weight_file, tiny, tmp_path):
   np.testing.assert_allclose(np.load(out), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_folded_forward_is_the_plain_one(tiny):
   images = np.random.default_rng(1).integers(0, 256, (2, 32, 32, 3), np.uint8)
   net = hk.transform(lambda x: models.create('nfnet_tiny', 10)(x, False))

@@ -51,6 +51,7 @@ def test_normaliser_free_net_grows_as_predicted(noise):
   assert (np.diff(measured.variance)[1:] > 0.02).all()
 
 
+@pytest.mark.thorough
 def test_pooled_shortcut_quarters_noise_but_not_pixels_that_agree(noise):
   net = signal_plots.Net(
     '',

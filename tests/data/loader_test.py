@@ -173,6 +173,7 @@ def test_large_batches_are_made_in_chunks():
     assert_equal(take(batches, 3), take(alone, 3))
 
 
+@pytest.mark.thorough
 def test_closing_ends_the_processes():
   before = set(psutil.Process().children(recursive=True))
   batches = train(indices(23), 4, num_workers=2, worker_type='processes')
@@ -381,6 +382,7 @@ def test_workers_do_not_outlive_a_killed_program(tmp_path):
   assert not any(map(psutil.pid_exists, pids))
 
 
+@pytest.mark.thorough
 def test_a_killed_worker_ends_the_stream():
   batches = train(indices(23), 4, num_workers=2, worker_type='processes')
   next(batches)

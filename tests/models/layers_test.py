@@ -235,6 +235,7 @@ def test_folded_weights_compute_the_same():
   assert 'gain' in params['first']  # which is left as it was
 
 
+@pytest.mark.thorough
 def test_gradients_go_through_folding():
   net, params, x = _two_convolutions()
 

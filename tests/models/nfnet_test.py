@@ -90,6 +90,7 @@ def test_f0_logits(f0, golden):
   assert reference.relative_error(f0['logits'], expected) <= 2e-5
 
 
+@pytest.mark.thorough
 def test_f0_gradients(f0, golden):
   expected = json.loads((golden / 'nfnet_f0_grads.json').read_text())
   assert float(f0['loss']) == pytest.approx(expected['loss'], rel=1e-5)
@@ -105,6 +106,7 @@ def test_f0_gradients(f0, golden):
     assert norms[module] == pytest.approx(leaves, rel=1e-4)
 
 
+@pytest.mark.thorough
 def test_f4plus_of_the_paper_is_an_override_away():
   shapes, macs = _trace('nfnet_f4plus', 512, group_width=(192, 128, 128, 128))
   millions = sum(x.size for x in jax.tree.leaves(shapes)) / 1e6
@@ -341,6 +343,7 @@ def test_remat_is_no_part_of_a_variant():
   assert 'remat' not in models.arguments('nfnet_f0')
 
 
+@pytest.mark.thorough
 def test_initialisation():
   net = _transform('nfnet_tiny')
   params = net.init(jax.random.key(0), reference.image(1, 16))

@@ -9,6 +9,9 @@ import pytest
 from nfnets_jax import weights
 from nfnets_jax.training import progress, train, workdir
 
+# Its runs take minutes together.
+pytestmark = pytest.mark.thorough
+
 HALF = {'data.train_split': 'train', 'batch_size': 32, 'eval_batch_size': 64}
 
 
@@ -27,7 +30,6 @@ def said(monkeypatch):
   return lines
 
 
-@pytest.mark.thorough
 def test_average_of_a_run(trained, tmp_path):
   config, folder, report = trained
   found = train.load_average(folder)
@@ -49,7 +51,6 @@ def test_average_of_a_run(trained, tmp_path):
   assert not (tmp_path / 'none').exists()
 
 
-@pytest.mark.thorough
 def test_other_classes_get_a_new_head(trained, make_config, tmp_path, said):
   _, folder, _ = trained
   changes = {**HALF, 'data.classes': '5-8', 'init_from': str(folder)}

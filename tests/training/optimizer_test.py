@@ -165,6 +165,7 @@ def test_everything_is_clipped_if_nothing_is_left_out(f0):
   assert len(_marked(marks, True)) == len(jax.tree.leaves(f0))
 
 
+@pytest.mark.thorough
 def test_what_is_left_out_is_an_expression():
   params = jax.tree.map(jnp.float32, _random_tree(0))
   grads = jax.tree.map(lambda x: jnp.float32(1e3 * x), _random_tree(1))
@@ -526,6 +527,7 @@ def test_a_gradient_that_is_not_finite_is_left_out():
   jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
+@pytest.mark.thorough
 def test_global_norm_is_that_of_all_elements():
   keys = jax.random.split(jax.random.key(0), 4)
   shapes = [(), (5,), (6, 7), (3, 3, 4, 5)]

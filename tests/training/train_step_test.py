@@ -245,6 +245,7 @@ def test_share_that_cannot_be_split(make_config):
     _on_one_device(step).lower(state, batch)
 
 
+@pytest.mark.thorough
 def test_state_of_the_network_goes_through_the_micro_batches(make_config):
   """A net that counts its calls."""
 
@@ -300,6 +301,7 @@ def test_forgotten_mean_is_seen(make_config):
   assert parallel.replica_spread(state.step) == 0
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('raw_per_image', [1, 2])
 def test_augmentation_does_not_depend_on_the_split(make_config, raw_per_image):
   changes = {'augment.raw_per_image': raw_per_image}

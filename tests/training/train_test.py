@@ -20,6 +20,9 @@ from nfnets_jax.training import (
 )
 from nfnets_jax.training import optimizer as optimizers
 
+# Its runs take minutes together.
+pytestmark = pytest.mark.thorough
+
 STEPS = 40
 RUN = {
   'log_every_steps': 4,
@@ -58,7 +61,6 @@ def _restore(config, workdir):
     checkpoints.close()
 
 
-@pytest.mark.thorough
 def test_run_leaves_its_files(config, straight):
   workdir, report = straight
   assert {path.name for path in workdir.iterdir()} == {
@@ -174,7 +176,6 @@ class _Interruption:
       raise KeyboardInterrupt
 
 
-@pytest.mark.thorough
 def test_resumed_equals_straight_through(
   config, straight, tmp_path, monkeypatch, capsys
 ):
@@ -223,7 +224,6 @@ def test_run_killed_before_its_report_is_reported(config, straight, copy):
   assert metrics.read(copy) == metrics.read(straight[0])
 
 
-@pytest.mark.thorough
 def test_another_config_is_refused_or_taken_on(
   make_config, config, straight, copy
 ):
@@ -253,7 +253,6 @@ def test_checkpoint_is_evaluated_as_in_the_run(config, straight):
   assert results['eval_count'] == 360
 
 
-@pytest.mark.thorough
 def test_divergence_names_the_step_and_the_last_good_checkpoint(
   make_config, tmp_path
 ):
@@ -272,7 +271,6 @@ def test_divergence_names_the_step_and_the_last_good_checkpoint(
   assert not (tmp_path / 'report.json').exists()
 
 
-@pytest.mark.thorough
 def test_too_many_steps_left_out_stop_the_run(make_config, tmp_path):
   changes = {
     'optimizer.clip': None,

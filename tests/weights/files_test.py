@@ -112,6 +112,7 @@ def test_to_timm_and_back(tmp_path, name):
     np.testing.assert_allclose(back[key], x, rtol=2e-7, err_msg=key)
 
 
+@pytest.mark.thorough
 def test_folded_is_plain_convolutions(tmp_path, tiny):
   path = tmp_path / 'folded.npz'
   weights.write(path, tiny, folded=True)
