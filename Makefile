@@ -20,8 +20,8 @@ data_dir = $(if $(DATA_DIR),--data_dir='$(DATA_DIR)')
 config_data_dir = $(if $(DATA_DIR),--config.data.data_dir='$(DATA_DIR)')
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-thorough test-slow lint format bench bench-input \
-  bench-augment show-augment signal-plots tables prepare imagenet clean \
+.PHONY: help install train test test-thorough test-slow lint format bench \
+  bench-input bench-augment show-augment signal-plots tables prepare imagenet clean \
   $(VARIANTS:%=reproduce-%) $(VARIANTS:%=rehearse-%) reproduce report \
   $(CLAIMS:%=reproduce-%)
 
