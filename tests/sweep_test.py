@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from experiments import base, digits
+from experiments.benchmarks import speed
 from experiments.reproduce import latency, paper, report, results, rows, sweep
 from nfnets_jax.data import prepare
 from nfnets_jax.models import variants
@@ -403,6 +404,27 @@ def test_latency_is_counted_timed_and_not_repeated(tmp_path, capsys):
   capsys.readouterr()
   latency.execute(tmp_path, 'small', small, image_size=32)
   assert capsys.readouterr().out == ''
+
+
+@pytest.mark.parametrize('large', ['resnet50', latency.REFERENCE])
+def test_what_does_not_fit_is_counted_but_not_run(large):
+  def program(model):
+    needed = 10**15 if model == large else 1
+    return speed.Program(
+      run=pytest.fail,
+      compile_seconds=1.0,
+      temporaries=0,
+      memory=needed,
+      hlo=str,
+    )
+
+  result = latency._measured(
+    'resnet50', program('resnet50'), program(latency.REFERENCE), 'small', None
+  )
+  assert result['status'] == 'too large'
+  assert result['message'].startswith(f'{large} needs 1000000 GB of ')
+  assert round(result['params'] / 1e6, 2) == 25.55
+  assert 'ratios' not in result
 
 
 def test_what_cannot_be_is_refused(tmp_path, capsys):

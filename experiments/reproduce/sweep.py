@@ -203,8 +203,8 @@ class Sweep:
         'top_1': None,
       }
     except (ValueError, jax.errors.JaxRuntimeError) as error:
-      exhausted = 'RESOURCE_EXHAUSTED' in str(error)
-      if not exhausted and not isinstance(error, ValueError):
+      config_is_refused = isinstance(error, ValueError)
+      if not config_is_refused and 'RESOURCE_EXHAUSTED' not in str(error):
         raise
       with (self._output / 'log.txt').open('a') as log:
         traceback.print_exception(error, file=log)
