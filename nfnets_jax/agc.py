@@ -369,7 +369,7 @@ def summarize(
         tuple(param.shape),
         ratio.size,
         float(np.median(ratio)),
-        float(ratio.max()),
+        float(np.max(ratio)),
       )
     )
   rows.sort(key=lambda row: -row.largest)
