@@ -12,6 +12,7 @@ one before it is used.
 """
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
@@ -35,6 +36,8 @@ from nfnets_jax.training import (
 
 # Parts of a checkpoint, each a folder.
 _STATE, _LOADER, _FINGERPRINT = 'state', 'loader', 'fingerprint'
+# Elements of an array whose sum takes less time than a program for its shape.
+_SMALL = 1 << 16
 
 
 class DamagedError(Exception):
@@ -350,27 +353,36 @@ def fingerprint_of(state: Any, loader_state: dict[str, Any]) -> str:
   """
   # One copy is enough, and of one process alone.
   copy = jax.tree.map(parallel.local_copy, state)
-  sums = jax.device_get([_sum_of_bits(x) for x in jax.tree.leaves(copy)])
+  sums = [
+    _compiled_sum_of_bits(x) if x.size > _SMALL else _sum_of_bits(np.asarray(x))
+    for x in jax.tree.leaves(copy)
+  ]
+  sums = jax.device_get(sums)
   return _digest([_shapes(state), [int(x) for x in sums], loader_state])
 
 
-@jax.jit
-def _sum_of_bits(x: jax.Array) -> jax.Array:
-  """Sums a scrambled value for each element and its place, modulo 2^32."""
-  if x.dtype == jnp.bool_:
-    x = x.astype(jnp.uint8)
-  bits = jax.lax.bitcast_convert_type(x, f'uint{8 * x.dtype.itemsize}')
-  bits = bits.astype(jnp.uint32).ravel()
-  places = jax.lax.iota(jnp.uint32, bits.size)
-  return jnp.sum(_scramble(bits + _scramble(places)), dtype=jnp.uint32)
+def _sum_of_bits(x: Any, xp: Any = np) -> Any:
+  """Sums a scrambled value for each element and its place, modulo 2^32.
+
+  With `xp` jax.numpy instead of numpy the sum is the same.
+  """
+  if x.dtype == np.bool_:
+    x = x.astype(np.uint8)
+  bits = x.ravel().view(f'uint{8 * x.dtype.itemsize}').astype(np.uint32)
+  places = xp.arange(bits.size, dtype=np.uint32)
+  return xp.sum(_scramble(bits + _scramble(places)), dtype=np.uint32)
 
 
-def _scramble(x: jax.Array) -> jax.Array:
+# Where it is, and in one pass; each shape takes its time to compile.
+_compiled_sum_of_bits = jax.jit(functools.partial(_sum_of_bits, xp=jnp))
+
+
+def _scramble(x: Any) -> Any:
   """Maps numbers of 32 bits one to one, so that each bit moves half of them."""
   # Odd factors and shifts to the right can both be undone: nothing is lost.
   for factor in (0x7FEB352D, 0x846CA68B):
-    x = (x ^ (x >> jnp.uint32(16))) * jnp.uint32(factor)
-  return x ^ (x >> jnp.uint32(15))
+    x = (x ^ (x >> np.uint32(16))) * np.uint32(factor)
+  return x ^ (x >> np.uint32(15))
 
 
 def _digest(value: Any) -> str:

@@ -292,7 +292,7 @@ def evaluate_checkpoint(
   test_set = _load_split(config, config.data.test_split)
   net = create_net(config, test_set.num_classes)
   optimizer = optimizers.create_optimizer(config.optimizer, lambda step: 0.0)
-  state = steps.init_state(net, optimizer, config.seed, config.data.image_size)
+  size = config.data.image_size
   if config.init_from is not None:
     found = initial_weights(config)
     if found.num_classes != test_set.num_classes:
@@ -300,12 +300,14 @@ def evaluate_checkpoint(
         f'init_from holds weights for {found.num_classes} classes, and '
         f'{config.data.name} has {test_set.num_classes}; train first'
       )
+    state = steps.init_state(net, optimizer, config.seed, size)
     state = init_from.merge(state, found, test_set.num_classes)
     state = parallel.replicate(state)
   else:
+    shapes = steps.state_shapes(net, optimizer, size)  # nothing is drawn
     checkpoints = checkpoint.Checkpointer(directory, config.keep_checkpoints)
     with contextlib.closing(checkpoints):
-      state, _ = checkpoints.restore(parallel.replicate(state))
+      state, _ = checkpoints.restore(shapes)
   eval_step = create_eval_step(
     net, config, count_micro_batches(config, optimizer, test_set.num_classes)
   )

@@ -320,6 +320,21 @@ def test_fingerprint_changes_with_every_bit(x):
   assert checkpoint.fingerprint_of({'x': x}, {'next_index': 0}) != mark
 
 
+def test_fingerprint_is_the_same_where_the_sums_are_compiled(monkeypatch):
+  """Those of small arrays are numpy's, which must not tell them apart."""
+  state = [
+    *jax.tree.leaves(_state()),
+    np.array(True),
+    jnp.ones((5, 3), jnp.bfloat16),
+    np.zeros((0, 3), np.float32),
+    np.linspace(-1, 1, 35, dtype=np.float32).reshape(5, 7).T,
+    np.full(9, 2**32 - 1, np.uint32),
+  ]
+  mark = checkpoint.fingerprint_of(state, {})
+  monkeypatch.setattr(checkpoint, '_SMALL', -1)
+  assert checkpoint.fingerprint_of(state, {}) == mark
+
+
 def test_fingerprint_changes_when_elements_change_places():
   x = np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32)
   marks = {
