@@ -100,7 +100,7 @@ test: $(STAMP)  ## Run the fast tests and the examples of the docstrings.
 	$(pytest) -m 'not slow and not thorough'
 
 test-thorough: $(STAMP)  ## Run the tests that take several seconds each.
-	$(pytest) -m thorough tests
+	$(pytest) -m 'thorough and not slow' tests
 
 test-slow: $(STAMP) $(TF_STAMP)  ## Run the slow tests.
 	NFNETS_TENSORFLOW_PYTHON=$(abspath $(TF_BIN)/python) $(BIN)/python -m pytest -m slow tests

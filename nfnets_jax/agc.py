@@ -502,8 +502,7 @@ def _scaled_norm(
   x: jax.Array, total: jax.Array, axes: tuple[int, ...], axis_name: Any
 ) -> tuple[jax.Array, jax.Array]:
   """For each unit a power of two s, 1 unless `total` is infinite, and ‖s·x‖."""
-  # A norm whose square overflows neither does so any more, so scaled, nor
-  # vanishes.
+  # So scaled, the squares of such a unit neither overflow nor vanish.
   small = np.asarray(2.0 ** (-5 * jnp.finfo(x.dtype).maxexp // 8), x.dtype)
   scale = jnp.where(jnp.isinf(total), small, small.dtype.type(1))
   return scale, _sqrt(_sum_of_squares(x * scale, axes, axis_name))

@@ -75,7 +75,7 @@ def test_layouts_by_the_number_of_axes():
     clip(g, w, 0.1, units=['OI', 'IO'])
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @settings(max_examples=30, deadline=None)
 @given(
   seed=st.integers(0, 2**31),

@@ -5,7 +5,7 @@ import pytest
 from experiments import flax_agc
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_clipping_bears_a_rate_that_diverges_without():
   plain, accuracy = flax_agc.train(0.128, None, seed=0, steps=60)
   assert flax_agc.diverged(plain)

@@ -1,5 +1,6 @@
 """The claims of the paper: their runs, their results and the report."""
 
+import dataclasses
 import json
 import pathlib
 import subprocess
@@ -16,8 +17,8 @@ from experiments.benchmarks import speed
 from experiments.reproduce import latency, paper, report, results, rows, sweep
 from nfnets_jax.data import prepare
 from nfnets_jax.models import variants
+from nfnets_jax.training import memory, train, train_step
 from nfnets_jax.training import optimizer as optimizers
-from nfnets_jax.training import train, train_step
 
 ALL = [(scale, row) for scale in rows.SCALES for row in rows.ROWS.values()]
 IDS = [f'{row.name}-{scale}' for scale, row in ALL]
@@ -166,15 +167,19 @@ def test_the_clipping_is_chosen_by_what_is_held_out():
   assert len(then) == 2 * len(paper.BATCH_SIZES)
 
 
-def test_lars_takes_the_clipping_that_was_chosen_for_its_batch():
+def test_lars_with_agc_takes_what_each_does_best_with():
   row = rows.ROWS['clip-methods']
   first = row.runs('small', {})
   assert 'LARS + AGC' not in {run.labels['method'] for run in first}
   best = {128: 0.16, 512: 0.04}
+  rates = {128: (3.0, 30.0), 512: (10.0, 1.0)}
   found = {}
   for run in first:
-    chosen = run.labels['threshold'] == best[run.labels['batch']]
-    found[run.name] = _result(run, held_out=0.5 if chosen else 0.4)
+    batch, threshold = run.labels['batch'], run.labels['threshold']
+    held_out = 0.5 if threshold == best[batch] else 0.4
+    if run.labels['method'] == 'LARS' and threshold in rates[batch]:
+      held_out = 0.6 - 0.1 * rates[batch].index(threshold)
+    found[run.name] = _result(run, held_out=held_out)
   both = [
     run
     for run in row.runs('small', found)
@@ -183,6 +188,8 @@ def test_lars_takes_the_clipping_that_was_chosen_for_its_batch():
   assert {run.labels['batch'] for run in both} == {*best}
   for run in both:
     assert run.config.optimizer.clipping == best[run.labels['batch']]
+    assert run.labels['threshold'] in rates[run.labels['batch']]
+  assert len(both) == 4
 
 
 def test_what_another_config_gave_counts_for_nothing():
@@ -312,6 +319,50 @@ def test_workers_end_with_a_killed_sweep():
     worker.wait(timeout=30)
 
 
+@pytest.mark.parametrize(
+  ('error', 'message'),
+  [
+    (memory.TooLargeError('a step needs 9 GiB'), 'a step needs 9 GiB'),
+    (jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: 9\nof 8'), 'RESOURCE_'),
+    (ValueError('a bug'), None),
+    (jax.errors.JaxRuntimeError('INTERNAL: a bug'), None),
+  ],
+  ids=str,
+)
+def test_only_what_a_machine_is_too_small_for_is_passed_over(
+  error, message, tmp_path, monkeypatch
+):
+  def train_and_evaluate(config, folder):
+    raise error
+
+  monkeypatch.setattr(train, 'train_and_evaluate', train_and_evaluate)
+  run = _digits_row(tmp_path).runs('small', {})[0]
+  runner = sweep.Sweep(tmp_path, {})
+  if message is None:
+    with pytest.raises(type(error), match='a bug'):
+      runner.make(run)
+    return
+  result = runner.make(run)
+  assert result['status'] == 'refused'
+  assert result['message'].startswith(message)
+  assert str(error) in (tmp_path / 'log.txt').read_text()
+
+
+def test_a_sweep_ends_with_what_it_could_not_make(tmp_path, monkeypatch):
+  def runs(scale, found):
+    return [
+      x for x in _digits_row(tmp_path).runs(scale, found) if 'odd' in x.name
+    ]
+
+  row = dataclasses.replace(_digits_row(tmp_path), runs=runs)
+  monkeypatch.setattr(rows, 'ROWS', {'microbatch': row})
+  prepare.prepare('digits', tmp_path)
+  args = ['--row=microbatch', '--data_name=digits', '--jobs=1']
+  places = [f'--data_dir={tmp_path}', f'--output={tmp_path / "out"}']
+  with pytest.raises(SystemExit, match=r'(?s)made here:.*odd: .*60 is not div'):
+    sweep.main([*args, *places])
+
+
 @pytest.mark.slow
 def test_a_sweep_makes_what_is_missing_and_no_more(tmp_path, capsys):
   prepare.prepare('digits', tmp_path / 'data')
@@ -395,9 +446,10 @@ def test_every_row_is_drawn(name, scale, tmp_path):
 
 @pytest.mark.slow
 def test_latency_is_counted_timed_and_not_repeated(tmp_path, capsys):
-  small = ('resnet50', 'efficientnet_b0')
+  small = ('resnet50', latency.REFERENCE, 'efficientnet_b0')
   latency.execute(tmp_path, 'small', small, image_size=32)
   found = results.read(tmp_path)
+  assert {*found} == {latency.name_of('small', model) for model in small}
   b0 = found['small/latency/efficientnet_b0']
   assert b0['params'] == 5_288_548
   assert len(b0['ratios']) == len(b0['step_seconds']) > 0
@@ -425,6 +477,19 @@ def test_what_does_not_fit_is_counted_but_not_run(large):
   assert result['message'].startswith(f'{large} needs 1000000 GB of ')
   assert round(result['params'] / 1e6, 2) == 25.55
   assert 'ratios' not in result
+  assert not latency._is_missing(result)
+  result['too_large_for'] -= 1
+  assert latency._is_missing(result)
+
+
+def test_what_has_run_for_long_has_two_rounds(monkeypatch):
+  def rounds():
+    times = latency._time_both(lambda: None, lambda: None, 5)
+    return {len(x) for x in times.values()}
+
+  assert rounds() == {5}
+  monkeypatch.setattr(latency, '_ENOUGH_SECONDS', 0.0)
+  assert rounds() == {2}
 
 
 def test_what_cannot_be_is_refused(tmp_path, capsys):

@@ -224,16 +224,18 @@ def _folder(labels: Mapping[str, Any]) -> str:
   return ','.join(f'{k}={written(v)}' for k, v in labels.items())
 
 
-def _best(runs: Sequence[Run], results: Results) -> Run | None:
-  """Returns the best by what is held out, the first of equals.
+def _ranked(runs: Sequence[Run], results: Results) -> list[Run]:
+  """Returns them from the best by what is held out to the worst.
 
-  None as long as one of them is not there.
+  None at all as long as one of them is not there.
   """
-  found = [find(run, results) for run in runs]
-  scores = [x.get('held_out_top_1') or 0.0 for x in found if x is not None]
-  if len(scores) < len(runs):
-    return None
-  return runs[scores.index(max(scores))]
+  scores = {}
+  for run in runs:
+    result = find(run, results)
+    if result is None:
+      return []
+    scores[run.name] = result.get('held_out_top_1') or 0.0
+  return sorted(runs, key=lambda run: -scores[run.name])
 
 
 def _batch_size(scale: str, results: Results) -> list[Run]:
@@ -250,7 +252,7 @@ def _batch_size(scale: str, results: Results) -> list[Run]:
       _run(scale, 'NF + AGC', batch, first, optimizer__clipping=clipping)
       for clipping in _CLIPPINGS[::2]
     ]
-    best = _best(sweep, results)
+    best = next(iter(_ranked(sweep, results)), None)
     # The others serve to choose: only the chosen one is drawn.
     runs += [
       run
@@ -282,8 +284,6 @@ _METHODS: Mapping[str, tuple[float, ...]] = {
   'AGC': _CLIPPINGS[::2],
   'global norm': (0.1, 0.3, 1.0, 3.0, 10.0),
   'LARS': (1.0, 3.0, 10.0, 30.0),
-  # Below 10 LARS learns less in so few steps, by itself too.
-  'LARS + AGC': (10.0, 30.0),
 }
 
 
@@ -292,26 +292,30 @@ def _clip_methods(scale: str, results: Results) -> list[Run]:
 
   One seed for all, the others for what does best on held-out images. What is
   called a threshold is, of LARS, its learning rate at the peak. LARS with AGC
-  comes once AGC's own λ is chosen.
+  comes last, with AGC's best λ, at the two rates at which LARS alone does best.
   """
   first, *others = _SEEDS[scale]
   runs = []
   for batch in (batches(scale)[2], batches(scale)[4]):
+    best: dict[str, list[float]] = {}  # thresholds, from the best on
     clipping = None
-    for method, thresholds in _METHODS.items():
-      if method == 'LARS + AGC' and clipping is None:
+    for method in (*_METHODS, 'LARS + AGC'):
+      if method in _METHODS:
+        thresholds = _METHODS[method]
+      elif best['LARS'] and best['AGC']:
+        thresholds, clipping = tuple(best['LARS'][:2]), best['AGC'][0]
+      else:
         continue
       sweep = [
         _method(scale, method, x, batch, first, clipping) for x in thresholds
       ]
-      best = _best(sweep, results)
       runs += sweep
-      if best is not None:
-        x = best.labels['threshold']
-        runs += [
-          _method(scale, method, x, batch, seed, clipping) for seed in others
-        ]
-        clipping = x if method == 'AGC' else clipping
+      best[method] = [x.labels['threshold'] for x in _ranked(sweep, results)]
+      runs += [
+        _method(scale, method, x, batch, seed, clipping)
+        for x in best[method][:1]
+        for seed in others
+      ]
   return runs
 
 

@@ -33,7 +33,7 @@ from ml_collections import config_dict
 
 from experiments.reproduce import latency, results, rows
 from nfnets_jax.data import datasets
-from nfnets_jax.training import host_memory, interrupt, train
+from nfnets_jax.training import host_memory, interrupt, memory, train
 
 _CIFAR10 = 'cifar10'
 
@@ -99,7 +99,7 @@ class Sweep:
 
     Returns:
       How many runs are missing, which other slices have to make. What cannot be
-      made here is in `refused` instead; what begins with it is in neither.
+      made here does not count, nor what begins with its weights.
     """
     began, done = time.monotonic(), 0
     running: dict[futures.Future, rows.Run] = {}
@@ -163,7 +163,8 @@ class Sweep:
     Returns:
       The result. A run that diverges is a result too: its `status` is
       'diverged', and `message` says at which step and how. That of one that
-      this machine cannot make is 'refused'; the log has the whole error.
+      this machine cannot make, as its devices do not divide the batch or their
+      memory is too small, is 'refused'.
     """
     made = results.read(self._output)
     before = made[run.after] if run.after else None
@@ -179,6 +180,10 @@ class Sweep:
       'data': config.data.name,
       'workdir': str(folder.relative_to(self._output)),
     }
+    try:
+      train.check_config(config, jax.device_count())
+    except ValueError as error:
+      return result | {'status': 'refused', 'message': str(error)}
     if before is not None:
       config.init_from = str((self._output / before['workdir']).absolute())
     try:
@@ -202,14 +207,14 @@ class Sweep:
         'message': str(error).partition(';')[0],
         'top_1': None,
       }
-    except (ValueError, jax.errors.JaxRuntimeError) as error:
-      config_is_refused = isinstance(error, ValueError)
-      if not config_is_refused and 'RESOURCE_EXHAUSTED' not in str(error):
+    except (memory.TooLargeError, jax.errors.JaxRuntimeError) as error:
+      told = isinstance(error, memory.TooLargeError)
+      if not told and 'RESOURCE_EXHAUSTED' not in str(error):
         raise
       with (self._output / 'log.txt').open('a') as log:
         traceback.print_exception(error, file=log)
       message = str(error).partition('\n')[0]
-      result |= {'status': 'refused', 'message': message, 'top_1': None}
+      result |= {'status': 'refused', 'message': message}
     finally:
       jax.clear_caches()  # the next net is another one
     result['seconds'] = round(time.monotonic() - began, 1)
@@ -350,7 +355,7 @@ def main(argv: list[str] | None = None) -> None:
     why = [f'{name}: {reason}' for name, reason in sweep.refused.items()]
     sys.exit(
       '\n  '.join(['error: what cannot be made here:', *why])
-      + '\n`make report` draws the others'
+      + '\nlog.txt has whole errors; `make report` draws the other runs'
     )
   if left:
     sys.exit(3)

@@ -59,6 +59,10 @@ _BATCHES_IN_FLIGHT = 3
 _TRACED_IMAGES = 256
 
 
+class TooLargeError(ValueError):
+  """A training step does not fit into a device."""
+
+
 class MemoryEstimate(NamedTuple):
   """What a training step needs on each device, in bytes.
 
@@ -205,8 +209,9 @@ def choose_micro_batches(
     A number that divides the share.
 
   Raises:
-    ValueError: if not even the smallest micro-batch fits, or the share cannot
-      be split; the message has the figures, and what would help.
+    TooLargeError: if not even the smallest micro-batch fits; the message has
+      the figures, and what would help.
+    ValueError: if the share cannot be split.
 
   Example:
     >>> need = MemoryEstimate(
@@ -225,7 +230,7 @@ def choose_micro_batches(
     if need.total(share, count) <= usable:
       return count
   smallest = share // counts[-1]
-  raise ValueError(
+  raise TooLargeError(
     f'a step needs {need.total(share, counts[-1]) / GIB:.2f} GiB with a '
     f'micro-batch of {smallest}, the smallest there is, and a device has '
     f'{usable / GIB:.2f} GiB ({USABLE:.0%} of {memory / GIB:.2f}): '

@@ -121,10 +121,11 @@ def replica_spread(tree: chex.ArrayTree) -> float:
 
   Returns:
     The largest difference between two copies of any element, also of different
-    processes: 0 for replicas that are identical, NaN if an element is infinite
-    or no number somewhere. All processes get the same.
+    processes: 0 for replicas that are identical, NaN if an element is no number
+    somewhere or the same infinity everywhere. All processes get the same.
   """
-  if jax.device_count() == 1:  # no other copy: it takes no compiled program
+  if jax.device_count() == 1 and jax.default_backend() == 'cpu':
+    # There is no other copy, and the host has it: it takes no program.
     finite = (np.isfinite(x).all() for x in jax.tree.leaves(tree))
     return 0.0 if all(finite) else np.nan
   return float(_spread(tree, np.zeros(jax.local_device_count(), np.int32)))

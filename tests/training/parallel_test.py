@@ -98,7 +98,8 @@ def _from_copies(copies):
 
 @pytest.mark.parametrize('device', [0, 3, 7])
 @pytest.mark.parametrize(
-  ('error', 'expected'), [(0.0, 0.0), (-0.25, 0.25), (np.nan, np.nan)]
+  ('error', 'expected'),
+  [(0.0, 0.0), (-0.25, 0.25), (np.nan, np.nan), (np.inf, np.inf)],
 )
 def test_spread_is_the_largest_difference(tree, device, error, expected):
   copies = [np.ones((2, 2), np.float32) for _ in range(DEVICES)]
