@@ -20,7 +20,7 @@ from experiments.benchmarks import speed
 from experiments.reproduce import paper, results
 from nfnets_jax import summary
 from nfnets_jax.models import variants
-from nfnets_jax.training import memory
+from nfnets_jax.training import host_memory, memory
 
 REFERENCE = 'nfnet_f1'
 MODELS = (
@@ -86,12 +86,15 @@ def execute(
       if _fits(reference):
         reference.run()  # warms up
     shared = (time.monotonic() - began) / len(pair)
-    for model, program in zip(pair, programs, strict=True):
+    for model in pair:
       began = time.monotonic()
+      program = programs.pop(0)
       result = _measured(model, program, reference, scale, image_size)
       seconds = shared + time.monotonic() - began
       result['seconds'] = round(seconds, 1)
       results.append(output / 'results.jsonl', result)
+    del program  # with its parameters
+    host_memory.give_back_freed_memory()
 
 
 def _is_missing(result: Mapping[str, Any] | None) -> bool:
