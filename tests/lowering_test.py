@@ -8,7 +8,7 @@ import sys
 import pytest
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_lowering_bench(tmp_path):
   output = tmp_path / 'figures.json'
   done = subprocess.run(

@@ -29,7 +29,7 @@ _STEPS = """
 """
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.skipif(
   platform.libc_ver()[0] != 'glibc', reason='it is a matter of glibc'
 )
