@@ -107,7 +107,7 @@ class Row:
 # What a batch size of the paper is at each scale: an eighth of it at `small`,
 # with the learning rate of the whole, so that the same rates meet.
 _SHRINK = {'small': 8, 'gpu': 1, 'paper': 1}
-_EPOCHS = {'small': 10.0, 'gpu': 15.0}
+_EPOCHS = {'small': 8.0, 'gpu': 15.0}
 _SEEDS = {'small': (0, 1), 'gpu': (0, 1), 'paper': (0, 1, 2, 3, 4)}
 _CLIPPINGS = (0.01, 0.02, 0.04, 0.08, 0.16)
 # Images to train on and, of the same split, to choose by.
@@ -433,7 +433,7 @@ def _shrink_nfnet(config: config_dict.ConfigDict, scale: str) -> None:
 def _on_few_images(config: config_dict.ConfigDict) -> None:
   """So few, seen so often, that what holds against overfitting may show."""
   config.data.train_split = 'train[:2560]'
-  _train_for(config, 24.0)
+  _train_for(config, 20.0)
 
 
 def _transfer(scale: str, results: Results) -> list[Run]:

@@ -7,18 +7,67 @@ Nesterov momentum → −learning rate.
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import config_dict
 
 from nfnets_jax import agc
 
 Schedule = Callable[[chex.Numeric], chex.Numeric]
+
+# Numbers that are tuned: the compiled step takes them as inputs, so that one
+# program does for all of their values.
+_TUNED = ('learning_rate_per_256', 'clipping', 'max_norm')
+
+
+def tuned(config: config_dict.ConfigDict) -> dict[str, np.float32]:
+  """Returns what a compiled training step takes as inputs.
+
+  Args:
+    config: the `optimizer` part of the config.
+
+  Returns:
+    Field to number: the rate and the thresholds.
+
+  Example:
+    >>> config = config_dict.ConfigDict({'clipping': 0.5, 'momentum': 0.9})
+    >>> {field: float(value) for field, value in tuned(config).items()}
+    {'clipping': 0.5}
+  """
+  return {
+    field: np.float32(config[field])
+    for field in _TUNED
+    if config.get(field) is not None
+  }
+
+
+def with_tuned(
+  config: config_dict.ConfigDict, values: Mapping[str, chex.Numeric]
+) -> config_dict.ConfigDict:
+  """Returns a copy of a config with other numbers, which may be traced.
+
+  Args:
+    config: the `optimizer` part of the config.
+    values: as of `tuned`, or the tracers of them.
+
+  Returns:
+    The copy, for `create_schedule` and `create_optimizer`.
+
+  Example:
+    >>> config = config_dict.ConfigDict({'clipping': 0.5})
+    >>> float(jax.jit(lambda x: with_tuned(config, x).clipping)(tuned(config)))
+    0.5
+  """
+  config = config.copy_and_resolve_references()
+  with config.unlocked(), config.ignore_type():
+    config.update(dict(values))
+  return config
 
 
 def create_schedule(

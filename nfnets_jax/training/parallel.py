@@ -21,23 +21,29 @@ import numpy as np
 AXIS = 'devices'
 
 
-def parallel_train_step(step: Callable) -> Callable:
-  """Maps `step(state, batch) → (state, metrics)` over all devices.
+def parallel_train_step(step: Callable, *inputs: chex.ArrayTree) -> Callable:
+  """Maps `step(state, batch, *inputs) → (state, metrics)` over all devices.
 
   Args:
     step: averages over the axis `AXIS`.
+    *inputs: the same in every step and on every device, yet no constants of the
+      compiled program, which serves for any others of their shapes.
 
   Returns:
     The compiled function of a replicated state, which it consumes, and a batch
     from `shard`.
   """
-  return jax.pmap(
+  mapped = jax.pmap(
     step,
     axis_name=AXIS,
-    in_axes=(None, 0),
+    in_axes=(None, 0, *[None for _ in inputs]),
     out_axes=(None, None),
     donate_argnums=0,
   )
+  if not inputs:
+    return mapped
+  copies = replicate(inputs)
+  return lambda state, batch: mapped(state, batch, *copies)
 
 
 def parallel_eval_step(step: Callable) -> Callable:

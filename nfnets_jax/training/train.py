@@ -123,16 +123,27 @@ def train_and_evaluate(
       f'batch normalisation takes statistics of {micro_batches} parts of a '
       "device's share of a batch; set micro_batches for the same elsewhere"
     )
-  train_step = parallel.parallel_train_step(
-    steps.create_train_step(
+
+  def tunable_step(state: steps.TrainState, batch: steps.Batch, tuned: Any):
+    """The step of the traced rate and thresholds."""
+    traced = config.copy_and_resolve_references()
+    traced.optimizer = optimizers.with_tuned(config.optimizer, tuned)
+    schedule = optimizers.create_schedule(
+      traced.optimizer, config.batch_size, epoch_steps, total_steps
+    )
+    step = steps.create_train_step(
       net,
-      optimizer,
+      optimizers.create_optimizer(traced.optimizer, schedule),
       schedule,
-      config,
+      traced,
       train_set.num_classes,
       parallel.AXIS,
       micro_batches,
     )
+    return step(state, batch)
+
+  train_step = parallel.parallel_train_step(
+    tunable_step, optimizers.tuned(config.optimizer)
   )
   eval_step = create_eval_step(net, config, micro_batches)
 

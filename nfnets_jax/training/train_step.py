@@ -90,8 +90,11 @@ def init_state(
   # It runs once: compile it fast rather than well, which for F0 on two cores is
   # a matter of 10 seconds instead of minutes.
   options = {'xla_backend_optimization_level': 0}
-  init = _create_init(net, optimizer, seed, image_size)
-  return jax.jit(init, compiler_options=options)()
+  init = jax.jit(
+    _create_init(net, optimizer, image_size), compiler_options=options
+  )
+  # The key is an input, so that one program does for all seeds.
+  return init(jax.random.key_data(jax.random.key(seed)))
 
 
 def state_shapes(
@@ -100,20 +103,18 @@ def state_shapes(
   image_size: int,
 ) -> TrainState:
   """Returns the shapes and dtypes of what `init_state` draws."""
-  return jax.eval_shape(_create_init(net, optimizer, 0, image_size))
+  key = jax.random.key_data(jax.random.key(0))
+  return jax.eval_shape(_create_init(net, optimizer, image_size), key)
 
 
 def _create_init(
   net: hk.TransformedWithState,
   optimizer: optax.GradientTransformation,
-  seed: int,
   image_size: int,
-) -> Callable[[], TrainState]:
-  key = jax.random.key(seed)
-  init_key, run_key = jax.random.split(key)
-  images = jnp.zeros((1, image_size, image_size, 3))
-
-  def init() -> TrainState:
+) -> Callable[[jax.Array], TrainState]:
+  def init(seed_key: jax.Array) -> TrainState:
+    init_key, run_key = jax.random.split(jax.random.wrap_key_data(seed_key))
+    images = jnp.zeros((1, image_size, image_size, 3))
     params, model_state = net.init(init_key, images, is_training=True)
     return TrainState(
       step=jnp.zeros((), jnp.int32),
