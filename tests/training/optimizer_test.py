@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import jax
@@ -525,6 +526,50 @@ def test_a_gradient_that_is_not_finite_is_left_out():
   left_out = [grads[0], broken, broken, grads[1]]
   actual = _run(skipping, params, left_out)
   jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+@pytest.mark.parametrize('clip', [None, 'agc', 'global_norm'])
+def test_rate_and_thresholds_may_be_inputs(clip):
+  params, grads = _random_tree(0), _random_tree(1)
+  programs = []
+
+  def create(config):
+    schedule = optimizers.create_schedule(config, 384, 2.5, total_steps=40)
+    return optimizers.create_optimizer(config, schedule)
+
+  def update(values, config, params, grads, step):
+    programs.append(values)
+    optimizer = create(optimizers.with_tuned(config, values))
+    state = optimizer.init(params)
+    # As after some steps: at the first the rate is zero.
+    state = optax.tree.set(state, count=step)
+    return optimizer.update(grads, state, params)[0]
+
+  first = _config(
+    clip=clip,
+    schedule='cosine',
+    learning_rate_per_256=0.1,
+    warmup_epochs=2.0,
+    end_learning_rate=0.01,
+  )
+  second = first.copy_and_resolve_references()
+  second.update(learning_rate_per_256=0.7, clipping=0.03, max_norm=0.2)
+  compiled = jax.jit(lambda values, *args: update(values, first, *args))
+  found = []
+  for config in (first, second):
+    for step in (3, 20):
+      args = _float32(params), _float32(grads), jnp.asarray(step, jnp.int32)
+      found.append(compiled(optimizers.tuned(config), *args))
+      expected = update({}, config, *args)
+      jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-8),
+        found[-1],
+        expected,
+      )
+  assert len(programs) == 1 + 4  # traced once for all values
+  weights = [x['NFNet/~/conv']['w'] for x in found]
+  for one, other in itertools.combinations(weights, 2):
+    assert not np.allclose(one, other, rtol=1e-2)
 
 
 @pytest.mark.thorough

@@ -72,6 +72,25 @@ def test_training_consumes_the_state_but_not_what_it_was_copied_from(tree):
   np.testing.assert_array_equal(mean, [7, 8])
 
 
+def test_inputs_are_the_same_on_every_device_and_no_constants():
+  traced = []
+
+  def step(state, batch, inputs):
+    traced.append(inputs)
+    return state + inputs['rate'], jax.lax.pmean(
+      batch * inputs['rate'], 'devices'
+    )
+
+  batch = parallel.shard(np.arange(16, dtype=np.float32))
+  program = parallel.parallel_train_step(step, {'rate': np.float32(2)})
+  state = parallel.replicate(np.float32(1))
+  for expected in (3, 5):
+    state, mean = program(state, batch)
+    assert float(state) == expected
+    np.testing.assert_array_equal(mean, [14, 16])
+  assert all(isinstance(x['rate'], jax.core.Tracer) for x in traced)
+
+
 def test_evaluation_keeps_the_state(tree):
   state = parallel.replicate(tree)
 

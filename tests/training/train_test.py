@@ -1,6 +1,7 @@
 """Whole runs on handwritten digits, forty steps long."""
 
 import json
+import pathlib
 import re
 import shutil
 
@@ -103,6 +104,36 @@ def test_report(straight):
     assert hits == pytest.approx(np.round(hits))
     assert 0 <= hits[0] <= hits[1] <= 360
   assert report['eval_loss'] != report['ema_eval_loss']
+
+
+def test_other_rates_thresholds_and_seeds_take_no_other_program(
+  make_config, tmp_path
+):
+  compiled = pathlib.Path(jax.config.jax_compilation_cache_dir)
+
+  def programs_after(name, changes):
+    config = make_config(2, changes)
+    train.train_and_evaluate(config, tmp_path / name)
+    # What is compiled in no time may be kept or not.
+    kept = compiled.glob('*-cache')
+    return {path.name for path in kept if path.stat().st_size > 50_000}
+
+  first = programs_after('first', {})
+  changes = {
+    'seed': 7,
+    'optimizer.learning_rate_per_256': 0.03,
+    'optimizer.clipping': 0.5,
+  }
+  assert programs_after('second', changes) == first
+  assert len(first) >= 2  # the step, and what draws the state
+  (one,), (other,) = (
+    [x['loss'] for x in metrics.read(tmp_path / name) if 'loss' in x]
+    for name in ('first', 'second')
+  )
+  assert one != other
+  # What is no such number does.
+  changed = programs_after('third', {'optimizer.momentum': 0.5})
+  assert changed > first
 
 
 def test_number_of_parameters(config, straight):
