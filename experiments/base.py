@@ -120,7 +120,8 @@ def get_config() -> config_dict.ConfigDict:
   config.ema_decay = 0.99999  # 0 is no average
   config.compute_dtype = 'bfloat16'
   # Where compiled programs are kept, in the run's folder or elsewhere; None
-  # compiles anew each time.
+  # compiles anew each time. Runs that share a folder share programs, whatever
+  # their learning rate, thresholds of clipping and seed.
   config.compilation_cache = config_dict.placeholder(str)
   config.compilation_cache = 'compilation_cache'
 

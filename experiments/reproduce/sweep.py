@@ -34,6 +34,7 @@ from ml_collections import config_dict
 from experiments.reproduce import latency, results, rows
 from nfnets_jax.data import datasets
 from nfnets_jax.training import host_memory, interrupt, memory, train
+from nfnets_jax.training import optimizer as optimizers
 
 _CIFAR10 = 'cifar10'
 
@@ -111,8 +112,7 @@ class Sweep:
         to_come = {run.name for run in missing}
         taken = {run.name for run in running.values()}
         mine = [x for x in missing if self.mine(x) and x.name not in taken]
-        # Other seeds find the program compiled, if the first had the time.
-        mine.sort(key=lambda run: run.config.seed)
+        mine.sort(key=_order)
         if not mine and not running:
           return len(missing)
         for run in mine:
@@ -230,6 +230,12 @@ class Sweep:
     config.data.update(data)
     config.compilation_cache = str(self._output.absolute() / 'compiled')
     return config
+
+
+def _order(run: rows.Run) -> tuple[float, ...]:
+  """Puts runs of one program apart: the second finds it compiled."""
+  inputs = optimizers.step_inputs(run.config.optimizer)
+  return run.config.seed, *map(float, inputs.values())
 
 
 class _Here(futures.Executor):

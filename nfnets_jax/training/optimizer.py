@@ -23,50 +23,54 @@ Schedule = Callable[[chex.Numeric], chex.Numeric]
 
 # Numbers that are tuned: the compiled step takes them as inputs, so that one
 # program does for all of their values.
-_TUNED = ('learning_rate_per_256', 'clipping', 'max_norm')
+_INPUTS = ('learning_rate_per_256', 'clipping', 'max_norm')
 
 
-def tuned(config: config_dict.ConfigDict) -> dict[str, np.float32]:
-  """Returns what a compiled training step takes as inputs.
+def step_inputs(config: config_dict.ConfigDict) -> dict[str, np.float32]:
+  """Returns the numbers that a compiled training step takes as inputs.
 
   Args:
     config: the `optimizer` part of the config.
 
   Returns:
-    Field to number: the rate and the thresholds.
+    Field to number, of the rate and the thresholds of clipping that it has.
 
   Example:
     >>> config = config_dict.ConfigDict({'clipping': 0.5, 'momentum': 0.9})
-    >>> {field: float(value) for field, value in tuned(config).items()}
+    >>> {field: float(value) for field, value in step_inputs(config).items()}
     {'clipping': 0.5}
   """
   return {
     field: np.float32(config[field])
-    for field in _TUNED
+    for field in _INPUTS
     if config.get(field) is not None
   }
 
 
-def with_tuned(
-  config: config_dict.ConfigDict, values: Mapping[str, chex.Numeric]
+def with_inputs(
+  config: config_dict.ConfigDict, inputs: Mapping[str, chex.Numeric]
 ) -> config_dict.ConfigDict:
   """Returns a copy of a config with other numbers, which may be traced.
 
   Args:
-    config: the `optimizer` part of the config.
-    values: as of `tuned`, or the tracers of them.
+    config: the `optimizer` part of the config, locked.
+    inputs: as of `step_inputs`, or the tracers of them.
 
   Returns:
     The copy, for `create_schedule` and `create_optimizer`.
 
+  Raises:
+    KeyError: if the config has no such field.
+
   Example:
-    >>> config = config_dict.ConfigDict({'clipping': 0.5})
-    >>> float(jax.jit(lambda x: with_tuned(config, x).clipping)(tuned(config)))
-    0.5
+    >>> config = config_dict.ConfigDict({'clipping': 0.5}).lock()
+    >>> traced = jax.jit(lambda x: 2 * with_inputs(config, x).clipping)
+    >>> float(traced(step_inputs(config)))
+    1.0
   """
   config = config.copy_and_resolve_references()
-  with config.unlocked(), config.ignore_type():
-    config.update(dict(values))
+  with config.ignore_type():
+    config.update(inputs)
   return config
 
 
@@ -81,7 +85,8 @@ def create_schedule(
   Args:
     config: with the fields
       `schedule`: 'cosine' or 'exponential';
-      `learning_rate_per_256`: peak, for each 256 images of a batch;
+      `learning_rate_per_256`: peak, for each 256 images of a batch; may be
+        traced;
       `warmup_epochs`: length of the linear warm-up from 0;
       `end_learning_rate`: where the cosine ends, whatever the batch;
       `decay_rate` and `decay_epochs`: of the exponential.
@@ -114,7 +119,10 @@ def create_schedule(
 
 
 def warmup_cosine(
-  peak: float, warmup_steps: float, total_steps: int, end: float = 0.0
+  peak: chex.Numeric,
+  warmup_steps: float,
+  total_steps: int,
+  end: float = 0.0,
 ) -> Schedule:
   """Linear warm-up from 0 to `peak`, then half a cosine down to `end`.
 
@@ -151,7 +159,7 @@ def warmup_cosine(
 
 
 def warmup_exponential(
-  peak: float,
+  peak: chex.Numeric,
   warmup_steps: float,
   total_steps: int,
   decay_rate: float,
@@ -207,7 +215,9 @@ def _check_warmup(warmup_steps: float, total_steps: int) -> None:
 
 
 def _after_warmup(
-  decayed: Callable[[jax.Array], jax.Array], peak: float, warmup_steps: float
+  decayed: Callable[[jax.Array], jax.Array],
+  peak: chex.Numeric,
+  warmup_steps: float,
 ) -> Schedule:
   def schedule(step: chex.Numeric) -> jax.Array:
     t = jnp.asarray(step, jnp.float32)
@@ -361,9 +371,10 @@ def create_optimizer(
       `name`: 'sgd' (Nesterov momentum), 'rmsprop' (as of EfficientNet),
         'lars', 'adam' or 'adamw';
       `clip`: 'agc', 'global_norm' or None;
-      `clipping` and `clip_eps`: λ and ε of AGC;
+      `clipping` and `clip_eps`: λ and ε of AGC; a λ that is traced goes
+        unchecked;
       `unclipped`: what AGC leaves alone, as for `clip_mask`;
-      `max_norm`: the largest norm that 'global_norm' lets pass;
+      `max_norm`: the largest norm that 'global_norm' lets pass; may be traced;
       `learning_rate_groups`: as for `parse_groups`, or None;
       `skip_nonfinite`: how many steps in a row may have a gradient that is not
         finite; they are left out, through `optax.apply_if_finite`;

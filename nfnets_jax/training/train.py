@@ -98,10 +98,16 @@ def train_and_evaluate(
 
   # Model, optimiser and steps.
   net = create_net(config, train_set.num_classes)
-  schedule = optimizers.create_schedule(
-    config.optimizer, config.batch_size, epoch_steps, total_steps
+  create_schedule = functools.partial(
+    optimizers.create_schedule,
+    batch_size=config.batch_size,
+    epoch_steps=epoch_steps,
+    total_steps=total_steps,
   )
-  optimizer = optimizers.create_optimizer(config.optimizer, schedule)
+  # Of the numbers themselves, which it checks; that of the step has tracers.
+  optimizer = optimizers.create_optimizer(
+    config.optimizer, create_schedule(config.optimizer)
+  )
   first_state = steps.init_state(
     net, optimizer, config.seed, config.data.image_size
   )
@@ -124,14 +130,12 @@ def train_and_evaluate(
       "device's share of a batch; set micro_batches for the same elsewhere"
     )
 
-  def tunable_step(state: steps.TrainState, batch: steps.Batch, tuned: Any):
-    """The step of the traced rate and thresholds."""
+  def step_of_inputs(state: steps.TrainState, batch: steps.Batch, inputs: Any):
+    """The training step of these rates and thresholds."""
     traced = config.copy_and_resolve_references()
-    traced.optimizer = optimizers.with_tuned(config.optimizer, tuned)
-    schedule = optimizers.create_schedule(
-      traced.optimizer, config.batch_size, epoch_steps, total_steps
-    )
-    step = steps.create_train_step(
+    traced.optimizer = optimizers.with_inputs(config.optimizer, inputs)
+    schedule = create_schedule(traced.optimizer)
+    train_step = steps.create_train_step(
       net,
       optimizers.create_optimizer(traced.optimizer, schedule),
       schedule,
@@ -140,10 +144,10 @@ def train_and_evaluate(
       parallel.AXIS,
       micro_batches,
     )
-    return step(state, batch)
+    return train_step(state, batch)
 
   train_step = parallel.parallel_train_step(
-    tunable_step, optimizers.tuned(config.optimizer)
+    step_of_inputs, optimizers.step_inputs(config.optimizer)
   )
   eval_step = create_eval_step(net, config, micro_batches)
 

@@ -539,7 +539,7 @@ def test_rate_and_thresholds_may_be_inputs(clip):
 
   def update(values, config, params, grads, step):
     programs.append(values)
-    optimizer = create(optimizers.with_tuned(config, values))
+    optimizer = create(optimizers.with_inputs(config, values))
     state = optimizer.init(params)
     # As after some steps: at the first the rate is zero.
     state = optax.tree.set(state, count=step)
@@ -559,7 +559,7 @@ def test_rate_and_thresholds_may_be_inputs(clip):
   for config in (first, second):
     for step in (3, 20):
       args = _float32(params), _float32(grads), jnp.asarray(step, jnp.int32)
-      found.append(compiled(optimizers.tuned(config), *args))
+      found.append(compiled(optimizers.step_inputs(config), *args))
       expected = update({}, config, *args)
       jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-8),

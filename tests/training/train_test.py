@@ -1,13 +1,13 @@
 """Whole runs on handwritten digits, forty steps long."""
 
 import json
-import pathlib
 import re
 import shutil
 
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 from experiments import digits
@@ -106,34 +106,42 @@ def test_report(straight):
   assert report['eval_loss'] != report['ema_eval_loss']
 
 
-def test_other_rates_thresholds_and_seeds_take_no_other_program(
-  make_config, tmp_path
-):
-  compiled = pathlib.Path(jax.config.jax_compilation_cache_dir)
-
-  def programs_after(name, changes):
-    config = make_config(2, changes)
-    train.train_and_evaluate(config, tmp_path / name)
-    # What is compiled in no time may be kept or not.
-    kept = compiled.glob('*-cache')
-    return {path.name for path in kept if path.stat().st_size > 50_000}
-
-  first = programs_after('first', {})
-  changes = {
-    'seed': 7,
-    'optimizer.learning_rate_per_256': 0.03,
-    'optimizer.clipping': 0.5,
+@pytest.fixture
+def compiled(tmp_path):
+  """A folder of its own, in which every compiled program is kept."""
+  fields = {
+    'jax_compilation_cache_dir': str(tmp_path / 'compiled'),
+    'jax_persistent_cache_min_compile_time_secs': 0.0,
   }
+  before = {name: getattr(jax.config, name) for name in fields}
+  for values in (fields, before):
+    for name, value in values.items():
+      jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    if values is fields:
+      yield tmp_path / 'compiled'
+
+
+def test_other_rates_thresholds_and_seeds_take_no_other_program(
+  make_config, compiled, tmp_path
+):
+  def programs_after(name, changes):
+    train.train_and_evaluate(make_config(2, changes), tmp_path / name)
+    return {path.name for path in compiled.glob('*-cache')}
+
+  rate = {'optimizer.learning_rate_per_256': 0.03}
+  changes = {'seed': 7, 'optimizer.clipping': 0.5, **rate}
+  first = programs_after('first', {})
+  assert any(name.startswith('jit_init-') for name in first)
   assert programs_after('second', changes) == first
-  assert len(first) >= 2  # the step, and what draws the state
-  (one,), (other,) = (
-    [x['loss'] for x in metrics.read(tmp_path / name) if 'loss' in x]
-    for name in ('first', 'second')
+  one, other = (
+    metrics.read(tmp_path / name)[0] for name in ('first', 'second')
   )
-  assert one != other
-  # What is no such number does.
-  changed = programs_after('third', {'optimizer.momentum': 0.5})
-  assert changed > first
+  expected = 0.03 * one['learning_rate']  # that of the digits is 1
+  assert other['learning_rate'] == pytest.approx(expected)
+  assert 0 < other['clipped'] != one['clipped']
+  # Any other field makes another program.
+  assert programs_after('third', {'optimizer.momentum': 0.5}) > first
 
 
 def test_number_of_parameters(config, straight):
