@@ -94,7 +94,7 @@ def init_state(
     _create_init(net, optimizer, image_size), compiler_options=options
   )
   # The key is an input, so that one program does for all seeds.
-  return init(jax.random.key_data(jax.random.key(seed)))
+  return init(jax.random.key(seed))
 
 
 def state_shapes(
@@ -103,8 +103,8 @@ def state_shapes(
   image_size: int,
 ) -> TrainState:
   """Returns the shapes and dtypes of what `init_state` draws."""
-  key = jax.random.key_data(jax.random.key(0))
-  return jax.eval_shape(_create_init(net, optimizer, image_size), key)
+  init = _create_init(net, optimizer, image_size)
+  return jax.eval_shape(init, jax.random.key(0))
 
 
 def _create_init(
@@ -112,8 +112,8 @@ def _create_init(
   optimizer: optax.GradientTransformation,
   image_size: int,
 ) -> Callable[[jax.Array], TrainState]:
-  def init(seed_key: jax.Array) -> TrainState:
-    init_key, run_key = jax.random.split(jax.random.wrap_key_data(seed_key))
+  def init(key: jax.Array) -> TrainState:
+    init_key, run_key = jax.random.split(key)
     images = jnp.zeros((1, image_size, image_size, 3))
     params, model_state = net.init(init_key, images, is_training=True)
     return TrainState(

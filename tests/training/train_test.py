@@ -114,12 +114,15 @@ def compiled(tmp_path):
     'jax_persistent_cache_min_compile_time_secs': 0.0,
   }
   before = {name: getattr(jax.config, name) for name in fields}
-  for values in (fields, before):
-    for name, value in values.items():
-      jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    if values is fields:
-      yield tmp_path / 'compiled'
+  _configure(fields)
+  yield tmp_path / 'compiled'
+  _configure(before)
+
+
+def _configure(fields):
+  for name, value in fields.items():
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()
 
 
 def test_other_rates_thresholds_and_seeds_take_no_other_program(
