@@ -7,16 +7,17 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted((ROOT / 'nfnets_jax').rglob('*.py'))
-PARTS = {'agc', 'models', 'augment', 'data', 'weights', 'training'}
+PARTS = {'agc', 'models', 'augment', 'data', 'paths', 'weights', 'training'}
 
 # Which other parts of the library the parts may import.
 ALLOWED = {
   'agc': set(),
   'models': set(),
   'augment': set(),
-  'data': set(),
-  'weights': {'models'},
-  'training': {'agc', 'models', 'augment', 'data', 'weights'},
+  'paths': set(),
+  'data': {'paths'},
+  'weights': {'models', 'paths'},
+  'training': {'agc', 'models', 'augment', 'data', 'paths', 'weights'},
 }
 
 
