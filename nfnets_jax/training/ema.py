@@ -10,7 +10,7 @@ def decay_at(step: jax.Array, decay: float) -> jax.Array:
   """Returns the decay of update `step`: min(decay, (1 + t) / (10 + t)).
 
   The second term reaches 0.99999 only at t = 899,990, so runs of the paper's
-  length (112,603 steps) average over about the last ninth of training whatever
+  length (112,602 steps) average over about the last ninth of training whatever
   `decay` says.
 
   Args:

@@ -126,8 +126,9 @@ def warmup_cosine(
 ) -> Schedule:
   """Linear warm-up from 0 to `peak`, then half a cosine down to `end`.
 
-  Unlike `optax.warmup_cosine_decay_schedule` this takes a fractional number of
-  warm-up steps: five epochs of ImageNet are 1563.9 batches of 4096.
+  As `optax.warmup_cosine_decay_schedule`, with `end` as a rate of its own and a
+  `peak` that may be traced. The number of warm-up steps may be fractional: five
+  epochs of ImageNet are 1563.9 batches of 4096.
 
   Args:
     peak: learning rate at the end of the warm-up.
@@ -376,8 +377,9 @@ def create_optimizer(
       `unclipped`: what AGC leaves alone, as for `clip_mask`;
       `max_norm`: the largest norm that 'global_norm' lets pass; may be traced;
       `learning_rate_groups`: as for `parse_groups`, or None;
-      `skip_nonfinite`: how many steps in a row may have a gradient that is not
-        finite; they are left out, through `optax.apply_if_finite`;
+      `skip_nonfinite`: how many consecutive steps may have a gradient that is
+        not finite; they are skipped, through `optax.apply_if_finite`, and count
+        for the schedule;
       `momentum`: of 'sgd', 'rmsprop' and 'lars', in [0, 1);
       `weight_decay`: added to the gradient of the weights (L2), at least 0; for
         'adamw' decoupled from it.
@@ -439,8 +441,34 @@ def create_optimizer(
       optimizer, scale_groups(parse_groups(config.learning_rate_groups))
     )
   if config.skip_nonfinite:
-    return optax.apply_if_finite(optimizer, config.skip_nonfinite)
+    return _skip_nonfinite(optimizer, config.skip_nonfinite)
   return optimizer
+
+
+def _skip_nonfinite(
+  optimizer: optax.GradientTransformation, max_consecutive: int
+) -> optax.GradientTransformation:
+  """As `optax.apply_if_finite`, but schedules count the skipped steps too."""
+  inner = optax.apply_if_finite(optimizer, max_consecutive)
+
+  def advance(old: Any, new: Any) -> Any:
+    if isinstance(old, optax.ScaleByScheduleState):
+      return new._replace(count=optax.safe_increment(old.count))
+    return new
+
+  def update(
+    updates: Any, state: optax.ApplyIfFiniteState, params: Any = None
+  ) -> tuple[Any, optax.ApplyIfFiniteState]:
+    updates, new = inner.update(updates, state, params)
+    inner_state = jax.tree.map(
+      advance,
+      state.inner_state,
+      new.inner_state,
+      is_leaf=lambda x: isinstance(x, optax.ScaleByScheduleState),
+    )
+    return updates, new._replace(inner_state=inner_state)
+
+  return optax.GradientTransformation(inner.init, update)
 
 
 def parse_groups(text: str) -> list[tuple[re.Pattern[str], float]]:

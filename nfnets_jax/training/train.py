@@ -419,7 +419,7 @@ def create_eval_step(
     x for x in range(1, share + 1) if not share % x and share // x <= most
   )
   return parallel.parallel_eval_step(
-    steps.create_eval_step(net, config, parallel.AXIS, parts)
+    steps.create_eval_step(net, parallel.AXIS, parts)
   )
 
 

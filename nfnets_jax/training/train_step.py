@@ -407,7 +407,6 @@ def _mean_state(state: hk.MutableState, axis_name: str) -> hk.MutableState:
 
 def create_eval_step(
   net: hk.TransformedWithState,
-  config: config_dict.ConfigDict,
   axis_name: str,
   micro_batches: int = 1,
 ) -> Callable[[TrainState, Batch], dict[str, Metrics]]:
@@ -415,7 +414,6 @@ def create_eval_step(
 
   Args:
     net: takes `(images, is_training)`.
-    config: of the run.
     axis_name: of the devices that share the batch.
     micro_batches: parts that the device's share is computed in, one after the
       other; it must divide the share.
@@ -426,20 +424,22 @@ def create_eval_step(
     this device's `image` uint8 `[B, H, W, 3]`, `label` int32 `[B]` and `mask`
     `[B]`, false or 0 for padding. The sums over all devices are of `loss`
     (nats, no smoothing), `top_1` and `top_5` hits, and the `count` of images.
+    It computes in float32 whatever the dtype of the training: in bfloat16 many
+    of 1000 logits are equal, and ties decide ranks.
   """
-  policy = create_policy(config.compute_dtype)
 
   def part_sums(state: TrainState, batch: Batch) -> dict[str, Metrics]:
-    images = policy.cast_to_compute(augment.normalize(batch['image']))
+    images = augment.normalize(batch['image'])
     mask = batch['mask'].astype(jnp.float32)
     label = batch['label']
 
     def sums(params: hk.MutableParams, model_state: hk.MutableState) -> Metrics:
-      with layers.folded_weights():
+      # By default a TPU multiplies float32 in bfloat16, and a GPU in TF32.
+      with layers.folded_weights(), jax.default_matmul_precision('float32'):
         outputs, _ = net.apply(
           params, model_state, None, images, is_training=False
         )
-      logits = policy.cast_to_output(outputs['logits'])
+      logits = outputs['logits'].astype(jnp.float32)
       loss = optax.softmax_cross_entropy_with_integer_labels(logits, label)
       target = jnp.take_along_axis(logits, label[:, None], axis=1)
       # How many classes come before the label. Of equal logits the first comes

@@ -53,12 +53,12 @@ def _oracle(params, test_set, prefix):
 
 
 @pytest.fixture(scope='module')
-def run(net, test_set, make_config):
+def run(net, test_set):
   """Evaluates a state in batches of a size, in parts on each device."""
 
   def run(state, batch_size, parts=1):
     eval_step = parallel.parallel_eval_step(
-      train_step.create_eval_step(net, make_config(), parallel.AXIS, parts)
+      train_step.create_eval_step(net, parallel.AXIS, parts)
     )
     batches = loader.eval_batches(
       test_set,

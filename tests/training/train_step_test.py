@@ -8,6 +8,7 @@ import optax
 import pytest
 from jax.extend import core
 
+from experiments import nfnet_imagenet
 from nfnets_jax import augment
 from nfnets_jax.models import layers
 from nfnets_jax.training import optimizer as optimizers
@@ -451,7 +452,7 @@ def _table_net(num_classes):
   return hk.transform_with_state(forward)
 
 
-def _evaluate(config, logits, labels, mask, average=None):
+def _evaluate(logits, labels, mask, average=None):
   """The sums over eight devices for these logits of each image."""
   count, num_classes = logits.shape
   net = _table_net(num_classes)
@@ -464,7 +465,7 @@ def _evaluate(config, logits, labels, mask, average=None):
 
   average = logits if average is None else average
   state = state._replace(params=params(logits), ema_params=params(average))
-  step = train_step.create_eval_step(net, config, parallel.AXIS)
+  step = train_step.create_eval_step(net, parallel.AXIS)
   image = np.zeros((count, 2, 2, 3), np.uint8)
   image[..., 0] = np.arange(count)[:, None, None]
   batch = {'image': image, 'label': labels, 'mask': mask}
@@ -490,36 +491,80 @@ def _oracle(logits, labels, mask):
 
 
 @pytest.mark.parametrize('num_classes', [3, 5, 6, 20])
-def test_evaluation_sums_what_the_mask_leaves(make_config, num_classes):
+def test_evaluation_sums_what_the_mask_leaves(num_classes):
   rng = np.random.default_rng(0)
   logits, average = rng.normal(0, 2, (2, 32, num_classes)).astype(np.float32)
   labels = rng.integers(num_classes, size=32, dtype=np.int32)
   mask = (rng.uniform(size=32) < 0.7).astype(np.float32)
   assert 0 < mask.sum() < 32
   logits[mask == 0] = np.nan  # padding is not to be looked at
-  sums = _evaluate(make_config(), logits, labels, mask, average)
+  sums = _evaluate(logits, labels, mask, average)
   assert sums['eval'] == pytest.approx(_oracle(logits, labels, mask))
   assert sums['ema_eval'] == pytest.approx(_oracle(average, labels, mask))
 
 
 @pytest.mark.parametrize('where', ['label', 'others', 'all'])
-def test_nan_is_a_miss(make_config, where):
+def test_nan_is_a_miss(where):
   labels = np.full(16, 3, np.int32)
   logits = np.zeros((16, 10), np.float32)
   logits[:, 3] = 9.0  # all would be hits
   columns = {'label': [3], 'others': [0, 1, 2, 4, 5], 'all': range(10)}[where]
   logits[:4, columns] = np.nan
-  sums = _evaluate(make_config(), logits, labels, np.ones(16, np.float32))
+  sums = _evaluate(logits, labels, np.ones(16, np.float32))
   assert sums['eval']['top_1'] == 12
   assert sums['eval']['top_5'] == 12
   assert sums['eval']['count'] == 16
   assert np.isnan(sums['eval']['loss'])
 
 
-def test_ties_are_no_hits_for_all(make_config):
+def test_ties_are_no_hits_for_all():
   """Equal logits say nothing: of K labels, one is right."""
   labels = np.arange(20, dtype=np.int32).repeat(2)
   logits = np.zeros((40, 20), np.float32)
-  sums = _evaluate(make_config(), logits, labels, np.ones(40, np.float32))
+  sums = _evaluate(logits, labels, np.ones(40, np.float32))
   assert sums['eval']['top_1'] == 2
   assert sums['eval']['top_5'] == 10
+
+
+@pytest.mark.thorough
+def test_evaluation_is_float32_whatever_the_training_computes_in(golden):
+  """F0's evaluation step meets the golden logits with the ImageNet config."""
+  config = nfnet_imagenet.get_config('F0')
+  assert config.compute_dtype == 'bfloat16'
+  net = train.create_net(config, num_classes=1000)
+  seen = []
+
+  def apply(params, state, key, images, is_training):
+    outputs, state = net.apply(params, state, key, images, is_training)
+    jax.debug.callback(lambda x: seen.append(np.array(x)), outputs['logits'])
+    return outputs, state
+
+  shapes = jax.eval_shape(
+    functools.partial(net.init, is_training=True),
+    jax.random.key(0),
+    jnp.zeros((1, 64, 64, 3)),
+  )
+  params = reference.fill_tree(shapes[0])
+  state = train_step.TrainState(0, 0, params, {}, (), params, {})
+  pixels = reference.image(2, 64) * np.float32(augment.IMAGENET_STD)
+  batch = {
+    'image': pixels + np.float32(augment.IMAGENET_MEAN),
+    'label': np.zeros(2, np.int32),
+    'mask': np.ones(2, np.float32),
+  }
+  step = train_step.create_eval_step(
+    hk.TransformedWithState(net.init, apply), parallel.AXIS
+  )
+  evaluate = jax.pmap(
+    step,
+    axis_name=parallel.AXIS,
+    in_axes=(None, 0),
+    out_axes=None,
+    devices=jax.devices()[:1],
+  )
+  jax.block_until_ready(evaluate(state, jax.tree.map(lambda x: x[None], batch)))
+  jax.effects_barrier()
+  expected = np.load(golden / 'logits.npz')['NFNet/F0@64']
+  assert len(seen) == 2  # the weights and their average
+  for logits in seen:
+    assert reference.relative_error(logits, expected) <= 2e-5

@@ -1,0 +1,183 @@
+"""A lock on a run's folder, so that two processes never write the same run.
+
+The lock is a file in the folder that names its holder. The kernel locks it too
+(`flock`) and frees it when the process ends, however it ends: on one host, and
+on shared disks that support it, a killed run can be resumed at once. Elsewhere
+a heartbeat in the file tells whether a holder on another host is alive: the
+newcomer waits for the next beat, and takes over if there is none for `LAPSE`
+seconds.
+"""
+
+import contextlib
+import datetime
+import errno
+import fcntl
+import json
+import os
+import pathlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from absl import logging
+
+from nfnets_jax.training import progress
+
+NAME = 'lock'
+# Seconds between heartbeats, and without one after which a holder is dead.
+BEAT = 5.0
+LAPSE = 60.0
+
+# What flock raises where a file system does not support it.
+_UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
+# The file is overwritten in one piece of this many bytes, so that no reader
+# sees half of it.
+_SIZE = 512
+
+
+class InUseError(RuntimeError):
+  """Another process writes to this folder; the message names it."""
+
+
+@contextlib.contextmanager
+def hold(
+  folder: pathlib.Path, beat: float = BEAT, lapse: float = LAPSE
+) -> Iterator[None]:
+  """Holds the lock on a run's folder while it is entered.
+
+  Args:
+    folder: of the run; made if it does not exist, and removed again if nothing
+      is in it at the end.
+    beat: seconds between heartbeats.
+    lapse: seconds without a heartbeat after which a holder on another host is
+      dead; several times `beat`.
+
+  Raises:
+    InUseError: if another process, or another thread of this one, holds it.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  path = folder / NAME
+  file = _acquire(path, beat, lapse)
+  try:
+    about = {
+      'host': socket.gethostname(),
+      'pid': os.getpid(),
+      'since': _now(),
+      'kernel': _kernel(),
+    }
+    _write(file, about)
+    stop = threading.Event()
+    heart = threading.Thread(
+      target=_beat, args=(file, about, stop, beat), daemon=True
+    )
+    heart.start()
+    try:
+      yield
+    finally:
+      stop.set()
+      heart.join()
+      path.unlink(missing_ok=True)  # while it is still locked
+      with contextlib.suppress(OSError):  # it is not empty
+        folder.rmdir()
+  finally:
+    os.close(file)
+
+
+def _acquire(path: pathlib.Path, beat: float, lapse: float) -> int:
+  """Opens the lock file, which no living process holds any more."""
+  while True:
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+      _wait_for(path, _flock(path, file), beat, lapse)
+      # Whoever held it may have removed the file since it was opened.
+      if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
+        return file
+    except BaseException:
+      os.close(file)
+      raise
+    os.close(file)
+
+
+def _flock(path: pathlib.Path, file: int) -> bool:
+  """Locks an open file; returns whether its file system can."""
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    raise InUseError(_refusal(path, _read(path) or {})) from None
+  except OSError as error:
+    if error.errno not in _UNSUPPORTED:
+      raise
+    return False
+  return True
+
+
+def _wait_for(
+  path: pathlib.Path, locked: bool, beat: float, lapse: float
+) -> None:
+  """Returns once the holder that a file names is dead; raises if it lives."""
+  holder = _read(path)
+  if not holder or (locked and holder.get('kernel') == _kernel()):
+    return
+  progress.say(
+    f'{path} names {_describe(holder)}; waiting {lapse:.0f} s for a heartbeat'
+  )
+  deadline = time.monotonic() + lapse
+  while time.monotonic() < deadline:
+    time.sleep(min(beat, lapse) / 2)
+    now = _read(path)
+    if not now:
+      return
+    if now != holder:
+      raise InUseError(_refusal(path, now))
+  progress.say(f'no heartbeat of {_describe(holder)}; this process takes over')
+
+
+def _beat(
+  file: int, about: dict[str, Any], stop: threading.Event, seconds: float
+) -> None:
+  while not stop.wait(seconds):
+    try:
+      _write(file, about)
+    except OSError as error:
+      logging.warning('cannot write the heartbeat of this run: %s', error)
+
+
+def _write(file: int, about: dict[str, Any]) -> None:
+  text = json.dumps({**about, 'beat': time.time()})
+  os.pwrite(file, f'{text:{_SIZE - 1}}\n'.encode(), 0)
+  os.fsync(file)
+
+
+def _read(path: pathlib.Path) -> dict[str, Any] | None:
+  try:
+    text = path.read_text()
+  except FileNotFoundError:
+    return None
+  # Empty between its creation and the first beat.
+  return json.loads(text) if text.strip() else {}
+
+
+def _kernel() -> str:
+  """Returns what tells this host's kernel from all others since its boot."""
+  path = pathlib.Path('/proc/sys/kernel/random/boot_id')
+  return path.read_text().strip() if path.exists() else socket.gethostname()
+
+
+def _now() -> str:
+  now = datetime.datetime.now().astimezone()
+  return now.isoformat(sep=' ', timespec='seconds')
+
+
+def _describe(holder: dict[str, Any]) -> str:
+  if not holder:
+    return 'a process that is starting'
+  return 'process {pid} on {host}, since {since}'.format_map(holder)
+
+
+def _refusal(path: pathlib.Path, holder: dict[str, Any]) -> str:
+  return (
+    f'{path.parent} is in use by {_describe(holder)}; wait until it has ended, '
+    'or use another --workdir'
+  )
