@@ -8,9 +8,12 @@ The second acts as if there were no handler, for who cannot wait.
 import contextlib
 import signal
 import sys
+import threading
 import types
 from collections.abc import Iterator
 from typing import Self
+
+from absl import logging
 
 from nfnets_jax.training import progress
 
@@ -28,6 +31,9 @@ class StoppedError(Exception):
 class Signals:
   """Remembers the first SIGTERM or SIGINT while it is entered.
 
+  Python lets the main thread alone handle signals. In another thread nothing is
+  remembered, which a warning says.
+
   Example:
     >>> with Signals() as signals:
     ...   signal.raise_signal(signal.SIGTERM)
@@ -41,6 +47,12 @@ class Signals:
     self._before: dict[signal.Signals, object] = {}
 
   def __enter__(self) -> Self:
+    if threading.current_thread() is not threading.main_thread():
+      logging.warning(
+        'this run is not in the main thread: SIGTERM and SIGINT do not make it '
+        'save its state first'
+      )
+      return self
     for number in _SIGNALS:
       self._before[number] = signal.signal(number, self._remember)
     return self

@@ -92,8 +92,9 @@ def _acquire(path: pathlib.Path, beat: float, lapse: float) -> int:
     try:
       _wait_for(path, _flock(path, file), beat, lapse)
       # Whoever held it may have removed the file since it was opened.
-      if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
-        return file
+      with contextlib.suppress(FileNotFoundError):
+        if os.path.samestat(os.fstat(file), path.stat()):
+          return file
     except BaseException:
       os.close(file)
       raise

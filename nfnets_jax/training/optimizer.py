@@ -5,6 +5,7 @@ on everything but the classifier's weight matrix → L2 decay of the weights →
 Nesterov momentum → −learning rate.
 """
 
+import difflib
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -558,7 +559,9 @@ def _check_found(
 
 def _check_known(field: str, value: str | None, known: Iterable) -> None:
   if value not in known:
+    names = [str(name) for name in known]
+    similar = difflib.get_close_matches(str(value), names, n=1)
+    hint = f' (did you mean {similar[0]}?)' if similar else ''
     raise ValueError(
-      f'optimizer.{field} is {value!r}; choose one of '
-      f'{", ".join(map(str, known))}'
+      f'optimizer.{field} is {value!r}; choose one of {", ".join(names)}{hint}'
     )

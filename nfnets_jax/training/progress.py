@@ -26,7 +26,7 @@ class Progress:
   def __init__(self, start: int, total: int, batch_size: int):
     """Starts at step `start` of `total`, each of `batch_size` images."""
     self._start, self._total = start, total
-    self._began = time.monotonic()
+    self._began: float | None = None
     self._bar = None
     if sys.stderr.isatty() and jax.process_index() == 0:
       self._bar = tqdm.tqdm(
@@ -38,7 +38,10 @@ class Progress:
       )
 
   def advance(self) -> None:
-    """Counts a step."""
+    """Counts a step; the first, which compiles, is left out of the ETA."""
+    if self._began is None:
+      self._start += 1
+      self._began = time.monotonic()
     if self._bar is not None:
       self._bar.update()
 
@@ -50,11 +53,16 @@ class Progress:
     if self._bar is not None:
       self._bar.write(f'step {step}, epoch {epoch:.1f}: {text}')
     else:
-      seconds = time.monotonic() - self._began
-      eta = seconds / (step - self._start) * (self._total - step)
       say(
-        f'step {step}/{self._total}, epoch {epoch:.1f}: {text}, ETA {eta:.0f} s'
+        f'step {step}/{self._total}, epoch {epoch:.1f}: {text}{self._eta(step)}'
       )
+
+  def _eta(self, step: int) -> str:
+    if self._began is None or step <= self._start:  # no step was timed
+      return ''
+    seconds = time.monotonic() - self._began
+    eta = seconds / (step - self._start) * (self._total - step)
+    return f', ETA {eta:.0f} s'
 
   def __enter__(self) -> Self:
     return self

@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import config_dict
 
-from nfnets_jax import models, weights
+from nfnets_jax import augment, models, paths, weights
 from nfnets_jax.data import datasets, prepare, transforms
 from nfnets_jax.data import loader as loaders
 from nfnets_jax.models import variants
@@ -28,6 +28,7 @@ from nfnets_jax.training import (
   evaluate,
   init_from,
   interrupt,
+  lock,
   memory,
   metrics,
   parallel,
@@ -47,22 +48,26 @@ def train_and_evaluate(
 
   Args:
     config: of the run; `experiments/base.py` documents the fields.
-    workdir: receives `config.json`, `metrics.jsonl`, `tensorboard/`,
-      `checkpoints/`, `curves.png` and, at the end, `report.json`. A run that
-      was interrupted there goes on after its newest checkpoint; a finished one
-      is reported as it is.
-    allow_config_change: whether a run begun under another config may go on.
+    workdir: receives `config.json`, `data.json`, `metrics.jsonl`,
+      `tensorboard/`, `checkpoints/`, `curves.png` and, at the end,
+      `report.json`. A run that was interrupted there goes on after its newest
+      checkpoint; a finished one is reported as it is. While the run lasts, a
+      file `lock` names its process.
+    allow_config_change: whether a run begun under another config, or with other
+      data, may go on.
 
   Returns:
     The report: `steps`, `eval_top_1`, `eval_top_5`, `eval_loss`, the same with
     the prefix `ema_`, `eval_count`, `images_per_second` and `num_params`;
-    `batch_size`, `devices` and `device_kind`; `skipped`, how often a damaged
-    image was left out of the training, and `eval_skipped`, how many of the
-    test images were; `nonfinite`, how many steps were left out.
+    `batch_size`, `num_classes`, `devices` and `device_kind`; `skipped`, how
+    often a damaged image was left out of the training, and `eval_skipped`, how
+    many of the test images were; `nonfinite`, how many steps were left out.
     Accuracies are fractions.
 
   Raises:
-    ValueError: if the config is impossible, or the folder another config's.
+    ValueError: if the config is impossible, or the folder is of another config
+      or other data.
+    lock.InUseError: if another process trains in the folder.
     FloatingPointError: if the loss or the gradient norm is not finite, or the
       loss above `max_loss`; the message names the step and the last good
       checkpoint.
@@ -70,19 +75,22 @@ def train_and_evaluate(
       checkpoint.
   """
   # Set up.
-  workdir = pathlib.Path(workdir)
+  workdir = paths.expand_literal(workdir, '--workdir')
   check_config(config, jax.device_count())
   distributed.agree('the config', config.to_json())
-  same_config = workdirs.check(workdir, config, allow_config_change)
+  same_run = workdirs.check(workdir, config, allow_config_change)
   first_process, several = jax.process_index() == 0, jax.process_count() > 1
 
   # Data.
   train_set, test_set = load_data(config)
   epoch_steps = len(train_set) / config.batch_size
-  total_steps = round(config.epochs * epoch_steps)
+  total_steps = count_steps(config.epochs, epoch_steps)
+  data = workdirs.describe_data(train_set, test_set)
+  distributed.agree('the data set', data)
+  same_run &= workdirs.check_data(workdir, data, allow_config_change)
   report = workdirs.read_report(workdir)
   distributed.agree(f'report.json in {workdir}, a folder to share,', report)
-  if same_config and report is not None:
+  if same_run and report is not None:
     progress.say(f'this run is finished after {report["steps"]} steps')
     return report
   loader = loaders.train_batches(
@@ -153,6 +161,8 @@ def train_and_evaluate(
 
   with contextlib.ExitStack() as stack:
     stack.callback(loader.close)
+    if first_process:  # the only one that writes
+      stack.enter_context(lock.hold(workdir))
 
     # Restore.
     checkpoints = checkpoint.Checkpointer(
@@ -177,6 +187,7 @@ def train_and_evaluate(
     if first_process:
       # Not before here, so that a config which cannot be run leaves no trace.
       workdirs.record(workdir, config)
+      workdirs.write_json(workdir / 'data.json', data)
       writer = stack.enter_context(metrics.Writer(workdir, start))
     keep_compiled(config, workdir)
     progress.say(
@@ -265,6 +276,7 @@ def train_and_evaluate(
     'batch_size': config.batch_size,
     'devices': jax.device_count(),
     'device_kind': jax.devices()[0].device_kind,
+    'num_classes': train_set.num_classes,
     **results,
     'images_per_second': statistics.median(speeds) if speeds else None,
     'num_params': num_params,
@@ -278,8 +290,27 @@ def train_and_evaluate(
   return report
 
 
+def count_steps(epochs: float, epoch_steps: float) -> int:
+  """Returns the whole steps of a run, as released: 112,602 of 112,602.57.
+
+  Args:
+    epochs: of the run.
+    epoch_steps: steps of an epoch, not necessarily whole.
+
+  Example:
+    >>> count_steps(360.0, 1_281_167 / 4096)
+    112602
+    >>> count_steps(15_000 / (50_000 / 2048), 50_000 / 2048)
+    15000
+  """
+  # Epochs that were computed from steps are off by the rounding of a float.
+  return math.floor(epochs * epoch_steps + 1e-6)
+
+
 def evaluate_checkpoint(
-  config: config_dict.ConfigDict, workdir: str | pathlib.Path
+  config: config_dict.ConfigDict,
+  workdir: str | pathlib.Path,
+  allow_config_change: bool = False,
 ) -> dict[str, float]:
   """Evaluates a run's newest checkpoint, or other weights, on its test split.
 
@@ -288,15 +319,20 @@ def evaluate_checkpoint(
       `data.eval_image_size`, may differ from those of the training. With
       `init_from` it is those weights that are evaluated.
     workdir: of the run; need not be there with `init_from`.
+    allow_config_change: whether the classes may have other names than in the
+      training.
 
   Returns:
-    As `evaluate.evaluate`.
+    As `evaluate.evaluate`, and `num_classes`.
 
   Raises:
     FileNotFoundError: if there is no checkpoint.
+    ValueError: if the config is impossible, or the classes are not those of the
+      training.
   """
+  workdir = paths.expand_literal(workdir, '--workdir')
   check_config(config, jax.device_count())
-  directory = pathlib.Path(workdir) / 'checkpoints'
+  directory = workdir / 'checkpoints'
   if config.init_from is None and not directory.is_dir():
     raise FileNotFoundError(
       f'there is no run to evaluate in {workdir}; train first, or give '
@@ -305,6 +341,9 @@ def evaluate_checkpoint(
   if config.data.prepare:
     load_data(config)
   test_set = _load_split(config, config.data.test_split)
+  if config.init_from is None:
+    names = {'class_names': list(test_set.class_names)}
+    workdirs.check_data(workdir, names, allow_config_change)
   net = create_net(config, test_set.num_classes)
   optimizer = optimizers.create_optimizer(config.optimizer, lambda step: 0.0)
   size = config.data.image_size
@@ -326,7 +365,8 @@ def evaluate_checkpoint(
   eval_step = create_eval_step(
     net, config, count_micro_batches(config, optimizer, test_set.num_classes)
   )
-  return evaluate.evaluate(eval_step, state, eval_batches(config, test_set))
+  results = evaluate.evaluate(eval_step, state, eval_batches(config, test_set))
+  return {**results, 'num_classes': test_set.num_classes}
 
 
 def initial_weights(config: config_dict.ConfigDict) -> weights.Weights:
@@ -437,14 +477,33 @@ def keep_compiled(
   """
   name = 'jax_compilation_cache_dir'
   if config.compilation_cache and not getattr(jax.config, name):
-    folder = workdir.absolute() / config.compilation_cache
+    folder = workdir.absolute() / paths.expand_literal(
+      config.compilation_cache, 'config.compilation_cache'
+    )
     jax.config.update(name, str(folder))
     # jax decides at the first compilation whether to keep any.
     compilation_cache.reset_cache()
 
 
 def check_config(config: config_dict.ConfigDict, devices: int) -> None:
-  """Raises a ValueError if the batches cannot be split or mixed so."""
+  """Checks what can be checked before data are read and weights are drawn.
+
+  Args:
+    config: of the run.
+    devices: of all processes.
+
+  Raises:
+    ValueError: for a name that is not known, or if the batches cannot be split
+      or mixed so.
+  """
+  optimizers.create_optimizer(config.optimizer, lambda step: 0.0)
+  data = config.data
+  transforms.train_transform(data.image_size, data.crop, data.flip)
+  transforms.eval_transform(data.eval_image_size, data.eval_crop)
+  if config.augment.rand_augment is not None:
+    augment.parse_policy(config.augment.rand_augment)
+  if config.compilation_cache:
+    paths.expand_literal(config.compilation_cache, 'config.compilation_cache')
   for name in ('batch_size', 'eval_batch_size'):
     if config[name] < 1 or config[name] % devices:
       raise ValueError(

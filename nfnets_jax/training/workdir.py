@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, and what came out."""
+"""The folder of a run: whose it is, what it depends on, and what came out."""
 
 import json
 import pathlib
@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import config_dict
+
+from nfnets_jax.data import datasets
+from nfnets_jax.training import progress
 
 # Fields that say where and how fast, not what: a run may go on with others.
 _CIRCUMSTANCES = (
@@ -65,6 +68,103 @@ def record(workdir: pathlib.Path, config: config_dict.ConfigDict) -> None:
   workdir.mkdir(parents=True, exist_ok=True)
   (workdir / 'report.json').unlink(missing_ok=True)
   write_json(workdir / 'config.json', config.to_dict())
+
+
+def describe_data(
+  train_set: datasets.Dataset, test_set: datasets.Dataset
+) -> dict[str, Any]:
+  """Returns what a run depends on in its data, for `data.json`.
+
+  Args:
+    train_set: the training split.
+    test_set: the test split.
+
+  Returns:
+    JSON-serialisable: the `name` of the data set, the TFDS notation and the
+    number of examples of both `splits`, and the `class_names` in the order of
+    their labels.
+
+  Raises:
+    ValueError: if the two splits have different classes.
+  """
+  names = list(train_set.class_names)
+  if difference := _class_changes(names, list(test_set.class_names)):
+    raise ValueError(
+      f'{train_set.split} and {test_set.split} of {train_set.name} have '
+      f'different classes: {difference}'
+    )
+  return {
+    'name': train_set.name,
+    'splits': {
+      'train': {'split': train_set.split, 'count': len(train_set)},
+      'test': {'split': test_set.split, 'count': len(test_set)},
+    },
+    'class_names': names,
+  }
+
+
+def check_data(
+  workdir: pathlib.Path, data: Mapping[str, Any], allow_change: bool
+) -> bool:
+  """Checks that a run goes on with the data that it began with.
+
+  Args:
+    workdir: of the run; need not exist.
+    data: as of `describe_data`, or only some of its fields.
+    allow_change: whether a run may go on with other data.
+
+  Returns:
+    Whether nothing changed that the training depends on: the classes and the
+    number of training images. A change is printed.
+
+  Raises:
+    ValueError: if something did and it may not; the message lists it.
+  """
+  path = workdir / 'data.json'
+  if not path.exists():
+    return True
+  old = json.loads(path.read_text())
+  found = []
+  if 'class_names' in data:
+    found.append(_class_changes(old['class_names'], data['class_names']))
+  sizes = {
+    part: (old['splits'][part]['count'], new['count'])
+    for part, new in data.get('splits', {}).items()
+  }
+  texts = {
+    part: f'{part} split: {before:,} -> {after:,} images'
+    for part, (before, after) in sizes.items()
+    if before != after
+  }
+  if 'test' in texts:
+    progress.say(f'changed since {workdir} began: {texts.pop("test")}')
+  found += texts.values()
+  lines = ''.join(f'\n  {line}' for line in found if line)
+  if not lines:
+    return True
+  if not allow_change:
+    raise ValueError(
+      f'the data of the run in {workdir} have changed:{lines}\n'
+      'Restore them or use another --workdir; --allow_config_change goes on '
+      'with them as they are.'
+    )
+  progress.say(f'the data of the run in {workdir} have changed:{lines}')
+  return False
+
+
+def _class_changes(old: list[str], new: list[str]) -> str:
+  """Says how two lists of class names differ; '' if they do not."""
+  if old == new:
+    return ''
+  if len(old) != len(new):
+    return f'{len(old)} classes -> {len(new)} classes'
+  moved = [
+    f'{i}: {a!r} -> {b!r}'
+    for i, (a, b) in enumerate(zip(old, new, strict=True))
+    if a != b
+  ]
+  more = f' and {len(moved) - 5} more' if len(moved) > 5 else ''
+  return f'classes {", ".join(moved[:5])}{more}'
 
 
 def changes(
@@ -131,7 +231,12 @@ def format_report(report: Mapping[str, Any], workdir: pathlib.Path) -> str:
   rows = [
     f'{"":14}{"weights":>11}{"EMA":>11}',
     f'{"top-1":14}{percent("eval_top_1")}{percent("ema_eval_top_1")}',
-    f'{"top-5":14}{percent("eval_top_5")}{percent("ema_eval_top_5")}',
+  ]
+  if report.get('num_classes', 1000) > 5:  # else every image is a hit
+    rows.append(
+      f'{"top-5":14}{percent("eval_top_5")}{percent("ema_eval_top_5")}'
+    )
+  rows += [
     f'{"loss":14}{report["eval_loss"]:9.4f}  {report["ema_eval_loss"]:9.4f}',
   ]
   if 'num_params' in report:

@@ -1,6 +1,7 @@
 """Signals are remembered once, and the second one acts."""
 
 import signal
+import threading
 
 import pytest
 
@@ -24,6 +25,23 @@ def test_handlers_are_put_back():
     assert signal.getsignal(signal.SIGINT) is not before[1]
   after = [signal.getsignal(x) for x in (signal.SIGTERM, signal.SIGINT)]
   assert after == before
+
+
+def test_another_thread_handles_no_signals_and_says_so(caplog):
+  before = signal.getsignal(signal.SIGTERM)
+  seen = []
+
+  def enter():
+    with interrupt.Signals() as signals:
+      seen.append(signals.received)
+
+  thread = threading.Thread(target=enter)
+  with caplog.at_level('WARNING', logger='absl'):
+    thread.start()
+    thread.join()
+  assert seen == [None]
+  assert signal.getsignal(signal.SIGTERM) is before
+  assert 'not in the main thread' in caplog.text
 
 
 def test_exit_code_is_the_documented_one(capsys):

@@ -528,6 +528,21 @@ def test_a_gradient_that_is_not_finite_is_left_out():
   jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
+@pytest.mark.parametrize(
+  ('name', 'update'),
+  [('sgd', _sgd_update), ('lars', _lars_update), ('adam', _adam_update)],
+)
+def test_the_rate_follows_the_steps_also_those_that_are_skipped(name, update):
+  params, grads = _random_tree(0), [_random_tree(i) for i in (1, 2)]
+  broken = jax.tree.map(np.copy, grads[0])
+  broken['NFNet/~/linear']['b'][0] = np.inf
+  config = _config(name=name, clip=None, weight_decay=0.01, skip_nonfinite=2)
+  rates = jnp.asarray([RATES[0], 7.0, 7.0, RATES[1]])
+  optimizer = optimizers.create_optimizer(config, lambda step: rates[step])
+  actual = _run(optimizer, params, [grads[0], broken, broken, grads[1]])
+  _assert_close(actual, _oracle(params, grads, update), rtol=2e-5)
+
+
 @pytest.mark.parametrize('clip', [None, 'agc', 'global_norm'])
 def test_rate_and_thresholds_may_be_inputs(clip):
   params, grads = _random_tree(0), _random_tree(1)

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import threading
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 from experiments import digits
 from nfnets_jax.training import (
   checkpoint,
+  lock,
   metrics,
   parallel,
   progress,
@@ -66,6 +68,7 @@ def test_run_leaves_its_files(config, straight):
   workdir, report = straight
   assert {path.name for path in workdir.iterdir()} == {
     'config.json',
+    'data.json',
     'metrics.jsonl',
     'tensorboard',
     'checkpoints',
@@ -74,6 +77,9 @@ def test_run_leaves_its_files(config, straight):
   }
   recorded = json.loads((workdir / 'config.json').read_text())
   assert recorded == json.loads(config.to_json())
+  data = json.loads((workdir / 'data.json').read_text())
+  assert data['splits']['train'] == {'split': 'train[:320]', 'count': 320}
+  assert data['class_names'] == [str(label) for label in range(10)]
   assert json.loads((workdir / 'report.json').read_text()) == report
   (events,) = (workdir / 'tensorboard').glob('events.out.tfevents.*')
   for name in (b'train/loss', b'test/eval_top_1', b'test/ema_eval_loss'):
@@ -451,17 +457,109 @@ def test_data_set_that_is_not_prepared(make_config, tmp_path):
     train.train_and_evaluate(make_config(1, changes), tmp_path / 'run')
 
 
-@pytest.mark.slow
-def test_damaged_images_stop_the_run_or_are_counted(make_config, tmp_path):
-  photos = tmp_path / 'photos'
+def _photos(folder, counts):
+  """Writes noise of the classes cat and dog: `{split: images of each}`."""
   rng = np.random.default_rng(0)
-  for split, count in [('train', 9), ('test', 5)]:
+  for split, count in counts.items():
     for label in ('cat', 'dog'):
-      folder = photos / split / label
-      folder.mkdir(parents=True)
+      path = folder / split / label
+      path.mkdir(parents=True)
       for i in range(count):
         pixels = rng.integers(256, size=(8, 8, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f'{i}.png')
+        Image.fromarray(pixels).save(path / f'{i}.png')
+  return folder
+
+
+def test_a_run_remembers_its_data(make_config, tmp_path, capsys):
+  photos = _photos(tmp_path / 'photos', {'train': 16, 'test': 4})
+  config = make_config(
+    1,
+    {
+      'data.name': 'folder',
+      'data.data_dir': str(photos),
+      'data.train_split': 'train',
+      'data.prepare': False,
+      'eval_batch_size': 8,
+      'epochs': 2.0,
+    },
+  )
+  workdir = tmp_path / 'run'
+  report = train.train_and_evaluate(config, workdir)
+  assert (report['steps'], report['num_classes']) == (2, 2)
+
+  cats = photos / 'train' / 'cat'
+  for i in range(32):
+    shutil.copy(cats / '0.png', cats / f'new{i}.png')
+  with pytest.raises(ValueError, match='train split: 32 -> 64 images'):
+    train.train_and_evaluate(config, workdir)
+  capsys.readouterr()
+  longer = train.train_and_evaluate(config, workdir, allow_config_change=True)
+  assert longer['steps'] == 4
+  assert 'train split: 32 -> 64 images' in capsys.readouterr().out
+  assert train.train_and_evaluate(config, workdir) == longer
+
+  for split in ('train', 'test'):
+    (photos / split / 'dog').rename(photos / split / 'Dog')
+  message = "classes 0: 'cat' -> 'Dog', 1: 'dog' -> 'cat'"
+  for run in (train.evaluate_checkpoint, train.train_and_evaluate):
+    with pytest.raises(ValueError, match=message):
+      run(config, workdir)
+  assert train.evaluate_checkpoint(config, workdir, True)['eval_count'] == 8
+
+
+def test_a_folder_takes_one_run_at_a_time(make_config, tmp_path):
+  with (
+    lock.hold(tmp_path),
+    pytest.raises(lock.InUseError, match='in use by process'),
+  ):
+    train.train_and_evaluate(make_config(), tmp_path)
+  assert not (tmp_path / 'config.json').exists()
+
+
+@pytest.mark.parametrize('name', ['lr=[0.1]', 'a\\b', 'x*'])
+def test_a_folder_that_cannot_be_read_back_is_refused(
+  make_config, tmp_path, name
+):
+  with pytest.raises(ValueError, match='--workdir=.*pattern'):
+    train.train_and_evaluate(make_config(), tmp_path / name / 'run')
+  assert not (tmp_path / name).exists()
+  config = make_config(1, {'compilation_cache': f'/{name}'})
+  with pytest.raises(ValueError, match=r'config.compilation_cache=.*pattern'):
+    train.train_and_evaluate(config, tmp_path / 'run')
+
+
+@pytest.mark.parametrize(
+  ('field', 'value', 'message'),
+  [
+    ('optimizer.name', 'sgdm', 'did you mean sgd'),
+    ('data.crop', 'random_resize', 'unknown crop'),
+    ('data.eval_crop', 'resize_corp_32', 'unknown crop'),
+    ('augment.rand_augment', '4y5', '4y5'),
+  ],
+)
+def test_names_are_checked_before_data_are_read(
+  make_config, tmp_path, field, value, message
+):
+  config = make_config(1, {'data.name': 'missing', field: value})
+  with pytest.raises(ValueError, match=message):
+    train.train_and_evaluate(config, tmp_path)
+
+
+def test_it_runs_in_a_thread(make_config, tmp_path):
+  reports = []
+
+  def run():
+    reports.append(train.train_and_evaluate(make_config(), tmp_path))
+
+  thread = threading.Thread(target=run)
+  thread.start()
+  thread.join()
+  assert [report['steps'] for report in reports] == [1]
+
+
+@pytest.mark.slow
+def test_damaged_images_stop_the_run_or_are_counted(make_config, tmp_path):
+  photos = _photos(tmp_path / 'photos', {'train': 9, 'test': 5})
   for name in ('train/cat/3.png', 'test/dog/2.png'):
     content = (photos / name).read_bytes()
     (photos / name).write_bytes(content[: len(content) // 2])

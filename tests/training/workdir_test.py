@@ -3,6 +3,7 @@ import json
 import pytest
 from ml_collections import config_dict
 
+from nfnets_jax.data import datasets
 from nfnets_jax.training import workdir as workdirs
 
 
@@ -95,6 +96,77 @@ def test_another_config_is_refused_or_allowed(tmp_path, changes, lines):
   assert _recorded(tmp_path) == before
 
 
+def _split(split, count, names=('cat', 'dog')):
+  return datasets.Dataset('folder', split, range(count), tuple(names))
+
+
+def _data(train=40, test=10, names=('cat', 'dog')):
+  return workdirs.describe_data(
+    _split('train', train, names), _split('test', test, names)
+  )
+
+
+def test_a_run_records_its_data(tmp_path):
+  data = _data()
+  assert data == {
+    'name': 'folder',
+    'splits': {
+      'train': {'split': 'train', 'count': 40},
+      'test': {'split': 'test', 'count': 10},
+    },
+    'class_names': ['cat', 'dog'],
+  }
+  assert workdirs.check_data(tmp_path, data, allow_change=False)  # a new run
+  workdirs.write_json(tmp_path / 'data.json', data)
+  assert workdirs.check_data(tmp_path, data, allow_change=False)
+
+
+@pytest.mark.parametrize(
+  ('changed', 'message'),
+  [
+    (
+      _data(names=('Dog', 'cat')),
+      "classes 0: 'cat' -> 'Dog', 1: 'dog' -> 'cat",
+    ),
+    (
+      _data(names=('dog', 'cat')),
+      "classes 0: 'cat' -> 'dog', 1: 'dog' -> 'cat",
+    ),
+    (_data(names=('cat', 'cow', 'dog')), '2 classes -> 3 classes'),
+    (_data(train=100), 'train split: 40 -> 100 images'),
+    (_data(train=39), 'train split: 40 -> 39 images'),
+  ],
+)
+def test_other_data_are_refused_or_said(tmp_path, capsys, changed, message):
+  workdirs.write_json(tmp_path / 'data.json', _data())
+  with pytest.raises(ValueError, match='(?s)have changed.*--allow') as caught:
+    workdirs.check_data(tmp_path, changed, allow_change=False)
+  assert message in str(caught.value)
+  assert not workdirs.check_data(tmp_path, changed, allow_change=True)
+  assert message in capsys.readouterr().out
+
+
+def test_other_test_images_are_said(tmp_path, capsys):
+  workdirs.write_json(tmp_path / 'data.json', _data())
+  assert workdirs.check_data(tmp_path, _data(test=12), allow_change=False)
+  assert 'test split: 10 -> 12 images' in capsys.readouterr().out
+
+
+def test_an_evaluation_looks_at_the_classes_alone(tmp_path):
+  workdirs.write_json(tmp_path / 'data.json', _data())
+  names = {'class_names': ['cat', 'dog']}
+  assert workdirs.check_data(tmp_path, names, allow_change=False)
+  with pytest.raises(ValueError, match="1: 'dog' -> 'cow'"):
+    workdirs.check_data(tmp_path, {'class_names': ['cat', 'cow']}, False)
+
+
+def test_both_splits_have_the_same_classes():
+  with pytest.raises(ValueError, match="train and test .* 1: 'dog' -> 'cow'"):
+    workdirs.describe_data(
+      _split('train', 4), _split('test', 4, ['cat', 'cow'])
+    )
+
+
 REPORT = {
   'steps': 112_603,
   'eval_top_1': 0.83571,
@@ -118,6 +190,12 @@ def test_report_for_people(tmp_path):
   assert ['steps', '112,603'] in values
   assert ['images/s', '1,235'] in values
   assert lines[-1] == f'run: {tmp_path}'
+
+
+@pytest.mark.parametrize(('num_classes', 'shown'), [(4, 0), (5, 0), (6, 1)])
+def test_top_5_of_few_classes_says_nothing(tmp_path, num_classes, shown):
+  report = {**REPORT, 'num_classes': num_classes}
+  assert workdirs.format_report(report, tmp_path).count('top-5') == shown
 
 
 def test_report_without_a_speed(tmp_path):
