@@ -54,7 +54,7 @@ $(TIMM_STAMP): setup.py pyproject.toml constraints.txt
 
 train: WORKDIR ?= runs/digits
 train: $(STAMP)  ## Train a small NFNet on handwritten digits and show the result.
-	$(BIN)/python -m nfnets_jax.main --config=experiments/digits.py --workdir=$(WORKDIR) $(ARGS)
+	$(BIN)/python -m nfnets_jax.main --config=experiments/digits.py --workdir='$(WORKDIR)' $(ARGS)
 
 prepare: $(TF_STAMP)  ## Prepare another data set of TFDS's catalogue, as in NAME=cifar10.
 	$(TF_BIN)/python -m nfnets_jax.data.prepare $(NAME) $(data_dir)
@@ -66,18 +66,18 @@ imagenet: $(TF_STAMP)  ## Prepare ImageNet: IMAGENET_DIR=folder of the tars, or 
 reproduce-f1:  ## Train NFNet-F1 on ImageNet as in the paper; also f0 to f6.
 $(VARIANTS:%=reproduce-%): WORKDIR ?= runs/$@
 $(VARIANTS:%=reproduce-%): reproduce-f%: $(STAMP)
-	$(BIN)/python -m experiments.reproduce.nfnet --workdir=$(WORKDIR) \
+	$(BIN)/python -m experiments.reproduce.nfnet --workdir='$(WORKDIR)' \
 	  --config=experiments/nfnet_imagenet.py:F$* $(config_data_dir) $(ARGS)
 
 rehearse-f1:  ## All of that with a few photographs, killed once and resumed.
 $(VARIANTS:%=rehearse-%): WORKDIR ?= runs/$@
 $(VARIANTS:%=rehearse-%): rehearse-f%: $(STAMP)
-	$(BIN)/python -m experiments.reproduce.nfnet --workdir=$(WORKDIR) --rehearse \
+	$(BIN)/python -m experiments.reproduce.nfnet --workdir='$(WORKDIR)' --rehearse \
 	  --config=experiments/rehearse.py:F$* $(config_data_dir) $(ARGS)
 
 sweep = $(BIN)/python -m experiments.reproduce.sweep --scale=$(SCALE) \
-  --output=$(WORKDIR) $(data_dir) $(if $(DATA_NAME),--data_name='$(DATA_NAME)')
-page = $(BIN)/python -m experiments.reproduce.report --output=$(WORKDIR)
+  --output='$(WORKDIR)' $(data_dir) $(if $(DATA_NAME),--data_name='$(DATA_NAME)')
+page = $(BIN)/python -m experiments.reproduce.report --output='$(WORKDIR)'
 
 reproduce: WORKDIR ?= runs/reproduce
 reproduce: $(STAMP)  ## Run all claims of the paper at SCALE=small, gpu or paper.
@@ -127,7 +127,7 @@ bench-augment: $(STAMP)  ## Estimate or measure what augmentation costs of a tra
 
 show-augment: WORKDIR ?= runs/show-augment
 show-augment: $(STAMP)  ## Draw augmented training images with their labels.
-	$(BIN)/python -m experiments.show_augment --output=$(WORKDIR)/augment.png \
+	$(BIN)/python -m experiments.show_augment --output='$(WORKDIR)'/augment.png \
 	  --config=experiments/nfnet_imagenet.py:F1 $(config_data_dir) $(ARGS)
 
 tables: $(STAMP)  ## Write the table of all networks, docs/models.md.
@@ -135,7 +135,7 @@ tables: $(STAMP)  ## Write the table of all networks, docs/models.md.
 
 signal-plots: WORKDIR ?= runs/signal-plots
 signal-plots: $(STAMP)  ## Draw the signal at initialisation beside the theory.
-	$(BIN)/python -m experiments.signal_plots --output_dir=$(WORKDIR) $(ARGS)
+	$(BIN)/python -m experiments.signal_plots --output_dir='$(WORKDIR)' $(ARGS)
 
 clean:  ## Remove the environment and caches; runs and data stay.
 	rm -rf $(VENV) $(VENV)-tensorflow $(VENV)-timm build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

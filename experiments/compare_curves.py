@@ -8,6 +8,7 @@ import pathlib
 
 import matplotlib.figure
 
+from nfnets_jax import paths
 from nfnets_jax.training import metrics
 
 
@@ -46,7 +47,7 @@ def draw(runs: dict[str, pathlib.Path], output: pathlib.Path) -> None:
 def main() -> None:
   """Draws what the command line names."""
   parser = argparse.ArgumentParser(description='Curves of runs in one picture.')
-  parser.add_argument('--output', type=pathlib.Path, default='curves.png')
+  parser.add_argument('--output', type=paths.argument, default='curves.png')
   parser.add_argument('runs', nargs='+', metavar='NAME=WORKDIR')
   args = parser.parse_args()
   runs = {}
@@ -54,9 +55,10 @@ def main() -> None:
     name, _, workdir = run.partition('=')
     if not workdir:
       parser.error(f'{run!r} is not of the form NAME=WORKDIR')
-    runs[name] = pathlib.Path(workdir)
+    runs[name] = workdir
   try:
-    draw(runs, args.output)
+    folders = {k: paths.expand(v, k) for k, v in runs.items()}
+    draw(folders, args.output)
   except ValueError as error:
     parser.error(str(error))
   print(args.output)

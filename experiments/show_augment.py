@@ -11,7 +11,6 @@ label.
 """
 
 import functools
-import pathlib
 import sys
 
 import jax
@@ -20,7 +19,7 @@ from absl import app, flags, logging
 from ml_collections import config_dict, config_flags
 from PIL import Image, ImageDraw, ImageFont
 
-from nfnets_jax import augment
+from nfnets_jax import augment, paths
 from nfnets_jax.data import loader, transforms
 from nfnets_jax.training import train, train_step
 
@@ -221,7 +220,7 @@ def main(argv: list[str]) -> None:
   captions = [describe(label, names) for label in labels]
   title = describe_policy(config)
   sheet = draw(crops, images, captions, title, _COLUMNS.value, _CELL.value)
-  path = pathlib.Path(_OUTPUT.value).expanduser()
+  path = paths.expand(_OUTPUT.value, '--output')
   path.parent.mkdir(parents=True, exist_ok=True)
   sheet.save(path)
   print(f'{len(images)} images of {title} in {path}')

@@ -91,7 +91,7 @@ import matplotlib.ticker
 import numpy as np
 from sklearn import datasets
 
-from nfnets_jax import augment, models
+from nfnets_jax import augment, models, paths
 from nfnets_jax.data import folder, transforms
 from nfnets_jax.models import blocks, factory
 
@@ -486,7 +486,7 @@ def main() -> None:
     measure(net, [images for _, images in inputs.values()], seed)
     for net in NETS
   ]
-  output_dir = pathlib.Path(args.output_dir).expanduser()
+  output_dir = paths.expand(args.output_dir, '--output_dir')
   output_dir.mkdir(parents=True, exist_ok=True)
   for i, (name, (title, images)) in enumerate(inputs.items()):
     measured = [signal[i] for signal in signals]

@@ -5,11 +5,9 @@
 Nothing is computed; the networks are only traced, at their test size.
 """
 
-import pathlib
-
 from absl import app, flags
 
-from nfnets_jax import summary
+from nfnets_jax import paths, summary
 from nfnets_jax.models import published, variants
 
 _FILE = flags.DEFINE_string(
@@ -59,7 +57,7 @@ def main(argv: list[str]) -> None:
   """Writes the file."""
   del argv
   lines = [row(name) for name in variants.VARIANTS]
-  path = pathlib.Path(_FILE.value)
+  path = paths.expand(_FILE.value, '--file')
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_text(_HEAD + '\n'.join(lines) + '\n')
   print(f'{len(lines)} networks in {path}')

@@ -4,10 +4,12 @@ Every path that a user gives is taken in here: `~` is expanded, and what a
 library below would misread is refused with the option and the remedy.
 """
 
+import argparse
 import difflib
 import os
 import pathlib
 import re
+from collections.abc import Callable
 
 PathLike = str | os.PathLike[str]
 
@@ -80,6 +82,24 @@ def expand_literal(path: PathLike, option: str = 'path') -> pathlib.Path:
       'sets read as part of a pattern; use letters, digits and any of . _ - = +'
     )
   return expanded
+
+
+def argument(text: str) -> pathlib.Path:
+  """As `expand`, for `type=` of an argument of argparse."""
+  return _argument(expand, text)
+
+
+def literal_argument(text: str) -> pathlib.Path:
+  """As `expand_literal`, for `type=` of an argument of argparse."""
+  return _argument(expand_literal, text)
+
+
+def _argument(take: Callable[[str], pathlib.Path], text: str) -> pathlib.Path:
+  try:
+    return take(text)
+  except ValueError as error:
+    # argparse shows the message of this error alone.
+    raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def existing(

@@ -37,6 +37,7 @@ from absl import app, flags
 from jax.extend import core
 from ml_collections import config_dict, config_flags
 
+from nfnets_jax import paths
 from nfnets_jax.models import cost
 from nfnets_jax.training import optimizer as optimizers
 from nfnets_jax.training import parallel, train
@@ -248,7 +249,9 @@ def main(argv: list[str]) -> None:
   if _MEASURE.value or jax.default_backend() != 'cpu':
     results |= measure(config)
   if _OUTPUT.value:
-    pathlib.Path(_OUTPUT.value).write_text(json.dumps(results, indent=2) + '\n')
+    paths.expand(_OUTPUT.value, '--output').write_text(
+      json.dumps(results, indent=2) + '\n'
+    )
 
 
 if __name__ == '__main__':

@@ -17,7 +17,6 @@ import contextlib
 import io
 import json
 import os
-import pathlib
 import statistics
 import tarfile
 import time
@@ -27,6 +26,7 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
+from nfnets_jax import paths
 from nfnets_jax.data import datasets, loader, transforms
 
 _NAME = flags.DEFINE_string('name', 'imagenet2012', 'A prepared data set.')
@@ -202,7 +202,9 @@ def main(argv: list[str]) -> None:
     raise app.UsageError('--cpu_time is for --threads=1')
   results = {threads: compare(photos, threads) for threads in counts}
   if _OUTPUT.value:
-    pathlib.Path(_OUTPUT.value).write_text(json.dumps(results, indent=2) + '\n')
+    paths.expand(_OUTPUT.value, '--output').write_text(
+      json.dumps(results, indent=2) + '\n'
+    )
 
 
 if __name__ == '__main__':

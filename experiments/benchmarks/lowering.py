@@ -22,6 +22,7 @@ import optax
 from absl import app, flags
 from ml_collections import config_dict, config_flags
 
+from nfnets_jax import paths
 from nfnets_jax.training import optimizer as optimizers
 from nfnets_jax.training import parallel, train
 from nfnets_jax.training import train_step as steps
@@ -131,7 +132,7 @@ def main(argv: list[str]) -> None:
   print(f'StableHLO text: {figures.size / 1e6:.1f} MB')
   if _OUTPUT.value:
     text = json.dumps({**figures._asdict(), 'load': load}, indent=2)
-    pathlib.Path(_OUTPUT.value).write_text(f'{text}\n')
+    paths.expand(_OUTPUT.value, '--output').write_text(f'{text}\n')
 
 
 if __name__ == '__main__':

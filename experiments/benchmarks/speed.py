@@ -24,7 +24,6 @@ import importlib
 import json
 import math
 import os
-import pathlib
 import platform
 import statistics
 import sys
@@ -41,7 +40,7 @@ from ml_collections import config_dict
 
 from experiments import base
 from experiments.benchmarks import op_profile, peak, released, timm_peer
-from nfnets_jax import models
+from nfnets_jax import models, paths
 from nfnets_jax.models import variants
 from nfnets_jax.training import host_memory, parallel, train
 from nfnets_jax.training import optimizer as optimizers
@@ -433,7 +432,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
   parser.add_argument(
     '--warmup', type=int, default=2, help='rounds before them'
   )
-  parser.add_argument('--json', type=pathlib.Path, help='a file to write')
+  parser.add_argument('--json', type=paths.argument, help='a file to write')
   args = parser.parse_args(argv)
   args.argv = argv
   try:

@@ -30,6 +30,7 @@ from ml_collections import config_dict
 from experiments.benchmarks import peak
 from experiments.reproduce import paper
 from nfnets_jax import main as main_lib
+from nfnets_jax import paths
 from nfnets_jax.data import datasets, loader, transforms
 from nfnets_jax.models import cost
 from nfnets_jax.training import distributed, interrupt, progress, train
@@ -266,8 +267,11 @@ def main(argv: list[str], arguments: list[str]) -> None:
     argv: what is left of the command line when the flags are parsed.
     arguments: the command line as it was typed.
   """
-  config, workdir = flags.FLAGS.config, pathlib.Path(flags.FLAGS.workdir)
-  workdir = workdir.expanduser()
+  config = flags.FLAGS.config
+  try:
+    workdir = paths.expand_literal(flags.FLAGS.workdir, '--workdir')
+  except ValueError as error:
+    raise app.UsageError(str(error)) from error
   if flags.FLAGS.mode != 'train':
     raise app.UsageError('evaluate with python -m nfnets_jax.main')
   try:

@@ -19,6 +19,7 @@ import matplotlib
 import matplotlib.figure
 
 from experiments.reproduce import latency, paper, results, rows
+from nfnets_jax import paths
 from nfnets_jax.models import variants
 
 Table = Sequence[Sequence[str]]
@@ -408,7 +409,7 @@ def main(argv: list[str] | None = None) -> None:
     description='The claims that have results, as a page.',
   )
   parser.add_argument(
-    '--output', type=pathlib.Path, default=pathlib.Path('runs/reproduce')
+    '--output', type=paths.argument, default=pathlib.Path('runs/reproduce')
   )
   args = parser.parse_args(argv)
   try:

@@ -32,8 +32,9 @@ from absl import logging as absl_logging
 from ml_collections import config_dict
 
 from experiments.reproduce import latency, results, rows
+from nfnets_jax import paths
 from nfnets_jax.data import datasets
-from nfnets_jax.training import host_memory, interrupt, memory, train
+from nfnets_jax.training import host_memory, interrupt, lock, memory, train
 from nfnets_jax.training import optimizer as optimizers
 
 _CIFAR10 = 'cifar10'
@@ -135,6 +136,15 @@ class Sweep:
             f'minutes, {left} to make, {minutes / done * left:.0f} minutes',
             flush=True,
           )
+
+  @contextlib.contextmanager
+  def alone(self) -> Iterator[None]:
+    """Keeps other sweeps of the same slice out of the folder."""
+    try:
+      with lock.hold(self._output, f'{self._path.stem}.lock'):
+        yield
+    except lock.InUseError as error:
+      sys.exit(f'error: {error}')
 
   @contextlib.contextmanager
   def _workers(self) -> Iterator[futures.Executor]:
@@ -298,9 +308,13 @@ def main(argv: list[str] | None = None) -> None:
   )
   parser.add_argument('--scale', choices=rows.SCALES, default='small')
   parser.add_argument(
-    '--output', type=pathlib.Path, default=pathlib.Path('runs/reproduce')
+    '--output',
+    type=paths.literal_argument,
+    default=pathlib.Path('runs/reproduce'),
   )
-  parser.add_argument('--data_dir', help="of TFDS's data sets")
+  parser.add_argument(
+    '--data_dir', type=paths.literal_argument, help="of TFDS's data sets"
+  )
   parser.add_argument('--data_name', help='what CIFAR-10 is called there')
   parser.add_argument('--num_workers', type=int, help='that decode images')
   parser.add_argument(
@@ -316,7 +330,7 @@ def main(argv: list[str] | None = None) -> None:
   names = [*rows.ROWS, 'latency'] if args.row == 'all' else [args.row]
   told = {
     'name': args.data_name,
-    'data_dir': args.data_dir and str(pathlib.Path(args.data_dir).absolute()),
+    'data_dir': args.data_dir and str(args.data_dir.absolute()),
     'num_workers': args.num_workers,
   }
   data = {key: value for key, value in told.items() if value is not None}
@@ -337,10 +351,9 @@ def main(argv: list[str] | None = None) -> None:
       datasets.load(args.data_name or _CIFAR10, 'train', data.get('data_dir'))
     except (OSError, ValueError) as error:
       sys.exit(f'error: {error}')
-  args.output.mkdir(parents=True, exist_ok=True)
   _begin()
   left = 0
-  with interrupt.exiting():
+  with interrupt.exiting(), sweep.alone():
     try:
       for name in names:
         if name == 'latency':

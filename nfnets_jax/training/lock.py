@@ -43,13 +43,17 @@ class InUseError(RuntimeError):
 
 @contextlib.contextmanager
 def hold(
-  folder: pathlib.Path, beat: float = BEAT, lapse: float = LAPSE
+  folder: pathlib.Path,
+  name: str = NAME,
+  beat: float = BEAT,
+  lapse: float = LAPSE,
 ) -> Iterator[None]:
   """Holds the lock on a run's folder while it is entered.
 
   Args:
     folder: of the run; made if it does not exist, and removed again if nothing
       is in it at the end.
+    name: of the file, for a folder that several may write different parts of.
     beat: seconds between heartbeats.
     lapse: seconds without a heartbeat after which a holder on another host is
       dead; several times `beat`.
@@ -58,7 +62,7 @@ def hold(
     InUseError: if another process, or another thread of this one, holds it.
   """
   folder.mkdir(parents=True, exist_ok=True)
-  path = folder / NAME
+  path = folder / name
   file = _acquire(path, beat, lapse)
   try:
     about = {
@@ -180,5 +184,5 @@ def _describe(holder: dict[str, Any]) -> str:
 def _refusal(path: pathlib.Path, holder: dict[str, Any]) -> str:
   return (
     f'{path.parent} is in use by {_describe(holder)}; wait until it has ended, '
-    'or use another --workdir'
+    'or use another folder'
   )

@@ -54,7 +54,7 @@ def test_leaves_nothing_behind(tmp_path):
 def test_a_second_process_is_refused_by_name_and_may_follow(tmp_path):
   process = _holder(tmp_path)
   try:
-    message = f'in use by process {process.pid} on .*since 20.*--workdir'
+    message = f'in use by process {process.pid} on .*since 20.*another folder'
     with pytest.raises(lock.InUseError, match=message), lock.hold(tmp_path):
       pytest.fail('two processes hold the lock')
     # The refused one has left the lock as it was.
