@@ -6,11 +6,14 @@ dropout and stochastic depth drop of it, is drawn from a key of its own, made of
 the run's key, the step and the image's place in the global batch: a run does
 not depend on the number of devices, nor on the number of micro-batches.
 
-Batch normalisation is the exception: it normalises by the images that are
+Batch normalisation is an exception: it normalises by the images that are
 computed at once, those of a micro-batch of one device, or of all devices if the
 net is told so. Its moving statistics, the net's state, go from micro-batch to
 micro-batch, each of which moves them once; at the end of the step they are
 averaged over the devices.
+
+Sharpness-aware minimisation is another: each device takes the step up with a
+fraction of its own images, so the result depends on the number of devices.
 
 Differences:
   * The released code casts parameters to bfloat16 before the pass; here the
