@@ -16,6 +16,8 @@ Differences:
     their fan-out, and the stem as Haiku does by default, with half the
     variance; here all are drawn by their fan-in, as He's.
   * There is no bias before the first convolution, as in its authors' code.
+  * Here there are no other nonlinearities than ReLU and no other initialiser of
+    the classifier, which the released net can be told but no recipe does.
 
 Reference:
   Zhang, Dauphin and Ma 2019, https://arxiv.org/abs/1901.09321.

@@ -21,9 +21,10 @@ Differences:
     compares with that net, of 28 M parameters, and takes its results from
     another paper.
   * The released net can also have its nonlinearity after the addition
-    (`preactivation=False`), other norms and nonlinearities, and another
-    initialiser of the classifier (`fc_init`). No released recipe uses these
-    options, and they are left out.
+    (`preactivation=False`), other norms and nonlinearities, another initialiser
+    of the classifier (`fc_init`), and the batch's own statistics in evaluation
+    (`test_local_stats`). No released recipe uses these options, and they are
+    left out.
 
 Reference:
   He et al. 2016, https://arxiv.org/abs/1603.05027; Hu et al. 2018,

@@ -10,7 +10,6 @@ Differences:
     paper's count of 527 M parameters for F4+ asks for 192. The variants are the
     code's; `create('nfnet_f4plus', group_width=(192, 128, 128, 128))` is the
     paper's.
-
   * The baselines `skipinit_resnet50` and `fixup_resnet50` are not the released
     ones in every detail; see `resnet` and `fixup_resnet` for where they differ.
 

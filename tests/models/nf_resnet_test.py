@@ -72,7 +72,7 @@ def test_count_by_the_rules_is_that_of_the_released_code(
 
 
 # No golden counts: counted by the rules.
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   ('name', 'norm'), [('nf_resnet600', False), ('resnet600', True)]
 )
