@@ -16,6 +16,12 @@ Expected (the paper's top-1 in %, mean of three seeds):
   batch_norm        83.4  84.4  85.1  85.5
 Whether the paper's batch-normalised row was trained with AGC is not said; here
 it keeps the recipe, and --config.optimizer.clip=None leaves AGC out.
+
+Differences:
+  * In the rows `mixup` and `rand_augment`, MixUp makes every image of a batch,
+    and from `cutmix` on it makes half of them, as the released pipeline does
+    when told of one or of both. The paper does not say how much of a batch
+    MixUp made in those rows.
 """
 
 from ml_collections import config_dict

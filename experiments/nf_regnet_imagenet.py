@@ -1,4 +1,4 @@
-"""NF-RegNets B0 to B5 on ImageNet.
+"""NF-RegNets B0 to B8 on ImageNet.
 
 Source: Brock, De and Smith 2021, https://arxiv.org/abs/2101.08692, and the
 released recipe; see base.py for the rest.
@@ -6,7 +6,11 @@ Command:
   python -m nfnets_jax.main --config=experiments/nf_regnet_imagenet.py:B0 \
     --workdir=DIR
 Expected (the predecessor's, top-1 in %, digitised): B0 77.0, B1 78.7, B2 80.0,
-B3 81.2, B4 82.5, B5 83.0.
+B3 81.2, B4 82.5, B5 83.0. None is published for B6 to B8.
+
+Differences:
+  * The released recipe ends at B5. For B6 to B8 its rule for the weight decay,
+    1e-5 more with each variant, is continued.
 """
 
 from ml_collections import config_dict
@@ -16,7 +20,7 @@ from nfnets_jax.models import variants
 
 
 def get_config(name: str = 'B0') -> config_dict.ConfigDict:
-  """Expands a variant, 'B0' to 'B5', into plain numbers."""
+  """Expands a variant, 'B0' to 'B8', into plain numbers."""
   model = f'nf_regnet_{name.lower()}'
   variant = variants.get(model)
   config = base.get_config()

@@ -17,7 +17,7 @@ from experiments import base
 
 
 def get_config(depth: str = '50') -> config_dict.ConfigDict:
-  """Expands a depth, 50, 101, 152, 200 or 288, into plain numbers.
+  """Expands a depth, 50, 101, 152, 200, 288 or 600, into plain numbers.
 
   Also 'senet50', and 'skipinit_resnet50' and 'fixup_resnet50', which do not
   normalise.

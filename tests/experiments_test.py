@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 from ml_collections import config_dict
 
@@ -23,6 +24,7 @@ from experiments import (
   resnet_imagenet,
 )
 from nfnets_jax import models
+from nfnets_jax.augment import mixing
 from nfnets_jax.training import optimizer, train
 
 # The paper's table 1: dropout, training and test size, RandAugment.
@@ -229,6 +231,29 @@ def test_ablation_adds_one_thing_a_row():
     ablation_imagenet.get_config('F0,cutmixx')
 
 
+@pytest.mark.parametrize(
+  ('row', 'share'),
+  [('mixup', 1.0), ('rand_augment', 1.0), ('cutmix', 0.5), ('batch_norm', 0.5)],
+)
+def test_ablation_mixes_the_share_of_a_batch_that_it_says(row, share):
+  """Of 64 black and 64 white photographs, how many come out grey."""
+  augment = ablation_imagenet.get_config(f'F0,{row}').augment
+  raw = np.zeros((128, 4, 4, 3), np.uint8)
+  raw[1::2] = 255
+  images, _ = mixing.mix_batch(
+    jax.random.split(jax.random.key(0), 64),
+    raw,
+    np.arange(128) % 2,
+    num_classes=2,
+    # So that hardly one is nearly black or white.
+    mixup_alpha=10.0 if augment.mixup_alpha else None,
+    cutmix=augment.cutmix,
+    raw_per_image=augment.raw_per_image,
+  )
+  grey = (images > 0).all((1, 2, 3)) & (images < 255).all((1, 2, 3))
+  assert float(grey.mean()) == share
+
+
 def test_batch_normalised_nfnet_has_no_part_of_the_normaliser_free():
   config = ablation_imagenet.get_config('F0,batch_norm')
   net = train.create_net(config, num_classes=10)
@@ -263,12 +288,19 @@ def test_recipes_of_the_rivals_are_the_published():
     assert config.augment.mixup_alpha == 0.2 and config.augment.cutmix
     assert config.augment.rand_augment is None
     assert config.model.stochdepth_rate == 0.1
+  for b, decay in ((6, 1.1e-4), (7, 1.2e-4), (8, 1.3e-4)):  # the rule goes on
+    config = nf_regnet_imagenet.get_config(f'B{b}')
+    assert config.optimizer.weight_decay == pytest.approx(decay)
+    assert config.data.eval_image_size == (528, 600, 672)[b - 6]
   for name in ('skipinit_resnet50', 'fixup_resnet50'):
     config = resnet_imagenet.get_config(name)
     assert config.model.name == name
     train.create_net(config, num_classes=10)
   config = efficientnet_imagenet.get_config('B7')
   assert config.data.image_size == config.data.eval_image_size == 600
+  # A tenth of the area at least, as the original code has in effect.
+  assert config.data.crop == base.get_config().data.crop == 'random_resized'
+  assert config.augment.rand_augment == '2x10'
   assert config.optimizer.name == 'rmsprop'
   assert config.optimizer.schedule == 'exponential'
 

@@ -387,6 +387,7 @@ def _clip_layers(scale: str, results: Results) -> list[Run]:
 
 
 def _ablation(scale: str, results: Results) -> list[Run]:
+  """Each row adds to the one before; MixUp alone makes the whole batch."""
   del results
   variants = ('F0', 'F1', 'F2', 'F3') if scale == 'paper' else ('F0',)
   seeds = (0, 1, 2) if scale == 'paper' else _SEEDS[scale]

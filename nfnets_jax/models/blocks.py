@@ -8,6 +8,8 @@ pass, the statistics of the signal and the classifier are here.
 import abc
 import dataclasses
 import functools
+import math
+import numbers
 from collections.abc import Callable, Iterator, Sequence
 
 import haiku as hk
@@ -160,8 +162,8 @@ class ResidualNet(hk.Module):
       ValueError: if an argument is impossible; the message says what is not.
     """
     super().__init__(name=name)
-    if num_classes < 1:
-      raise ValueError(f'num_classes must be at least 1, got {num_classes}')
+    check_counts(num_classes=num_classes)
+    check_stages(depth=depth)
     check_rate('drop_rate', drop_rate)
     if remat not in REMAT:
       raise ValueError(
@@ -195,9 +197,14 @@ class ResidualNet(hk.Module):
       the residual branch of block i.
 
     Raises:
-      ValueError: if `images` is not `[B, H, W, C]` of a floating dtype.
+      ValueError: if `images` is not `[B, H, W, C]` of a floating dtype, or has
+        no pixels.
     """
-    if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
+    if (
+      images.ndim != 4
+      or 0 in images.shape[1:]  # whose mean is NaN
+      or not jnp.issubdtype(images.dtype, jnp.floating)
+    ):
       raise ValueError(
         'images must be a floating array [B, H, W, C], got '
         f'{images.dtype}{list(images.shape)}; normalise uint8 images first'
@@ -362,29 +369,75 @@ def grouped_width(width: int, expansion: float, group_width: int) -> int:
   return bottleneck // group_width * group_width
 
 
-def check_stages(**patterns: Sequence[int]) -> None:
-  """Raises a ValueError if `patterns` are not one positive entry per stage."""
-  lengths = {name: len(pattern) for name, pattern in patterns.items()}
-  if len(set(lengths.values())) != 1 or 0 in lengths.values():
+def check_stages(per: str = 'stage', /, **patterns: Sequence[int]) -> None:
+  """Checks sequences of positive integers, all of the same length.
+
+  Args:
+    per: what they have an entry for.
+    **patterns: the sequences, by name.
+
+  Raises:
+    ValueError: if an entry is no positive integer, or the lengths differ.
+  """
+  for name, pattern in patterns.items():
+    if not isinstance(pattern, Sequence) or isinstance(pattern, str):
+      raise ValueError(f'{name} must have one entry per {per}, got {pattern!r}')
+  lengths = {len(pattern) for pattern in patterns.values()}
+  if len(lengths) != 1 or 0 in lengths:
     raise ValueError(
       'each of '
       + ', '.join(f'{n} {tuple(p)}' for n, p in patterns.items())
-      + ' must have one entry per stage'
+      + f' must have one entry per {per}'
     )
   for name, pattern in patterns.items():
-    if min(pattern) < 1:
-      raise ValueError(f'{name} {tuple(pattern)} must be positive')
+    if not all(_is_integer(x) and x >= 1 for x in pattern):
+      raise ValueError(f'{name} {tuple(pattern)} must be positive integers')
+
+
+def check_counts(**counts: int) -> None:
+  """Raises a ValueError if one of `counts` is no positive integer."""
+  for name, count in counts.items():
+    if not _is_integer(count):
+      raise ValueError(f'{name} must be an integer, got {count!r}')
+    if count < 1:
+      raise ValueError(f'{name} must be at least 1, got {count}')
+
+
+def check_factors(**factors: float) -> None:
+  """Raises a ValueError if one of `factors` is not positive and finite."""
+  for name, factor in factors.items():
+    if not _is_real(factor) or not 0 < factor < math.inf:
+      raise ValueError(f'{name} must be a positive number, got {factor!r}')
 
 
 def check_rate(name: str, rate: float) -> None:
   """Raises a ValueError if `rate` is no probability below one."""
-  if not 0.0 <= rate < 1.0:
-    raise ValueError(f'{name} must lie in [0, 1), got {rate}')
+  if not _is_real(rate) or not 0.0 <= rate < 1.0:
+    raise ValueError(f'{name} must lie in [0, 1), got {rate!r}')
 
 
-def check_norm(norm: str | None) -> None:
-  """Raises a ValueError if there is no such normalisation."""
+def check_norm(norm: str | None, cross_replica_axis: str | None) -> None:
+  """Raises a ValueError if there is no such normalisation, or no use for it.
+
+  Args:
+    norm: one of `NORMS`.
+    cross_replica_axis: name of the axis of devices of its statistics.
+  """
   if norm not in NORMS:
     raise ValueError(
       f'norm is {norm!r}; choose one of {", ".join(map(repr, NORMS))}'
     )
+  if norm is None and cross_replica_axis is not None:
+    raise ValueError(
+      f'cross_replica_axis is {cross_replica_axis!r}, but without a norm there '
+      "are no statistics; use norm='batch' or cross_replica_axis=None"
+    )
+
+
+# Python counts True and False among the numbers.
+def _is_integer(value: object) -> bool:
+  return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _is_real(value: object) -> bool:
+  return isinstance(value, numbers.Real) and not isinstance(value, bool)

@@ -7,6 +7,9 @@ are one net scaled in width, depth and image size together (see `variants`).
 Differences:
   * What the original calls drop connect is stochastic depth, with the kept
     branches rescaled; blocks that do not add their input have none.
+  * Statistics of batch normalisation are those of one device's images, or with
+    `cross_replica_axis` of all; the original shares them among as many devices
+    as have 128 images between them.
   * The original computes the two layers of the gate as 1×1 convolutions; here
     they are matrices, drawn alike.
 
@@ -210,7 +213,8 @@ class EfficientNet(blocks.ResidualNet):
     Raises:
       ValueError: if an argument is impossible; the message says what is not.
     """
-    bound = max(1, num_classes) ** -0.5
+    blocks.check_counts(num_classes=num_classes)
+    bound = num_classes**-0.5
     super().__init__(
       num_classes,
       depth=depth,
@@ -226,6 +230,10 @@ class EfficientNet(blocks.ResidualNet):
       kernel_sizes=kernel_sizes,
       expansions=expansions,
     )
+    blocks.check_counts(
+      stem_width=stem_width, stem_stride=stem_stride, final_width=final_width
+    )
+    blocks.check_factors(se_ratio=se_ratio)
     self.stem = _ConvBN(
       stem_width, 3, cross_replica_axis, stride=stem_stride, name='stem'
     )

@@ -13,8 +13,11 @@ Differences:
     addition; this one has it before the convolutions, like the nets that it is
     compared with. The places of the scalar biases follow from that.
   * The released net draws the first convolution of a branch and the shortcut by
-    their fan-out; here all are drawn by their fan-in.
+    their fan-out, and the stem as Haiku does by default, with half the
+    variance; here all are drawn by their fan-in, as He's.
   * There is no bias before the first convolution, as in its authors' code.
+  * Here there are no other nonlinearities than ReLU and no other initialiser of
+    the classifier, which the released net can be told but no recipe does.
 
 Reference:
   Zhang, Dauphin and Ma 2019, https://arxiv.org/abs/1901.09321.
@@ -178,6 +181,8 @@ class FixupResNet(blocks.ResidualNet):
       name=name,
     )
     blocks.check_stages(width=width, depth=depth, strides=strides)
+    blocks.check_counts(stem_width=stem_width, stem_stride=stem_stride)
+    blocks.check_factors(expansion=expansion)
     self.stem_pool = stem_pool
     self.initial_conv = layers.Conv2D(
       stem_width, 7, stride=stem_stride, name='initial_conv'

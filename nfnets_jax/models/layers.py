@@ -10,6 +10,8 @@ Differences:
     also standardises weights in bfloat16. Here standardisation is float32 and
     the standardised weight is cast; in float32 the two are the same.
   * `WSConv2D` always has a bias, as the released one does whatever it is told.
+  * Which branches are dropped is drawn in float32. The released code draws in
+    the dtype of the signal, which in bfloat16 rounds the rates to some 1/128.
 """
 
 import contextlib

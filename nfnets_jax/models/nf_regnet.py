@@ -2,12 +2,17 @@
 
 Every residual block computes h_{i+1} = shortcut(h_i) + α·f_i(h_i / β_i), as in
 `nfnet`. The nets B0 to B5 cost about what EfficientNet-B0 to B5 cost, but widen
-with grouped 3×3 convolutions where those have depthwise ones.
+with grouped 3×3 convolutions where those have depthwise ones. B6 to B8 follow
+the same scaling; no result of them is published.
 
 Differences:
   * The bottleneck is relative to the channels of the block's input, and the
     first block of all does not widen; both as in the released code.
   * Stochastic depth does not rescale the kept branches.
+  * The released module names `swish` as its default nonlinearity, which its own
+    table lacks; its recipe, like the default here, says `silu`, the same
+    function. The option of another initialiser of the classifier (`fc_init`) is
+    left out.
 
 Reference:
   Brock, De and Smith 2021, "Characterizing signal propagation to close the
@@ -166,7 +171,7 @@ class NFRegNet(blocks.ResidualNet):
     remat: str | None = None,
     name: str = 'NF_RegNet',
   ):
-    """Describes the net; the defaults are what B0 to B5 share.
+    """Describes the net; the defaults are what B0 to B8 share.
 
     Args:
       num_classes: K, number of logits.
@@ -207,6 +212,13 @@ class NFRegNet(blocks.ResidualNet):
       name=name,
     )
     blocks.check_stages(width=width, depth=depth, strides=strides)
+    if final_width is None:
+      # The first RegNet of this shape had 1280 channels after a stage of 440.
+      final_width = 1280 * width[-1] // 440
+    blocks.check_counts(
+      group_width=group_width, stem_stride=stem_stride, final_width=final_width
+    )
+    blocks.check_factors(expansion=expansion, se_ratio=se_ratio, alpha=alpha)
     if rounding not in ('down', 'nearest'):
       raise ValueError(f"rounding {rounding!r} is neither 'down' nor 'nearest'")
     self.act = activations.scaled(activation)
@@ -239,10 +251,7 @@ class NFRegNet(blocks.ResidualNet):
       )
       for i, (place, beta) in enumerate(zip(places, betas, strict=True))
     ]
-    # The first RegNet of this shape had 1280 channels after a stage of 440.
-    self.final_conv = layers.WSConv2D(
-      final_width or 1280 * width[-1] // 440, 1, name='final_conv'
-    )
+    self.final_conv = layers.WSConv2D(final_width, 1, name='final_conv')
 
   def _stem(self, x: jax.Array, is_training: bool) -> jax.Array:
     return self.initial_conv(x)

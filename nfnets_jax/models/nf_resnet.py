@@ -13,6 +13,9 @@ Differences:
   * The convolution of the stem has a bias, as it has in the released code,
     which asks for none.
   * Stochastic depth does not rescale the kept branches.
+  * The released module has no dropout rate of its own and must be told one;
+    the default here is none. Options of it that no released recipe uses, the
+    initialisers of the classifier (`fc_init`) and of SkipInit, are left out.
 
 Reference:
   Brock, De and Smith 2021, "Characterizing signal propagation to close the
@@ -213,6 +216,8 @@ class NFResNet(blocks.ResidualNet):
       name=name,
     )
     blocks.check_stages(width=width, depth=depth, strides=strides)
+    blocks.check_counts(stem_width=stem_width, stem_stride=stem_stride)
+    blocks.check_factors(expansion=expansion, se_ratio=se_ratio, alpha=alpha)
     self.act = activations.scaled(activation)
     self.stem_pool = stem_pool
     self.padding = padding

@@ -17,6 +17,13 @@ Differences:
   * The first layer of the squeeze-excite gate is followed by an unscaled ReLU,
     where the paper's formula has the scaled GELU.
   * Stochastic depth does not rescale the kept branches.
+  * The released module drops blocks at a rate of up to 0.1 unless told
+    otherwise; the default here is the 0.25 of the paper and of the released
+    recipe.
+  * The released module can also be told a bottleneck ratio for each stage,
+    bottlenecks relative to the block's input (`big_width`), the channels of the
+    last convolution and the classifier's initialiser (`fc_init`). No released
+    variant or recipe does so, and these options are left out.
   * A bottleneck that is no multiple of the group width is rounded down to one
     (see `variants`).
   * The paper does not say how its net "with BN instead of NF" is made, and no
@@ -115,7 +122,9 @@ class NFBlock(hk.Module):
       else None
     )
     self.squeeze_excite = layers.SqueezeExcite(
-      out_channels, int(out_channels * se_ratio), name='squeeze_excite'
+      out_channels,
+      max(1, int(out_channels * se_ratio)),
+      name='squeeze_excite',
     )
 
   def __call__(
@@ -247,12 +256,12 @@ class NFNet(blocks.ResidualNet):
     blocks.check_stages(
       width=width, depth=depth, strides=strides, group_width=group_width
     )
-    if len(stem_width) != len(stem_strides) or not stem_width:
-      raise ValueError(
-        f'stem_width {tuple(stem_width)} and stem_strides '
-        f'{tuple(stem_strides)} must have one entry per convolution'
-      )
-    blocks.check_norm(norm)
+    blocks.check_stages(
+      'convolution', stem_width=stem_width, stem_strides=stem_strides
+    )
+    blocks.check_counts(final_conv_mult=final_conv_mult)
+    blocks.check_factors(expansion=expansion, se_ratio=se_ratio, alpha=alpha)
+    blocks.check_norm(norm, cross_replica_axis)
     self.stem = [
       _conv(norm)(channels, 3, stride=stride, name=f'stem_conv{i}')
       for i, (channels, stride) in enumerate(

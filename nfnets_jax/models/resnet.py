@@ -13,9 +13,18 @@ Differences:
   * Stochastic depth and dropout are options, off as in the released net, so
     that both nets of a comparison can be regularised alike.
   * Convolutions start as He's normal, of variance 2 / fan_in, which a net
-    without normalisation needs; the released net has Haiku's default, half of
-    it. Behind batch normalisation the two compute the same at first, but their
-    effective learning rates differ.
+    without normalisation needs; the released nets, the SkipInit ResNet among
+    them, have Haiku's default, half of it. Behind batch normalisation the two
+    compute the same at first, but their effective learning rates differ.
+  * Squeeze-excite gates, where asked for, have a quarter of the channels
+    inside, as released. `senet50` has a sixteenth, as in Hu et al.: the paper
+    compares with that net, of 28 M parameters, and takes its results from
+    another paper.
+  * The released net can also have its nonlinearity after the addition
+    (`preactivation=False`), other norms and nonlinearities, another initialiser
+    of the classifier (`fc_init`), and the batch's own statistics in evaluation
+    (`test_local_stats`). No released recipe uses these options, and they are
+    left out.
 
 Reference:
   He et al. 2016, https://arxiv.org/abs/1603.05027; Hu et al. 2018,
@@ -164,7 +173,7 @@ class ResNet(blocks.ResidualNet):
     norm: str | None = 'batch',
     cross_replica_axis: str | None = None,
     use_se: bool = False,
-    se_ratio: float = 0.0625,
+    se_ratio: float = 0.25,
     skipinit: bool = False,
     stochdepth_rate: float = 0.0,
     drop_rate: float = 0.0,
@@ -208,7 +217,9 @@ class ResNet(blocks.ResidualNet):
       name=name,
     )
     blocks.check_stages(width=width, depth=depth, strides=strides)
-    blocks.check_norm(norm)
+    blocks.check_counts(stem_width=stem_width, stem_stride=stem_stride)
+    blocks.check_factors(expansion=expansion, se_ratio=se_ratio)
+    blocks.check_norm(norm, cross_replica_axis)
     self.stem_pool = stem_pool
     self.initial_conv = layers.Conv2D(
       stem_width,

@@ -10,7 +10,6 @@ Differences:
     paper's count of 527 M parameters for F4+ asks for 192. The variants are the
     code's; `create('nfnet_f4plus', group_width=(192, 128, 128, 128))` is the
     paper's.
-
   * The baselines `skipinit_resnet50` and `fixup_resnet50` are not the released
     ones in every detail; see `resnet` and `fixup_resnet` for where they differ.
 
@@ -92,6 +91,7 @@ _RESNET_DEPTHS = {
   152: (3, 8, 36, 3),
   200: (3, 24, 36, 3),
   288: (24, 24, 24, 24),
+  600: (50, 50, 50, 50),
 }
 
 
@@ -111,7 +111,7 @@ def _resnets() -> dict[str, Variant]:
     for family in ('nf_resnet', 'resnet')
     for layers in _RESNET_DEPTHS
   }
-  variants['senet50'] = resnet('resnet', 50, use_se=True)
+  variants['senet50'] = resnet('resnet', 50, use_se=True, se_ratio=1 / 16)
   variants['skipinit_resnet50'] = resnet(
     'resnet', 50, norm=None, skipinit=True, stochdepth_rate=0.1
   )
@@ -128,6 +128,9 @@ _REGNET_ROWS = (
   ((56, 128, 248, 528), (2, 5, 9, 9), 0.3, 288, 320),
   ((64, 144, 288, 616), (2, 6, 11, 11), 0.4, 320, 384),
   ((80, 168, 336, 704), (3, 7, 14, 14), 0.4, 384, 456),
+  ((88, 184, 376, 792), (3, 8, 16, 16), 0.5, 448, 528),
+  ((96, 208, 416, 880), (4, 10, 19, 19), 0.5, 512, 600),
+  ((104, 232, 456, 968), (4, 11, 22, 22), 0.5, 600, 672),
 )
 
 

@@ -39,6 +39,27 @@ def test_derivations_hold():
   assert activations.gain('leaky_relu') == pytest.approx(leaky, rel=1e-3)
 
 
+def test_log_sigmoid_and_soft_sign_are_their_formulas():
+  x = np.linspace(-9, 9, 101, dtype=np.float32)
+  formulas = {
+    'log_sigmoid': -np.log1p(np.exp(-x)),
+    'soft_sign': x / (1 + np.abs(x)),
+  }
+  for name, expected in formulas.items():
+    y = activations.unscaled(name)(jnp.asarray(x))
+    np.testing.assert_allclose(y, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize('name', activations.NAMES)
+def test_every_nonlinearity_is_a_function_of_one_element(name):
+  x = np.asarray(jax.random.normal(jax.random.key(0), (2, 3, 8)))
+  y = activations.scaled(name)(jnp.asarray(x))
+  one_by_one = [activations.scaled(name)(jnp.asarray([v])) for v in x.ravel()]
+  np.testing.assert_allclose(
+    y, np.reshape(one_by_one, x.shape), rtol=1e-5, atol=1e-6
+  )
+
+
 def test_gelu_is_the_tanh_form():
   x = np.linspace(-4, 4, 101, dtype=np.float32)
   inner = np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)
@@ -53,8 +74,17 @@ def test_keeps_dtype():
 
 
 def test_unknown_name_lists_the_known():
-  with pytest.raises(ValueError, match=r"'swish'.*gelu.*silu"):
+  with pytest.raises(ValueError, match=r"'swish'; choose one of .*gelu.*silu"):
     activations.scaled('swish')
+
+
+@pytest.mark.parametrize(
+  ('name', 'near'),
+  [('Gelu', 'gelu'), ('softsign', 'soft_sign'), ('leaky-relu', 'leaky_relu')],
+)
+def test_unknown_name_comes_with_the_nearest(name, near):
+  with pytest.raises(ValueError, match=f"{name!r}; did you mean '{near}'?"):
+    activations.gain(name)
 
 
 @pytest.mark.parametrize(

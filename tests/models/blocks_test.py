@@ -222,9 +222,25 @@ def test_training_drops_and_evaluation_does_not(name):
     ({'remat': 'layer'}, "remat is 'layer'; .* 'block', 'stage'"),
     ({'width': (256, 512)}, 'one entry per stage'),
     ({'depth': (1, 2, 6, 0)}, r'depth \(1, 2, 6, 0\) must be pos'),
+    ({'num_classes': True}, 'num_classes must be an integer, got True'),
+    ({'num_classes': 10.0}, r'num_classes must be an integer, got 10\.0'),
+    ({'num_classes': '10'}, "num_classes must be an integer, got '10'"),
+    ({'num_classes': None}, 'num_classes must be an integer, got None'),
+    ({'num_classes': -3}, 'num_classes must be at least 1, got -3'),
+    ({'drop_rate': float('nan')}, r'drop_rate must lie in \[0, 1\), got nan'),
+    ({'drop_rate': None}, r'drop_rate must lie in \[0, 1\), got None'),
+    ({'drop_rate': '0.1'}, r"drop_rate must lie in \[0, 1\), got '0.1'"),
+    ({'stochdepth_rate': 1.5}, r'stochdepth_rate must lie in \[0, 1\), got 1'),
+    ({'stochdepth_rate': True}, r'stochdepth_rate .*\[0, 1\), got True'),
+    ({'depth': 4}, 'depth must have one entry per stage, got 4'),
+    ({'depth': '1263'}, "depth must have one entry per stage, got '1263'"),
+    ({'depth': (1.0, 2.0, 6.0, 3.0)}, r'depth \(1\.0, .* positive integers'),
+    ({'depth': (True, 2, 6, 3)}, r'depth \(True, 2, 6, 3\) must be positive'),
+    ({'strides': (1, 2, -2, 2)}, r'strides \(1, 2, -2, 2\) must be positive'),
+    ({'width': (64, 128, 256, 512.5)}, r'width \(64, .* positive integers'),
   ],
 )
-@pytest.mark.parametrize('name', SMALL)
+@pytest.mark.parametrize('name', [*SMALL, 'nfnet_f0'])
 def test_impossible_nets_are_refused(name, overrides, message):
   net = hk.transform_with_state(
     lambda x: models.create(name, **overrides)(x, True)
@@ -233,7 +249,142 @@ def test_impossible_nets_are_refused(name, overrides, message):
     net.init(jax.random.key(0), jnp.ones((1, 32, 32, 3)))
 
 
+@pytest.mark.parametrize(
+  ('name', 'overrides', 'message'),
+  [
+    (
+      'nfnet_f0',
+      {'se_ratio': 0.0},
+      r'se_ratio must be a positive .*, got 0\.0',
+    ),
+    (
+      'nfnet_f0',
+      {'expansion': 0},
+      'expansion must be a positive number, got 0',
+    ),
+    (
+      'nfnet_f0',
+      {'alpha': float('nan')},
+      'alpha must be a positive .*, got nan',
+    ),
+    (
+      'nfnet_f0',
+      {'alpha': float('inf')},
+      'alpha must be a positive .*, got inf',
+    ),
+    ('nfnet_f0', {'final_conv_mult': 0}, 'final_conv_mult must be at least 1'),
+    (
+      'nfnet_f0',
+      {'final_conv_mult': 1.5},
+      'final_conv_mult must be an integer',
+    ),
+    ('nfnet_f0', {'stem_width': (16, 32, 64, 0)}, 'stem_width .* positive int'),
+    (
+      'nfnet_f0',
+      {'stem_strides': (2, 1, 1, 0)},
+      'stem_strides .* positive int',
+    ),
+    (
+      'nfnet_f0',
+      {'stem_width': 128},
+      'stem_width must have one entry per conv',
+    ),
+    (
+      'nfnet_f0',
+      {'group_width': (128,) * 3 + (-8,)},
+      'group_width .* positive',
+    ),
+    ('nf_resnet50', {'se_ratio': -0.25}, 'se_ratio must be a positive number'),
+    ('nf_resnet50', {'alpha': '0.2'}, "alpha must be a positive .*, got '0.2'"),
+    ('nf_resnet50', {'stem_width': 0}, 'stem_width must be at least 1, got 0'),
+    ('nf_regnet_b0', {'group_width': -8}, 'group_width must be at least 1'),
+    ('nf_regnet_b0', {'group_width': 8.0}, 'group_width must be an integer'),
+    (
+      'nf_regnet_b0',
+      {'final_width': 0},
+      'final_width must be at least 1, got 0',
+    ),
+    ('nf_regnet_b0', {'final_width': '960'}, "must be an integer, got '960'"),
+    ('nf_regnet_b0', {'stem_stride': 0}, 'stem_stride must be at least 1, got'),
+    ('resnet50', {'expansion': -0.25}, 'expansion must be a positive number'),
+    ('resnet50', {'stem_stride': 2.0}, 'stem_stride must be an integer, got 2'),
+    ('fixup_resnet50', {'stem_width': True}, 'stem_width must be an integer'),
+    ('fixup_resnet50', {'expansion': None}, 'expansion must be a positive'),
+    ('efficientnet_b0', {'se_ratio': 0}, 'se_ratio must be a positive number'),
+    ('efficientnet_b0', {'final_width': 0}, 'final_width must be at least 1'),
+    (
+      'efficientnet_b0',
+      {'num_classes': True},
+      'num_classes must be an integer',
+    ),
+    ('efficientnet_b0', {'num_classes': '9'}, 'num_classes must be an integer'),
+    (
+      'efficientnet_b0',
+      {'expansions': (1, 6, 6, 6, 6, 6, 0.5)},
+      'expansions .* must be positive integers',
+    ),
+  ],
+)
+def test_impossible_sizes_are_refused(name, overrides, message):
+  net = hk.transform_with_state(
+    lambda x: models.create(name, **overrides)(x, True)
+  )
+  with pytest.raises(ValueError, match=message):
+    net.init(jax.random.key(0), jnp.ones((1, 32, 32, 3)))
+
+
+@pytest.mark.parametrize('name', ['nfnet_f0', 'skipinit_resnet50'])
+def test_statistics_of_no_norm_are_not_shared(name):
+  net = hk.transform_with_state(
+    lambda x: models.create(name, cross_replica_axis='devices')(x, True)
+  )
+  with pytest.raises(ValueError, match="is 'devices', but without a norm"):
+    net.init(jax.random.key(0), jnp.ones((1, 32, 32, 3)))
+
+
+def test_numbers_of_numpy_are_numbers():
+  overrides = {
+    'num_classes': np.int64(10),
+    'depth': (np.int32(1), np.int64(1)),
+    'drop_rate': np.float32(0.5),
+    'expansion': np.float64(0.25),
+  }
+  net = hk.transform_with_state(
+    lambda x: models.create(
+      'nf_resnet50', **{**SMALL['nf_resnet50'], **overrides}
+    )(x, False)['logits']
+  )
+  params, _ = jax.eval_shape(net.init, jax.random.key(0), IMAGES)
+  assert params['NF_ResNet/~/linear']['b'].shape == (10,)
+
+
+def test_the_narrowest_gate_has_one_channel_inside():
+  overrides = {
+    'width': (32,),
+    'depth': (1,),
+    'strides': (1,),
+    'group_width': (16,),
+    'stem_width': (8,),
+    'stem_strides': (2,),
+    'se_ratio': 0.01,
+  }
+  net = hk.transform(lambda x: models.create('nfnet_f0', **overrides)(x, False))
+  shapes = jax.eval_shape(net.init, jax.random.key(0), IMAGES)
+  gate = shapes['NFNet/~/nf_block/~/squeeze_excite/~/linear']
+  assert gate['w'].shape == (32, 1)
+
+
 @pytest.mark.parametrize('name', SMALL)
-def test_impossible_images_are_refused(name):
+@pytest.mark.parametrize(
+  'images',
+  [
+    np.ones((1, 8, 8, 3), np.uint8),
+    np.ones((1, 0, 8, 3), np.float32),
+    np.ones((1, 8, 0, 3), np.float32),
+    np.ones((1, 8, 8, 0), np.float32),
+  ],
+  ids=['uint8', 'no height', 'no width', 'no channels'],
+)
+def test_impossible_images_are_refused(name, images):
   with pytest.raises(ValueError, match=r'floating array \[B, H, W, C\], got'):
-    _net(name).init(jax.random.key(0), np.ones((1, 8, 8, 3), np.uint8), True)
+    _net(name).init(jax.random.key(0), images, True)

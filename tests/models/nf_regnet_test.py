@@ -49,6 +49,65 @@ def test_variants_are_the_released(
   assert counted / 1e9 == pytest.approx(macs, abs=0.005)
 
 
+def _released_params(widths, depths):
+  """Counts the parameters of the released net by its rules."""
+
+  def conv(kernel, fan_in, fan_out, groups=1):  # and its gain and bias
+    return kernel**2 * fan_in // groups * fan_out + 2 * fan_out
+
+  total = conv(3, 3, widths[0])
+  inputs = widths[0]
+  for width, depth in zip(widths, depths, strict=True):
+    for block in range(depth):
+      first_of_all = width == widths[0] and block == 0
+      inside = int(inputs * (1.0 if first_of_all else 2.25)) // 8 * 8
+      hidden = inside // 2
+      total += conv(1, inputs, inside) + conv(3, inside, inside, inside // 8)
+      total += 2 * inside * hidden + inside + hidden  # squeeze-excite
+      total += conv(1, inside, width) + 1  # and SkipInit
+      if block == 0:
+        total += conv(1, inputs, width)
+      inputs = width
+  final = 1280 * inputs // 440
+  return total + conv(1, inputs, final) + final * 1000 + 1000
+
+
+@pytest.mark.parametrize('b', range(6))
+def test_count_by_the_rules_is_that_of_the_released_code(b, golden):
+  families = json.loads((golden / 'families.json').read_text())
+  architecture = variants.get(f'nf_regnet_b{b}').architecture
+  counted = _released_params(architecture['width'], architecture['depth'])
+  assert counted == families[f'NF_RegNet/B{b}']['params']
+
+
+# No golden counts: three quarters of the released widths, counted by the rules.
+@pytest.mark.parametrize(
+  ('variant', 'widths', 'depths', 'sizes', 'drop_rate'),
+  [
+    ('B6', (66, 138, 282, 594), (3, 8, 16, 16), (448, 528), 0.5),
+    pytest.param(
+      *('B7', (72, 156, 312, 660), (4, 10, 19, 19), (512, 600), 0.5),
+      marks=pytest.mark.thorough,
+    ),
+    pytest.param(
+      *('B8', (78, 174, 342, 726), (4, 11, 22, 22), (600, 672), 0.5),
+      marks=pytest.mark.thorough,
+    ),
+  ],
+)
+def test_b6_to_b8_are_the_released(variant, widths, depths, sizes, drop_rate):
+  name = f'nf_regnet_{variant.lower()}'
+  row = variants.get(name)
+  assert (row.train_size, row.test_size) == sizes
+  assert row.architecture == {
+    'width': widths,
+    'depth': depths,
+    'drop_rate': drop_rate,
+  }
+  count = sum(x.size for x in jax.tree.leaves(_shapes(name)))
+  assert count == _released_params(widths, depths)
+
+
 def test_b0_shapes(golden):
   expected = json.loads((golden / 'nf_regnet_b0_shapes.json').read_text())
   assert {

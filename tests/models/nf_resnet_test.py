@@ -38,6 +38,59 @@ def test_parameters_are_the_released(depth, golden):
   assert reference.digest(shapes) == expected['digest']
 
 
+def _released_params(depths, *, norm):
+  """Counts the parameters of the released net by its rules."""
+
+  def conv(kernel, fan_in, fan_out):  # and its gain and bias
+    return kernel**2 * fan_in * fan_out + (0 if norm else 2 * fan_out)
+
+  total, inputs = conv(7, 3, 64), 64
+  for stage, depth in enumerate(depths):
+    width = 256 * 2**stage
+    inside = width // 4
+    for block in range(depth):
+      total += conv(1, inputs, inside) + conv(3, inside, inside)
+      total += conv(1, inside, width) + (
+        conv(1, inputs, width) if block == 0 else 0
+      )
+      total += 2 * (inputs + 2 * inside) if norm else 1  # or SkipInit
+      inputs = width
+  return total + (2 * inputs if norm else 0) + inputs * 1000 + 1000
+
+
+@pytest.mark.parametrize('layers', [50, 101, 152, 200, 288])
+@pytest.mark.parametrize(
+  ('family', 'norm'), [('NF_ResNet', False), ('ResNet', True)]
+)
+def test_count_by_the_rules_is_that_of_the_released_code(
+  family, norm, layers, golden
+):
+  families = json.loads((golden / 'families.json').read_text())
+  depth = variants.get(f'{family.lower()}{layers}').architecture['depth']
+  counted = _released_params(depth, norm=norm)
+  assert counted == families[f'{family}/ResNet{layers}']['params']
+
+
+# No golden counts: counted by the rules.
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+  ('name', 'norm'), [('nf_resnet600', False), ('resnet600', True)]
+)
+def test_resnet600_is_the_released(name, norm):
+  net = hk.transform_with_state(lambda x: models.create(name)(x, False))
+  images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+  shapes, _ = jax.eval_shape(net.init, jax.random.key(0), images)
+  count = sum(x.size for x in jax.tree.leaves(shapes))
+  assert count == _released_params((50, 50, 50, 50), norm=norm)
+
+
+def test_resnet600_has_200_blocks():
+  for family in 'nf_resnet', 'resnet':
+    variant = variants.get(f'{family}600')
+    assert variant.architecture == {'depth': (50, 50, 50, 50)}
+    assert (variant.train_size, variant.test_size) == (224, 224)
+
+
 def test_nf_resnet50_shapes(golden):
   expected = json.loads((golden / 'nf_resnet50_shapes.json').read_text())
   assert {

@@ -104,6 +104,27 @@ def test_senet_has_a_gate_in_each_block():
   )
 
 
+@pytest.mark.parametrize('family', ['resnet', 'nf_resnet'])
+def test_gates_have_a_quarter_of_the_channels_inside_as_released(family):
+  net = hk.transform_with_state(
+    lambda x: models.create(f'{family}50', **SMALL, use_se=True)(x, False)
+  )
+  images = jnp.ones((1, 32, 32, 3))
+  shapes, _ = jax.eval_shape(net.init, jax.random.key(0), images)
+  inside = [
+    leaves['w'].shape
+    for module, leaves in shapes.items()
+    if module.endswith('/squeeze_excite/~/linear')
+  ]
+  assert inside == [(16, 4), (32, 8)]
+
+
+def test_senet50_has_the_size_in_the_paper():
+  shapes, _ = _shapes('senet50')
+  count = sum(x.size for x in jax.tree.leaves(shapes))
+  assert count / 1e6 == pytest.approx(28.0, abs=0.1)  # a quarter has 35.6
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize('gate', [0.0, 1.0])
 def test_the_gate_multiplies_the_branch(gate):
