@@ -59,6 +59,9 @@ _CHOICES = (
 class Statistics(NamedTuple):
   """What a step did to a group of parameters.
 
+  Zero for a group without gradients. Inside `shard_map`, which shows a part of
+  the parameters, it is of this part: take `pmean` and `pmax` over the axis.
+
   Attributes:
     clipped: share of the units that were clipped, in [0, 1].
     largest: largest ratio ‖G_i‖ / max(‖W_i‖, ε) before clipping.
@@ -95,13 +98,15 @@ def adaptive_grad_clip(
   """Clips each unit's gradient to a multiple of the norm of its weights.
 
   Paths are those of `jax.tree_util.keystr`, joined by '/', such as
-  'params/Dense_0/kernel'.
+  'params/Dense_0/kernel', without the attribute `value` at the end that an
+  `nnx.Param` has at times. What is told of paths and matches no parameter is
+  refused by `init`, unless `optax.masked` or `partition` hides some of them.
 
   Args:
     clipping: λ, the largest allowed ratio of gradient norm to weight norm,
       above 0: a number, a schedule from the number of updates made, or either
       by the name of a group. The paper uses 0.01 for batches of 1024 to 4096;
-      smaller batches bear larger values.
+      smaller batches bear larger values. Traced values are not checked.
     eps: ε, lower bound of a weight norm, above 0, so that parameters which
       start at zero can move.
     units: what a unit is. The name of a layout, a letter an axis: a unit has an
@@ -114,27 +119,30 @@ def adaptive_grad_clip(
     strict: whether to refuse what the released rule can mistake, three axes and
       a single index of all but one, unless its units are told.
     exclude: `(path, leaf)` to whether a leaf is left as it is; `is_head` is the
-      paper's choice.
-    group: `(path, leaf)` to the name of its group, for `clipping` by group and
-      for `statistics`.
+      paper's choice. It must match a leaf.
+    group: `(path, leaf)` to the name of its group, for `clipping` by group,
+      whose groups must all have leaves, and for `statistics`.
     nonfinite: what becomes of a unit whose gradient, or weight, is infinite or
       no number: 'propagate' makes all of the unit no number, so that it shows;
       'zero' drops it; 'keep' leaves it as it is.
     axis_name: of the mapped axes that a leaf's units are spread over, for
       `shard_map`: a name, a tuple, or a function `(path, leaf)` to either or
-      None. Only for leaves whose summed axes are sharded.
+      None. Only for leaves whose summed axes are sharded; those of more than
+      one axis need `units`, since a shard's shape does not tell them.
     statistics: whether the state holds `Statistics` of the last update.
 
   Returns:
     A transformation. Its `update(updates, state, params)` needs the parameters
-    and keeps each leaf's dtype. It is stateless without a schedule and
-    statistics, and has an `AGCState` with them.
+    and keeps each leaf's dtype (float64 needs `jax_enable_x64`, as in jax). It
+    is stateless without a schedule and statistics, and has an `AGCState` with
+    them.
 
   Raises:
-    ValueError: if `clipping`, `eps` or another option is impossible; in an
-      update, if the parameters are not given or of other shapes, or the units
-      of a leaf not known.
-    TypeError: in an update, for leaves that are not real and floating.
+    ValueError: if `clipping`, `eps` or another option is impossible; in `init`,
+      if an option matches no parameter or `is_head` not just one; in an update,
+      if the parameters are not given or of other shapes, or the units of a leaf
+      not known.
+    TypeError: in an update, for leaves that are no real floating-point arrays.
 
   Example:
     >>> params = {'w': jnp.array([[3.0], [4.0]])}
@@ -150,13 +158,21 @@ def adaptive_grad_clip(
     Brock et al. 2021, section 4, equation 3.
   """
   by_group = clipping if isinstance(clipping, Mapping) else None
-  all_clippings = list(by_group.values()) if by_group else [clipping]
-  for value in [*all_clippings, eps]:
-    if isinstance(value, int | float | np.number) and not value > 0:
-      raise ValueError(
-        f'clipping and eps must be positive, got {clipping} and {eps}; to '
-        'train without clipping, leave the transformation out'
-      )
+
+  def positive(value: Any, shown: Any) -> Any:
+    return _positive(
+      value,
+      f'clipping and eps must be positive, got {shown!r} and {eps!r}; give '
+      'finite numbers, not strings, booleans or arrays with axes, and leave '
+      'the transformation out to train without clipping',
+    )
+
+  given: Any = {'': clipping} if by_group is None else by_group
+  clippings = {
+    name: value if callable(value) else positive(value, clipping)
+    for name, value in given.items()
+  }
+  min_norm = positive(eps, clipping)
   if by_group is not None and (group is None or not by_group):
     raise ValueError(
       'clipping by group needs the groups: give group=(path, leaf) → name'
@@ -165,37 +181,34 @@ def adaptive_grad_clip(
     raise ValueError(
       f"nonfinite is {nonfinite!r}; use 'propagate', 'zero' or 'keep'"
     )
-  counts = any(map(callable, all_clippings))
+  counts = any(map(callable, clippings.values()))
 
-  def clipping_of(name: str, count: jax.Array | None) -> Number:
-    chosen: Any
+  def clipping_of(name: str) -> Any:
     if by_group is None:
-      chosen = clipping
-    elif name in by_group:
-      chosen = by_group[name]
-    else:
+      return clippings['']
+    if name not in by_group:
       raise ValueError(
         f'there is no clipping for the group {name!r}, only for '
         f'{", ".join(map(repr, by_group))}'
       )
-    if not callable(chosen):
-      return chosen
-    if count is None:
-      raise ValueError('a schedule needs the state that `init` returns')
-    return chosen(count)
+    return clippings[name]
 
   def init(params: Any) -> Any:
+    _told_units(units, params)
+    names = {_name_of(group, path, x) for path, x in _kept(exclude, params)}
+    for name in names:
+      clipping_of(name)
+    unused = sorted(set(by_group or ()) - names)
+    if unused and _is_whole(params):
+      raise ValueError(
+        f'no parameter is in the group {", ".join(map(repr, unused))} of '
+        f'clipping; group returns {", ".join(map(repr, sorted(names)))}'
+      )
     if not counts and not statistics:
       return optax.EmptyState()
-    zero = Statistics(jnp.zeros(()), jnp.zeros(()))
-    names = {
-      _name_of(group, path, x)
-      for path, x in _leaves(params)
-      if exclude is None or not exclude(path, x)
-    }
     return AGCState(
       jnp.zeros((), jnp.int32),
-      dict.fromkeys(sorted(names), zero) if statistics else {},
+      {name: _summary([]) for name in sorted(names)} if statistics else {},
     )
 
   def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
@@ -204,7 +217,8 @@ def adaptive_grad_clip(
         'adaptive_grad_clip needs the parameters: call '
         'update(updates, state, params)'
       )
-    count = state.count if isinstance(state, AGCState) else None
+    if counts and not isinstance(state, AGCState):
+      raise ValueError('a schedule needs the state that `init` returns')
     told = _told_units(units, params)
     seen: dict[str, list[_Clipped]] = {}
 
@@ -214,15 +228,19 @@ def adaptive_grad_clip(
       where = _joined(path)
       if exclude is not None and exclude(where, param):
         return grad
-      _check_shape(where, grad, param)
+      _check_leaf(where, grad, param)
       name = _name_of(group, where, param)
       names = axis_name(where, param) if callable(axis_name) else axis_name
+      limit = clipping_of(name)
+      if callable(limit):
+        value = limit(state.count)
+        limit = positive(value, value)
       done = _clip(
         grad,
         param,
-        clipping_of(name, count),
-        eps,
-        _axes(where, param, told(where, param), strict),
+        limit,
+        min_norm,
+        _axes(where, param, told(where, param), strict, names),
         nonfinite,
         names,
       )
@@ -233,7 +251,14 @@ def adaptive_grad_clip(
       clip, updates, params, is_leaf=lambda x: x is None
     )
     if isinstance(state, AGCState):
-      found = {k: _summary(v) for k, v in seen.items()} if statistics else {}
+      new = sorted(seen.keys() - state.statistics.keys()) if statistics else []
+      if new:
+        raise ValueError(
+          f'`init` saw no parameter in the group {", ".join(map(repr, new))}; '
+          'give it the parameters that are updated'
+        )
+      # The same groups each time, so that `lax.scan` can carry the state.
+      found = {k: _summary(seen.get(k, [])) for k in state.statistics}
       state = AGCState(optax.safe_increment(state.count), found)
     return clipped, state
 
@@ -248,14 +273,14 @@ def unitwise_norm(
   Args:
     x: an array of at most four axes, or of any number with `units`.
     units: its layout or the axes to sum over; see `adaptive_grad_clip`.
-    axis_name: of mapped axes that the units are spread over.
+    axis_name: of mapped axes that the units are spread over, with `units`.
 
   Returns:
     The norms, float32 or wider.
 
   Raises:
     ValueError: if the units are not known.
-    TypeError: if `x` is not of a real floating dtype.
+    TypeError: if `x` is no array of a real floating dtype.
 
   Example:
     >>> unitwise_norm(jnp.array([[3.0, 0.0], [4.0, 1.0]])).tolist()
@@ -264,7 +289,7 @@ def unitwise_norm(
     [[5.0], [1.0]]
   """
   _check_dtype('', x)
-  axes = _axes('', x, units, strict=False)
+  axes = _axes('', x, units, False, axis_name)
   return _sqrt(_sum_of_squares(_wide(x), axes, axis_name))
 
 
@@ -333,8 +358,8 @@ def summarize(
     The table, on the host; `print` it.
 
   Raises:
-    ValueError: as an update of `adaptive_grad_clip`, or if a gradient has no
-      parameter.
+    ValueError: as for `adaptive_grad_clip`, or if a gradient has no parameter.
+    TypeError: as there.
 
   Example:
     >>> params = {'a': jnp.ones((4, 2)), 'b': jnp.zeros(2)}
@@ -344,7 +369,9 @@ def summarize(
     b               1        141        141
     a               2        0.1        0.1
   """
+  min_norm = _positive(eps, f'eps must be a positive number, got {eps!r}')
   told = _told_units(units, params)
+  kept = dict(_kept(exclude, params))
   rows: list[Row] = []
   ratios: list[np.ndarray] = []
   values = dict(_leaves(params))
@@ -352,16 +379,16 @@ def summarize(
     if path not in values:
       raise ValueError(f'there is a gradient of {path}, but no such parameter')
     param = values[path]
-    _check_shape(path, grad, param)
-    if exclude is not None and exclude(path, param):
+    if path not in kept:
       continue
-    axes = _axes(path, param, told(path, param), strict)
+    _check_leaf(path, grad, param)
+    axes = _axes(path, param, told(path, param), strict, None)
     with np.errstate(over='ignore', invalid='ignore'):
       norm, w_norm = (
         np.sqrt(np.sum(np.asarray(x, np.float64) ** 2, axis=axes))
         for x in (grad, param)
       )
-      ratio = np.ravel(norm / np.maximum(w_norm, eps))
+      ratio = np.ravel(norm / np.maximum(w_norm, min_norm))
     ratios.append(ratio)
     rows.append(
       Row(
@@ -400,10 +427,10 @@ def suggest_clipping(summaries: Iterable[Summary], share: float = 0.1) -> float:
     >>> round(suggest_clipping([few], share=0.1), 1)
     89.1
   """
-  if not 0 < share < 1:
-    raise ValueError(
-      f'share {share} is no part of the units; use one in (0, 1)'
-    )
+  message = f'share {share!r} is no part of the units; use one in (0, 1)'
+  share = _positive(share, message)
+  if share >= 1:
+    raise ValueError(message)
   ratios = [x.ratios[np.isfinite(x.ratios)] for x in summaries]
   if not sum(x.size for x in ratios):
     raise ValueError('there are no finite ratios to suggest a clipping from')
@@ -413,9 +440,13 @@ def suggest_clipping(summaries: Iterable[Summary], share: float = 0.1) -> float:
 def is_head(path: str, leaf: Any) -> bool:
   """Tells the weights of the classifier, which the paper does not clip.
 
-  It knows the weights of `NET/~/linear` in Haiku, where NET is the outermost
-  module, and of an outermost `head`, `classifier`, `fc`, `logits` or `output`
-  in any library. Its bias is clipped. For other names write such a function.
+  It knows the weights of `NET/~/linear` and `NET/linear` in Haiku, where NET is
+  the outermost module, and in any library those of an outermost `head`,
+  `lm_head`, `classifier`, `classification_head`, `fc`, `logits`, `out`,
+  `output`, `output_layer` or `score`, or of a `fc` or `out_proj` in it.
+  Its bias is clipped. A path does not tell which of several layers is the last:
+  as `exclude` it must match exactly one leaf, and not the first of several such
+  as `NET/linear` beside `NET/linear_1`. For other names write such a function.
 
   Args:
     path: of a leaf.
@@ -434,10 +465,25 @@ def is_head(path: str, leaf: Any) -> bool:
 
 
 _HEAD = re.compile(
-  r'\w+/~/linear/w'
-  r'|(params/|\w+/~/)?(head|classifier|fc|logits|output)/(kernel|weight|w)'
-  r'(/value)?'
+  r'\w+/(~/)?linear/w'
+  r'|(params/|\w+/(~/)?(?=.*/w$))?'
+  r'(head|heads/head|lm_head|classifier|classification_head|fc|logits|out'
+  r'|output|output_layer|score)(/(~/)?(fc|out_proj))?'
+  r'/(kernel|weight|w)(/value)?'
 )
+
+
+def _check_head(found: Sequence[str], paths: Sequence[str]) -> None:
+  """Refuses what `is_head` found if it can be another layer than the last."""
+  module, _, name = found[0].rpartition('/')
+  net = module.split('/')[0] + '/'
+  inner = not all(path.startswith(net) for path in paths)
+  inner = inner and module.endswith('/linear')
+  if len(found) > 1 or inner or f'{module}_1/{name}' in paths:
+    raise ValueError(
+      f'is_head matches {", ".join(found)}, which need not be the classifier; '
+      f'{_exclude_by_path(paths)}'
+    )
 
 
 class _Clipped(NamedTuple):
@@ -495,7 +541,7 @@ def _clip(
   if nonfinite == 'zero':
     out = jnp.where(bad, 0.0, out)
   ratio = g_norm / scale / jnp.maximum(w_norm, eps)
-  return _Clipped(out.astype(grad.dtype), ~keep, ratio)
+  return _Clipped(out.astype(_dtype(grad)), ~keep, ratio)
 
 
 def _scaled_norm(
@@ -523,18 +569,46 @@ def _sqrt(x: jax.Array) -> jax.Array:
 
 
 def _wide(x: jax.Array) -> jax.Array:
-  return jnp.asarray(x, jnp.float32 if x.dtype.itemsize < 4 else x.dtype)
+  return jnp.asarray(x, jnp.float32 if x.dtype.itemsize < 4 else _dtype(x))
 
 
-def _check_dtype(path: str, x: jax.Array) -> None:
-  if not jnp.issubdtype(x.dtype, jnp.floating):
+def _dtype(x: jax.Array) -> Any:
+  """That of `x` in jax, where float64 is float32 unless it is switched on."""
+  return jax.dtypes.canonicalize_dtype(x.dtype)
+
+
+def _positive(value: Any, message: str) -> Any:
+  """A finite real scalar above 0 as a float, and a traced one as it is."""
+  if isinstance(value, jax.core.Tracer):
+    if value.shape or not _is_real(value.dtype):
+      raise ValueError(message)
+    return value
+  if not isinstance(value, int | float | np.generic | np.ndarray | jax.Array):
+    raise ValueError(message)
+  array = np.asarray(value)
+  if array.shape or not _is_real(array.dtype) or not 0 < float(array) < np.inf:
+    raise ValueError(message)
+  return float(array)
+
+
+def _is_real(dtype: Any) -> bool:
+  return any(jnp.issubdtype(dtype, x) for x in (jnp.floating, jnp.integer))
+
+
+def _check_dtype(path: str, x: Any) -> None:
+  dtype = getattr(x, 'dtype', None)
+  if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+    found = f'a Python {type(x).__name__}' if dtype is None else dtype
+    remedy = 'make it an array or exclude it' if dtype is None else 'exclude it'
     raise TypeError(
-      f'AGC needs real floating-point leaves, got {x.dtype}'
-      + (f' at {path}; exclude it' if path else '')
+      f'AGC needs real floating-point leaves, got {found}'
+      + (f' at {path}; {remedy}' if path else '')
     )
 
 
-def _check_shape(path: str, grad: jax.Array, param: jax.Array) -> None:
+def _check_leaf(path: str, grad: Any, param: Any) -> None:
+  _check_dtype(path, param)
+  _check_dtype(path, grad)
   if grad.shape != param.shape:
     raise ValueError(
       f'the gradient of {path} has the shape {grad.shape}, the parameter '
@@ -543,18 +617,22 @@ def _check_shape(path: str, grad: jax.Array, param: jax.Array) -> None:
 
 
 def _axes(
-  path: str, x: jax.Array, units: Units, strict: bool
+  path: str, x: jax.Array, units: Units, strict: bool, axis_name: Any
 ) -> tuple[int, ...]:
   """The axes to sum over."""
-  _check_dtype(path, x)
   if isinstance(units, tuple):
-    if not all(isinstance(a, int) and -x.ndim <= a < x.ndim for a in units):
+    if not all(
+      isinstance(axis, int | np.integer)
+      and not isinstance(axis, bool)
+      and -x.ndim <= axis < x.ndim
+      for axis in units
+    ):
       raise ValueError(f'{path} of shape {x.shape} has no axes {units}')
-    return tuple(sorted({axis % x.ndim for axis in units}))
+    return tuple(sorted({int(axis) % x.ndim for axis in units}))
   if units is None:
-    return _released_axes(path, x.shape, strict)
-  stacked = units.removesuffix('*')
-  if not re.fullmatch(r'[A-Z]*\*?', units) or not (
+    return _released_axes(path, x.shape, strict, axis_name)
+  stacked = units.removesuffix('*') if isinstance(units, str) else ''
+  if not re.fullmatch(r'[A-Z]*\*?', str(units)) or not (
     len(stacked) == x.ndim
     or (units.endswith('*') and len(stacked) < x.ndim and {*stacked} <= {'S'})
   ):
@@ -562,13 +640,13 @@ def _axes(
       f'{path} of shape {x.shape} does not lie as {units!r}; {_CHOICES}'
     )
   if units.endswith('*'):
-    rest = _released_axes(path, x.shape[len(stacked) :], strict)
+    rest = _released_axes(path, x.shape[len(stacked) :], strict, axis_name)
     return tuple(len(stacked) + axis for axis in rest)
   return tuple(i for i, letter in enumerate(units) if letter not in 'OS')
 
 
 def _released_axes(
-  path: str, shape: tuple[int, ...], strict: bool
+  path: str, shape: tuple[int, ...], strict: bool, axis_name: Any
 ) -> tuple[int, ...]:
   of = f' {path}' if path else ''
   ndim = len(shape)
@@ -576,6 +654,11 @@ def _released_axes(
     raise ValueError(
       f'AGC does not know the units of a parameter{of} of shape {shape}; '
       f'{_CHOICES}'
+    )
+  if axis_name is not None and ndim > 1:
+    raise ValueError(
+      f'the units of a parameter{of} split over {axis_name!r} are not known '
+      f'from the shape {shape} of a shard; {_CHOICES}'
     )
   single = sum(size > 1 for size in shape) <= 1
   if strict and ndim > 1 and (single or ndim == 3):
@@ -591,7 +674,8 @@ def _released_axes(
 def _told_units(units: Any, params: Any) -> UnitsRule:
   """A function from path and leaf to units, from all the forms there are."""
   if units is None or (
-    isinstance(units, tuple) and all(isinstance(a, int) for a in units)
+    isinstance(units, tuple)
+    and all(np.isscalar(x) and not isinstance(x, str) for x in units)
   ):
     return lambda path, leaf: units
   if callable(units):
@@ -605,6 +689,12 @@ def _told_units(units: Any, params: Any) -> UnitsRule:
         f'units {units} name two layouts of as many axes, or one of any '
         'number; tell them apart with a function (path, leaf) → layout'
       )
+    found = {np.ndim(x) for _, x in _leaves(params)}
+    if max(found, default=0) > 1 and not found & {*ranks} and _is_whole(params):
+      raise ValueError(
+        f'units {units} are of as many axes as no parameter; there are some of '
+        f'{", ".join(map(str, sorted(found)))} axes'
+      )
     return lambda path, leaf: ranks.get(leaf.ndim)
   labels = dict(
     _leaves(units, is_leaf=lambda x: x is None or isinstance(x, str | tuple))
@@ -612,7 +702,8 @@ def _told_units(units: Any, params: Any) -> UnitsRule:
   missing = [path for path, _ in _leaves(params) if path not in labels]
   if missing:
     raise ValueError(
-      f'units is no tree like the parameters: it lacks {", ".join(missing[:5])}'
+      'units is no layout, tuple of axes or function, and no tree like the '
+      f'parameters: it lacks {", ".join(missing[:5])}'
     )
   return lambda path, leaf: labels[path]
 
@@ -623,7 +714,51 @@ def _leaves(tree: Any, is_leaf: Any = None) -> list[tuple[str, Any]]:
 
 
 def _joined(path: tuple) -> str:
+  # An `nnx.Param` is a node of its own in `init` of `nnx.Optimizer` and a leaf
+  # in its `update`.
+  if path and path[-1] in _NNX_KEYS:
+    path = path[:-1]
   return jax.tree_util.keystr(path, simple=True, separator='/')
+
+
+_NNX_KEYS = tuple(map(jax.tree_util.GetAttrKey, ('value', 'raw_value')))
+
+
+def _is_whole(params: Any) -> bool:
+  """Whether all the parameters are seen; `optax.masked` hides some."""
+  leaves = jax.tree.leaves(
+    params, is_leaf=lambda x: isinstance(x, optax.MaskedNode)
+  )
+  return bool(leaves) and not any(
+    isinstance(x, optax.MaskedNode) for x in leaves
+  )
+
+
+def _kept(exclude: Any, params: Any) -> list[tuple[str, Any]]:
+  """The leaves that are not excluded; refuses to exclude nothing."""
+  leaves = _leaves(params)
+  if exclude is None:
+    return leaves
+  paths = [path for path, _ in leaves]
+  found = [path for path, x in leaves if exclude(path, x)]
+  if found and exclude is is_head:
+    _check_head(found, paths)
+  elif not found and _is_whole(params):
+    name = getattr(exclude, '__name__', repr(exclude))
+    raise ValueError(
+      f'exclude={name} matches no parameter; {_exclude_by_path(paths)}, or '
+      'leave exclude out to clip all'
+    )
+  return [(path, x) for path, x in leaves if path not in set(found)]
+
+
+def _exclude_by_path(paths: Sequence[str]) -> str:
+  # The classifier is among the outermost.
+  some = sorted(paths, key=lambda path: path.count('/'))[:20]
+  return (
+    f'the paths are {", ".join(some)}{", …" if len(paths) > 20 else ""}: '
+    f'exclude by them, as with lambda path, leaf: path == {some[-1]!r}'
+  )
 
 
 def _name_of(group: Any, path: str, leaf: Any) -> str:
@@ -631,7 +766,11 @@ def _name_of(group: Any, path: str, leaf: Any) -> str:
 
 
 def _summary(clipped: Sequence[_Clipped]) -> Statistics:
+  zero = jnp.zeros((), jnp.float32)
   count = sum(x.ratio.size for x in clipped)
-  total = jnp.stack([jnp.sum(x.is_clipped, dtype=jnp.float32) for x in clipped])
+  total = [jnp.sum(x.is_clipped, dtype=jnp.float32) for x in clipped]
   largest = [jnp.max(x.ratio, initial=0.0).astype(jnp.float32) for x in clipped]
-  return Statistics(total.sum() / max(1, count), jnp.stack(largest).max())
+  return Statistics(
+    jnp.stack([zero, *total]).sum() / max(1, count),
+    jnp.stack([zero, *largest]).max(),
+  )

@@ -5,6 +5,8 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 
 from nfnets_jax import agc
@@ -21,7 +23,7 @@ def test_recipes_run(code, monkeypatch):
 
   def spy(grad, param, *arguments):
     done = original(grad, param, *arguments)
-    clipped[len(clipped)] = bool(jnp.any(done.is_clipped))
+    clipped[len(clipped)] = done.is_clipped
     return done
 
   monkeypatch.setattr(agc, '_clip', spy)
@@ -33,8 +35,45 @@ def test_recipes_run(code, monkeypatch):
     assert len(clipped) == 3
   elif 'clipping' in names:
     assert names['clipping'] == pytest.approx(0.02)
+  elif 'sharded' in names:
+    (found,) = names['clipped'].values()
+    np.testing.assert_allclose(found, np.full((8, 16), 0.01), rtol=1e-6)
 
 
 def test_there_are_recipes_for_all():
   for name in ('haiku', 'flax.linen', 'nnx', 'equinox'):
     assert sum(f'import {name}' in code for code in BLOCKS) == 1
+
+
+def _moves(optimizer, steps):
+  """How far a parameter at zero moves a step, in λ·ε·(learning rate)."""
+  rate, clipping, eps = 0.1, 0.01, 1e-3
+  chain = optax.chain(agc.adaptive_grad_clip(clipping, eps), optimizer(rate))
+  # Ten units that stay far below ε.
+  params = {'bias': jnp.zeros(10)}
+  state = chain.init(params)
+  grads = {'bias': jnp.full(10, 7.0)}
+  found = []
+  for _ in range(steps):
+    updates, state = jax.jit(chain.update)(grads, state, params)
+    params = optax.apply_updates(params, updates)
+    found.append(np.linalg.norm(updates['bias']) / (clipping * eps * rate))
+  assert np.linalg.norm(params['bias']) < eps
+  return np.asarray(found)
+
+
+def test_what_starts_at_zero_moves_as_said():
+  step = np.arange(1, 31)
+  for nesterov in (True, False):
+    found = _moves(
+      lambda rate, nesterov=nesterov: optax.sgd(rate, 0.9, nesterov=nesterov),
+      30,
+    )
+    expected = (1 - 0.9 ** (step + nesterov)) / (1 - 0.9)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    assert np.all(found < 10)
+    if nesterov:
+      first = [f'{x:.1f}' for x in found[:3]]
+      assert first == ['1.9', '2.7', '3.4']
+      assert f'{first[0]}, {first[1]} and {first[2]} times' in TEXT
+  np.testing.assert_allclose(_moves(optax.sgd, 3), np.ones(3), rtol=1e-4)

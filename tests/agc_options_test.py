@@ -1,5 +1,7 @@
 """What AGC can be told, beside numpy in float64."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -225,11 +227,11 @@ def test_off_statistics_are_free():
   def equations(**kwargs):
     transform = agc.adaptive_grad_clip(0.1, **kwargs)
     state = transform.init(params)
-    assert state == optax.EmptyState()
+    assert (state == optax.EmptyState()) is not bool(kwargs)
     lowered = jax.jit(transform.update).lower(params, state, params)
     return lowered.compile().as_text().count(' = ')
 
-  assert equations() <= equations(exclude=lambda path, leaf: False)
+  assert equations() < equations(statistics=True)
 
 
 @pytest.mark.parametrize(
@@ -352,7 +354,9 @@ def test_sharded_is_unsharded(spec, size):
   mesh = Mesh(np.asarray(jax.devices()[:8]), ('x',))
   part = PartitionSpec(*spec)
   name = 'x' if spec[0] else None
-  transform = agc.adaptive_grad_clip(0.1, axis_name=lambda path, leaf: name)
+  transform = agc.adaptive_grad_clip(
+    0.1, units='IO', axis_name=lambda path, leaf: name
+  )
 
   def update(g, w):
     updates, _ = transform.update([g], optax.EmptyState(), [w])
@@ -364,7 +368,7 @@ def test_sharded_is_unsharded(spec, size):
   expected = oracle(g, w, (0,), 0.1)
   np.testing.assert_allclose(sharded(g, w), expected, rtol=1e-5)
   norm = jax.shard_map(
-    lambda g: agc.unitwise_norm(g, axis_name=name),
+    lambda g: agc.unitwise_norm(g, 'IO', axis_name=name),
     mesh=mesh,
     in_specs=part,
     out_specs=PartitionSpec(None, spec[1]),
@@ -415,6 +419,27 @@ def test_summary_is_of_all_units():
     ('fc/weight', True),
     ('head/kernel/value', True),
     ('conv/kernel', False),
+    # Layers made in `__call__`.
+    ('net/head/w', True),
+    ('net/linear/w', True),
+    ('net/linear/b', False),
+    ('net/block/linear/w', False),
+    ('params/lm_head/kernel', True),
+    ('transformer/lm_head/w', True),
+    ('head/out_proj/weight', True),
+    ('classifier/out_proj/kernel', True),
+    ('head/fc/weight', True),
+    ('heads/head/kernel', True),
+    ('params/output_layer/kernel', True),
+    ('params/out/kernel', True),
+    ('params/Dense_1/kernel', False),  # no name tells the last of several
+    ('NFNet/~/block/~/gate/~/linear/w', False),
+    ('params/block_0/attn/head/kernel', False),
+    ('params/block_0/attn/out/kernel', False),
+    ('layers/0/attn/out_proj/weight', False),
+    ('attn/out_proj/weight', False),
+    ('params/header/kernel', False),
+    ('params/head/norm/kernel', False),
   ],
 )
 def test_head_is_known(path, expected):
@@ -430,3 +455,388 @@ def test_parameters_of_others_are_refused():
     agc.summarize({'b': jnp.ones(3)}, params)
   with pytest.raises(ValueError, match='must be positive'):
     agc.adaptive_grad_clip(np.float32(-1))
+
+
+def tree(*paths, shape=(2, 2)):
+  """Parameters of these paths."""
+  found = {}
+  for path in paths:
+    *modules, name = path.split('/')
+    node = found
+    for module in modules:
+      node = node.setdefault(module, {})
+    node[name] = jnp.ones(shape)
+  return found
+
+
+@pytest.mark.parametrize(
+  ('shape', 'spec'),
+  [
+    ((8, 16), ('x', None)),  # (1, 16) of it
+    ((16, 8), (None, 'x')),  # (16, 1)
+    ((16, 24), ('x', None)),
+    ((3, 3, 8, 4), (None, None, 'x', None)),
+    ((8, 1, 1, 4), ('x', None, None, None)),
+    ((2, 8, 16), (None, 'x', None)),
+  ],
+)
+def test_shards_do_not_tell_their_units(shape, spec):
+  g, w = draw(shape, 1), draw(shape, 2)
+  letters = {2: 'IO', 3: 'SIO', 4: 'HWIO'}[len(shape)]
+  mesh = Mesh(np.asarray(jax.devices()[:8]), ('x',))
+  part = PartitionSpec(*spec)
+
+  def sharded(**kwargs):
+    transform = agc.adaptive_grad_clip(0.1, axis_name='x', **kwargs)
+
+    def update(g, w):
+      return transform.update({'net': g}, optax.EmptyState(), {'net': w})[0]
+
+    specs = {'in_specs': (part, part), 'out_specs': {'net': part}}
+    return jax.jit(jax.shard_map(update, mesh=mesh, **specs))(g, w)['net']
+
+  message = r"a parameter net split over 'x' .* name its layout, such as 'HWIO'"
+  for units in (None, lambda path, leaf: 'S*' if len(spec) > 2 else '*'):
+    with pytest.raises(ValueError, match=message):
+      sharded(units=units)
+  with pytest.raises(ValueError, match="split over 'x'"):
+    agc.unitwise_norm(jnp.asarray(g), axis_name='x')
+  if spec[-1] is None:  # the summed axes are split
+    axes = tuple(i for i, letter in enumerate(letters) if letter not in 'SO')
+    expected = oracle(g, w, axes, 0.1)
+    for units in (letters, axes):
+      np.testing.assert_allclose(sharded(units=units), expected, rtol=1e-5)
+
+
+def test_the_rule_is_for_what_is_not_split():
+  shapes = {'split': (8, 16), 'whole': (4, 6), 'out': (16, 8), 'bias': (16,)}
+  specs = {
+    'split': PartitionSpec('x', None),
+    'whole': PartitionSpec(),
+    'out': PartitionSpec(None, 'x'),
+    'bias': PartitionSpec('x'),
+  }
+  g = {k: draw(s, 1) for k, s in shapes.items()}
+  w = {k: draw(s, 2) for k, s in shapes.items()}
+  # The vector is one unit, whatever its shards.
+  transform = agc.adaptive_grad_clip(
+    0.1,
+    axis_name=lambda path, leaf: 'x' if path in ('split', 'bias') else None,
+    units=lambda path, leaf: 'IO' if path == 'split' else None,
+  )
+  found = jax.jit(
+    jax.shard_map(
+      lambda g, w: transform.update(g, optax.EmptyState(), w)[0],
+      mesh=Mesh(np.asarray(jax.devices()[:8]), ('x',)),
+      in_specs=(specs, specs),
+      out_specs=specs,
+    )
+  )(g, w)
+  for k in shapes:
+    np.testing.assert_allclose(found[k], oracle(g[k], w[k], (0,), 0.1), 1e-5)
+
+
+def test_statistics_of_shards_are_theirs():
+  g, w = draw((16, 24), 1), draw((16, 24), 2)
+  part = PartitionSpec(None, 'x')
+  transform = agc.adaptive_grad_clip(1.0, statistics=True)
+
+  def statistics(g, w):
+    _, state = transform.update([g], transform.init([w]), [w])
+    clipped, largest = state.statistics['all']
+    whole = (jax.lax.pmean(clipped, 'x'), jax.lax.pmax(largest, 'x'))
+    return whole, clipped.reshape(1)
+
+  (clipped, largest), own = jax.jit(
+    jax.shard_map(
+      statistics,
+      mesh=Mesh(np.asarray(jax.devices()[:8]), ('x',)),
+      in_specs=(part, part),
+      out_specs=((PartitionSpec(),) * 2, PartitionSpec('x')),
+    )
+  )(g, w)
+  ratio = np.linalg.norm(g, axis=0) / np.linalg.norm(w, axis=0)
+  assert clipped == pytest.approx(np.mean(ratio >= 1))
+  assert largest == pytest.approx(ratio.max(), rel=1e-5)
+  np.testing.assert_allclose(own, (ratio >= 1).reshape(8, 3).mean(1), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ('paths', 'exclude'),
+  [
+    (('params/Dense_0/kernel', 'params/Dense_1/kernel'), agc.is_head),
+    (('linear/w', 'linear_1/w'), agc.is_head),
+    (('layers/0/weight', 'layers/1/weight'), agc.is_head),
+    (('net/head/w',), lambda path, leaf: 'haed' in path),
+    (('net/head/w',), lambda path, leaf: leaf.ndim == 1),
+  ],
+)
+def test_what_excludes_nothing_is_refused(paths, exclude):
+  params = tree(*paths)
+  shown = f'matches no parameter; the paths are {", ".join(paths)}: exclude by'
+  with pytest.raises(
+    ValueError, match=f'{shown} them, .* {paths[-1]!r}, or le'
+  ):
+    agc.adaptive_grad_clip(0.1, exclude=exclude).init(params)
+  with pytest.raises(ValueError, match=shown):
+    agc.summarize(params, params, exclude=exclude)
+  with pytest.raises(ValueError, match=shown):
+    optax.chain(
+      agc.adaptive_grad_clip(0.1, exclude=exclude), optax.sgd(0.1)
+    ).init(params)
+  injected = optax.inject_hyperparams(agc.adaptive_grad_clip, 'exclude')
+  with pytest.raises(ValueError, match=shown):
+    injected(0.1, exclude=exclude).init(params)
+
+
+@pytest.mark.parametrize(
+  'paths',
+  [
+    # Which is the last?
+    ('net/linear/w', 'net/linear_1/w'),
+    ('NFNet/~/linear/w', 'NFNet/~/linear_1/w'),
+    ('net/head/w', 'net/linear/w'),
+    ('params/fc/kernel', 'params/out/kernel'),
+    # A layer of an inner module, and the classifier under another name.
+    ('gate/linear/w', 'linear/w'),
+    ('multi_head_attention/linear/w', 'readout/w'),
+  ],
+)
+def test_is_head_refuses_to_choose(paths):
+  with pytest.raises(ValueError, match='is_head matches .* exclude by them'):
+    agc.adaptive_grad_clip(0.1, exclude=agc.is_head).init(tree(*paths))
+  chosen = agc.adaptive_grad_clip(0.1, exclude=lambda path, x: path == paths[0])
+  assert chosen.init(tree(*paths)) == optax.EmptyState()
+
+
+@pytest.mark.parametrize(
+  'path',
+  [
+    'net/head/w',
+    'net/linear/w',
+    'params/lm_head/kernel',
+    'head/out_proj/weight',
+    'classifier/kernel',
+  ],
+)
+def test_is_head_keeps_the_head(path):
+  net = path.split('/')[0]
+  params = tree(path, f'{net}/conv/w')
+  grads = jax.tree.map(lambda x: 9 * x, params)
+  found = dict(agc._leaves(clip(grads, params, 0.1, exclude=agc.is_head)))
+  np.testing.assert_array_equal(found[path], np.full((2, 2), 9))
+  np.testing.assert_allclose(found[f'{net}/conv/w'], 0.1, rtol=1e-6)
+
+
+def test_where_parameters_are_hidden_nothing_is_missed():
+  params = tree('body/kernel', 'head/kernel')
+  mask = {'body': {'kernel': True}, 'head': {'kernel': False}}
+  transform = agc.adaptive_grad_clip(0.1, exclude=agc.is_head)
+  grouped = agc.adaptive_grad_clip(
+    {'body': 0.1, 'head': 0.2}, group=lambda path, leaf: path.split('/')[0]
+  )
+  for each in (transform, grouped, agc.adaptive_grad_clip(0.1, units='OIHW')):
+    masked = optax.masked(each, mask)
+    masked.update(params, masked.init(params), params)
+    parts = optax.partition({True: each, False: each}, mask)
+    parts.update(params, parts.init(params), params)
+    each.init({})
+    each.init({'frozen': None})
+  assert transform.update({}, transform.init({}), {})[0] == {}
+
+
+def test_groups_without_parameters_are_refused():
+  params = tree('stem/w', 'body/w')
+
+  def group(path, leaf):
+    return path.split('/')[0]
+
+  for wrong in ('haed', 'Stem', 'body '):
+    with pytest.raises(
+      ValueError,
+      match=f"group '{wrong}' of clipping; group returns 'body', 'stem'",
+    ):
+      agc.adaptive_grad_clip(
+        {'stem': 0.1, 'body': 0.1, wrong: 0.2}, group=group
+      ).init(params)
+  with pytest.raises(ValueError, match="no clipping for the group 'stem'"):
+    agc.adaptive_grad_clip({'body': 0.1}, group=group).init(params)
+  transform = agc.adaptive_grad_clip(0.1, group=group, statistics=True)
+  with pytest.raises(ValueError, match="`init` saw no parameter in .* 'stem'"):
+    transform.update(params, transform.init(tree('body/w')), params)
+
+
+@pytest.mark.parametrize('units', ['OIHW', ['OIHW', 'OIH'], ['WIO']])
+def test_layouts_of_no_parameter_are_refused(units):
+  params = {'w': jnp.ones((2, 2)), 'b': jnp.ones(2)}
+  with pytest.raises(ValueError, match='no parameter; there are some of 1, 2'):
+    agc.adaptive_grad_clip(0.1, units=units).init(params)
+  # Vectors go by the rule in any case.
+  agc.adaptive_grad_clip(0.1, units=units).init({'b': jnp.ones(2)})
+
+
+IMPOSSIBLE = [
+  np.asarray(-1.0),
+  '0.01',
+  True,
+  np.bool_(True),
+  jnp.asarray(True),
+  jnp.asarray(-0.5),
+  np.ones(1),
+  jnp.ones((2,)),
+  np.nan,
+  jnp.asarray(jnp.nan),
+  np.inf,
+  -np.inf,
+  0,
+  np.float32(0),
+  np.int64(-3),
+  1j,
+  b'1',
+  None,
+  [0.01],
+  10**400,
+]
+
+
+@pytest.mark.parametrize('value', IMPOSSIBLE, ids=repr)
+def test_impossible_numbers_are_refused_with_the_value(value):
+  params = {'w': jnp.ones((2, 2))}
+  shown = re.escape(repr(value))
+  for args, kwargs in (
+    ((value,), {}),
+    ((0.01,), {'eps': value}),
+    (({'a': 0.01, 'b': value},), {'group': lambda path, leaf: 'a'}),
+  ):
+    with pytest.raises(ValueError, match=f'must be positive, got .*{shown}'):
+      agc.adaptive_grad_clip(*args, **kwargs)
+  with pytest.raises(ValueError, match=f'must be positive, got {shown}'):
+    clip(params, params, lambda count: value)
+  with pytest.raises(ValueError, match=f'positive number, got {shown}'):
+    agc.summarize(params, params, eps=value)
+  with pytest.raises(ValueError, match=f'share {shown} is no part of the'):
+    agc.suggest_clipping([agc.summarize(params, params)], value)
+
+
+@pytest.mark.parametrize(
+  'value',
+  [
+    1,
+    np.int64(1),
+    np.float64(1),
+    np.float16(1),
+    np.asarray(1.0),
+    np.asarray(1),
+    jnp.asarray(1.0),
+    jnp.asarray(1, jnp.bfloat16),
+  ],
+  ids=repr,
+)
+def test_numbers_are_numbers(value):
+  g, w = draw((4, 3), 1), draw((4, 3), 2)
+  (expected,) = clip([g], [w], 1.0, eps=1.0)
+  for clipping in (value, lambda count: value):
+    (found,) = clip([g], [w], clipping, eps=value)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_traced_numbers_are_allowed():
+  g, w = draw((4, 3), 1), draw((4, 3), 2)
+
+  def update(clipping, eps):
+    return clip([g], [w], clipping, eps=eps)[0]
+
+  np.testing.assert_array_equal(
+    jax.jit(update)(0.1, 0.01),
+    jax.jit(update, static_argnums=(0, 1))(0.1, 0.01),
+  )
+  many = jax.vmap(update, (0, None))(jnp.asarray([0.1, 0.2]), 0.01)
+  np.testing.assert_allclose(many[1], oracle(g, w, (0,), 0.2), rtol=1e-5)
+  for value in (jnp.ones(2), jnp.asarray(True)):
+    with pytest.raises(ValueError, match='must be positive, got'):
+      jax.jit(update)(value, 0.01)
+    with pytest.raises(ValueError, match='must be positive, got'):
+      jax.jit(update)(0.1, value)
+
+
+@pytest.mark.parametrize('x64', [False, True])
+def test_a_group_without_gradients_is_carried_by_scan(x64):
+  params = {'a': jnp.ones((4, 2)), 'b': jnp.ones((4, 6)), 'c': jnp.ones(3)}
+  grads = {'a': 0.5 * params['a'], 'b': None, 'c': None}
+  for group in (None, lambda path, leaf: path, lambda path, leaf: path == 'a'):
+    name = (lambda path, leaf, g=group: str(g(path, leaf))) if group else None
+    transform = agc.adaptive_grad_clip(0.1, group=name, statistics=True)
+
+    def step(state, _, transform=transform):
+      updates, state = transform.update(grads, state, params)
+      return state, updates['a']
+
+    with jax.enable_x64(x64):
+      start = transform.init(params)
+      state, found = jax.lax.scan(step, start, None, 2)
+    assert state.statistics.keys() == start.statistics.keys()
+    np.testing.assert_allclose(found, np.full((2, 4, 2), 0.1), rtol=1e-6)
+    for key, (clipped, largest) in state.statistics.items():
+      without = key in ('b', 'c', 'False')
+      assert clipped == (0 if without else 1)
+      assert largest == pytest.approx(0 if without else 0.5)
+
+
+@pytest.mark.parametrize('shape', [(4, 3), (5,), ()])
+def test_float64_of_numpy_is_float32_as_in_jax(shape):
+  g, w = (np.asarray(draw(shape, seed), np.float64) for seed in (1, 2))
+  found = clip({'w': g}, {'w': w}, 0.01)['w']  # warnings are errors here
+  assert found.dtype == jnp.float32
+  np.testing.assert_allclose(
+    found, oracle(g, w, 0 if shape else (), 0.01), 1e-5
+  )
+  assert agc.unitwise_norm(w).dtype == jnp.float32
+
+
+@pytest.mark.parametrize('leaf', [1.0, 3, 'w', True])
+def test_leaves_that_are_no_arrays_are_named(leaf):
+  array = jnp.ones(())
+  message = 'got a Python .* at net/w; make it an array or exclude it'
+  for g, w in ((leaf, leaf), (leaf, array), (array, leaf)):
+    grads, params = {'net': {'w': g}}, {'net': {'w': w}}
+    for units in (None, ['O', 'IO']):
+      with pytest.raises(TypeError, match=message):
+        clip(grads, params, 0.1, units=units)
+      with pytest.raises(TypeError, match=message):
+        agc.summarize(grads, params, units=units)
+  with pytest.raises(TypeError, match='got a Python'):
+    agc.unitwise_norm(leaf)
+  params = {'net': {'w': leaf}, 'v': array}
+  kept = clip(params, params, 0.1, exclude=lambda path, leaf: 'net' in path)
+  assert kept['net']['w'] is leaf
+
+
+def test_axes_of_numpy():
+  g, w = draw((4, 5), 1), draw((4, 5), 2)
+  for axes in ((np.int64(0),), (np.uint8(0),), (np.int32(-2),)):
+    (found,) = clip([g], [w], 0.1, units=axes)
+    np.testing.assert_allclose(found, oracle(g, w, (0,), 0.1), rtol=1e-6)
+  for axes in ((0.0,), (True,), (np.int64(2),), (np.bool_(False),)):
+    with pytest.raises(ValueError, match=r'0 of shape \(4, 5\) has no axes'):
+      clip([g], [w], 0.1, units=axes)
+  for units in (0, [0], 1.5):
+    with pytest.raises(ValueError, match='is no layout, tuple|not lie as 0'):
+      clip([g], [w], 0.1, units=units)
+
+
+def test_inject_hyperparams_needs_static_functions():
+  params = tree('body/kernel', 'head/kernel')
+  grads = jax.tree.map(lambda x: 9 * x, params)
+  functions = {
+    'exclude': agc.is_head,
+    'units': lambda path, leaf: 'OI',
+    'group': lambda path, leaf: 'all',
+    'axis_name': lambda path, leaf: None,
+  }
+  inject = optax.inject_hyperparams(agc.adaptive_grad_clip, list(functions))
+  transform = inject(lambda count: 0.1, **functions)
+  updates, _ = jax.jit(transform.update)(grads, transform.init(params), params)
+  np.testing.assert_array_equal(updates['head']['kernel'], np.full((2, 2), 9))
+  np.testing.assert_allclose(updates['body']['kernel'], 0.1, rtol=1e-6)
+  with pytest.raises(ValueError, match='must be positive, got Array'):
+    inject(-0.1).init(params)
