@@ -30,7 +30,7 @@ from ml_collections import config_dict
 from experiments.benchmarks import peak
 from experiments.reproduce import paper
 from nfnets_jax import main as main_lib
-from nfnets_jax.data import datasets, loader, transforms
+from nfnets_jax.data import datasets, decode, loader
 from nfnets_jax.models import cost
 from nfnets_jax.training import distributed, interrupt, progress, train
 from nfnets_jax.training import workdir as workdirs
@@ -89,7 +89,7 @@ def check_data(config: config_dict.ConfigDict, rehearse: bool) -> None:
       dataset = datasets.load(name, split, data_dir)
       for index in {0, len(dataset) - 1} if len(dataset) else ():
         loader.read_example(
-          dataset, index, lambda x: {'image': transforms.decode(x['image'])}
+          dataset, index, lambda x: {'image': decode.decode(x['image'])}
         )
     except loader.DamagedExampleError as error:
       if not config.data.skip_corrupt:

@@ -16,7 +16,7 @@ from google.protobuf import json_format
 from tensorflow_datasets.core import constants, file_adapters, naming
 
 import nfnets_jax.data.digits  # noqa: F401, registers itself with TFDS
-from nfnets_jax.data import folder, splits, transforms
+from nfnets_jax.data import decode, folder, splits
 
 # These are read as they are.
 UNPREPARED = ('fake', 'folder')
@@ -223,7 +223,7 @@ class _Kept:
   def __getitem__(self, index: int, /) -> dict[str, Any]:
     if index not in self._examples:
       example = self._source[index]
-      image = transforms.decode(example['image'])
+      image = decode.decode(example['image'])
       self._examples[index] = {**example, 'image': image}
     return self._examples[index]
 

@@ -12,7 +12,7 @@ import psutil
 import pytest
 from absl import flags
 
-from nfnets_jax.data import datasets, loader, transforms
+from nfnets_jax.data import datasets, decode, loader, transforms
 
 
 @pytest.fixture(autouse=True)
@@ -248,7 +248,7 @@ def test_batches_of_a_real_data_set(digits_dir):
   images = np.concatenate([batch['image'] for batch in evaluation])
   assert images.shape == (400, 8, 8, 3)
   for i in (0, 123, 359):
-    expected = transforms.decode(test.source[i]['image'])
+    expected = decode.decode(test.source[i]['image'])
     np.testing.assert_array_equal(images[i], expected)
   np.testing.assert_array_equal(images[360:], images[:40])
 
