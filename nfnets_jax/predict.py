@@ -19,12 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nfnets_jax import augment, models, weights
-from nfnets_jax.data import transforms
+from nfnets_jax import augment, models, paths, weights
+from nfnets_jax.data import folder, transforms
 from nfnets_jax.models import layers, variants
 
 PRECISIONS = ('float32', 'bfloat16')
-_ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
 _CLASSES = pathlib.Path(__file__).parent / 'data' / 'imagenet_classes.txt'
 
 Forward = Callable[[jax.Array], jax.Array]
@@ -152,7 +151,8 @@ def predict(
   """Yields the probabilities of the classes for each photograph.
 
   Args:
-    files: of photographs, in any format that Pillow reads.
+    files: of photographs, in one of `data.decode.FORMATS`; they are turned by
+      their EXIF orientation.
     net_weights: as of `weights.read`.
     image_size: side in pixels; None is the test size of the variant.
     crop: as in `data.transforms.eval_transform`.
@@ -172,9 +172,9 @@ def predict(
     problems = [''] * len(share)
     for i, file in enumerate(share):
       try:
-        example = {'image': file.read_bytes(), 'label': 0}
+        example = {'image': file.read_bytes(), 'label': 0, 'orient': True}
         batch[i] = transform(example)['image']
-      except (OSError, ValueError) as error:
+      except (MemoryError, OSError, ValueError) as error:
         problems[i] = str(error) or type(error).__name__
     probabilities = np.asarray(jax.nn.softmax(forward(batch)))
     for file, found, problem in zip(
@@ -183,11 +183,12 @@ def predict(
       yield file, None if problem else found, problem
 
 
-def find_images(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
+def find_images(images: Sequence[paths.PathLike]) -> list[pathlib.Path]:
   """Returns the files named, and those of photographs in the folders named.
 
   Args:
-    paths: files and folders; a folder's folders count too.
+    images: files and folders; a folder's folders count too. As in the data set
+      `folder`, links are followed, and a warning names what is passed over.
 
   Returns:
     Files, those of a folder in the order of their names.
@@ -196,18 +197,19 @@ def find_images(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
     FileNotFoundError: if there is no such file, or no photograph in a folder.
   """
   files = []
-  for path in paths:
-    if not path.exists():
-      raise FileNotFoundError(f'there is no {path}')
+  for image in images:
+    path = paths.existing(image, 'IMAGE')
     if not path.is_dir():
       files.append(path)
       continue
-    inside = [x for x in path.rglob('*') if x.suffix.lower() in _ENDINGS]
+    passed_over: folder.PassedOver = {}
+    inside = folder.walk(path, passed_over)
+    folder.warn(path, passed_over)
     if not inside:
       raise FileNotFoundError(
-        f'there is no photograph in {path}, no {", ".join(_ENDINGS)}'
+        f'there is no photograph in {path}, no {", ".join(folder.SUFFIXES)}'
       )
-    files += sorted(inside)
+    files += [path / name for name in inside]
   return files
 
 
@@ -318,12 +320,12 @@ def _print(
       ]
     failed += bool(problem)
     if as_json:
-      line = {'file': str(file), 'top': best}
+      line = {'file': folder.printable(file), 'top': best}
       print(json.dumps(line | ({'error': problem} if problem else {})))
     elif problem:
-      print(f'{file}: {problem}', file=sys.stderr)
+      print(f'{folder.printable(file)}: {problem}', file=sys.stderr)
     else:
-      print(file)
+      print(folder.printable(file))
       for x in best:
         print(f'  {100 * x["probability"]:5.1f} %  {x["name"]}')
   return failed

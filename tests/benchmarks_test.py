@@ -18,7 +18,7 @@ from PIL import Image
 
 from experiments import digits
 from nfnets_jax.augment import operations
-from nfnets_jax.data import transforms
+from nfnets_jax.data import decode, transforms
 from nfnets_jax.models import cost
 from nfnets_jax.training import train
 
@@ -317,7 +317,7 @@ def test_operation_in_tensorflow_is_ours(pipeline, name, magnitude):
 
 
 def test_resize_in_tensorflow_is_ours(pipeline):
-  image = transforms.decode(photos(1)[0])
+  image = decode.decode(photos(1)[0])
   np.testing.assert_array_equal(
     pipeline.resize(pipeline.tf.constant(image), 32).numpy(),
     transforms.resize(image, 32, 32),
@@ -326,7 +326,7 @@ def test_resize_in_tensorflow_is_ours(pipeline):
 
 def test_random_crops_in_tensorflow_are_as_large_as_ours(pipeline):
   photo = photos(1)[0]
-  pixels = transforms.decode(photo)
+  pixels = decode.decode(photo)
   rng = np.random.default_rng(0)
   theirs, ours = (
     [np.prod(crop().shape[:2]) / (50 * 70) for _ in range(600)]

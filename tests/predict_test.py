@@ -145,7 +145,7 @@ def test_damaged_photographs_are_told_and_the_others_named(
     (['--weights=released', 'IMAGE'], 'released weights need a --model'),
     (['--weights=gone.npz', 'IMAGE'], 'gone.npz'),
     (['--weights=FILE', '--model=nfnet_f0', 'IMAGE'], 'holds nfnet_tiny, not'),
-    (['--weights=FILE', 'gone.jpg'], 'there is no gone.jpg'),
+    (['--weights=FILE', 'gone.jpg'], 'there is no file or folder gone.jpg'),
     (['--weights=FILE', 'FOLDER'], 'there is no photograph in'),
     (
       ['--weights=FILE', '--classes=IMAGE.txt', 'IMAGE'],

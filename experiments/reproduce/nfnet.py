@@ -31,7 +31,7 @@ from experiments.benchmarks import peak
 from experiments.reproduce import paper
 from nfnets_jax import main as main_lib
 from nfnets_jax import paths
-from nfnets_jax.data import datasets, loader, transforms
+from nfnets_jax.data import datasets, decode, loader
 from nfnets_jax.models import cost
 from nfnets_jax.training import distributed, interrupt, progress, train
 from nfnets_jax.training import workdir as workdirs
@@ -90,7 +90,7 @@ def check_data(config: config_dict.ConfigDict, rehearse: bool) -> None:
       dataset = datasets.load(name, split, data_dir)
       for index in {0, len(dataset) - 1} if len(dataset) else ():
         loader.read_example(
-          dataset, index, lambda x: {'image': transforms.decode(x['image'])}
+          dataset, index, lambda x: {'image': decode.decode(x['image'])}
         )
     except loader.DamagedExampleError as error:
       if not config.data.skip_corrupt:

@@ -3,24 +3,27 @@
 import dataclasses
 import difflib
 import json
+import operator
 import os
 import pathlib
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 import tensorflow_datasets as tfds
 from google.protobuf import json_format
-from tensorflow_datasets.core import constants, file_adapters, naming
+from tensorflow_datasets.core import file_adapters, naming
 
 import nfnets_jax.data.digits  # noqa: F401, registers itself with TFDS
-from nfnets_jax.data import folder, splits, transforms
+from nfnets_jax import paths
+from nfnets_jax.data import decode, folder, splits
 
 # These are read as they are.
 UNPREPARED = ('fake', 'folder')
 
+_DATA_DIR_VARIABLE = 'TFDS_DATA_DIR'
 _FAKE_SPLITS = {'train': 1_281_167, 'validation': 50_000}  # as ImageNet
 _FAKE_CLASSES = 1000
 _FAKE_SHAPE = (256, 256, 3)
@@ -34,6 +37,10 @@ class Source(Protocol):
   def __getitem__(self, index: int, /) -> dict[str, Any]: ...
 
 
+class LabelError(ValueError):
+  """A label is not one of the data set's; the message names the example."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Dataset:
   """One split of a data set for image classification.
@@ -44,7 +51,7 @@ class Dataset:
     source: the examples, `{'image': encoded bytes, 'label': int}`. Those of
       `fake` hold uint8 `[H, W, 3]` instead of bytes. Other features of the data
       set may be there too, such as `file_name`, bytes from TFDS and a string
-      from `folder`.
+      from `folder`, whose examples also have `'orient': True`.
     class_names: the name of each label.
   """
 
@@ -76,8 +83,8 @@ def load(
       splits and 1,000 classes of ImageNet.
     split: in TFDS' notation: `'train'`, `'train[10000:]'`, `'train[:5%]'`,
       `'train+validation'`.
-    data_dir: where data sets are kept, `~/tensorflow_datasets` by default. It
-      is only read.
+    data_dir: where data sets are kept, by default $TFDS_DATA_DIR or
+      `~/tensorflow_datasets`. It is only read.
 
   Returns:
     The split; its examples are read when they are asked for. It can be pickled.
@@ -85,7 +92,11 @@ def load(
   Raises:
     ValueError: if there is no such data set or split, if it does not suit, or
       if files of it are missing, empty, or damaged where that shows at once:
-      all files are looked for, and the first and the last are opened.
+      all files are looked for, and the first and the last are opened. Also if
+      `data_dir` has characters that TFDS reads as a pattern, such as brackets;
+      that of `folder` may have any.
+    LabelError: if the first example has no label, as in the test split of
+      `imagenet2012`.
     FileNotFoundError: if the data set is not prepared, or the folder or a split
       in it is not there.
 
@@ -128,6 +139,12 @@ def load(
       f'data set {name!r} is not for image classification: it needs an Image '
       f"'image' and a ClassLabel 'label', and has {features}"
     )
+  if fields['image'].np_dtype not in (np.uint8, np.uint16):
+    # TFDS packs the bits of a float32 image into a PNG of four channels.
+    raise ValueError(
+      f'data set {name!r} has images of {np.dtype(fields["image"].np_dtype)}, '
+      'of unknown range; uint8 and uint16 are read'
+    )
   if not has_random_access(builder):
     raise ValueError(no_random_access(builder))
   # Decoding is the work of `transforms`, also where it fails.
@@ -151,7 +168,51 @@ def load(
     ) from error
   remedy = _prepare_anew(pathlib.Path(builder.data_dir), name, data_dir)
   _check_files(builder, [x.filename for x in part.file_instructions], remedy)
-  return Dataset(name, split, source, tuple(fields['label'].names))
+  dataset = Dataset(name, split, source, tuple(fields['label'].names))
+  try:
+    first = source[0]
+  except Exception:  # the loader names it, or skips it if told to
+    return dataset
+  check_label(dataset, 0, first)
+  return dataset
+
+
+def check_label(
+  dataset: Dataset, index: int, example: Mapping[str, Any]
+) -> int:
+  """Returns the label of an example, which must be one of the data set's.
+
+  Args:
+    dataset: where the example is from.
+    index: of the example.
+    example: as read from the source.
+
+  Returns:
+    The label.
+
+  Raises:
+    LabelError: if it is not an integer from 0 to num_classes - 1.
+
+  Example:
+    >>> dataset = load('fake', split='train[:3]')
+    >>> check_label(dataset, 2, {'label': 1000})
+    Traceback (most recent call last):
+      ...
+    nfnets_jax.data.datasets.LabelError: fake split train[:3]: example 2 has ...
+  """
+  label: Any = example.get('label')
+  try:
+    number = operator.index(label)
+  except TypeError:
+    number = -1
+  if not 0 <= number < dataset.num_classes:
+    raise LabelError(
+      f'{dataset.name} split {dataset.split}: example {index} has the label '
+      f'{label!r}, and labels are integers from 0 to {dataset.num_classes - 1}'
+      + '; a split without labels has -1'
+      * (label == -1)
+    )
+  return number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,6 +245,7 @@ def select_classes(dataset: Dataset, classes: str) -> Dataset:
 
   Raises:
     ValueError: if there are no such classes, or no examples of them.
+    LabelError: if an example has a label that is none of the data set's.
 
   Example:
     >>> few = select_classes(load('fake', split='train[:2000]'), '10-14')
@@ -198,7 +260,9 @@ def select_classes(dataset: Dataset, classes: str) -> Dataset:
       f'data.classes {classes!r} is no range of the {count} classes of '
       f"{dataset.name}; use one such as '0-{count - 1}'"
     )
-  labels = np.asarray([x['label'] for x in _all(dataset.source)])
+  labels = np.asarray(
+    [check_label(dataset, i, x) for i, x in enumerate(_all(dataset.source))]
+  )
   indices = np.flatnonzero((labels >= first) & (labels <= last))
   if not indices.size:
     raise ValueError(
@@ -223,7 +287,7 @@ class _Kept:
   def __getitem__(self, index: int, /) -> dict[str, Any]:
     if index not in self._examples:
       example = self._source[index]
-      image = transforms.decode(example['image'])
+      image = decode.decode(example['image'], example.get('orient', False))
       self._examples[index] = {**example, 'image': image}
     return self._examples[index]
 
@@ -259,7 +323,7 @@ def find(
 
   Args:
     name: the name of a data set, as in `load`.
-    data_dir: where data sets are kept, `~/tensorflow_datasets` by default.
+    data_dir: where data sets are kept, as for `resolve`.
 
   Returns:
     The builder.
@@ -273,17 +337,16 @@ def find(
     >>> find('digits').name
     'digits'
   """
-  if data_dir is not None:
-    data_dir = pathlib.Path(data_dir).expanduser()
+  root = resolve(data_dir)
   try:
-    return tfds.builder(name, data_dir=data_dir)
+    return tfds.builder(name, data_dir=root)
   except tfds.core.DatasetNotFoundError as error:
     known = [*tfds.list_builders(with_community_datasets=False), *UNPREPARED]
     similar = difflib.get_close_matches(name, known)
     hint = f'; did you mean {" or ".join(similar)}?' if similar else ''
     raise ValueError(
-      f'unknown data set {name!r}: TFDS has none of that name, and '
-      f'{data_dir or "its default folder"} holds none{hint}'
+      f'unknown data set {name!r}: TFDS has none of that name, and {root} '
+      f'holds none{hint}'
     ) from error
   except AssertionError as error:  # no such version
     raise ValueError(str(error)) from error
@@ -293,9 +356,33 @@ def find(
       'install it, or name a data set of the TFDS catalogue'
     ) from error
   except (json_format.ParseError, json.JSONDecodeError) as error:
-    path = _damaged_description(name, data_dir)
+    path = _damaged_description(name, root)
     remedy = _prepare_anew(path.parent, name, data_dir)
     raise ValueError(f'{path} is damaged: {error}\n{remedy}') from error
+
+
+def resolve(data_dir: str | os.PathLike[str] | None) -> pathlib.Path:
+  """Returns the folder where data sets are kept.
+
+  Args:
+    data_dir: as given by a user; None is $TFDS_DATA_DIR, or where that is unset
+      or empty, `~/tensorflow_datasets`.
+
+  Returns:
+    The folder, which need not exist.
+
+  Raises:
+    ValueError: if the home directory is needed and unknown, or the path has
+      characters that TFDS reads as a pattern.
+
+  Example:
+    >>> resolve('/data/sets')
+    PosixPath('/data/sets')
+  """
+  if data_dir is not None:
+    return paths.expand_literal(data_dir, 'data_dir')
+  default = paths.from_environment(_DATA_DIR_VARIABLE, '~/tensorflow_datasets')
+  return paths.expand_literal(default, f'${_DATA_DIR_VARIABLE}')
 
 
 def has_random_access(builder: tfds.core.DatasetBuilder) -> bool:
@@ -356,10 +443,10 @@ def prepare_command(name: str, **options: str | os.PathLike[str] | None) -> str:
 
 def _other_versions(builder: tfds.core.DatasetBuilder) -> str:
   """Says which versions are prepared beside one that is not."""
-  paths = pathlib.Path(builder.data_dir).parent.glob('*/dataset_info.json')
+  infos = pathlib.Path(builder.data_dir).parent.glob('*/dataset_info.json')
   names = [
     repr(f'{_without_version(builder)}:{path.parent.name}')
-    for path in sorted(paths)
+    for path in sorted(infos)
     if tfds.core.Version.is_valid(path.parent.name)
   ]
   return f', which is beside {" and ".join(names)}' if names else ''
@@ -373,28 +460,26 @@ def _check_files(
   builder: tfds.core.DatasetBuilder, files: list[str], remedy: str
 ) -> None:
   """Checks that files of a data set are there, as far as it costs nothing."""
-  paths = [pathlib.Path(file) for file in dict.fromkeys(files)]
-  bad = [x.name for x in paths if not (x.is_file() and x.stat().st_size)]
+  shards = [pathlib.Path(file) for file in dict.fromkeys(files)]
+  bad = [x.name for x in shards if not (x.is_file() and x.stat().st_size)]
   if bad:
     raise ValueError(
-      f'{len(bad):,} of {len(paths):,} files are missing or empty in '
+      f'{len(bad):,} of {len(shards):,} files are missing or empty in '
       f'{builder.data_dir}: {", ".join(bad[:3])}{", ..." * (len(bad) > 3)}\n'
       f'{remedy}'
     )
   adapter = file_adapters.ADAPTER_FOR_FORMAT[builder.info.file_format]
-  for path in dict.fromkeys([paths[0], paths[-1]]):
+  for path in dict.fromkeys([shards[0], shards[-1]]):
     try:
       adapter.num_examples(path)  # opens it
     except Exception as error:  # the formats have their own
       raise ValueError(f'cannot read {path}: {error}\n{remedy}') from error
 
 
-def _damaged_description(
-  name: str, data_dir: str | os.PathLike[str] | None
-) -> pathlib.Path:
+def _damaged_description(name: str, data_dir: pathlib.Path) -> pathlib.Path:
   """Returns the JSON file of a data set that is none, if it can be found."""
   parsed, _ = naming.parse_builder_name_kwargs(name)
-  folder = pathlib.Path(data_dir or constants.DATA_DIR) / parsed.name
+  folder = data_dir / parsed.name
   for path in sorted(folder.rglob('*.json')):
     try:
       json.loads(path.read_bytes())

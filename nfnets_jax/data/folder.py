@@ -4,11 +4,11 @@
     DIR/train/dog/2.png
     DIR/val/cat/3.jpg
 
-The folders in DIR are the splits, of any name but for `train`, which must be
-there: the names of its folders, sorted, are the classes of every split. Images
-lie in the folder of their class, not deeper. Names that begin with a dot are
-passed over, and so are files with other suffixes, of which a warning says how
-many there are.
+The folders in DIR are the splits, of any name without `+`, `[` or `/`, but for
+`train`, which must be there: the names of its folders, sorted, are the classes
+of every split. Images lie in the folder of their class, not deeper. Links are
+followed. A warning counts and names what is passed over: names that begin with
+a dot, files with other suffixes, broken links and the like.
 """
 
 import hashlib
@@ -18,9 +18,114 @@ from typing import Any
 
 from absl import logging
 
+from nfnets_jax import paths
 from nfnets_jax.data import splits
 
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp')  # in any case
+# In any case.
+SUFFIXES = (
+  '.jpg',
+  '.jpeg',
+  '.jfif',
+  '.png',
+  '.webp',
+  '.bmp',
+  '.gif',
+  '.tif',
+  '.tiff',
+)
+
+_A_FOLDER = 'folders inside the folder of a class'
+
+# What was passed over, by the reason.
+PassedOver = dict[str, list[str]]
+
+
+def walk(
+  folder: str | os.PathLike[str], passed_over: PassedOver, deep: bool = True
+) -> list[str]:
+  """Lists the images in a folder.
+
+  Args:
+    folder: where to look.
+    passed_over: gets the names of what is no image, by the reason.
+    deep: whether to look into the folders in it too. Links are followed, but
+      not to a folder that they lie in.
+
+  Returns:
+    The names, relative to the folder, in the order of their parts.
+
+  Raises:
+    OSError: if the folder itself cannot be read.
+
+  Example:
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as name:
+    ...   for file in 'b.jpg', 'a.TIF', 'notes.txt':
+    ...     (pathlib.Path(name) / file).touch()
+    ...   walk(name, {})
+    ['a.TIF', 'b.jpg']
+  """
+  root = pathlib.Path(folder)
+  images = []
+  pending: list[tuple[str, frozenset[tuple[int, int]]]] = [('', frozenset())]
+  while pending:
+    prefix, above = pending.pop()
+    path = root / prefix
+    try:
+      status = path.stat()
+      entries = _entries(path)
+    except OSError:
+      if not prefix:
+        raise
+      passed_over.setdefault('folders that cannot be read', []).append(prefix)
+      continue
+    key = (status.st_dev, status.st_ino)
+    if key in above:
+      reason = 'links to a folder that they lie in'
+      passed_over.setdefault(reason, []).append(prefix)
+      continue
+    for entry in entries:
+      name = prefix + entry.name
+      reason = _why_not_an_image(entry)
+      if not reason:
+        images.append(name)
+      elif deep and reason == _A_FOLDER:
+        pending.append((name + '/', above | {key}))
+      else:
+        passed_over.setdefault(reason, []).append(name)
+  return sorted(images, key=lambda name: name.split('/'))
+
+
+def warn(folder: str | os.PathLike[str], passed_over: PassedOver) -> None:
+  """Warns of what `walk` passed over, if anything.
+
+  Args:
+    folder: where it lies.
+    passed_over: names by the reason.
+  """
+  if passed_over:
+    reasons = [
+      f'{reason}, {len(names):,}: {_shorten(sorted(names))}'
+      for reason, names in passed_over.items()
+    ]
+    logging.warning('%s: passed over %s', printable(folder), '; '.join(reasons))
+
+
+def printable(path: str | os.PathLike[str]) -> str:
+  r"""Returns a path as text that any terminal, log or JSON file can take.
+
+  Args:
+    path: any path.
+
+  Returns:
+    The path, with bytes that are not UTF-8 and control characters escaped.
+
+  Example:
+    >>> printable(os.fsdecode(b'caf\xe9/a\n.jpg'))
+    'caf\\xe9/a\\n.jpg'
+  """
+  text = os.fsencode(path).decode(errors='backslashreplace')
+  return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 class FolderImages:
@@ -40,8 +145,8 @@ class FolderImages:
     >>> images = FolderImages(folder, split='train')
     >>> images.class_names
     ('cat', 'dog')
-    >>> images[0]
-    {'image': b'a JPEG file', 'label': 1, 'file_name': 'train/dog/1.jpg'}
+    >>> images[0]['file_name'], images[0]['label'], images[0]['image']
+    ('train/dog/1.jpg', 1, b'a JPEG file')
   """
 
   def __init__(self, folder: str | os.PathLike[str], split: str):
@@ -56,18 +161,19 @@ class FolderImages:
       ValueError: if a split holds no classes, or others than `train`, if a
         class holds no images, or if the notation is wrong.
     """
-    self._folder = pathlib.Path(folder).expanduser()
+    self._folder = paths.expand(folder, 'data_dir')
     if not all(splits.names(split)):
       raise ValueError('the name of a split is missing')
     if not self._folder.is_dir():
-      raise FileNotFoundError(f'there is no folder {self._folder}')
-    self.class_names = tuple(self._classes('train'))
-    self._labels = {name: i for i, name in enumerate(self.class_names)}
-    paths = {name: self._images(name) for name in splits.names(split)}
-    sizes = {name: len(images) for name, images in paths.items()}
+      raise FileNotFoundError(f'there is no folder {printable(self._folder)}')
+    classes = self._classes('train', {})
+    self._labels = {name: i for i, name in enumerate(classes)}
+    self.class_names = tuple(map(printable, classes))
+    found = {name: self._images(name) for name in splits.names(split)}
+    sizes = {name: len(images) for name, images in found.items()}
     # Strings, not Path objects, which take ten times the memory.
     self._paths = [
-      paths[name][i]
+      found[name][i]
       for name, numbers in splits.ranges(split, sizes)
       for i in numbers
     ]
@@ -80,61 +186,82 @@ class FolderImages:
     return {
       'image': (self._folder / path).read_bytes(),
       'label': self._labels[path.split('/')[1]],
-      'file_name': path,
+      'file_name': printable(path),
+      'orient': True,  # cameras turn pictures by their EXIF data alone
     }
 
-  def _classes(self, split: str) -> list[str]:
+  def _classes(self, split: str, passed_over: PassedOver) -> list[str]:
     """Returns the names of a split's classes, sorted."""
     path = self._folder / split
-    if not path.is_dir():
+    if '/' in split or split.startswith('.') or not path.is_dir():
       raise FileNotFoundError(
-        f'no folder {split!r} in {self._folder}, which holds '
+        f'no folder {split!r} in {printable(self._folder)}, which holds '
         f'{_summary(self._folder)}; images lie in <split>/<class>/'
       )
-    classes = sorted(entry.name for entry in _entries(path) if entry.is_dir())
+    classes = []
+    for entry in _entries(path):
+      reason = _why_not_an_image(entry)
+      if reason == _A_FOLDER:
+        classes.append(entry.name)
+      else:
+        reason = reason or 'images outside the folders of the classes'
+        passed_over.setdefault(reason, []).append(f'{split}/{entry.name}')
     if not classes:
       raise ValueError(
-        f'no folder in {path}, which holds {_summary(path)}; images lie in '
-        f'{path}/<class>/'
+        f'no folder in {printable(path)}, which holds {_summary(path)}; images '
+        f'lie in {printable(path)}/<class>/'
       )
-    return classes
+    return sorted(classes)
 
   def _images(self, split: str) -> list[str]:
     """Returns the images of a split, relative to the whole folder."""
     images: list[str] = []
-    others: list[str] = []
-    for name in self._classes(split):
+    passed_over: PassedOver = {}
+    for name in self._classes(split, passed_over):
       path = self._folder / split / name
       if name not in self._labels:
         raise ValueError(
-          f'{path} is no class of {self._folder / "train"}, which has '
-          f'{_shorten(self.class_names)}'
+          f'{printable(path)} is no class of '
+          f'{printable(self._folder / "train")}, which has '
+          f'{_shorten(list(self._labels))}'
         )
-      found: list[str] = []
-      for entry in _entries(path):
-        if not entry.is_dir():
-          is_image = entry.name.lower().endswith(SUFFIXES)
-          (found if is_image else others).append(f'{split}/{name}/{entry.name}')
+      others: PassedOver = {}
+      found = walk(path, others, deep=False)
       if not found:
         raise ValueError(
-          f'no images ({", ".join(SUFFIXES)}) in {path}, which holds '
-          f'{_summary(path)}'
+          f'no images ({", ".join(SUFFIXES)}) in {printable(path)}, which '
+          f'holds {_summary(path)}'
         )
-      images += found
-    if others:
-      logging.warning(
-        '%s: passed over %s files that are not named as images (%s): %s',
-        self._folder / split,
-        f'{len(others):,}',
-        ', '.join(SUFFIXES),
-        _shorten(sorted(others)),
-      )
+      images += [f'{split}/{name}/{image}' for image in found]
+      for reason, names in others.items():
+        passed_over.setdefault(reason, []).extend(
+          f'{split}/{name}/{other}' for other in names
+        )
+    warn(self._folder / split, passed_over)
     return sorted(images, key=_hash)
 
 
-def _entries(path: pathlib.Path) -> list[os.DirEntry[str]]:
+def _why_not_an_image(entry: os.DirEntry[str]) -> str:
+  """Returns why a name is passed over; '' for an image."""
+  if entry.name.startswith('.'):
+    return 'hidden files or folders'
+  try:
+    if entry.is_dir():
+      return _A_FOLDER
+    if entry.is_file():
+      is_image = entry.name.lower().endswith(SUFFIXES)
+      suffixes = ', '.join(SUFFIXES)
+      return (
+        '' if is_image else f'files that are not named as images ({suffixes})'
+      )
+  except OSError:  # such as links in a circle
+    pass
+  return 'broken links' if entry.is_symlink() else 'pipes, sockets or devices'
+
+
+def _entries(path: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
   with os.scandir(path) as entries:
-    return [entry for entry in entries if not entry.name.startswith('.')]
+    return sorted(entries, key=lambda entry: entry.name)
 
 
 def _hash(path: str) -> bytes:
@@ -142,13 +269,12 @@ def _hash(path: str) -> bytes:
 
 
 def _summary(path: pathlib.Path) -> str:
-  entries = _entries(path)
-  names = (entry.name + '/' * entry.is_dir() for entry in entries)
-  return _shorten(sorted(names))
+  entries = [x for x in _entries(path) if not x.name.startswith('.')]
+  return _shorten([entry.name + '/' * entry.is_dir() for entry in entries])
 
 
-def _shorten(names: list[str] | tuple[str, ...]) -> str:
+def _shorten(names: list[str]) -> str:
   if not names:
     return 'nothing'
   more = f' and {len(names) - 5:,} more' if len(names) > 5 else ''
-  return ', '.join(names[:5]) + more
+  return ', '.join(map(printable, names[:5])) + more

@@ -17,13 +17,14 @@ Reference:
 
 import dataclasses
 import os
-import pathlib
 import re
 import tarfile
 from collections.abc import Collection, Iterator
 from typing import BinaryIO
 
 import tqdm
+
+from nfnets_jax import paths
 
 # Bytes; headers and contents of an archive fill whole blocks, and one of zeros
 # in place of a header ends it.
@@ -122,16 +123,16 @@ def check(
     ValueError: if an archive is cut off, or something else. The message has the
       file, what is wrong, and how to get it.
   """
-  folder = pathlib.Path(folder).expanduser()
+  folder = paths.expand(folder, 'imagenet_dir')
   if not folder.is_dir():
     raise FileNotFoundError(f'there is no folder {folder}')
-  paths = {x: folder / archive.name for x, archive in ARCHIVES.items()}
-  missing = [split for split, path in paths.items() if not path.is_file()]
+  files = {x: folder / archive.name for x, archive in ARCHIVES.items()}
+  missing = [split for split, path in files.items() if not path.is_file()]
   if missing:
     names = ' and no '.join(ARCHIVES[split].name for split in missing)
     raise FileNotFoundError(f'no {names} in {folder}\n{remedy(*missing)}')
   counts = {}
-  for split, path in paths.items():
+  for split, path in files.items():
     try:
       with path.open('rb') as file:
         counts[split] = _CHECKS[split](file, synsets)
@@ -149,7 +150,7 @@ def num_bytes(folder: str | os.PathLike[str]) -> int:
   Args:
     folder: where the archives are.
   """
-  folder = pathlib.Path(folder).expanduser()
+  folder = paths.expand(folder, 'imagenet_dir')
   return sum((folder / file.name).stat().st_size for file in ARCHIVES.values())
 
 

@@ -28,7 +28,7 @@ from typing import Any, Literal
 
 import grain
 import numpy as np
-from absl import logging
+from absl import flags, logging
 
 from nfnets_jax.data import datasets
 
@@ -161,7 +161,8 @@ def train_batches(
   Raises:
     ValueError: if the processes cannot share the batch, there is no example, or
       the workers make no sense. The iterator raises it if it cannot read an
-      example, or with `skip_corrupt` ten in a row.
+      example, or with `skip_corrupt` ten in a row, and at a label that is none
+      of the data set's.
 
   Example:
     >>> from nfnets_jax.data import transforms
@@ -307,6 +308,7 @@ def read_example(
   Raises:
     DamagedExampleError: if it cannot be decoded; the message names the data
       set, the split, the index, and the file if the data set knows it.
+    datasets.LabelError: if its label is none of the data set's.
     OSError: if it cannot be read at all, as when a disk is gone.
   """
   place = f'example {index} of {dataset.name} split {dataset.split}'
@@ -315,9 +317,14 @@ def read_example(
     if 'file_name' in example:
       file_name = example['file_name']
       is_bytes = isinstance(file_name, bytes)
-      place += f' ({file_name.decode() if is_bytes else file_name})'
+      name = (
+        file_name.decode(errors='backslashreplace') if is_bytes else file_name
+      )
+      place += f' ({name})'
+    datasets.check_label(dataset, index, example)
     return transform(example)
-  except (MemoryError, OSError):  # no fault of the example
+  # The first is a fault of the data set, the others are none of the example.
+  except (datasets.LabelError, MemoryError, OSError):
     raise
   except Exception as error:
     raise DamagedExampleError(
@@ -411,6 +418,10 @@ def _batches(
     )
     ahead = max(2 * chunks_per_block, num_workers)
     if num_workers and takes_processes(batch * batch_size, ahead):
+      # Grain reads absl flags as it starts processes, which is an error in a
+      # script or a notebook that has not parsed any.
+      if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
       # In each process one thread works, when it is asked to.
       made = chunks.to_iter_dataset(
         grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)

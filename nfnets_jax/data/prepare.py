@@ -28,6 +28,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 from tensorflow_datasets.core.download import download_manager, extractor
 
+from nfnets_jax import paths
 from nfnets_jax.data import datasets, imagenet, storage, tfrecord
 
 # What TFDS raises where a download fails, or is not what it should be.
@@ -47,7 +48,7 @@ def prepare(
 
   Args:
     name: the name of a TFDS data set, or one that needs no preparation.
-    data_dir: where data sets are kept, `~/tensorflow_datasets` by default.
+    data_dir: where data sets are kept, as for `datasets.load`.
     imagenet_dir: where the two archives of ImageNet are; for `imagenet2012`.
 
   Returns:
@@ -55,8 +56,9 @@ def prepare(
     need no preparation.
 
   Raises:
-    ValueError: if there is no such data set, an archive is damaged, or
-      something else is in the place to write to.
+    ValueError: if there is no such data set, an archive is damaged,
+      something else is in the place to write to, or `data_dir` has characters
+      that TFDS reads as a pattern.
     FileNotFoundError: if an archive is missing.
     OSError: if the disk has no room for ImageNet, or a download fails, or is
       not what the data set expects.
@@ -119,7 +121,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     'name', help='a TFDS data set, such as digits or imagenet2012'
   )
   parser.add_argument(
-    '--data_dir', help='where to keep it (default: ~/tensorflow_datasets)'
+    '--data_dir',
+    help='where to keep it (default: $TFDS_DATA_DIR, or ~/tensorflow_datasets)',
   )
   source = parser.add_mutually_exclusive_group()
   source.add_argument(
@@ -169,7 +172,7 @@ def _check_imagenet(
       '--imagenet_dir, the folder of its two archives, or --from_tfrecord, a '
       f'copy that TFDS has prepared\n{imagenet.remedy(*imagenet.ARCHIVES)}'
     )
-  folder = pathlib.Path(imagenet_dir).expanduser().absolute()
+  folder = paths.expand(imagenet_dir, 'imagenet_dir').absolute()
   counts = imagenet.check(folder, builder.info.features['label'].names)
   storage.check_space(
     pathlib.Path(builder.data_dir), imagenet.num_bytes(folder)

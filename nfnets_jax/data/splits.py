@@ -1,4 +1,8 @@
-"""Reads TFDS' notation for parts of a data set: `train[:90%]+test`."""
+"""Reads TFDS' notation for parts of a data set: `train[:90%]+test`.
+
+A name may have any characters but `+` and `[`, and no blanks at its ends, where
+TFDS's own have letters, digits, `_` and `-` only.
+"""
 
 from collections.abc import Mapping
 
@@ -40,14 +44,36 @@ def ranges(split: str, sizes: Mapping[str, int]) -> list[tuple[str, range]]:
     >>> ranges('train[:10%]+test', {'train': 200, 'test': 3})
     [('train', range(0, 20)), ('test', range(0, 3))]
   """
+  # Names that TFDS reads, in place of those that it may not.
+  known = {f'split{i}': name for i, name in enumerate(sizes)}
+  aliases = {name: alias for alias, name in known.items()}
   infos = {
-    name: tfds.core.SplitInfo(name=name, shard_lengths=[size], num_bytes=0)
-    for name, size in sizes.items()
+    alias: tfds.core.SplitInfo(
+      name=alias, shard_lengths=[sizes[name]], num_bytes=0
+    )
+    for alias, name in known.items()
   }
-  parts = [
-    (part.splitname, range(sizes[part.splitname])[part.from_ : part.to])
-    for part in tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
-  ]
+  spec = []
+  for part in split.split('+'):
+    name, bracket, numbers = part.partition('[')
+    if name.strip() not in (*sizes, 'all'):
+      raise ValueError(
+        f'there is no split {name.strip()!r}; splits: {", ".join(sizes)}'
+      )
+    name = aliases.get(name.strip(), 'all')
+    spec.append(name + bracket + numbers.strip())
+  try:
+    instruction = tfds.core.ReadInstruction.from_spec('+'.join(spec))
+    absolute = instruction.to_absolute(infos)
+  except (AssertionError, NotImplementedError, ValueError) as error:
+    reason = str(error)
+    for alias, name in reversed(known.items()):
+      reason = reason.replace(alias, name)
+    raise ValueError(f'split {split!r}: {reason}') from error
+  parts = []
+  for part in absolute:
+    name = known[part.splitname]
+    parts.append((name, range(sizes[name])[part.from_ : part.to]))
   if not any(numbers for _, numbers in parts):
     raise ValueError(f'split {split!r} has no examples; sizes: {dict(sizes)}')
   return parts

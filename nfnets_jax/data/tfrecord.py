@@ -24,12 +24,12 @@ import tensorflow_datasets as tfds
 import tqdm
 from google.protobuf import json_format
 from tensorflow_datasets.core import (
-  constants,
   dataset_info,
   file_adapters,
   naming,
 )
 
+from nfnets_jax import paths
 from nfnets_jax.data import datasets, storage
 
 _INFO = 'dataset_info.json'  # a folder without it holds no data set
@@ -55,7 +55,7 @@ def convert(
     name: the name of the data set, such as `imagenet2012` or, where `source`
       holds several versions, `imagenet2012:5.1.0`.
     source: the data_dir of the TFRecord files, or the folder of the version.
-    data_dir: where to write; `~/tensorflow_datasets` by default.
+    data_dir: where to write, as for `datasets.load`.
 
   Returns:
     The builder of the data set in `data_dir`.
@@ -68,10 +68,10 @@ def convert(
     OSError: if the disk has no room.
     ModuleNotFoundError: if there is no tensorflow.
   """
-  folder = _find(name, pathlib.Path(source).expanduser())
+  folder = _find(name, paths.expand_literal(source, 'from_tfrecord'))
   info = _read_info(folder)
   names = [info.name, *filter(None, [info.config_name])]
-  root = pathlib.Path(data_dir or constants.DATA_DIR).expanduser()
+  root = datasets.resolve(data_dir)
   target = root.joinpath(*names, info.version)
   if target.exists():
     _check_target(target, folder, info)

@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_data_source
 from tensorflow_datasets.core import file_adapters
 
-from nfnets_jax.data import datasets, transforms
+from nfnets_jax.data import datasets, decode
 
 
 class NoLabels(tfds.core.GeneratorBasedBuilder):
@@ -348,7 +348,7 @@ def test_data_set_known_from_its_files_alone(shared):
   dataset = datasets.load('cifar10_jpeg', 'train[10000:]', data_dir)
   assert (len(dataset), dataset.num_classes) == (40_000, 10)
   example = dataset.source[39_999]
-  assert transforms.decode(example['image']).shape == (32, 32, 3)
+  assert decode.decode(example['image']).shape == (32, 32, 3)
   assert 0 <= example['label'] < 10
 
 
@@ -357,7 +357,7 @@ def test_kept_examples_are_those_that_were_read(digits_dir):
   kept = datasets.keep_in_memory(plain)
   assert len(kept) == 5 and kept.class_names == plain.class_names
   for index in (3, 3, 0):
-    expected = transforms.decode(plain.source[index]['image'])
+    expected = decode.decode(plain.source[index]['image'])
     np.testing.assert_array_equal(kept.source[index]['image'], expected)
     assert kept.source[index]['label'] == plain.source[index]['label']
   assert kept.source[3] is kept.source[3]

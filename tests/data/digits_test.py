@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn import datasets as sklearn_datasets
 
-from nfnets_jax.data import datasets, transforms
+from nfnets_jax.data import datasets, decode
 
 
 @pytest.fixture(scope='module')
@@ -17,7 +17,7 @@ def read(split, data_dir):
   """Returns the levels 0 to 16, [N, 8, 8], and the labels [N]."""
   source = datasets.load('digits', split, data_dir).source
   examples = [source[i] for i in range(len(source))]
-  images = np.stack([transforms.decode(e['image']) for e in examples])
+  images = np.stack([decode.decode(e['image']) for e in examples])
   assert (images == images[..., :1]).all()
   levels = np.rint(images[..., 0] * (16 / 255)).astype(int)
   np.testing.assert_array_equal(np.rint(levels * (255 / 16)), images[..., 0])

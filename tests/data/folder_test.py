@@ -1,11 +1,14 @@
 """Plain folders of images are read, and their gaps are named."""
 
+import contextlib
+import os
 import pathlib
 import sys
+import tempfile
 
 import pytest
 
-from nfnets_jax.data import datasets
+from nfnets_jax.data import datasets, folder, loader, transforms
 
 
 @pytest.fixture
@@ -18,10 +21,10 @@ def images(tmp_path):
   return tmp_path
 
 
-def write(folder, path):
-  path = folder / path
+def write(root, path):
+  path = root / path
   path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_bytes(str(path.relative_to(folder)).encode())
+  path.write_bytes(str(path.relative_to(root)).encode())
 
 
 def names(dataset):
@@ -72,7 +75,8 @@ def test_order_stays_when_an_image_is_added(images):
 
 def test_suffixes_of_any_case_and_other_files(images, caplog):
   suffixes = ['jpg', 'JPG', 'jpeg', 'JPEG', 'png', 'Webp', 'bmp']
-  others = ['.hidden.jpg', 'notes.txt', 'x.gif', 'deeper/1.jpg', '.git/1.jpg']
+  suffixes += ['jfif', 'tif', 'TIFF', 'Gif']
+  others = ['.hidden.jpg', 'notes.txt', 'x.heic', 'deeper/1.jpg', '.git/1.jpg']
   for suffix in suffixes:
     write(images, f'test/cat/1.{suffix}')
   for other in others:
@@ -83,19 +87,22 @@ def test_suffixes_of_any_case_and_other_files(images, caplog):
   (record,) = caplog.records
   assert record.levelname == 'WARNING'
   assert record.getMessage() == (
-    f'{images}/test: passed over 2 files that are not named as images '
-    '(.jpg, .jpeg, .png, .webp, .bmp): test/cat/notes.txt, test/cat/x.gif'
+    f'{images}/test: passed over hidden files or folders, 3: test/.cache, '
+    'test/cat/.git, test/cat/.hidden.jpg; files that are not named as images '
+    '(.jpg, .jpeg, .jfif, .png, .webp, .bmp, .gif, .tif, .tiff), 3: '
+    'test/README.md, test/cat/notes.txt, test/cat/x.heic; folders inside the '
+    'folder of a class, 1: test/cat/deeper'
   )
   assert sorted(found) == sorted(f'test/cat/1.{suffix}' for suffix in suffixes)
 
 
 def test_other_files_are_counted_split_by_split(images, caplog):
   for i in range(1200):
-    write(images, f'train/{("cat", "dog")[i % 2]}/{i}.tif')
+    write(images, f'train/{("cat", "dog")[i % 2]}/{i}.xml')
   assert len(datasets.load('folder', 'train[:5]+val+train[5:]', images)) == 42
   (record,) = caplog.records
-  assert f'{images}/train: passed over 1,200 files' in record.getMessage()
-  assert 'train/cat/0.tif, ' in record.getMessage()
+  assert f'{images}/train: passed over files that' in record.getMessage()
+  assert ', 1,200: train/cat/0.xml, ' in record.getMessage()
   assert ' and 1,195 more' in record.getMessage()
 
 
@@ -111,9 +118,9 @@ def test_a_million_images_are_small(images):
   assert not any(isinstance(x, pathlib.Path) for x in source._paths)
 
 
-def refused(folder, error, split='train'):
+def refused(root, error, split='train'):
   with pytest.raises(error) as info:
-    datasets.load('folder', split, folder)
+    datasets.load('folder', split, root)
   return str(info.value)
 
 
@@ -141,10 +148,10 @@ def test_empty_folders_are_named(images):
     images, ValueError
   )
   for name in 'abcdefg':
-    write(images, f'train/emu/{name}.gif')
+    write(images, f'train/emu/{name}.xml')
   message = refused(images, ValueError)
-  assert 'no images (.jpg, .jpeg, .png, .webp, .bmp) in' in message
-  assert 'which holds a.gif, b.gif, c.gif, d.gif, e.gif and 2 more' in message
+  assert 'no images (.jpg, .jpeg, .jfif, .png, .webp, .bmp, ' in message
+  assert 'which holds a.xml, b.xml, c.xml, d.xml, e.xml and 2 more' in message
 
 
 def test_classes_that_train_lacks_are_named(images):
@@ -176,3 +183,170 @@ def test_removed_image_is_named(images):
   (images / name).unlink()
   with pytest.raises(FileNotFoundError, match=name):
     dataset.source[0]
+
+
+ODDITIES = {
+  'hidden files or folders': ['.DS_Store', '.cat.jpg'],
+  'broken links': ['circle.jpg', 'gone.jpg'],
+  'pipes, sockets or devices': ['pipe.jpg'],
+}
+
+
+@pytest.fixture
+def oddities(tmp_path):
+  """A split with one image that can be read among what cannot."""
+  cats = tmp_path / 'train' / 'cat'
+  cats.mkdir(parents=True)
+  (cats / 'a.jpg').write_bytes(b'a')
+  (cats / 'b.JPG').symlink_to('a.jpg')
+  for name in ODDITIES['hidden files or folders']:
+    (cats / name).touch()
+  (cats / 'gone.jpg').symlink_to('nowhere')
+  (cats / 'circle.jpg').symlink_to('circle.jpg')
+  os.mkfifo(cats / 'pipe.jpg')
+  return tmp_path
+
+
+def test_oddities_are_named_and_end_nothing(oddities, caplog):
+  dataset = datasets.load('folder', 'train', oddities)
+  assert set(names(dataset)) == {'train/cat/a.jpg', 'train/cat/b.JPG'}
+  assert all(dataset.source[i]['image'] == b'a' for i in range(2))
+  (record,) = caplog.records
+  for reason, found in ODDITIES.items():
+    listed = ', '.join(f'train/cat/{name}' for name in found)
+    assert f'{reason}, {len(found)}: {listed}' in record.getMessage()
+
+
+def test_walk_finds_the_same_in_folders_of_folders(oddities):
+  (oddities / 'train' / 'back').symlink_to('..')
+  (oddities / 'train' / 'again').symlink_to('cat')
+  passed_over = {}
+  assert folder.walk(oddities, passed_over) == [
+    'train/again/a.jpg',
+    'train/again/b.JPG',
+    'train/cat/a.jpg',
+    'train/cat/b.JPG',
+  ]
+  assert passed_over.pop('links to a folder that they lie in') == [
+    'train/back/'
+  ]
+  assert {reason: len(x) for reason, x in passed_over.items()} == {
+    reason: 2 * len(x) for reason, x in ODDITIES.items()
+  }
+
+
+def test_images_beside_the_classes_are_named(images, caplog):
+  write(images, 'val/1.jpg')
+  assert len(datasets.load('folder', 'val', images)) == 2
+  (record,) = caplog.records
+  assert 'images outside the folders of the classes, 1: val/1.jpg' in (
+    record.getMessage()
+  )
+
+
+@contextlib.contextmanager
+def without_privileges():
+  """Becomes a user whom permissions hold for, if root runs the tests."""
+  if os.geteuid():
+    yield
+    return
+  os.seteuid(65534)
+  try:
+    yield
+  finally:
+    os.seteuid(0)
+
+
+def test_folders_that_cannot_be_read_are_named():
+  with tempfile.TemporaryDirectory() as name:
+    root = pathlib.Path(name)
+    root.chmod(0o755)
+    for inside in 'a', 'b', 'c':
+      write(root, f'{inside}/1.jpg')
+    (root / 'b').chmod(0)
+    passed_over = {}
+    try:
+      with without_privileges():
+        assert folder.walk(root, passed_over) == ['a/1.jpg', 'c/1.jpg']
+        with pytest.raises(PermissionError):
+          folder.walk(root / 'b', {})
+    finally:
+      (root / 'b').chmod(0o755)
+  assert passed_over == {'folders that cannot be read': ['b/']}
+
+
+def test_order_is_that_of_the_names(tmp_path):
+  for path in 'b/1.jpg', 'a.jpg', 'a/2.jpg', 'a/10.jpg', 'B/1.jpg', 'a-b/1.jpg':
+    write(tmp_path, path)
+  assert folder.walk(tmp_path, {}) == [
+    'B/1.jpg',
+    'a/10.jpg',
+    'a/2.jpg',
+    'a-b/1.jpg',
+    'a.jpg',
+    'b/1.jpg',
+  ]
+
+
+@pytest.mark.parametrize(
+  ('raw', 'text'),
+  [
+    (b'caf\xe9', 'caf\\xe9'),
+    (b'a\nb', 'a\\nb'),
+    (b'\x1b[31m', '\\x1b[31m'),
+    ('chat né à 中'.encode(), 'chat né à 中'),
+  ],
+)
+def test_names_of_any_bytes(raw, text, tmp_path, caplog, capsys):
+  for split in 'train', 'val':
+    inside = tmp_path / split / os.fsdecode(raw)
+    inside.mkdir(parents=True)
+    (inside / os.fsdecode(raw + b'.jpg')).write_bytes(raw)
+    (inside / os.fsdecode(raw + b'.txt')).touch()
+  dataset = datasets.load('folder', 'val[:100%]', tmp_path)
+  assert dataset.class_names == (text,)
+  example = dataset.source[0]
+  assert example['image'] == raw
+  assert example['file_name'] == f'val/{text}/{text}.jpg'
+  (record,) = caplog.records
+  assert f'1: val/{text}/{text}.txt' in record.getMessage()
+  for line in record.getMessage(), *dataset.class_names:
+    line.encode()
+  with pytest.raises(loader.DamagedExampleError) as caught:
+    loader.read_example(dataset, 0, transforms.eval_transform(8))
+  str(caught.value).encode()
+
+
+@pytest.mark.parametrize(
+  'name', ['a[0:10]', 'lr=[0.1]', 'a*b?', '{a,b}', 'a\\b', 'a@3', 'a:b', 'a\nb']
+)
+def test_folders_of_any_name(name, images, tmp_path_factory):
+  root = tmp_path_factory.mktemp('any') / name
+  images.rename(root)
+  dataset = datasets.load('folder', 'train[:25%]+val', root)
+  assert len(dataset) == 12
+  assert dataset.source[11]['image']
+
+
+@pytest.mark.parametrize(
+  'name', ['my test', 'val.2', 'prüf', 'a,b', '(x)', '10%']
+)
+def test_splits_of_any_name(name, images):
+  (images / 'val').rename(images / name)
+  assert len(datasets.load('folder', name, images)) == 2
+  whole = names(datasets.load('folder', f'train + {name}', images))
+  parts = names(datasets.load('folder', f'{name}[1:]+{name}[:50%]', images))
+  assert parts == whole[:-3:-1]
+  message = refused(images, ValueError, f'{name}[7:]')
+  assert 'cannot read split' in message and 'split1' not in message
+
+
+@pytest.mark.parametrize('split', ['..', '.', 'train/cat', '../x', '.git'])
+def test_splits_that_are_no_folders_inside(split, images):
+  write(images, '.git/cat/1.jpg')
+  assert 'no folder' in refused(images, FileNotFoundError, split)
+
+
+def test_home_of_a_folder(images, monkeypatch):
+  monkeypatch.setenv('HOME', str(images.parent))
+  assert len(datasets.load('folder', 'val', f'~/{images.name}')) == 2

@@ -10,16 +10,8 @@ import time
 import numpy as np
 import psutil
 import pytest
-from absl import flags
 
-from nfnets_jax.data import datasets, loader, transforms
-
-
-@pytest.fixture(autouse=True)
-def parsed_flags():
-  """Grain's processes read absl flags, which a program parses first."""
-  if not flags.FLAGS.is_parsed():
-    flags.FLAGS.mark_as_parsed()
+from nfnets_jax.data import datasets, decode, loader, transforms
 
 
 class Indices:
@@ -40,7 +32,8 @@ class Indices:
 
 
 def indices(size, **kwargs):
-  return datasets.Dataset('indices', 'train', Indices(size, **kwargs), ('a',))
+  names = tuple(map(str, range(size)))
+  return datasets.Dataset('indices', 'train', Indices(size, **kwargs), names)
 
 
 def with_noise(example, rng):
@@ -248,7 +241,7 @@ def test_batches_of_a_real_data_set(digits_dir):
   images = np.concatenate([batch['image'] for batch in evaluation])
   assert images.shape == (400, 8, 8, 3)
   for i in (0, 123, 359):
-    expected = transforms.decode(test.source[i]['image'])
+    expected = decode.decode(test.source[i]['image'])
     np.testing.assert_array_equal(images[i], expected)
   np.testing.assert_array_equal(images[360:], images[:40])
 
@@ -347,11 +340,9 @@ def test_ten_damaged_examples_in_a_row_are_too_many():
 # A program whose loader works in processes, and that is killed.
 _KILLED = """
 import os, signal, psutil
-from absl import flags
 from nfnets_jax.data import datasets, loader, transforms
 
 if __name__ == '__main__':
-  flags.FLAGS.mark_as_parsed()
   batches = loader.train_batches(
     datasets.load('fake', 'train[:100]'), batch_size=4, seed=0,
     transform=transforms.train_transform(8), num_workers=2,

@@ -1,13 +1,13 @@
 """Pixels against oracles, crops against their promises."""
 
 import io
-import tarfile
+import tracemalloc
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
-from nfnets_jax.data import transforms
+from nfnets_jax.data import decode, transforms
 
 MEAN = np.array([0.485, 0.456, 0.406]) * 255
 STD = np.array([0.229, 0.224, 0.225]) * 255
@@ -42,253 +42,14 @@ def keys_matrix(old, new):
   return weights / weights.sum(axis=1, keepdims=True)
 
 
-@pytest.fixture(scope='module')
-def photographs(shared):
-  path = shared / 'data' / 'imagenet-sample' / 'ILSVRC2012_img_val.tar'
-  if not path.is_file():
-    pytest.skip('no ImageNet photographs beside the checkout')
-  with tarfile.open(path) as tar:
-    return [tar.extractfile(member).read() for member in tar.getmembers()[:4]]
-
-
-@pytest.fixture(scope='module')
-def reference(shared):
-  path = shared / 'reference' / 'golden'
-  if not path.is_dir():
-    pytest.skip('no large golden files beside the checkout')
-  return path
-
-
-@pytest.mark.parametrize(
-  ('mode', 'color', 'expected'),
-  [
-    ('RGB', (10, 20, 30), (10, 20, 30)),
-    ('L', 40, (40, 40, 40)),
-    ('LA', (40, 9), (40, 40, 40)),
-    ('1', 1, (255, 255, 255)),
-    ('RGBA', (10, 20, 30, 5), (10, 20, 30)),
-    ('I;16', 0x8123, (0x81, 0x81, 0x81)),
-  ],
-)
-def test_decode_png_of_any_mode(mode, color, expected):
-  image = transforms.decode(encode(Image.new(mode, (5, 3), color)))
-  assert image.dtype == np.uint8
-  np.testing.assert_array_equal(image, np.tile(expected, (3, 5, 1)))
-
-
-@pytest.mark.parametrize('transparency', [None, 1, b'\x00\x80\xff'])
-def test_decode_palette(transparency):
-  palette = Image.new('P', (2, 2), 1)
-  palette.putpalette([0, 0, 0, 10, 20, 30, 0, 0, 0])
-  options = {} if transparency is None else {'transparency': transparency}
-  image = transforms.decode(encode(palette, **options))
-  np.testing.assert_array_equal(image, np.tile((10, 20, 30), (2, 2, 1)))
-
-
-@pytest.mark.parametrize(
-  ('mode', 'color', 'expected', 'options'),
-  [
-    ('L', 40, (40, 40, 40), {}),
-    ('RGB', (200, 90, 30), (200, 90, 30), {}),
-    ('RGB', (200, 90, 30), (200, 90, 30), {'progressive': True}),
-    ('RGB', (200, 90, 30), (200, 90, 30), {'keep_rgb': True}),
-    ('CMYK', (255, 0, 0, 0), (0, 255, 255), {}),
-  ],
-)
-def test_decode_jpeg_of_any_kind(mode, color, expected, options):
-  encoded = encode(
-    Image.new(mode, (40, 24), color), 'JPEG', quality=95, **options
-  )
-  image = transforms.decode(encoded)
-  np.testing.assert_allclose(image, np.tile(expected, (24, 40, 1)), atol=4)
-
-
-def with_other_jfif_version(encoded):
-  return encoded.replace(b'JFIF\0\1', b'JFIF\0\2')
-
-
-def with_other_scan_header(encoded):
-  at = encoded.index(b'\xff\xda')
-  end = at + 2 + encoded[at + 3]
-  return encoded[: end - 3] + b'\0\0\0' + encoded[end:]
-
-
-def damage(encoded, kind, rng=None):
-  """Damages a JPEG from two fifths of its length on."""
-  rng = rng or np.random.default_rng(0)
-  start, stop = (len(encoded) * i // 5 for i in (2, 3))
-  before, after, length = encoded[:start], encoded[stop:], stop - start
-  match kind:
-    case 'random':
-      return before + rng.bytes(length) + after
-    case 'random without markers':
-      return before + rng.bytes(length).replace(b'\xff', b'\x12') + after
-    case 'ones':
-      return before + b'\xff' * length + after
-    case 'zeros':
-      return before + bytes(length) + after
-    case 'missing':
-      return before + after
-    case 'twice':
-      return encoded[:stop] + encoded[start:]
-    case 'cut':
-      return before
-    case 'cut, with an end':
-      return before + b'\xff\xd9'
-    case 'zeros to the end':
-      return before + bytes(len(encoded) - start)
-    case 'end missing':
-      return encoded[:-2]
-    case 'bytes left over':
-      return encoded[:-2] + b'left over' + encoded[-2:]
-  raise ValueError(kind)
-
-
-DAMAGES = (
-  'random',
-  'random without markers',
-  'ones',
-  'zeros',
-  'missing',
-  'twice',
-  'cut',
-  'cut, with an end',
-  'zeros to the end',
-  'end missing',
-  'bytes left over',
-)
-
-
-@pytest.mark.parametrize('mode', ['RGB', 'L'])
-@pytest.mark.parametrize(
-  'fault', [with_other_jfif_version, with_other_scan_header]
-)
-def test_decode_jpeg_with_a_harmless_fault(fault, mode):
-  image = Image.fromarray(random_image(64, 48)).convert(mode)
-  encoded = encode(image, 'JPEG')
-  faulty = fault(encoded)
-  assert faulty != encoded
-  np.testing.assert_array_equal(
-    transforms.decode(faulty), transforms.decode(encoded)
-  )
-  # libjpeg reports but the first fault, which must not hide the second.
-  for kind in DAMAGES:
-    for both in fault(damage(encoded, kind)), damage(faulty, kind):
-      with pytest.raises(ValueError, match='cannot decode an image of'):
-        transforms.decode(both)
-
-
-def test_decode_jpeg_with_bytes_after_its_end():
-  encoded = encode(Image.fromarray(random_image(64, 48)), 'JPEG')
-  np.testing.assert_array_equal(
-    transforms.decode(encoded + b'left over'), transforms.decode(encoded)
-  )
-
-
-def check_damage_is_an_error(encoded, crops):
-  example = {'image': encoded, 'label': 0}
-  for seed in range(crops):
-    for crop in 'random_resized', 'random_resized_0.01':
-      transform = transforms.train_transform(8, crop)
-      with pytest.raises(ValueError, match='cannot decode an image of'):
-        transform(example, np.random.default_rng(seed))
-  with pytest.raises(ValueError, match='cannot decode an image of'):
-    transforms.eval_transform(8)(example)
-
-
-@pytest.mark.parametrize('kind', DAMAGES)
-@pytest.mark.parametrize(
-  ('mode', 'options'),
-  [
-    ('RGB', {}),
-    ('RGB', {'progressive': True}),
-    ('RGB', {'restart_marker_blocks': 3}),
-    ('L', {}),
-    ('CMYK', {}),
-  ],
-)
-def test_damaged_jpeg_is_an_error_wherever_the_crop_is(kind, mode, options):
-  for seed in range(3):
-    image = Image.fromarray(random_image(96, 64, seed)).convert(mode)
-    encoded = encode(image, 'JPEG', **options)
-    damaged = damage(encoded, kind, np.random.default_rng(seed))
-    check_damage_is_an_error(damaged, crops=4)
-
-
-@pytest.mark.parametrize(
-  'kind', ['random', 'ones', 'missing', 'cut', 'cut, with an end']
-)
-def test_damaged_photograph_is_an_error(photographs, kind):
-  for seed, encoded in enumerate(photographs):
-    damaged = damage(encoded, kind, np.random.default_rng(seed))
-    check_damage_is_an_error(damaged, crops=2)
-
-
-def test_jpeg_of_unusual_subsampling_is_left_to_pillow():
-  encoded = encode(Image.new('RGB', (96, 64), 'black'), 'JPEG', subsampling=0)
-  frame = encoded.index(b'\xff\xc0')
-  # Twice as many brightness samples across as colour samples, and thrice down.
-  unusual = encoded[: frame + 11] + b'\x23' + encoded[frame + 12 :]
-  with Image.open(io.BytesIO(unusual)) as file:
-    expected = np.asarray(file.convert('RGB'))
-  np.testing.assert_array_equal(transforms.decode(unusual), expected)
-  check_damage_is_an_error(damage(unusual, 'cut'), crops=1)
-
-
-@pytest.mark.parametrize('keep', [0.05, 0.99])
-@pytest.mark.parametrize('progressive', [False, True])
-def test_truncated_jpeg_is_an_error(keep, progressive):
-  image = Image.fromarray(random_image(96, 64))
-  encoded = encode(image, 'JPEG', progressive=progressive)
-  check_damage_is_an_error(encoded[: int(keep * len(encoded))], crops=1)
-
-
-def test_decode_equals_the_released_pipeline(reference):
-  golden = np.load(reference / 'eval_preprocess.npz')
-  synsets = {name.split('/')[0] for name in golden}
-  assert synsets
-  for synset in synsets:
-    decoded = transforms.decode(golden[f'{synset}/jpeg'].tobytes())
-    np.testing.assert_array_equal(decoded, golden[f'{synset}/decoded'])
-
-
-def test_decode_equals_tensorflow(photographs):
-  tf = pytest.importorskip('tensorflow')
-  for image in photographs:
-    np.testing.assert_array_equal(
-      transforms.decode(image), tf.io.decode_jpeg(image, channels=3).numpy()
-    )
-
-
 def test_random_crop_of_a_photograph_is_that_of_its_pixels(photographs):
   transform = transforms.train_transform(32)
   for seed, encoded in enumerate(photographs):
     results = [
       transform({'image': image, 'label': 0}, np.random.default_rng(seed))
-      for image in (encoded, transforms.decode(encoded))
+      for image in (encoded, decode.decode(encoded))
     ]
     np.testing.assert_array_equal(results[0]['image'], results[1]['image'])
-
-
-def test_decode_passes_arrays_through():
-  image = random_image(4, 5)
-  assert transforms.decode(image) is image
-
-
-@pytest.mark.parametrize('bad', [b'', b'no image', 'truncated', 'float', '2d'])
-def test_decode_refuses_what_is_no_image(bad):
-  if bad == 'truncated':
-    bad = encode(Image.fromarray(random_image(64, 64)), 'JPEG')[:-900]
-  elif bad == 'float':
-    bad = np.zeros((2, 2, 3), np.float32)
-  elif bad == '2d':
-    bad = np.zeros((2, 2), np.uint8)
-  with pytest.raises(
-    ValueError, match=r'cannot decode|a decoded image is'
-  ) as caught:
-    transforms.decode(bad)
-  # The same image is always refused in the same words.
-  assert ' at 0x' not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -502,7 +263,7 @@ def test_unknown_evaluation_crop_lists_the_choices(crop):
 
 def test_photographs_of_any_shape(photographs):
   rng = np.random.default_rng(0)
-  shapes = {transforms.decode(image).shape for image in photographs}
+  shapes = {decode.decode(image).shape for image in photographs}
   assert any(height != width for height, width, _ in shapes)
   for image in photographs:
     example = {'image': image, 'label': 1}
@@ -514,3 +275,70 @@ def test_photographs_of_any_shape(photographs):
     # The central part of the squashed image, at a larger scale.
     center = transforms.resize(squashed['image'][11:53, 11:53], 64, 64)
     assert np.corrcoef(center.ravel(), evaluation['image'].ravel())[0, 1] > 0.8
+
+
+@pytest.mark.parametrize('name', ['random_resized', 'none'])
+def test_examples_say_whether_they_are_turned(name):
+  exif = Image.Exif()
+  exif[ExifTags.Base.Orientation] = 6
+  pixels = np.zeros((40, 60, 3), np.uint8)
+  pixels[:, :30] = 255  # lies left, and turned upright on top
+  encoded = encode(Image.fromarray(pixels), exif=exif)
+  train = transforms.train_transform(16, name, flip=False)
+  evaluate = transforms.eval_transform(16, 'resize')
+  for orient in None, False, True:
+    example = {'image': encoded, 'label': 0}
+    if orient is not None:
+      example['orient'] = orient
+    image = evaluate(example)['image']
+    assert (image[0].mean() > 250) == bool(orient)
+    assert (image[:, 0].mean() > 250) == (not orient)
+    rng = np.random.default_rng(0)
+    crop = train(example, rng)['image'].astype(int)
+    along = crop.mean(axis=0 if orient else 1)  # is the same everywhere
+    assert np.ptp(along, axis=0).max() < 1
+
+
+def test_failed_crop_is_that_of_evaluation():
+  image = position_image(12, 250)
+  train = transforms.train_transform(32, flip=False)
+  evaluate = transforms.eval_transform(32, 'crop_resize')
+  rng = np.random.default_rng(0)
+  example = {'image': image, 'label': 0}
+  np.testing.assert_array_equal(
+    train(example, rng)['image'], evaluate(example)['image']
+  )
+  # As does a box that is all of the image.
+  for size in (1, 1), (3, 3), (3, 4):
+    crops = {
+      transforms.random_resized_crop(
+        position_image(*size), np.random.default_rng(seed), 1.0, center=0.5
+      ).shape
+      for seed in range(20)
+    }
+    assert crops == {(1, 1, 3)}
+
+
+@pytest.mark.parametrize('shape', [(3000, 3000), (100, 90_000), (90_000, 7)])
+def test_memory_of_a_resize_does_not_grow_with_the_image(shape):
+  image = np.broadcast_to(np.uint8([1, 2, 3]), (*shape, 3))
+  tracemalloc.start()
+  resized = transforms.resize(image, 32, 40)
+  _, peak = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  np.testing.assert_array_equal(resized, np.tile((1, 2, 3), (32, 40, 1)))
+  assert peak < 3e6  # all of it in float32 would be 7.6 to 108 MB
+
+
+@pytest.mark.parametrize('old', [(1000, 90), (7, 2000), (700, 900)])
+def test_a_strong_reduction_is_keys_interpolation(old):
+  image = random_image(*old)
+  expected = np.einsum(
+    'hi,ijc,wj->hwc',
+    keys_matrix(old[0], 20),
+    image.astype(np.float64),
+    keys_matrix(old[1], 30),
+    optimize=True,
+  )
+  resized = transforms.resize_float(image, 20, 30)
+  np.testing.assert_allclose(resized, expected, atol=1e-3)

@@ -6,7 +6,7 @@ import optax
 import pytest
 
 from nfnets_jax import augment
-from nfnets_jax.data import datasets, loader, transforms
+from nfnets_jax.data import datasets, decode, loader, transforms
 from nfnets_jax.training import evaluate, parallel, train_step
 
 
@@ -38,7 +38,7 @@ def _oracle(params, test_set, prefix):
   bias = np.asarray(params['classifier']['b'], np.float64)
   loss = top_1 = top_5 = 0
   for example in (test_set.source[i] for i in range(len(test_set))):
-    pixels = np.asarray(transforms.decode(example['image']), np.float64)
+    pixels = np.asarray(decode.decode(example['image']), np.float64)
     pixels = (pixels - augment.IMAGENET_MEAN) / augment.IMAGENET_STD
     logits = pixels.reshape(-1) @ weights + bias
     order = np.argsort(-logits)
