@@ -7,9 +7,9 @@ Three kinds are read, told apart by their first bytes:
 * true `.npz` archives of numpy arrays, named `module/parameter`;
 * `.safetensors`, with such names or those of timm.
 
-Anything else is refused by what it is (see `recognize`). The headers come first:
-nothing is read in bulk before the shapes are those of the network. Arrays are
-float16, bfloat16 or float32, and float32 once loaded.
+Anything else is refused by what it is (see `recognize`). The headers come
+first: nothing is read in bulk before the shapes are those of the network.
+Arrays are float16, bfloat16 or float32, and float32 once loaded.
 """
 
 import base64

@@ -250,8 +250,7 @@ def _inside(folder: pathlib.Path) -> list[pathlib.Path]:
 
 def _what_else(folder: pathlib.Path) -> str:
   """What a folder is that is no run, and what to give instead."""
-  whole = pathlib.Path(os.path.abspath(folder))
-  for parent in whole.parents:
+  for parent in folder.resolve().parents:
     if is_run(parent):
       return f'it is part of the run in {parent}; give that'
   inside = _inside(folder)
@@ -284,7 +283,7 @@ def _what_else(folder: pathlib.Path) -> str:
     )
   if _is_data(names):
     return 'it is a data set, not weights'
-  return f'there is no config.json in it, but {_some(inside)}'
+  return f'there is no config.json of a run in it, but {_some(inside)}'
 
 
 def _is_orbax(folder: pathlib.Path) -> bool:

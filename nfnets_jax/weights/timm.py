@@ -169,9 +169,9 @@ def counterpart(name: str) -> str | None:
     ('nfnet_f0', None)
   """
   for ours, variant in variants.VARIANTS.items():
-    if variant.family in _OVERRIDES:
-      if name == f'{_PREFIXES.get(variant.family, "")}{ours}':
-        return ours
+    theirs = f'{_PREFIXES.get(variant.family, "")}{ours}'
+    if name == theirs and variant.family in _OVERRIDES:
+      return ours
   return None
 
 
