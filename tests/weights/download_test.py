@@ -177,7 +177,9 @@ def test_cache_without_a_usable_variable(monkeypatch, tmp_path, value):
 def test_cache_without_a_home(monkeypatch):
   monkeypatch.setenv('XDG_CACHE_HOME', '')
   monkeypatch.setattr('os.path.expanduser', lambda path: path)
-  with pytest.raises(ValueError, match=r'\$XDG_CACHE_HOME=~/.cache: .*set HOME'):
+  with pytest.raises(
+    ValueError, match=r'\$XDG_CACHE_HOME=~/.cache: .*set HOME'
+  ):
     download.cache_dir()
 
 

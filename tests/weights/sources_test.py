@@ -22,7 +22,10 @@ from nfnets_jax.weights import timm
     ('relased', "did you mean 'released'"),
     ('Released', "did you mean 'released'"),
     ('pretrained', "did you mean 'released'"),
-    ('runs/digits', r"weights are a \.npz or \.safetensors file, the folder of"),
+    (
+      'runs/digits',
+      r'weights are a \.npz or \.safetensors file, the folder of',
+    ),
     ('mine.safetensor', 'did you mean mine.safetensors'),
   ],
 )
