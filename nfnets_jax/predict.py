@@ -24,8 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nfnets_jax import augment, models, weights
-from nfnets_jax import paths as user_paths
+from nfnets_jax import augment, models, paths, weights
 from nfnets_jax.data import transforms
 from nfnets_jax.models import layers, variants
 
@@ -149,13 +148,13 @@ def class_names(
   if recorded is not None:
     return list(recorded)
   if num_classes == 1000:
-    lines = user_paths.read_text_lines(_CLASSES)
+    lines = paths.read_text_lines(_CLASSES)
     return [line.partition(' ')[2] for line in lines]
   return [f'class {i}' for i in range(num_classes)]
 
 
 def _read_names(file: str | os.PathLike) -> list[str]:
-  names = [x.strip() for x in user_paths.read_text_lines(file, 'classes')]
+  names = [x.strip() for x in paths.read_text_lines(file, 'classes')]
   for number, name in enumerate(names, start=1):
     if not name:
       raise ValueError(f'{file}:{number} is empty; each line names a class')
@@ -340,7 +339,7 @@ def main(argv: Sequence[str] | None = None) -> None:
       transforms.eval_transform(args.image_size or 32, args.crop)
     if args.classes is not None:
       _read_names(args.classes)
-    files = find_images([user_paths.expand(x, 'IMAGE') for x in args.images])
+    files = find_images([paths.expand(x, 'IMAGE') for x in args.images])
     net_weights = read_weights(args.weights, args.model, '--weights')
     names = class_names(
       net_weights.num_classes, args.classes, net_weights.class_names
