@@ -6,14 +6,20 @@ r"""Converts weights: the authors' form, this package's, timm's, StableHLO.
     python -m nfnets_jax.convert F0_haiku.npz f0.stablehlo --batch=8
 
 The source is a file, the folder of a run, whose moving average is taken, or
-'released' with a --model. A StableHLO file maps uint8 photographs
-`[B, px, px, 3]` to logits; jax runs it without this package:
+'released' with a --model. The target ends in .npz, .safetensors or .stablehlo.
+What a run says of its images and classes goes with its weights into .npz and
+.safetensors, but for the authors' form, which holds parameters alone.
+
+A StableHLO file maps uint8 photographs `[B, px, px, 3]` to logits. jax and
+flatbuffers run it without this package, on the kind of device that it was
+written on and on no other:
 
     forward = jax.export.deserialize(open('f0.stablehlo', 'rb').read())
     logits = forward.call(images)
 """
 
 import argparse
+import io
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -22,10 +28,11 @@ import jax
 import jax.export
 import numpy as np
 
-from nfnets_jax import predict, weights
-from nfnets_jax.models import variants
+from nfnets_jax import paths, predict, weights
+from nfnets_jax.weights import files
 
 _STABLEHLO = '.stablehlo'
+_ENDINGS = ('.npz', '.safetensors', _STABLEHLO)
 
 
 def export(
@@ -44,7 +51,8 @@ def export(
   Args:
     path: of the new file.
     net_weights: as of `weights.read`.
-    image_size: side of the photographs in pixels; None is the test size.
+    image_size: side of the photographs in pixels; None is that of
+      `predict.evaluation_of`.
     batch_size: photographs in a call; None is any number.
     precision: 'float32' or 'bfloat16'.
 
@@ -53,14 +61,13 @@ def export(
   """
   if path.exists():
     raise FileExistsError(f'{path} is there; give another name')
-  px = image_size or variants.get(net_weights.name).test_size
+  px = image_size or predict.evaluation_of(net_weights)[0]
   size = str(batch_size) if batch_size else 'b'
   shape = jax.export.symbolic_shape(f'{size}, {px}, {px}, 3')
   forward = jax.jit(predict.create_forward(net_weights, precision))
   program = jax.export.export(forward)(jax.ShapeDtypeStruct(shape, np.uint8))
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with path.open('xb') as file:
-    file.write(program.serialize())
+  with files.new_file(path) as partial:
+    partial.write_bytes(program.serialize())
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -76,44 +83,99 @@ def main(argv: Sequence[str] | None = None) -> None:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument('source', metavar='SRC')
-  parser.add_argument('target', metavar='DST', type=pathlib.Path)
+  parser.add_argument('target', metavar='DST')
   parser.add_argument('--model', help='the variant; default: of the weights')
   parser.add_argument(
     '--to',
     choices=weights.FORMS,
-    default='haiku',
-    help='the form of .npz and .safetensors',
+    help='the form of .npz and .safetensors (default: haiku)',
   )
   parser.add_argument(
     '--folded',
     action='store_true',
     help='standardise the weights once: plain convolutions, without gains',
   )
-  parser.add_argument('--image_size', type=int, help='of a .stablehlo')
+  parser.add_argument(
+    '--image_size',
+    type=int,
+    help='of a .stablehlo; default: of the run that the weights are of, or the '
+    'test size',
+  )
   parser.add_argument('--batch', type=int, help='of a .stablehlo; default: any')
   parser.add_argument(
-    '--precision', choices=predict.PRECISIONS, default='float32'
+    '--precision',
+    choices=predict.PRECISIONS,
+    help='of a .stablehlo (default: float32)',
   )
   args = parser.parse_args(argv)
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    # Names of files may have what the terminal does not.
+    sys.stdout.reconfigure(errors='backslashreplace')
   try:
-    found = predict.read_weights(args.source, args.model)
-    if args.target.suffix == _STABLEHLO:
+    # Before weights are read or drawn, which takes its time.
+    target = _check_target(args)
+    found = predict.read_weights(args.source, args.model, 'SRC')
+    if target.suffix == _STABLEHLO:
       export(
-        args.target,
+        target,
         found,
         image_size=args.image_size,
         batch_size=args.batch,
-        precision=args.precision,
+        precision=args.precision or 'float32',
       )
     else:
-      weights.write(args.target, found, args.to, args.folded)
+      weights.write(target, found, args.to or 'haiku', args.folded)
   except (OSError, ValueError) as error:
     sys.exit(f'error: {error}')
   count = sum(x.size for v in found.params.values() for x in v.values())
   print(
-    f'{args.target}: {found.name}, {found.num_classes} classes, '
-    f'{count:,} parameters, {args.target.stat().st_size / 1e6:,.1f} MB'
+    f'{target}: {found.name}, {found.num_classes} classes, '
+    f'{count:,} parameters, {target.stat().st_size / 1e6:,.1f} MB'
+    + _told(args, found, target)
   )
+
+
+def _check_target(args: argparse.Namespace) -> pathlib.Path:
+  """Returns the path of the target, if it can be written with these flags."""
+  target = paths.expand(args.target, 'DST')
+  if target.suffix not in _ENDINGS:
+    raise ValueError(
+      f'{target}: the name must end in {", ".join(_ENDINGS[:-1])} or '
+      f'{_STABLEHLO}, which say what is written'
+    )
+  for flag in ('batch', 'image_size'):
+    value = getattr(args, flag)
+    if value is not None and value < 1:
+      raise ValueError(f'--{flag} must be at least 1, got {value}')
+  exported = target.suffix == _STABLEHLO
+  flags = ('to', 'folded') if exported else ('batch', 'image_size', 'precision')
+  for flag in flags:
+    if getattr(args, flag):
+      raise ValueError(f'--{flag} has no effect on a {target.suffix}; omit it')
+  if not exported:
+    return files.check_target(target, args.to or 'haiku', 'DST')
+  if target.exists():
+    raise FileExistsError(f'{target} is there; give another name')
+  return target
+
+
+def _told(
+  args: argparse.Namespace, found: weights.Weights, target: pathlib.Path
+) -> str:
+  """What there is to say of a file besides."""
+  px, crop = predict.evaluation_of(found)
+  if target.suffix == _STABLEHLO:
+    return (
+      f'; for {jax.default_backend()} alone, images of '
+      f'{args.image_size or px} px, crop {crop}'
+    )
+  known = (found.image_size, found.crop, found.class_names)
+  if args.to == 'released' and known != (None, None, None):
+    return (
+      '; this form does not hold names of classes, image size and crop: give '
+      f'--classes, --image_size={px} and --crop={crop} to predict'
+    )
+  return ''
 
 
 if __name__ == '__main__':

@@ -2,13 +2,18 @@ r"""Names what is in photographs.
 
     python -m nfnets_jax.predict --weights=F0_haiku.npz cat.jpg photographs/
     python -m nfnets_jax.predict --model=nfnet_f0 --weights=released *.jpg
+    python -m nfnets_jax.predict --weights=runs/digits digit.png
 
-Photographs are prepared as for the published evaluation: at the test size of
-the variant, both sides resized to 32 pixels more, and the central square taken.
+Photographs are prepared as in the evaluation of the run that the weights are
+of. Files of others do not tell; then it is the published evaluation: at the
+test size of the variant, both sides resized to 32 pixels more, and the central
+square taken.
 """
 
 import argparse
+import io
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +29,7 @@ from nfnets_jax.data import folder, transforms
 from nfnets_jax.models import layers, variants
 
 PRECISIONS = ('float32', 'bfloat16')
+_CROP = 'resize_crop_32'
 _CLASSES = pathlib.Path(__file__).parent / 'data' / 'imagenet_classes.txt'
 
 Forward = Callable[[jax.Array], jax.Array]
@@ -106,37 +112,70 @@ def random_weights(
 
 
 def class_names(
-  num_classes: int, file: pathlib.Path | None = None
+  num_classes: int,
+  file: str | os.PathLike | None = None,
+  recorded: Sequence[str] | None = None,
 ) -> list[str]:
   """Returns the names of the classes.
 
   Args:
     num_classes: K.
-    file: a name a line; None is ImageNet's, if there are 1000 classes, or else
+    file: a name a line.
+    recorded: the names that come with the weights, taken if there is no file.
+      Without either they are ImageNet's, if there are 1000 classes, or else
       their numbers.
 
   Returns:
     K names.
 
   Raises:
-    ValueError: if the file has another number of lines.
+    ValueError: if the file is no text, has an empty line, or another number of
+      lines.
+    OSError: if it cannot be read.
 
   Example:
     >>> class_names(1000)[0], class_names(3)
     ('tench, Tinca tinca', ['class 0', 'class 1', 'class 2'])
   """
   if file is not None:
-    names = file.read_text().splitlines()
-  elif num_classes == 1000:
-    lines = _CLASSES.read_text().splitlines()
-    names = [line.partition(' ')[2] for line in lines]
-  else:
-    names = [f'class {i}' for i in range(num_classes)]
-  if len(names) != num_classes:
-    raise ValueError(
-      f'{file} has {len(names)} names, and the network {num_classes} classes'
-    )
+    names = _read_names(file)
+    if len(names) != num_classes:
+      raise ValueError(
+        f'{file} has {len(names)} names, and the network {num_classes} classes'
+      )
+    return names
+  if recorded is not None:
+    return list(recorded)
+  if num_classes == 1000:
+    lines = paths.read_text_lines(_CLASSES)
+    return [line.partition(' ')[2] for line in lines]
+  return [f'class {i}' for i in range(num_classes)]
+
+
+def _read_names(file: str | os.PathLike) -> list[str]:
+  names = [x.strip() for x in paths.read_text_lines(file, 'classes')]
+  for number, name in enumerate(names, start=1):
+    if not name:
+      raise ValueError(f'{file}:{number} is empty; each line names a class')
   return names
+
+
+def evaluation_of(net_weights: weights.Weights) -> tuple[int, str]:
+  """Returns the image size and the crop that weights are evaluated with.
+
+  Args:
+    net_weights: as of `read_weights`.
+
+  Returns:
+    What comes with the weights, or else the published: the test size of the
+    variant, and 'resize_crop_32'.
+
+  Example:
+    >>> evaluation_of(weights.Weights('nfnet_f1', {}, image_size=400))
+    (400, 'resize_crop_32')
+  """
+  size = variants.get(net_weights.name).test_size
+  return net_weights.image_size or size, net_weights.crop or _CROP
 
 
 def predict(
@@ -144,7 +183,7 @@ def predict(
   net_weights: weights.Weights,
   *,
   image_size: int | None = None,
-  crop: str = 'resize_crop_32',
+  crop: str | None = None,
   batch_size: int = 8,
   precision: str = 'float32',
 ) -> Iterator[tuple[pathlib.Path, np.ndarray | None, str]]:
@@ -154,8 +193,8 @@ def predict(
     files: of photographs, in one of `data.decode.FORMATS`; they are turned by
       their EXIF orientation.
     net_weights: as of `weights.read`.
-    image_size: side in pixels; None is the test size of the variant.
-    crop: as in `data.transforms.eval_transform`.
+    image_size: side in pixels; None is that of `evaluation_of`.
+    crop: as in `data.transforms.eval_transform`; None likewise.
     batch_size: photographs that go through the network together.
     precision: as for `create_forward`.
 
@@ -163,8 +202,9 @@ def predict(
     The file, probabilities `[K]`, and an empty text; or for one that is no
     whole photograph, the file, None, and why.
   """
-  px = image_size or variants.get(net_weights.name).test_size
-  transform = transforms.eval_transform(px, crop)
+  usual_size, usual_crop = evaluation_of(net_weights)
+  px = image_size or usual_size
+  transform = transforms.eval_transform(px, crop or usual_crop)
   forward = jax.jit(create_forward(net_weights, precision))
   for start in range(0, len(files), batch_size):
     share = files[start : start + batch_size]
@@ -213,34 +253,41 @@ def find_images(images: Sequence[paths.PathLike]) -> list[pathlib.Path]:
   return files
 
 
-def read_weights(source: str, name: str | None) -> weights.Weights:
+def read_weights(
+  source: str, name: str | None, option: str = 'weights'
+) -> weights.Weights:
   """Returns weights from a file, a run, the authors, or none at all.
 
   Args:
     source: a file; the folder of a run; 'released'; or 'random'.
     name: the variant; None finds out from a file or a run.
+    option: the flag or argument that the source was given as.
 
   Returns:
     The weights; of a run, the moving average.
 
   Raises:
     ValueError: as `weights.read`, or if the name is needed.
+    OSError: if there are no weights, or they cannot be read.
   """
   if source in ('released', 'random') and name is None:
     raise ValueError(f'{source} weights need a --model')
-  if source == 'released':
-    return weights.read(weights.fetch(name or ''), name)
+  if name is not None:
+    variants.get(name)
   if source == 'random':
     return random_weights(name or '')
-  if pathlib.Path(source).is_dir():
+  path = weights.locate(source, name, option)
+  if source == 'released':
+    return weights.read(weights.fetch(name or ''), name)
+  if path.is_dir():
     # The training needs more than prediction does; only a run asks for it.
     from nfnets_jax.training import train
 
-    found = train.load_average(source)
+    found = train.load_average(path)
     if name not in (None, found.name):
       raise ValueError(f'the run in {source} is of {found.name}, not of {name}')
     return found
-  return weights.read(source, name)
+  return weights.read(path, name)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -253,7 +300,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     prog='python -m nfnets_jax.predict',
     description=(__doc__ or '').split('\n')[0],
   )
-  parser.add_argument('images', nargs='+', type=pathlib.Path, metavar='IMAGE')
+  parser.add_argument('images', nargs='+', metavar='IMAGE')
   parser.add_argument('--model', help='the variant; default: of the weights')
   parser.add_argument(
     '--weights',
@@ -261,15 +308,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     help='a file, the folder of a run, "released" to download them, or '
     '"random" to try',
   )
-  parser.add_argument('--image_size', type=int, help='default: the test size')
-  parser.add_argument('--crop', default='resize_crop_32')
+  parser.add_argument(
+    '--image_size',
+    type=int,
+    help='default: of the run that the weights are of, or the test size',
+  )
+  parser.add_argument(
+    '--crop', help=f'default: of the run that the weights are of, or {_CROP}'
+  )
   parser.add_argument('--batch', type=int, default=8, help='images at a time')
   parser.add_argument('--precision', choices=PRECISIONS, default='float32')
   parser.add_argument('--top', type=int, default=5, help='classes to name')
   parser.add_argument(
     '--classes',
-    type=pathlib.Path,
-    help='a file with the name of a class a line',
+    metavar='FILE',
+    help='with the name of a class a line; default: those of the run',
   )
   parser.add_argument(
     '--json', action='store_true', help='print a JSON object a photograph'
@@ -279,10 +332,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     value = getattr(args, flag)
     if value is not None and value < 1:
       parser.error(f'--{flag} must be at least 1, got {value}')
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    # Names of files and classes may have what the terminal does not.
+    sys.stdout.reconfigure(errors='backslashreplace')
   try:
-    files = find_images(args.images)
-    net_weights = read_weights(args.weights, args.model)
-    names = class_names(net_weights.num_classes, args.classes)
+    # Before weights are read or drawn, which takes its time.
+    if args.crop is not None:
+      transforms.eval_transform(args.image_size or 32, args.crop)
+    if args.classes is not None:
+      _read_names(args.classes)
+    files = find_images([paths.expand(x, 'IMAGE') for x in args.images])
+    net_weights = read_weights(args.weights, args.model, '--weights')
+    names = class_names(
+      net_weights.num_classes, args.classes, net_weights.class_names
+    )
+    px, crop = evaluation_of(net_weights)
+    print(
+      f'{net_weights.name}, {net_weights.num_classes} classes; images of '
+      f'{args.image_size or px} px, crop {args.crop or crop}',
+      file=sys.stderr,
+    )
     found = predict(
       files,
       net_weights,

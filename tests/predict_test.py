@@ -1,10 +1,14 @@
 """Photographs in, names out; weights in and out of all forms."""
 
+import dataclasses
 import io
 import json
+import pathlib
+import re
 import subprocess
 import sys
 import tarfile
+import time
 
 import haiku as hk
 import jax
@@ -153,6 +157,26 @@ def test_damaged_photographs_are_told_and_the_others_named(
     ),
     (['--weights=FILE', '--crop=square', 'IMAGE'], "'square'"),
     (['--weights=EMPTY', 'IMAGE'], 'holds no run'),
+    (['--weights=IMAGE', 'IMAGE'], 'this is an image'),
+    (['--weights=dm_nfnet_f0', 'IMAGE'], "timm's name of nfnet_f0"),
+    (['--weights=nfnet_f0', 'IMAGE'], 'that is the name of a model'),
+    (['--weights=', 'IMAGE'], '--weights is empty'),
+    (['--weights=gs://runs/digits', 'IMAGE'], 'mount the bucket'),
+    (['--weights=FILE', ''], 'IMAGE is empty'),
+    (['--weights=FILE', 's3://photographs'], 'IMAGE=s3://.*mount the bucket'),
+    (['--weights=FILE', '--classes=gone.txt', 'IMAGE'], 'no file gone.txt'),
+    (['--weights=FILE', '--classes=IMAGE', 'IMAGE'], 'is not text in UTF-8'),
+    (['--weights=FILE', '--classes=', 'IMAGE'], 'classes is empty'),
+    # Nothing of all this waits for the weights to be drawn.
+    (['--weights=random', '--model=nfnet_f9', 'IMAGE'], "'nfnet_f9'"),
+    (
+      ['--weights=random', '--model=nfnet_f6', '--crop=resize_crop', 'IMAGE'],
+      "'resize_crop'",
+    ),
+    (
+      ['--weights=random', '--model=nfnet_f6', '--classes=gone.txt', 'IMAGE'],
+      'no file gone.txt',
+    ),
   ],
 )
 def test_bad_arguments(argv, message, drawing, weight_file, tmp_path):
@@ -163,8 +187,180 @@ def test_bad_arguments(argv, message, drawing, weight_file, tmp_path):
   names['EMPTY'] = folder
   for name, path in names.items():
     argv = [x.replace(name, str(path)) for x in argv]
+  start = time.monotonic()
   with pytest.raises(SystemExit, match=message):
     predict.main(argv)
+  assert time.monotonic() - start < 5
+
+
+ANIMALS = ('cat', 'dog', 'Eichhörnchen', *'0123456')
+
+
+@pytest.fixture(scope='module')
+def animal_file(tiny, tmp_path_factory):
+  path = tmp_path_factory.mktemp('weights') / 'animals.npz'
+  facts = {'image_size': 16, 'crop': 'resize', 'class_names': ANIMALS}
+  weights.write(path, dataclasses.replace(tiny, **facts))
+  return path
+
+
+@pytest.mark.thorough
+def test_size_crop_and_names_are_those_of_the_weights(
+  animal_file, weight_file, drawing, tmp_path, capsys
+):
+  def run(*flags):
+    predict.main([*flags, '--json', '--top=10', str(drawing)])
+    found = capsys.readouterr()
+    (line,) = found.out.splitlines()
+    top = {x['class']: x for x in json.loads(line)['top']}
+    probabilities = [top[k]['probability'] for k in range(10)]
+    return probabilities, [top[k]['name'] for k in range(10)], found.err
+
+  own, names, told = run(f'--weights={animal_file}')
+  assert names == list(ANIMALS)
+  assert told == 'nfnet_tiny, 10 classes; images of 16 px, crop resize\n'
+  classes = tmp_path / 'classes.txt'
+  # As an editor on Windows saves it.
+  classes.write_bytes('\r\n'.join('ABCDEFGHIJ').encode('utf-8-sig'))
+  flags = ['--image_size=16', '--crop=resize', f'--classes={classes}']
+  same, names, _ = run(f'--weights={weight_file}', *flags)
+  assert same == own
+  assert names == list('ABCDEFGHIJ')
+  _, names, _ = run(f'--weights={animal_file}', *flags)
+  assert names == list('ABCDEFGHIJ')  # flags come first
+  plain, names, told = run(f'--weights={weight_file}')
+  assert plain != own
+  assert names[0] == 'class 0'
+  assert 'images of 32 px, crop resize_crop_32' in told
+  other, _, _ = run(
+    f'--weights={animal_file}', '--image_size=32', '--crop=resize_crop_32'
+  )
+  assert other == plain
+
+
+@pytest.mark.parametrize(
+  'data',
+  [
+    'tench\nKrähe\nline\u2028separator\n'.encode(),
+    'tench\r\nKrähe\r\nline\u2028separator'.encode('utf-8-sig'),
+    'tench\rKrähe\rline\u2028separator\r'.encode(),
+    'tench\nKrähe \nline\u2028separator\n\n'.encode('utf-16'),
+  ],
+)
+def test_lists_of_classes(tmp_path, data):
+  path = tmp_path / 'classes.txt'
+  path.write_bytes(data)
+  names = ['tench', 'Krähe', 'line\u2028separator']
+  assert predict.class_names(3, path) == names
+  with pytest.raises(ValueError, match=r'txt has 3 names, .* 1000 classes'):
+    predict.class_names(1000, path)
+
+
+@pytest.mark.parametrize(
+  ('data', 'message'),
+  [
+    (b'tench\n\ncrow\n', 'classes.txt:2 is empty'),
+    (b'', 'has 0 names, and the network 3 classes'),
+    ('Krähe\n'.encode('latin-1'), 'classes.txt is not text in UTF-8'),
+  ],
+)
+def test_lists_that_are_none(tmp_path, data, message):
+  path = tmp_path / 'classes.txt'
+  path.write_bytes(data)
+  with pytest.raises(ValueError, match=message):
+    predict.class_names(3, path)
+
+
+@pytest.mark.thorough
+def test_names_that_are_no_text_are_printed(tiny, tmp_path, capsys):
+  """Those of files, and on a terminal that has not all letters."""
+  file = tmp_path / 'gr\udcfcn.png'
+  Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / 'x.png')
+  (tmp_path / 'x.png').rename(file)
+  path = tmp_path / 'tiny.npz'
+  weights.write(path, dataclasses.replace(tiny, class_names=ANIMALS))
+  code = 'import sys; from nfnets_jax import predict; predict.main()'
+  done = subprocess.run(
+    [sys.executable, '-c', code, f'--weights={path}', '--top=10', file],
+    env={
+      'PYTHONPATH': str(pathlib.Path(__file__).parents[1]),
+      'PYTHONIOENCODING': 'ascii:strict',
+      'HOME': str(tmp_path),
+    },
+    capture_output=True,
+    check=True,
+  )
+  assert re.search(rb'gr\\(udcfc|xfc)n\.png\n', done.stdout)
+  assert b'%  Eichh\\xf6rnchen\n' in done.stdout
+
+
+@pytest.mark.parametrize(
+  ('argv', 'message'),
+  [
+    (['out.onnx'], 'must end in .npz, .safetensors or .stablehlo'),
+    (['out.tflite'], 'must end in .npz, .safetensors or .stablehlo'),
+    (['folder'], 'must end in .npz, .safetensors or .stablehlo'),
+    ([''], 'DST is empty'),
+    (['gs://bucket/out.npz'], 'DST=gs://.*mount the bucket'),
+    (['out.npz', '--to=timm'], 'that end in .safetensors'),
+    (['out.npz', '--batch=8'], '--batch has no effect on a .npz'),
+    (['out.npz', '--image_size=8'], '--image_size has no effect on a .npz'),
+    (['out.stablehlo', '--to=timm'], '--to has no effect on a .stablehlo'),
+    (['out.stablehlo', '--batch=0'], '--batch must be at least 1, got 0'),
+    (['out.stablehlo', '--image_size=-1'], '--image_size must be at least 1'),
+  ],
+)
+def test_targets_are_checked_first(argv, message, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  start = time.monotonic()
+  with pytest.raises(SystemExit, match=message):
+    convert.main(['random', *argv, '--model=nfnet_f6'])
+  assert time.monotonic() - start < 5
+  assert not list(tmp_path.iterdir())
+
+
+def test_sources_of_convert(tmp_path, drawing):
+  target = str(tmp_path / 'out.npz')
+  for source, message in (
+    ('dm_nfnet_f0', "SRC: .*timm's name of nfnet_f0"),
+    ('', 'SRC is empty'),
+    (str(tmp_path), 'SRC: .* holds no run'),
+    (str(drawing), 'this is an image'),
+  ):
+    with pytest.raises(SystemExit, match=message):
+      convert.main([source, target])
+
+
+def test_conversions_keep_size_crop_and_names(animal_file, tmp_path, capsys):
+  target = tmp_path / 'timm.safetensors'
+  convert.main([str(animal_file), str(target), '--to=timm'])
+  found = weights.read(target)
+  assert found.class_names == ANIMALS
+  assert predict.evaluation_of(found) == (16, 'resize')
+  assert 'does not hold' not in capsys.readouterr().out
+  released = tmp_path / 'released.npz'
+  convert.main([str(target), str(released), '--to=released'])
+  told = capsys.readouterr().out
+  assert 'does not hold names of classes' in told
+  assert '--image_size=16 and --crop=resize' in told
+  assert predict.evaluation_of(weights.read(released))[0] == 32
+
+
+@pytest.mark.thorough
+def test_program_takes_images_of_the_size_of_the_weights(
+  animal_file, tmp_path, capsys
+):
+  for flags, px in (([], 16), (['--image_size=24'], 24)):
+    target = tmp_path / f'{px}.stablehlo'
+    convert.main([str(animal_file), str(target), '--batch=2', *flags])
+    program = jax.export.deserialize(bytearray(target.read_bytes()))
+    assert program.in_avals[0].shape == (2, px, px, 3)
+    assert program.platforms == ('cpu',)
+    told = capsys.readouterr().out
+    assert f'for cpu alone, images of {px} px, crop resize' in told
+  assert target.stat().st_mode & 0o777 == animal_file.stat().st_mode & 0o777
+  with pytest.raises(SystemExit, match='an exported program, which cannot be'):
+    convert.main([str(target), str(tmp_path / 'x.npz')])
 
 
 @pytest.mark.thorough

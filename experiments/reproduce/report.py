@@ -242,7 +242,7 @@ def _made_with(used: Sequence[Mapping[str, Any]]) -> str:
   minutes = sum(x['seconds'] for x in used) / 60
   return (
     '; '.join(f'{count} runs on {name}' for name, count in machines.items())
-    + f'; {minutes:.0f} minutes in all'
+    + f'; the times of these runs add up to {minutes:.0f} minutes'
   )
 
 

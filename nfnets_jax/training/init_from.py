@@ -1,5 +1,7 @@
 """Starts a run from weights that are there."""
 
+import json
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,6 +49,45 @@ def _plain(value: Any) -> Any:
   return tuple(value) if isinstance(value, list | tuple) else value
 
 
+def recorded_facts(
+  workdir: pathlib.Path, config: config_dict.ConfigDict, num_classes: int
+) -> dict[str, Any]:
+  """Returns what a run has recorded of its evaluation and its classes.
+
+  Args:
+    workdir: of the run; the names are in `data.json`, which old runs lack.
+    config: of the run.
+    num_classes: K, of its checkpoint.
+
+  Returns:
+    `image_size`, `crop` and `class_names`, as in `weights.Weights`.
+
+  Raises:
+    ValueError: if `data.json` is damaged, or has not K names.
+  """
+  names, path = None, workdir / 'data.json'
+  if path.exists():
+    try:
+      record = json.loads(path.read_bytes())
+    except ValueError as error:
+      raise ValueError(f'{path} is damaged: {error}') from error
+    names = record.get('class_names') if isinstance(record, dict) else None
+    if not isinstance(names, list) or not all(
+      isinstance(name, str) for name in names
+    ):
+      raise ValueError(f'{path} is damaged: it has no list of class_names')
+    if len(names) != num_classes:
+      raise ValueError(
+        f'{path} names {len(names)} classes, and the checkpoint has '
+        f'{num_classes}; they are not of the same run'
+      )
+  return {
+    'image_size': config.data.get('eval_image_size'),
+    'crop': config.data.get('eval_crop'),
+    'class_names': None if names is None else tuple(names),
+  }
+
+
 def merge(
   state: train_step.TrainState,
   found: weights.Weights,
@@ -86,8 +127,11 @@ def merge(
     'parameters'
     + (
       f'; new: {head}, for {num_classes} classes instead of {found.num_classes}'
+      if found.num_classes != num_classes
+      else f'; new: {head}, for {num_classes} classes'
       if new_head
-      else ''
+      else f'; kept: {head}, of {num_classes} classes as well '
+      '(init_new_head=True makes it new)'
     )
   )
   params, model_state = jax.tree.map(jnp.asarray, (params, dict(found.state)))

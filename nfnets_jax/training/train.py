@@ -37,6 +37,7 @@ from nfnets_jax.training import (
 from nfnets_jax.training import optimizer as optimizers
 from nfnets_jax.training import train_step as steps
 from nfnets_jax.training import workdir as workdirs
+from nfnets_jax.weights import recognize
 
 
 def train_and_evaluate(
@@ -383,10 +384,11 @@ def initial_weights(config: config_dict.ConfigDict) -> weights.Weights:
     OSError: if they cannot be read.
   """
   source, name = config.init_from, config.model.name
+  path = weights.locate(source, name, 'init_from')
   if source == 'released':
     found = weights.read(weights.fetch(name), name)
-  elif pathlib.Path(source).is_dir():
-    found = load_average(source)
+  elif path.is_dir():
+    found = load_average(path)
   else:
     arguments = models.arguments(name)
     overrides = {
@@ -394,7 +396,7 @@ def initial_weights(config: config_dict.ConfigDict) -> weights.Weights:
       for field, value in config.model.items()
       if field != 'name' and value != arguments[field]
     }
-    found = weights.read(source, name, **overrides)
+    found = weights.read(path, name, **overrides)
   init_from.check_model(found, config.model)
   return found
 
@@ -406,17 +408,17 @@ def load_average(workdir: str | pathlib.Path) -> weights.Weights:
     workdir: of the run; its data need not be here.
 
   Returns:
-    The weights, on the host.
+    The weights, on the host, with the size and crop of the run's evaluation,
+    and the names of its classes if it has recorded them.
 
   Raises:
     FileNotFoundError: if there is no run, or no checkpoint.
-    ValueError: if all checkpoints are damaged.
+    ValueError: if all checkpoints are damaged, or what the run has recorded.
   """
-  workdir = pathlib.Path(workdir)
-  path = workdir / 'config.json'
-  if not path.is_file():
-    raise FileNotFoundError(f'{workdir} holds no run: there is no {path.name}')
-  config = config_dict.ConfigDict(json.loads(path.read_text()))
+  workdir = paths.existing(workdir, 'workdir', 'folder')
+  recognize.check_folder(workdir, 'workdir')
+  text = (workdir / 'config.json').read_text()
+  config = config_dict.ConfigDict(json.loads(text))
   checkpoints = checkpoint.Checkpointer(
     workdir / 'checkpoints', config.keep_checkpoints
   )
@@ -435,7 +437,13 @@ def load_average(workdir: str | pathlib.Path) -> weights.Weights:
   told = {k: v for k, v in config.model.to_dict().items() if k != 'name'}
   told = {k: tuple(v) if isinstance(v, list) else v for k, v in told.items()}
   overrides = {k: v for k, v in told.items() if v != default[k]}
-  return weights.Weights(config.model.name, params, model_state, overrides)
+  return weights.Weights(
+    config.model.name,
+    params,
+    model_state,
+    overrides,
+    **init_from.recorded_facts(workdir, config, num_classes),
+  )
 
 
 def create_eval_step(

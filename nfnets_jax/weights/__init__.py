@@ -1,10 +1,12 @@
 """Reading and writing of weights that others have published.
 
 `load` returns the parameters in a file, `read` and `write` all that belongs to
-them, and `fetch` downloads the released ones.
+them, `fetch` downloads the released ones, and `locate` says at once whether
+there are weights where a user says.
 """
 
 from nfnets_jax.weights.download import fetch
 from nfnets_jax.weights.files import FORMS, Weights, load, read, write
+from nfnets_jax.weights.sources import locate
 
-__all__ = ['FORMS', 'Weights', 'fetch', 'load', 'read', 'write']
+__all__ = ['FORMS', 'Weights', 'fetch', 'load', 'locate', 'read', 'write']

@@ -5,16 +5,24 @@ same file; what arrives is complete, or there is no file. The digest of the
 first download is kept beside the file, and each later use compares.
 """
 
+import contextlib
+import errno
+import fcntl
 import hashlib
 import http.client
 import os
 import pathlib
+import re
+import secrets
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import tqdm
+
+from nfnets_jax import paths
+from nfnets_jax.weights import recognize
 
 _BASE = 'https://storage.googleapis.com/dm-nfnets'
 ADDRESSES: Mapping[str, str] = {
@@ -25,12 +33,34 @@ _CHUNK = 2**20
 
 
 def cache_dir() -> pathlib.Path:
-  """Returns `$XDG_CACHE_HOME/nfnets_jax`, or that in `~/.cache`."""
-  root = os.environ.get('XDG_CACHE_HOME')
-  # The standard says that a relative one is to be ignored.
-  if not root or not pathlib.Path(root).is_absolute():
-    root = '~/.cache'
-  return pathlib.Path(root).expanduser() / 'nfnets_jax'
+  """Returns `$XDG_CACHE_HOME/nfnets_jax`, or that in `~/.cache`.
+
+  Raises:
+    ValueError: if the variable is no path, or not set and the home directory is
+      unknown.
+  """
+  variable, default = 'XDG_CACHE_HOME', '~/.cache'
+  root = paths.from_environment(variable, default)
+  if not root.is_absolute():  # the standard says that it is to be ignored
+    root = paths.expand(default, f'${variable}')
+  return root / 'nfnets_jax'
+
+
+def place(name: str) -> pathlib.Path:
+  """Returns where `fetch` puts released weights.
+
+  Args:
+    name: the variant, 'nfnet_f0' to 'nfnet_f6'.
+
+  Raises:
+    ValueError: if there are no released weights of that name.
+  """
+  if name not in ADDRESSES:
+    raise ValueError(
+      f'there are no released weights of {name!r}, only of '
+      f'{", ".join(ADDRESSES)}'
+    )
+  return cache_dir() / f'{name}.npz'
 
 
 def fetch(
@@ -48,47 +78,94 @@ def fetch(
     The file, in `cache_dir()`.
 
   Raises:
-    ValueError: if there are no released weights of that name, or the file in
-      the cache is not the one that was downloaded.
+    ValueError: if there are no released weights of that name, the server has
+      something else, or the file in the cache is not the one that was
+      downloaded.
     ConnectionError: if it cannot be had; the message says what to do.
   """
-  if address is None:
-    if name not in ADDRESSES:
-      raise ValueError(
-        f'there are no released weights of {name!r}, only of '
-        f'{", ".join(ADDRESSES)}'
-      )
-    address = ADDRESSES[name]
-  path = cache_dir() / f'{name}.npz'
+  path = place(name)
+  address = ADDRESSES[name] if address is None else address
   digest = path.with_suffix('.sha256')
   if path.exists():
     _verify(path, digest)
     return path
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_suffix('.part')
-  _download(address, partial, path, timeout)
-  found = _sha256(partial)
-  if digest.exists() and digest.read_text().strip() != found:
-    partial.unlink()
-    raise ValueError(
-      f'{address} is not what it was: its sha256 is {found}, and was '
-      f'{digest.read_text().strip()}; remove {digest} to accept it'
-    )
-  digest.write_text(f'{found}\n')
-  partial.replace(path)
+  with _locked(partial, path):
+    if path.exists():  # another process has downloaded it meanwhile
+      _verify(path, digest)
+      return path
+    _download(address, partial, path, timeout)
+    try:
+      recognize.check_answer(partial)
+    except ValueError as error:
+      partial.unlink()
+      raise ValueError(
+        f'{address} is not weights, and was not kept: {error}'
+      ) from None
+    found = _sha256(partial)
+    if digest.exists() and _recorded(digest) != found:
+      partial.unlink()
+      raise ValueError(
+        f'{address} is not what it was: its sha256 is {found}, and was '
+        f'{_recorded(digest)}; remove {digest} to accept it'
+      )
+    _record(digest, found)
+    partial.replace(path)
   return path
+
+
+@contextlib.contextmanager
+def _locked(partial: pathlib.Path, path: pathlib.Path) -> Iterator[None]:
+  """Lets one process at a time write to `partial`, unless `path` is there."""
+  while True:
+    with partial.open('ab') as file:
+      try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError:
+        print(f'another process downloads {path}; waiting for it', flush=True)
+        fcntl.flock(file, fcntl.LOCK_EX)
+      except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+          raise
+        print(
+          f'{partial} cannot be locked here ({error.strerror}); download it '
+          'in one process at a time',
+          flush=True,
+        )
+      # The process before may have renamed or removed what was waited for.
+      held = os.fstat(file.fileno())
+      if path.exists() or held.st_nlink:
+        yield
+        return
 
 
 def _verify(path: pathlib.Path, digest: pathlib.Path) -> None:
   """Compares a file with the digest beside it, or makes that."""
   found = _sha256(path)
   if not digest.exists():  # the file was copied here
-    digest.write_text(f'{found}\n')
-  elif digest.read_text().strip() != found:
+    _record(digest, found)
+  elif _recorded(digest) != found:
     raise ValueError(
       f'{path} has been changed or damaged: its sha256 is {found}, and was '
-      f'{digest.read_text().strip()}; remove it to download it again'
+      f'{_recorded(digest)}; remove it to download it again'
     )
+
+
+def _recorded(digest: pathlib.Path) -> str:
+  text = digest.read_bytes().decode(errors='replace').strip()
+  if not re.fullmatch('[0-9a-f]{64}', text):
+    raise ValueError(
+      f'{digest} holds no sha256 but {text[:80]!r}; remove it if you trust the '
+      'file beside it'
+    )
+  return text
+
+
+def _record(digest: pathlib.Path, found: str) -> None:
+  partial = digest.with_name(f'.{secrets.token_hex(8)}.part')
+  partial.write_text(f'{found}\n')
+  partial.replace(digest)
 
 
 def _sha256(path: pathlib.Path) -> str:
@@ -111,7 +188,7 @@ def _download(
       error.close()
       problem = error
       if error.code == 416:  # what is here is longer than what is there
-        partial.unlink(missing_ok=True)
+        os.truncate(partial, 0)  # and stays locked
       elif error.code < 500 and error.code != 429:
         break
     except (OSError, http.client.HTTPException) as error:

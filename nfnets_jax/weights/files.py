@@ -7,8 +7,9 @@ Three kinds are read, told apart by their first bytes:
 * true `.npz` archives of numpy arrays, named `module/parameter`;
 * `.safetensors`, with such names or those of timm.
 
-The headers come first: nothing is read in bulk before the shapes are those of
-the network. Arrays are float16, bfloat16 or float32, and float32 once loaded.
+Anything else is refused by what it is (see `recognize`). The headers come
+first: nothing is read in bulk before the shapes are those of the network.
+Arrays are float16, bfloat16 or float32, and float32 once loaded.
 """
 
 import base64
@@ -22,6 +23,7 @@ import mmap
 import os
 import pathlib
 import pickle
+import secrets
 import warnings
 import zipfile
 import zlib
@@ -33,9 +35,9 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from nfnets_jax import models
+from nfnets_jax import models, paths
 from nfnets_jax.models import layers, variants
-from nfnets_jax.weights import pickles, table, timm
+from nfnets_jax.weights import pickles, sources, table, timm
 from nfnets_jax.weights.table import AnyTree, Tree
 
 FORMS = ('haiku', 'released', 'timm')
@@ -65,12 +67,20 @@ class Weights:
     state: Haiku's state, such as the statistics of batch normalisation.
     overrides: what `models.create` must be told besides the name; timm's
       NF-ResNets and NF-RegNets pad and pool in another way.
+    image_size: side in pixels of the images that they are evaluated at; None is
+      the test size of the variant.
+    crop: how those images are cropped, as `data.transforms.eval_transform`
+      names it; None is the default there.
+    class_names: K names; None if they are not known.
   """
 
   name: str
   params: Tree
   state: Tree = dataclasses.field(default_factory=dict)
   overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
+  image_size: int | None = None
+  crop: str | None = None
+  class_names: tuple[str, ...] | None = None
 
   @property
   def num_classes(self) -> int:
@@ -136,14 +146,18 @@ def read(
     The weights, float32 and finite.
 
   Raises:
-    ValueError: if the file is damaged, holds anything but arrays, or the arrays
-      are not those of the network; the message says which are missing, left
-      over, of another shape or dtype, or not finite.
+    ValueError: if the file is damaged, is something else, or the arrays are not
+      those of the network; the message says which are missing, left over, of
+      another shape or dtype, or not finite.
     OSError: if the file cannot be read.
   """
-  path = pathlib.Path(path)
   if name is not None:
     variants.get(name)
+  path = sources.locate(path, name, 'path')
+  if path.is_dir():
+    raise IsADirectoryError(
+      f'{path} is the folder of a run; training.train.load_average reads it'
+    )
   try:
     with contextlib.ExitStack() as stack:
       file = stack.enter_context(path.open('rb'))
@@ -152,6 +166,8 @@ def read(
       warnings.simplefilter('ignore')
       about, arrays = stack.enter_context(_opened(path, file))
       weights = _understood(about, arrays, name, overrides)
+      if 'model' in about:
+        weights = _with_facts(weights, about)
     _check_finite(weights)
   except _DAMAGE as error:
     raise ValueError(f'{path}: {error}') from error
@@ -181,10 +197,36 @@ def write(
 
   Raises:
     FileExistsError: if there is such a file.
-    ValueError: if the ending does not go with the form, or the arrays are not
-      those of the network.
+    ValueError: if the ending does not go with the form, the arrays are not
+      those of the network, or there are not K names of classes.
   """
-  path = pathlib.Path(path)
+  path = check_target(path, form)
+  table.check((weights.params, weights.state), weights.name, weights.overrides)
+  _check_finite(weights)
+  _check_facts(weights)
+  save = _writer(weights, form, folded, path.suffix)
+  with new_file(path) as partial:
+    save(partial)
+
+
+def check_target(
+  path: str | os.PathLike, form: str = 'haiku', option: str = 'path'
+) -> pathlib.Path:
+  """Returns the path of a file that `write` may make.
+
+  Args:
+    path: as for `write`.
+    form: as for `write`.
+    option: the flag or argument that the path was given as.
+
+  Returns:
+    The path, expanded.
+
+  Raises:
+    FileExistsError: if there is such a file.
+    ValueError: if the ending does not go with the form.
+  """
+  path = paths.expand(path, option)
   if form not in FORMS:
     raise ValueError(f'form {form!r} is none of {", ".join(FORMS)}')
   endings = {
@@ -199,19 +241,41 @@ def write(
     )
   if path.exists():
     raise FileExistsError(f'{path} is there; give another name')
-  table.check((weights.params, weights.state), weights.name, weights.overrides)
-  _check_finite(weights)
-  save = _writer(weights, form, folded, path.suffix)
-  partial = path.with_name(f'{path.name}.part')
+  return path
+
+
+@contextlib.contextmanager
+def new_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Yields a path to write to, which becomes the file once all is written.
+
+  Nothing is overwritten, and no file is seen half-written, whatever other
+  processes do.
+
+  Args:
+    path: of the new file; its folder is made if it is not there.
+
+  Yields:
+    The path of an empty file beside it, with the permissions of a new file.
+
+  Raises:
+    FileExistsError: if there is such a file by then.
+  """
   path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_name(f'.{secrets.token_hex(8)}.part')
+  partial.touch(exist_ok=False)
+  mode = partial.stat().st_mode
   try:
-    save(partial)
+    yield partial
+    partial.chmod(mode)  # safetensors makes a file that is its owner's alone
     try:
       os.link(partial, path)  # fails if another has come first
     except FileExistsError:
-      raise FileExistsError(f'{path} is there; give another name') from None
+      raise
     except OSError:  # not all file systems have links
-      partial.rename(path)
+      path.touch(exist_ok=False)
+      partial.replace(path)
+  except FileExistsError:
+    raise FileExistsError(f'{path} is there; give another name') from None
   finally:
     partial.unlink(missing_ok=True)
 
@@ -256,8 +320,6 @@ def _opened(path: pathlib.Path, file: BinaryIO) -> Iterator[_Opened]:
   size = os.fstat(file.fileno()).st_size
   start = file.read(9)
   file.seek(0)
-  if not size:
-    raise ValueError('the file is empty; fetch it again')
   if start.startswith(b'PK'):
     with zipfile.ZipFile(file) as archive:
       yield _members(archive)
@@ -273,11 +335,6 @@ def _opened(path: pathlib.Path, file: BinaryIO) -> Iterator[_Opened]:
 def _members(archive: zipfile.ZipFile) -> _Opened:
   infos = archive.infolist()
   names = [info.filename for info in infos]
-  if any(name.endswith('data.pkl') for name in names):
-    raise ValueError(
-      'this is a checkpoint of PyTorch; write it from there with '
-      'safetensors.torch.save_file'
-    )
   if len(names) > _MAX_MEMBERS or len(set(names)) < len(names):
     raise ValueError(f'the archive has {len(names)} members, or some twice')
   about: dict[str, str] = {}
@@ -414,6 +471,39 @@ def _understood(
   return Weights(name, params, state, overrides)
 
 
+def _with_facts(weights: Weights, about: Mapping[str, str]) -> Weights:
+  """Adds what a file of our own says of images and classes."""
+  size, names = (
+    json.loads(about.get(key, 'null')) for key in ('image_size', 'class_names')
+  )
+  weights = dataclasses.replace(
+    weights,
+    image_size=size,
+    crop=about.get('crop'),
+    class_names=tuple(names) if isinstance(names, list) else names,
+  )
+  _check_facts(weights)
+  return weights
+
+
+def _check_facts(weights: Weights) -> None:
+  size, crop, names = weights.image_size, weights.crop, weights.class_names
+  if size is not None and (type(size) is not int or size < 1):
+    raise ValueError(f'image_size is {size!r}; it must be at least 1 pixel')
+  if crop is not None and not (isinstance(crop, str) and crop):
+    raise ValueError(f'crop is {crop!r}, not the name of one')
+  if names is None:
+    return
+  if not isinstance(names, tuple) or not all(
+    isinstance(name, str) and name.strip() for name in names
+  ):
+    raise ValueError(f'class_names are {str(names)[:80]}; each must be a text')
+  if len(names) != weights.num_classes:
+    raise ValueError(
+      f'there are {len(names)} class names, and {weights.num_classes} classes'
+    )
+
+
 def _as_loaded(leaf: str, x: Any) -> np.ndarray:
   return np.asarray(x, np.int32 if leaf == 'counter' else np.float32)
 
@@ -450,6 +540,12 @@ def _writer(
     'model': weights.name,
     'overrides': json.dumps(weights.overrides),
   }
+  if weights.image_size is not None:
+    about['image_size'] = json.dumps(weights.image_size)
+  if weights.crop is not None:
+    about['crop'] = weights.crop
+  if weights.class_names is not None:
+    about['class_names'] = json.dumps(weights.class_names)
   if form == 'timm':
     expected = timm.overrides(weights.name)
     if weights.overrides != expected:

@@ -96,6 +96,14 @@ _GLOBALS = {
 }
 
 
+# What to do about arrays of others, by their package.
+_REMEDIES = {
+  'jax': '. Pickle jax.device_get(params) instead',
+  'jaxlib': '. Pickle jax.device_get(params) instead',
+  'torch': '. Write it from PyTorch with safetensors.torch.save_file',
+}
+
+
 @dataclasses.dataclass
 class _Dtype:
   """A dtype in the making."""
@@ -251,7 +259,7 @@ class _Reader:
     if name not in _GLOBALS:
       raise _RefusedError(
         f'byte {self._position}: the pickle asks for {name[:200]}; nothing of '
-        'it was run'
+        f'it was run{_REMEDIES.get(name.partition(".")[0], "")}'
       )
     return _GLOBALS[name]
 

@@ -54,6 +54,8 @@ _EPS = 1e-5
 # Updates after which 0.99^n is nothing in float32.
 _SETTLED = 10_000
 
+# Of timm's names of nets that others have trained.
+_PREFIXES = {'efficientnet': 'tf_', 'nfnet': 'dm_'}
 # What makes a net compute what that of timm does, the widths aside.
 _OVERRIDES: dict[str, dict[str, Any]] = {
   'efficientnet': {},
@@ -151,6 +153,26 @@ def overrides(name: str) -> dict[str, Any]:
     changes['width'] = tuple(_to_eights(0.75 * x) for x in full)
     changes['final_width'] = _to_eights(0.75 * (1280 * full[-1] // 440))
   return changes
+
+
+def counterpart(name: str) -> str | None:
+  """Returns what a net of timm is called here, None if there is none.
+
+  Args:
+    name: in timm.
+
+  Returns:
+    The variant.
+
+  Example:
+    >>> counterpart('dm_nfnet_f0'), counterpart('vit_tiny')
+    ('nfnet_f0', None)
+  """
+  for ours, variant in variants.VARIANTS.items():
+    theirs = f'{_PREFIXES.get(variant.family, "")}{ours}'
+    if name == theirs and variant.family in _OVERRIDES:
+      return ours
+  return None
 
 
 def _to_eights(channels: float) -> int:

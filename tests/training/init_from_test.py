@@ -97,9 +97,10 @@ def test_same_classes_keep_the_head(trained, make_config, said):
   jax.tree.map(np.testing.assert_array_equal, same.params, found.params)
   jax.tree.map(np.testing.assert_array_equal, same.ema_params, found.params)
   head = 'NFNet/~/linear'
+  assert f'; kept: {head}, of 5 classes as well (init_new_head' in said[-1]
   new = init_from.merge(state, found, 5, new_head=True)
   np.testing.assert_array_equal(new.params[head]['w'], state.params[head]['w'])
-  assert 'new: NFNet/~/linear' in said[-1]
+  assert said[-1].endswith('; new: NFNet/~/linear, for 5 classes')
   wrong = {**found.params, 'other': {'w': np.zeros(3, np.float32)}}
   wrong.pop('NFNet/~/final_conv')
   with pytest.raises(ValueError, match=r'(?s)missing: .*left over: other w'):
@@ -113,7 +114,9 @@ def test_same_classes_keep_the_head(trained, make_config, said):
     ({'model.alpha': 0.3}, r'model.alpha is 0.3, and theirs 0.2'),
     ({'model.name': 'nfnet_f0'}, 'weights of nfnet_tiny, and the config is'),
     ({'data.classes': None}, 'for 5 classes, and digits has 10; train first'),
-    ({'init_from': 'gone.npz'}, 'gone.npz'),
+    ({'init_from': 'gone.npz'}, 'init_from: there is no .* gone.npz'),
+    ({'init_from': 'dm_nfnet_f0'}, "init_from: .*timm's name of nfnet_f0"),
+    ({'init_from': ''}, 'init_from is empty'),
   ],
 )
 def test_other_weights_are_refused(
@@ -131,6 +134,24 @@ def test_regularisation_may_differ(trained, make_config, tmp_path):
   changes = {'model.drop_rate': 0.5, 'init_from': str(folder)}
   config = make_config(1, {**HALF, **changes, 'data.classes': '0-4'})
   assert train.evaluate_checkpoint(config, tmp_path)['eval_count'] > 100
+
+
+def test_facts_of_a_run(trained, tmp_path):
+  config, folder, _ = trained
+  found = train.load_average(folder)
+  assert found.image_size == config.data.eval_image_size
+  assert found.crop == config.data.eval_crop
+  for name in ('config.json', 'checkpoints'):
+    (tmp_path / name).symlink_to(folder / name)
+  record = tmp_path / 'data.json'
+  record.unlink(missing_ok=True)
+  assert train.load_average(tmp_path).class_names is None  # an old run
+  names = ['zero', 'one', 'zwölf', '3', '4']
+  record.write_text(json.dumps({'name': 'folder', 'class_names': names}))
+  assert train.load_average(tmp_path).class_names == tuple(names)
+  record.write_text(json.dumps({'class_names': names[:2]}))
+  with pytest.raises(ValueError, match='names 2 classes, and .* has 5'):
+    train.load_average(tmp_path)
 
 
 @pytest.mark.parametrize('text', ['x', '=1', 'a=-1', 'a=b', '(=1', 'a=inf', ''])
@@ -158,3 +179,21 @@ def test_groups_scale_updates():
   }
   with pytest.raises(ValueError, match="'conv' is found in no parameter"):
     scale.update({'net/linear': {'w': ones}}, scale.init(updates))
+
+
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    ('', 'data.json is damaged'),
+    ('[]', 'no list of class_names'),
+    ('{"name": "folder"}', 'no list of class_names'),
+    ('{"class_names": ["cat", 7]}', 'no list of class_names'),
+    ('{"class_names": "ab"}', 'no list of class_names'),
+  ],
+)
+def test_damaged_record(tmp_path, make_config, text, message):
+  from nfnets_jax.training import init_from
+
+  (tmp_path / 'data.json').write_text(text)
+  with pytest.raises(ValueError, match=message):
+    init_from.recorded_facts(tmp_path, make_config(1, {}), 2)

@@ -172,3 +172,63 @@ def test_cache_without_a_usable_variable(monkeypatch, tmp_path, value):
   monkeypatch.setenv('XDG_CACHE_HOME', value)
   monkeypatch.setenv('HOME', str(tmp_path))
   assert download.cache_dir() == tmp_path / '.cache/nfnets_jax'
+
+
+def test_cache_without_a_home(monkeypatch):
+  monkeypatch.setenv('XDG_CACHE_HOME', '')
+  monkeypatch.setattr('os.path.expanduser', lambda path: path)
+  with pytest.raises(
+    ValueError, match=r'\$XDG_CACHE_HOME=~/.cache: .*set HOME'
+  ):
+    download.cache_dir()
+
+
+def test_cache_below_the_home(monkeypatch, tmp_path):
+  monkeypatch.setenv('XDG_CACHE_HOME', '~/scratch')
+  monkeypatch.setenv('HOME', str(tmp_path))
+  assert download.cache_dir() == tmp_path / 'scratch/nfnets_jax'
+  monkeypatch.setenv('XDG_CACHE_HOME', 'gs://bucket/cache')
+  with pytest.raises(ValueError, match=r'\$XDG_CACHE_HOME=gs://bucket/cache'):
+    download.cache_dir()
+
+
+@pytest.mark.parametrize(
+  'page',
+  [b'<!doctype html><title>Log in</title>', b'<?xml version="1.0"?>', b'{}'],
+)
+def test_pages_are_not_kept(server, tmp_path, page):
+  server.data = page
+  with pytest.raises(ValueError, match='not weights, and was not kept: this'):
+    fetch(server)
+  assert files(tmp_path) == []
+  server.data = DATA
+  assert fetch(server).read_bytes() == DATA
+
+
+def test_two_processes_download_once(server, tmp_path, capsys):
+  server.plan = ['stall', 503]
+  found = []
+  threads = [
+    threading.Thread(target=lambda: found.append(fetch(server)))
+    for _ in range(3)
+  ]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join(20)
+  assert found == [tmp_path / 'nfnets_jax/nfnet_f0.npz'] * 3
+  assert found[0].read_bytes() == DATA
+  assert server.ranges == [None, 'bytes=1500000-', 'bytes=1500000-']
+  assert files(tmp_path) == ['nfnet_f0.npz', 'nfnet_f0.sha256']
+  assert 'another process downloads' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('text', [b'', b'F0', b'\xff\xfe'])
+def test_damaged_digest(server, text):
+  path = fetch(server)
+  digest = path.with_suffix('.sha256')
+  digest.write_bytes(text)
+  with pytest.raises(ValueError, match='sha256 holds no sha256 but'):
+    fetch(server)
+  digest.unlink()
+  assert fetch(server) == path

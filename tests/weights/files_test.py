@@ -1,10 +1,13 @@
 """Files of weights: what comes back, and what is refused."""
 
+import dataclasses
 import json
+import os
 import pickle
 import resource
 import subprocess
 import sys
+import threading
 import zipfile
 
 import dill
@@ -18,7 +21,7 @@ import safetensors.numpy
 
 from nfnets_jax import models, weights
 from nfnets_jax.models import layers
-from nfnets_jax.weights import table
+from nfnets_jax.weights import files, table
 from tests import golden as reference
 
 
@@ -90,6 +93,135 @@ def test_state_and_overrides_come_back(tmp_path, ending):
   assert_same(weights.read(path), small)
   with pytest.raises(ValueError, match='has state'):
     weights.load(path)
+
+
+NAMES = ('cat', 'Hund – größer', 'line\u2028separator', *'0123456')
+
+
+@pytest.mark.parametrize(
+  ('form', 'ending'),
+  [('haiku', 'npz'), ('haiku', 'safetensors'), ('timm', 'safetensors')],
+)
+def test_images_and_classes_come_back(tmp_path, tiny, form, ending):
+  facts = {'image_size': 48, 'crop': 'crop_resize', 'class_names': NAMES}
+  path = tmp_path / f'tiny.{ending}'
+  weights.write(path, dataclasses.replace(tiny, **facts), form)
+  found = weights.read(path)
+  assert_same(found, tiny)
+  assert {k: getattr(found, k) for k in facts} == facts
+  path = tmp_path / f'plain.{ending}'
+  weights.write(path, tiny, form)
+  found = weights.read(path)
+  assert (found.image_size, found.crop, found.class_names) == (None,) * 3
+
+
+@pytest.mark.parametrize(
+  ('facts', 'message'),
+  [
+    ({'class_names': ('cat', 'dog')}, 'are 2 class names, and 10 classes'),
+    ({'class_names': ('cat', '', *NAMES[2:])}, 'each must be a text'),
+    ({'class_names': (*range(10),)}, 'each must be a text'),
+    ({'image_size': 0}, 'image_size is 0'),
+    ({'image_size': '48'}, "image_size is '48'"),
+    ({'crop': ''}, "crop is ''"),
+  ],
+)
+def test_impossible_facts_are_refused(tmp_path, tiny, facts, message):
+  path = tmp_path / 'tiny.npz'
+  with pytest.raises(ValueError, match=message):
+    weights.write(path, dataclasses.replace(tiny, **facts))
+  about = {'model': 'nfnet_tiny', 'overrides': '{}'}
+  about |= {k: v if k == 'crop' else json.dumps(v) for k, v in facts.items()}
+  np.savez(
+    path,
+    __nfnets_jax__=np.asarray(json.dumps(about).encode()),
+    **flat(tiny.params),
+  )
+  with pytest.raises(ValueError, match=message) as error:
+    weights.read(path)
+  assert str(path) in str(error.value)
+
+
+def test_metadata_of_others_are_not_ours(tmp_path, tiny):
+  path = tmp_path / 'tiny.safetensors'
+  about = {'image_size': '(3, 48, 48)', 'crop': '0.9', 'class_names': 'many'}
+  safetensors.numpy.save_file(flat(tiny.params), path, about)
+  assert weights.read(path).image_size is None
+
+
+@pytest.mark.parametrize('mask', [0o022, 0o027, 0o077])
+@pytest.mark.parametrize('ending', ['npz', 'safetensors'])
+def test_permissions_follow_the_umask(tmp_path, tiny, ending, mask):
+  before = os.umask(mask)
+  try:
+    path = tmp_path / f'tiny.{ending}'
+    weights.write(path, tiny)
+  finally:
+    os.umask(before)
+  assert path.stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_of_two_writers_one_wins(tmp_path):
+  path = tmp_path / 'x'
+  barrier, outcomes = threading.Barrier(2), []
+
+  def write(content):
+    try:
+      with files.new_file(path) as partial:
+        barrier.wait(10)
+        partial.write_bytes(content)
+        barrier.wait(10)
+      outcomes.append(content)
+    except FileExistsError as error:
+      outcomes.append(str(error))
+
+  threads = [threading.Thread(target=write, args=[x]) for x in (b'1', b'22')]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert path.read_bytes() in outcomes
+  assert f'{path} is there; give another name' in outcomes
+  assert list(tmp_path.iterdir()) == [path]
+
+
+def test_where_there_are_no_links(tmp_path, tiny, monkeypatch):
+  def link(source, target):
+    raise PermissionError
+
+  monkeypatch.setattr(os, 'link', link)
+  path = tmp_path / 'tiny.npz'
+  weights.write(path, tiny)
+  assert_same(weights.read(path), tiny)
+  other = tmp_path / 'other'
+
+  def comes_first():
+    with files.new_file(other):
+      other.write_text('mine')
+
+  with pytest.raises(FileExistsError, match='give another name'):
+    comes_first()
+  assert other.read_text() == 'mine'
+  assert sorted(tmp_path.iterdir()) == [other, path]
+
+
+@pytest.mark.parametrize(
+  'name', ['lr=[0.1].npz', 'a*b?.safetensors', 'back\\slash.npz', 'ä ö.npz']
+)
+def test_any_name_of_a_file(tmp_path, tiny, name):
+  weights.write(tmp_path / name, tiny)
+  assert_same(weights.read(tmp_path / name), tiny)
+
+
+def test_paths_of_users(tmp_path, tiny, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  weights.write('~/tiny.npz', tiny)
+  assert_same(weights.read('~/tiny.npz'), tiny)
+  assert 'NFNet/~/linear' in weights.load('~/tiny.npz')
+  for path, message in (('', 'path is empty'), ('gs://x/y.npz', 'bucket')):
+    for do in (weights.read, lambda x: weights.write(x, tiny)):
+      with pytest.raises(ValueError, match=message):
+        do(path)
 
 
 @pytest.mark.thorough

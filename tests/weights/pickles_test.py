@@ -7,6 +7,7 @@ import pickle
 import struct
 
 import dill
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -216,3 +217,12 @@ def test_array_with_too_few_bytes():
   data = pickle.dumps(np.arange(5, dtype=np.float32), protocol=2)
   with pytest.raises(ValueError, match='has 20 bytes'):
     read(data.replace(b'K\x05\x85', b'K\x06\x85'))
+
+
+def test_arrays_of_others_have_a_remedy():
+  with pytest.raises(ValueError, match=r'for jax.*Pickle jax\.device_get'):
+    read(pickle.dumps({'w': jax.numpy.zeros(2)}))
+  # No PyTorch is needed to name what it would call.
+  data = b'\x80\x02ctorch._utils\n_rebuild_tensor_v2\n.'
+  with pytest.raises(ValueError, match=r'for torch\..*save_file'):
+    read(data)

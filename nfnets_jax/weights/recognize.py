@@ -1,0 +1,303 @@
+"""What a file or folder is that was given as weights.
+
+Files are told apart by their first bytes, folders by the names in them. What is
+not weights is refused by what it is, with what to do instead.
+"""
+
+import json
+import os
+import pathlib
+import re
+import zipfile
+
+import safetensors
+
+from nfnets_jax import paths
+
+FORMATS = '.npz or .safetensors'
+
+_FROM_PYTORCH = 'write it from there with safetensors.torch.save_file'
+_ELSEWHERE = f'weights are {FORMATS}; convert it where it was made'
+_UNPACK = 'unpack it, and give the file inside'
+# Offset, bytes, what they begin, and the remedy.
+_KINDS = (
+  (
+    0,
+    b'version https://git-lfs',
+    'a pointer of git-lfs, not the file itself',
+    'run `git lfs pull` in its repository, or download the file',
+  ),
+  (
+    0,
+    b'/annex/objects/',
+    'a pointer of git-annex, not the file itself',
+    'run `git annex get` in its repository, or download the file',
+  ),
+  (
+    0,
+    b'\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.',
+    'a checkpoint of PyTorch',
+    _FROM_PYTORCH,
+  ),
+  (0, b'\x89HDF\r\n\x1a\n', 'an HDF5 file, such as those of Keras', _ELSEWHERE),
+  (4, b'TFL3', 'a model of TensorFlow Lite', _ELSEWHERE),
+  (0, b'GGUF', 'a GGUF file', _ELSEWHERE),
+  (
+    0,
+    b'\x93NUMPY',
+    'a single array of numpy',
+    'write all arrays into one file with numpy.savez',
+  ),
+  (0, b'\x1f\x8b', 'compressed by gzip', _UNPACK),
+  (0, b'BZh', 'compressed by bzip2', _UNPACK),
+  (0, b'\xfd7zXZ\0', 'compressed by xz', _UNPACK),
+  (0, b'\x28\xb5\x2f\xfd', 'compressed by zstd', _UNPACK),
+  (0, b'7z\xbc\xaf\x27\x1c', 'a 7z archive', _UNPACK),
+  (257, b'ustar', 'a tar archive', _UNPACK),
+  (0, b'\xff\xd8\xff', 'an image', f'weights are {FORMATS}'),
+  (0, b'\x89PNG', 'an image', f'weights are {FORMATS}'),
+)
+# Kinds without a mark at their beginning.
+_ENDINGS = (
+  (r'\.onnx', 'a model of ONNX', _ELSEWHERE),
+  (r'\.(index|meta|data-\d+-of-\d+)', 'part of a TensorFlow checkpoint', ''),
+  (r'\.pb', 'a graph of TensorFlow', _ELSEWHERE),
+  (
+    r'\.msgpack',
+    'a checkpoint of Flax',
+    'restore it there, and write the parameters with weights.write',
+  ),
+  (
+    r'\.stablehlo',
+    'an exported program, which cannot be read back',
+    'use the weights that it was made from',
+  ),
+)
+_PICKLE = re.compile(rb'\x80[\x00-\x05]|\(d|\}[q(.U]|c[\w.]+\n')
+# What a file of ONNX or TensorFlow begins with: a version and a text.
+_PROTOBUF = re.compile(rb'\x08[\x01-\x20]\x12')
+_SIZE = 512
+
+
+def check_file(path: pathlib.Path) -> None:
+  """Raises if a file is nothing that weights are read from.
+
+  Reads no more than its beginning, and the list of what is in an archive.
+
+  Args:
+    path: of a file.
+
+  Raises:
+    ValueError: if it is empty, cut off, or something else; the message says
+      what it is, and what to do.
+    OSError: if it cannot be read.
+  """
+  if not path.is_file():
+    raise ValueError(
+      f'{path}: it is no regular file; write what it holds into one first'
+    )
+  with path.open('rb') as file:
+    start = file.read(_SIZE)
+  problem = _problem(path, start)
+  if problem is not None:
+    raise ValueError(f'{path}: {problem}')
+
+
+def _problem(path: pathlib.Path, start: bytes) -> str | None:
+  """What is wrong with a file, None if it may be weights."""
+  if not start:
+    return 'the file is empty; fetch it again'
+  if start.startswith(b'PK'):
+    return _problem_of_archive(path)
+  length = int.from_bytes(start[:8], 'little')
+  if start[8:9] == b'{' and length < 2**32:
+    try:
+      with safetensors.safe_open(os.fspath(path), 'numpy'):
+        return None
+    except safetensors.SafetensorError as error:
+      text = str(error).rpartition(': ')[2]
+      return f'this .safetensors is cut off or damaged: {text}; fetch it again'
+  for offset, mark, what, remedy in _KINDS:
+    if start[offset:].startswith(mark):
+      return f'this is {what}; {remedy}'
+  if _PICKLE.match(start):
+    return None
+  text = _text(start)
+  answer = _answer(text)
+  if answer is not None:
+    return answer
+  for ending, what, remedy in _ENDINGS:
+    if re.search(f'{ending}$', path.name):
+      return f'this is {what}; {remedy or _ELSEWHERE}'
+  if _PROTOBUF.match(start):
+    return f'this is a model of ONNX or TensorFlow; {_ELSEWHERE}'
+  # The last letter may have been cut in two.
+  if re.fullmatch(r'[^\x00-\x08\x0e-\x1f\ufffd]+\ufffd?', text):
+    return f'this is text: {_brief(text)}; weights are {FORMATS}'
+  return (
+    f'this is no kind of weights that is known, it begins with '
+    f'{start[:8]!r}; weights are {FORMATS}'
+  )
+
+
+def check_answer(path: pathlib.Path) -> None:
+  """Raises if a server has answered with a page instead of a file.
+
+  Args:
+    path: of what was downloaded.
+
+  Raises:
+    ValueError: if it is a web page, XML or JSON.
+    OSError: if it cannot be read.
+  """
+  with path.open('rb') as file:
+    answer = _answer(_text(file.read(_SIZE)))
+  if answer is not None:
+    raise ValueError(answer)
+
+
+def _text(start: bytes) -> str:
+  """As UTF-8, or UTF-16 with a byte-order mark, without leading spaces."""
+  utf_16 = start.startswith((b'\xff\xfe', b'\xfe\xff'))
+  text = start.decode('utf-16' if utf_16 else 'utf-8', 'replace')
+  return text.lstrip('\ufeff\t\r\n ')
+
+
+def _answer(text: str) -> str | None:
+  if re.match('<[a-zA-Z!?]', text):
+    return (
+      'this is a web page or XML, as a server answers instead of a file: '
+      f'{_brief(text)}; download the file itself, perhaps after logging in'
+    )
+  if re.match(r'\{\s*["}]|\[\s*[]["{\d]', text):
+    return f'this is JSON: {_brief(text)}; weights are {FORMATS}'
+  return None
+
+
+def _problem_of_archive(path: pathlib.Path) -> str | None:
+  try:
+    with zipfile.ZipFile(path) as archive:
+      names = archive.namelist()
+  except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+    return f'this .npz is cut off or damaged: {error}; fetch it again'
+  if any(name.endswith('data.pkl') for name in names):
+    return f'this is a checkpoint of PyTorch; {_FROM_PYTORCH}'
+  if 'model.weights.h5' in names:
+    return f'this is a model of Keras; {_ELSEWHERE}'
+  if not any(name.endswith('.npy') for name in names):
+    some = ', '.join(name[:80] for name in names[:3]) or 'nothing'
+    return f'this is a zip archive of {some}; {_UNPACK}'
+  return None
+
+
+def _brief(text: str) -> str:
+  first = ' '.join(text[:200].split())
+  return repr(first[:60] + ('…' if len(first) > 60 else ''))
+
+
+def is_run(folder: pathlib.Path) -> bool:
+  """Returns whether a folder is that of a run, by its `config.json`.
+
+  Args:
+    folder: any.
+
+  Raises:
+    ValueError: if there is such a file beside checkpoints, but it is damaged.
+    OSError: if it cannot be read.
+  """
+  path = folder / 'config.json'
+  if not path.is_file():
+    return False
+  try:
+    config = json.loads(path.read_bytes())
+  except ValueError as error:
+    if not (folder / 'checkpoints').is_dir():
+      return False
+    raise ValueError(f'{path} is damaged: {error}') from error
+  model = config.get('model') if isinstance(config, dict) else None
+  return isinstance(model, dict) and {'data', 'optimizer'} <= config.keys()
+
+
+def check_folder(folder: pathlib.Path, option: str = 'path') -> None:
+  """Raises if a folder is not that of a run with a checkpoint.
+
+  Args:
+    folder: any; nothing is read but names and `config.json`.
+    option: the flag, field or argument that it was given as.
+
+  Raises:
+    FileNotFoundError: if it is not; the message says what it is, and what to
+      give instead.
+    ValueError: if its name has characters that checkpoints cannot have.
+    OSError: if it cannot be read.
+  """
+  if is_run(folder):
+    paths.expand_literal(folder, option)
+    saved = folder / 'checkpoints'
+    if not any(x.name.isdecimal() for x in _inside(saved)):
+      raise FileNotFoundError(
+        f'{option}: the run in {folder} has no checkpoint yet; train first'
+      )
+    return
+  raise FileNotFoundError(
+    f'{option}: {folder} holds no run: {_what_else(folder)}'
+  )
+
+
+def _inside(folder: pathlib.Path) -> list[pathlib.Path]:
+  return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def _what_else(folder: pathlib.Path) -> str:
+  """What a folder is that is no run, and what to give instead."""
+  for parent in folder.resolve().parents:
+    if is_run(parent):
+      return f'it is part of the run in {parent}; give that'
+  inside = _inside(folder)
+  names = {x.name for x in inside}
+  if not names:
+    return 'it is empty'
+  files = [x for x in inside if x.suffix in ('.npz', '.safetensors')]
+  if files:
+    return f'it has weights in {_some(files)}; give the file'
+  folders = [x for x in inside if x.is_dir()]
+  runs = [x for x in folders[:1000] if is_run(x)]
+  if runs:
+    return f'it is a folder of runs; give one, such as {_some(runs)}'
+  if any(re.search(r'\.(bin|ckpt|pth?)$', name) for name in names):
+    return f'it is a model of PyTorch; {_FROM_PYTORCH}, and give the file'
+  if 'saved_model.pb' in names:
+    return f'it is a SavedModel of TensorFlow; {_ELSEWHERE}'
+  if any(name.endswith('.index') for name in names):
+    return f'it is a checkpoint of TensorFlow; {_ELSEWHERE}'
+  ours = {'fingerprint', 'loader', 'state'}
+  if any(ours <= {y.name for y in _inside(x)} for x in [folder, *folders]):
+    return (
+      'it is checkpoints without the config.json of their run; give the '
+      "run's folder"
+    )
+  if any(_is_orbax(x) for x in [folder, *folders]):
+    return (
+      'it is a checkpoint of Orbax by another program; restore it there, and '
+      'write the parameters with weights.write'
+    )
+  if _is_data(names):
+    return 'it is a data set, not weights'
+  return f'there is no config.json of a run in it, but {_some(inside)}'
+
+
+def _is_orbax(folder: pathlib.Path) -> bool:
+  names = {x.name for x in _inside(folder)}
+  marks = {'_CHECKPOINT_METADATA', '_METADATA', 'manifest.ocdbt', '_sharding'}
+  return bool(marks & names)
+
+
+def _is_data(names: set[str]) -> bool:
+  known = {'dataset_info.json', 'features.json', 'test', 'train', 'validation'}
+  images = r'(?i)\.(jpe?g|png|tfrecord|array_record)\b'
+  return bool(known & names or any(re.search(images, x) for x in names))
+
+
+def _some(found: list[pathlib.Path]) -> str:
+  shown = ', '.join(x.name for x in found[:3])
+  return shown + (f' and {len(found) - 3} more' if len(found) > 3 else '')
