@@ -28,7 +28,7 @@ import jax
 import jax.export
 import numpy as np
 
-from nfnets_jax import paths, predict, weights
+from nfnets_jax import devices, paths, predict, weights
 from nfnets_jax.weights import files
 
 _STABLEHLO = '.stablehlo'
@@ -111,6 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   if isinstance(sys.stdout, io.TextIOWrapper):
     # Names of files may have what the terminal does not.
     sys.stdout.reconfigure(errors='backslashreplace')
+  devices.start_or_exit()
   try:
     # Before weights are read or drawn, which takes its time.
     target = _check_target(args)

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nfnets_jax import augment, models, paths, weights
+from nfnets_jax import augment, devices, models, paths, weights
 from nfnets_jax.data import folder, transforms
 from nfnets_jax.models import layers, variants
 
@@ -335,6 +335,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   if isinstance(sys.stdout, io.TextIOWrapper):
     # Names of files and classes may have what the terminal does not.
     sys.stdout.reconfigure(errors='backslashreplace')
+  devices.start_or_exit()
   try:
     # Before weights are read or drawn, which takes its time.
     if args.crop is not None:

@@ -29,8 +29,8 @@ from ml_collections import config_dict
 
 from experiments.benchmarks import peak
 from experiments.reproduce import paper
+from nfnets_jax import command_line, paths
 from nfnets_jax import main as main_lib
-from nfnets_jax import paths
 from nfnets_jax.data import datasets, decode, loader
 from nfnets_jax.models import cost
 from nfnets_jax.training import distributed, interrupt, progress, train
@@ -268,10 +268,8 @@ def main(argv: list[str], arguments: list[str]) -> None:
     arguments: the command line as it was typed.
   """
   config = flags.FLAGS.config
-  try:
+  with command_line.telling():
     workdir = paths.expand_literal(flags.FLAGS.workdir, '--workdir')
-  except ValueError as error:
-    raise app.UsageError(str(error)) from error
   if flags.FLAGS.mode != 'train':
     raise app.UsageError('evaluate with python -m nfnets_jax.main')
   try:
@@ -282,7 +280,9 @@ def main(argv: list[str], arguments: list[str]) -> None:
 
   rehearsal = None
   if _REHEARSE.value:
-    if distributed.detect(os.environ) or flags.FLAGS.num_processes:
+    with command_line.telling():
+      others = distributed.detect(os.environ)
+    if others or flags.FLAGS.num_processes:
       raise app.UsageError('a rehearsal runs in one process, on one host')
     killed = None
     if workdirs.read_report(workdir) is None:
@@ -295,7 +295,11 @@ def main(argv: list[str], arguments: list[str]) -> None:
     if killed is not None:
       rehearsal += f' It was killed after step {killed} and resumed from there.'
   main_lib.start(argv)
-  with distributed.ending_together(), interrupt.exiting():
+  with (
+    distributed.ending_together(),
+    command_line.telling(),
+    interrupt.exiting(),
+  ):
     report_run(config, workdir, rehearsal)
 
 
@@ -335,5 +339,5 @@ def report_run(
 if __name__ == '__main__':
   app.run(
     functools.partial(main, arguments=sys.argv[1:]),
-    flags_parser=main_lib.parse_flags,
+    flags_parser=command_line.parse_flags,
   )

@@ -5,6 +5,11 @@ them, `fetch` downloads the released ones, and `locate` says at once whether
 there are weights where a user says.
 """
 
+# ruff: noqa: E402
+from nfnets_jax import extras
+
+extras.need('models', 'haiku', 'ml_dtypes', 'safetensors', 'tqdm')
+
 from nfnets_jax.weights.download import fetch
 from nfnets_jax.weights.files import FORMS, Weights, load, read, write
 from nfnets_jax.weights.sources import locate
