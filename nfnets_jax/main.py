@@ -20,7 +20,9 @@ _MODE = flags.DEFINE_enum(
   'mode', 'train', ['train', 'evaluate'], 'What to do with the run.'
 )
 _ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
-  'allow_config_change', False, 'Resume a run that began with another config.'
+  'allow_config_change',
+  False,
+  'Go on with a run that began with another config or with other data.',
 )
 _COORDINATOR_ADDRESS = flags.DEFINE_string(
   'coordinator_address',
@@ -100,7 +102,9 @@ def main(argv: list[str]) -> None:
         _CONFIG.value, workdir, _ALLOW_CONFIG_CHANGE.value
       )
     else:
-      report = train.evaluate_checkpoint(_CONFIG.value, workdir)
+      report = train.evaluate_checkpoint(
+        _CONFIG.value, workdir, _ALLOW_CONFIG_CHANGE.value
+      )
     progress.say(workdirs.format_report(report, workdir))
 
 

@@ -81,6 +81,11 @@ def train_and_evaluate(
   distributed.agree('the config', config.to_json())
   same_run = workdirs.check(workdir, config, allow_config_change)
   first_process, several = jax.process_index() == 0, jax.process_count() > 1
+  # A folder without a whole checkpoint is what a run killed early leaves.
+  saved = (workdir / 'checkpoints').glob('*')
+  begun = any(path.name.isdecimal() for path in saved)
+  if config.init_from is not None and not begun:
+    weights.locate(config.init_from, config.model.name, 'config.init_from')
 
   # Data.
   train_set, test_set = load_data(config)
@@ -120,9 +125,6 @@ def train_and_evaluate(
   first_state = steps.init_state(
     net, optimizer, config.seed, config.data.image_size
   )
-  # A folder without a whole checkpoint is what a run killed early leaves.
-  saved = (workdir / 'checkpoints').glob('*')
-  begun = any(path.name.isdecimal() for path in saved)
   if config.init_from is not None and not begun:
     first_state = init_from.merge(
       first_state,
@@ -339,11 +341,13 @@ def evaluate_checkpoint(
       f'there is no run to evaluate in {workdir}; train first, or give '
       '--config.init_from=FILE'
     )
+  if config.init_from is not None:
+    weights.locate(config.init_from, config.model.name, 'config.init_from')
   if config.data.prepare:
     load_data(config)
   test_set = _load_split(config, config.data.test_split)
+  names = {'class_names': list(test_set.class_names)}
   if config.init_from is None:
-    names = {'class_names': list(test_set.class_names)}
     workdirs.check_data(workdir, names, allow_config_change)
   net = create_net(config, test_set.num_classes)
   optimizer = optimizers.create_optimizer(config.optimizer, lambda step: 0.0)
@@ -354,6 +358,13 @@ def evaluate_checkpoint(
       raise ValueError(
         f'init_from holds weights for {found.num_classes} classes, and '
         f'{config.data.name} has {test_set.num_classes}; train first'
+      )
+    if found.class_names is not None:
+      workdirs.compare_data(
+        config.init_from,
+        {'class_names': list(found.class_names)},
+        names,
+        allow_config_change,
       )
     state = steps.init_state(net, optimizer, config.seed, size)
     state = init_from.merge(state, found, test_set.num_classes)

@@ -110,7 +110,7 @@ def check_data(
 
   Args:
     workdir: of the run; need not exist.
-    data: as of `describe_data`, or only some of its fields.
+    data: as of `describe_data`, or its `class_names` alone.
     allow_change: whether a run may go on with other data.
 
   Returns:
@@ -123,32 +123,53 @@ def check_data(
   path = workdir / 'data.json'
   if not path.exists():
     return True
-  old = json.loads(path.read_text())
-  found = []
-  if 'class_names' in data:
-    found.append(_class_changes(old['class_names'], data['class_names']))
+  return compare_data(workdir, json.loads(path.read_text()), data, allow_change)
+
+
+def compare_data(
+  source: str | pathlib.Path,
+  old: Mapping[str, Any],
+  new: Mapping[str, Any],
+  allow_change: bool,
+) -> bool:
+  """As `check_data`, with what is known of the data of a run or of weights.
+
+  Args:
+    source: what was trained with the old data, for messages.
+    old: as of `describe_data`, with at least the fields of `new`.
+    new: as for `check_data`.
+    allow_change: as for `check_data`.
+
+  Returns:
+    As `check_data`.
+
+  Raises:
+    ValueError: as `check_data`.
+  """
   sizes = {
-    part: (old['splits'][part]['count'], new['count'])
-    for part, new in data.get('splits', {}).items()
+    part: (old['splits'][part]['count'], split['count'])
+    for part, split in new.get('splits', {}).items()
   }
-  texts = {
+  found = {
     part: f'{part} split: {before:,} -> {after:,} images'
     for part, (before, after) in sizes.items()
     if before != after
   }
-  if 'test' in texts:
-    progress.say(f'changed since {workdir} began: {texts.pop("test")}')
-  found += texts.values()
-  lines = ''.join(f'\n  {line}' for line in found if line)
-  if not lines:
+  if 'test' in found:  # nothing depends on it but the accuracy
+    progress.say(f'the data of {source} have changed: {found.pop("test")}')
+  if difference := _class_changes(old['class_names'], new['class_names']):
+    found['classes'] = difference
+  if not found:
     return True
+  message = f'the data of {source} have changed:' + ''.join(
+    f'\n  {line}' for line in found.values()
+  )
   if not allow_change:
     raise ValueError(
-      f'the data of the run in {workdir} have changed:{lines}\n'
-      'Restore them or use another --workdir; --allow_config_change goes on '
-      'with them as they are.'
+      f'{message}\nRestore them or use another --workdir; '
+      '--allow_config_change goes on with them as they are.'
     )
-  progress.say(f'the data of the run in {workdir} have changed:{lines}')
+  progress.say(message)
   return False
 
 
