@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -15,10 +16,10 @@ import jax
 import jax.export
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from nfnets_jax import augment, convert, models, predict, weights
-from nfnets_jax.data import loader, transforms
+from nfnets_jax.data import folder, loader, transforms
 from nfnets_jax.data.datasets import load
 
 
@@ -442,3 +443,81 @@ def test_images_that_pillow_reads(tiny, tmp_path):
   ((_, found, problem),) = predict.predict([file], tiny, batch_size=1)
   assert not problem
   assert found.sum() == pytest.approx(1)
+
+
+def test_folders_are_walked_as_by_the_data_set(drawing, tmp_path, caplog):
+  root = tmp_path / 'pictures'
+  inside = root / 'train' / 'cat'
+  inside.mkdir(parents=True)
+  for name in b'1.jpg', b'2.JPEG', b'caf\xe9.tif', b'.hidden.jpg', b'x.txt':
+    (inside / os.fsdecode(name)).write_bytes(drawing.read_bytes())
+  (inside / 'gone.jpg').symlink_to('nowhere')
+  (inside / 'linked.jpg').symlink_to('1.jpg')
+  found = predict.find_images([root])
+  (record,) = caplog.records
+  for text in 'hidden', 'broken links', 'x.txt':
+    assert text in record.getMessage()
+  source = load('folder', 'train', root).source
+  names = [source[i]['file_name'] for i in range(len(source))]
+  assert sorted(names) == [
+    folder.printable(file.relative_to(root)) for file in found
+  ]
+  assert len(names) == 4
+
+
+def test_home_and_missing_files(drawing, monkeypatch):
+  monkeypatch.setenv('HOME', str(drawing.parent))
+  assert predict.find_images(['~/drawing.png']) == [drawing]
+  with pytest.raises(FileNotFoundError, match=r'did you mean drawing.png\?'):
+    predict.find_images([drawing, '~/drawin.png'])
+
+
+@pytest.mark.thorough
+def test_bad_files_end_nothing(drawing, weight_file, tmp_path, capsys):
+  root = tmp_path / 'pictures'
+  root.mkdir()
+  upright = drawing.read_bytes()
+  (root / os.fsdecode(b'caf\xe9.png')).write_bytes(upright)
+  (root / 'deep.tif').write_bytes(b'')
+  Image.new('F', (8, 8), 0.5).save(root / 'float.tif')
+  Image.new('1', (8193, 8192)).save(root / 'large.png')
+  exif = Image.Exif()
+  exif[ExifTags.Base.Orientation] = 3
+  Image.open(drawing).rotate(180).save(root / 'turned.png', exif=exif)
+  argv = [f'--weights={weight_file}', '--batch=2', str(root)]
+  with pytest.raises(SystemExit, match='3 of 5 files'):
+    predict.main([*argv, '--json'])
+  lines = [json.loads(x) for x in capsys.readouterr().out.splitlines()]
+  assert [pathlib.Path(x['file']).name for x in lines] == [
+    'caf\\xe9.png',
+    'deep.tif',
+    'float.tif',
+    'large.png',
+    'turned.png',
+  ]
+  for line, problem in zip(
+    lines[1:4], ['identify', 'mode F', 'limit'], strict=True
+  ):
+    assert problem in line['error']
+  for mine, other in zip(lines[0]['top'], lines[4]['top'], strict=True):
+    assert mine['class'] == other['class']
+    assert mine['probability'] == pytest.approx(other['probability'])
+  with pytest.raises(SystemExit, match='3 of 5 files'):
+    predict.main(argv)
+  assert 'caf\\xe9.png\n' in capsys.readouterr().out
+
+
+def test_a_file_without_memory_ends_nothing(drawing, tiny, monkeypatch):
+  limit = drawing.with_name('endless.png')
+  limit.write_bytes(drawing.read_bytes())
+  read = pathlib.Path.read_bytes
+
+  def read_bytes(path):
+    if path == limit:
+      raise MemoryError
+    return read(path)
+
+  monkeypatch.setattr(pathlib.Path, 'read_bytes', read_bytes)
+  found = list(predict.predict([limit, drawing], tiny, batch_size=1))
+  assert found[0][1:] == (None, 'MemoryError')
+  assert found[1][1].sum() == pytest.approx(1)

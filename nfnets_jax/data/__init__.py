@@ -4,7 +4,8 @@
   reads it example by example;
 * `prepare` makes one, by `python -m nfnets_jax.data.prepare NAME`: `imagenet`
   checks archives, `tfrecord` converts and `storage` looks at the disk;
-* `transforms` decodes, crops, flips and resizes one image;
+* `decode` makes uint8 RGB of an image of any type;
+* `transforms` crops, flips and resizes it;
 * `loader` shuffles, batches and shares the batches among processes.
 
 Mixing, RandAugment and normalisation follow on the device, in

@@ -206,11 +206,11 @@ def check_label(
   except TypeError:
     number = -1
   if not 0 <= number < dataset.num_classes:
+    note = '; a split without labels has -1' if number == label == -1 else ''
     raise LabelError(
       f'{dataset.name} split {dataset.split}: example {index} has the label '
-      f'{label!r}, and labels are integers from 0 to {dataset.num_classes - 1}'
-      + '; a split without labels has -1'
-      * (label == -1)
+      f'{label!r}, and labels are integers from 0 to '
+      f'{dataset.num_classes - 1}{note}'
     )
   return number
 

@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import multiprocessing
+import pathlib
 import pickle
 import shutil
 
@@ -15,7 +16,7 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_data_source
 from tensorflow_datasets.core import file_adapters
 
-from nfnets_jax.data import datasets, decode, prepare
+from nfnets_jax.data import datasets, decode, imagenet, prepare, tfrecord
 
 
 class NoLabels(tfds.core.GeneratorBasedBuilder):
@@ -379,3 +380,161 @@ def test_kept_examples_are_those_that_were_read(digits_dir):
     np.testing.assert_array_equal(kept.source[index]['image'], expected)
     assert kept.source[index]['label'] == plain.source[index]['label']
   assert kept.source[3] is kept.source[3]
+
+
+class Unlabelled(tfds.core.GeneratorBasedBuilder):
+  """A split with labels and one without, as in `imagenet2012`."""
+
+  VERSION = tfds.core.Version('1.0.0')
+
+  def _info(self):
+    features = {
+      'image': tfds.features.Image(encoding_format='png'),
+      'label': tfds.features.ClassLabel(num_classes=2),
+    }
+    return tfds.core.DatasetInfo(
+      builder=self, features=tfds.features.FeaturesDict(features)
+    )
+
+  def _split_generators(self, dl_manager):
+    return {
+      'train': self._generate_examples([0, 1, 1]),
+      'late': self._generate_examples([0, 1, -1]),
+      'test': self._generate_examples([-1, -1, -1]),
+    }
+
+  def _generate_examples(self, labels=()):
+    for i, label in enumerate(labels):
+      yield i, {'image': io.BytesIO(b'no image'), 'label': label}
+
+
+@pytest.fixture(scope='module')
+def unlabelled(tmp_path_factory):
+  path = tmp_path_factory.mktemp('unlabelled')
+  builder = tfds.builder('unlabelled', data_dir=path)
+  builder.download_and_prepare(file_format='array_record')
+  return path
+
+
+def test_split_without_labels_is_refused_at_once(unlabelled):
+  message = (
+    'unlabelled split test: example 0 has the label -1, and labels are '
+    'integers from 0 to 1; a split without labels has -1'
+  )
+  with pytest.raises(datasets.LabelError, match=message):
+    datasets.load('unlabelled', 'test', unlabelled)
+  assert len(datasets.load('unlabelled', 'train', unlabelled)) == 3
+
+
+def test_selected_classes_have_labels(unlabelled):
+  dataset = datasets.load('unlabelled', 'train+late', unlabelled)
+  with pytest.raises(datasets.LabelError, match='example . has the label -1'):
+    datasets.select_classes(dataset, '0-0')
+  dataset = datasets.load('unlabelled', 'train', unlabelled)
+  assert len(datasets.select_classes(dataset, '1-1')) == 2
+
+
+class Floats(tfds.core.GeneratorBasedBuilder):
+  """Images whose float32 bits TFDS packs into the channels of a PNG."""
+
+  VERSION = tfds.core.Version('1.0.0')
+  dtype = np.uint8  # to prepare it, which takes tensorflow otherwise
+
+  def _info(self):
+    image = tfds.features.Image(shape=(4, 4, 1), dtype=self.dtype)
+    features = {
+      'image': image,
+      'label': tfds.features.ClassLabel(num_classes=2),
+    }
+    return tfds.core.DatasetInfo(
+      builder=self, features=tfds.features.FeaturesDict(features)
+    )
+
+  def _split_generators(self, dl_manager):
+    return {'train': self._generate_examples()}
+
+  def _generate_examples(self):
+    yield 0, {'image': io.BytesIO(b'no image'), 'label': 0}
+
+
+def test_images_in_floating_point_are_refused(tmp_path, monkeypatch):
+  builder = tfds.builder('floats', data_dir=tmp_path)
+  builder.download_and_prepare(file_format='array_record')
+  assert len(datasets.load('floats', 'train', tmp_path)) == 1
+  monkeypatch.setattr(Floats, 'dtype', np.float32)
+  with pytest.raises(ValueError, match="'floats' has images of float32, of"):
+    datasets.load('floats', 'train', tmp_path)
+
+
+PATTERNS = ['a[b]', 'lr=[0.1]', 'path[0:10]', 'a*b', 'a?b', 'a\\b', 'a\nb']
+
+
+@pytest.mark.parametrize('name', [*PATTERNS, 'a\udcffb'])
+def test_characters_that_tfds_reads_as_patterns_are_refused(name, tmp_path):
+  data_dir = tmp_path / name / 'data'
+  for use in datasets.find, prepare.prepare:
+    with pytest.raises(
+      ValueError, match='(?s)^data_dir=.* has .*; use letters'
+    ):
+      use('digits', data_dir)
+  with pytest.raises(ValueError, match='(?s)^data_dir=.* has .*; use letters'):
+    datasets.load('digits', 'train', data_dir)
+  with pytest.raises(
+    ValueError, match='(?s)^from_tfrecord=.* has .*; use letters'
+  ):
+    tfrecord.convert('digits', data_dir, tmp_path)
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  'name', ['a{b}', '{a,b}', 'a@3', 'a:b', 'a b', 'a%20b', 'ü', '-x', "a'b", '~']
+)
+def test_other_characters_in_the_path_work(name, digits_dir, tmp_path):
+  data_dir = tmp_path / name
+  shutil.copytree(digits_dir / 'digits', data_dir / 'digits')
+  dataset = datasets.load('digits', 'test', data_dir)
+  assert 0 <= dataset.source[359]['label'] < 10
+
+
+def test_default_folder(digits_dir, tmp_path, monkeypatch):
+  monkeypatch.setenv('TFDS_DATA_DIR', str(digits_dir))
+  assert len(datasets.load('digits', 'test')) == 360
+  monkeypatch.setenv('HOME', str(digits_dir.parent))
+  monkeypatch.setenv('TFDS_DATA_DIR', f'~/{digits_dir.name}')
+  assert len(datasets.load('digits', 'test')) == 360
+  home = tmp_path / 'home'
+  shutil.copytree(digits_dir / 'digits', home / 'tensorflow_datasets/digits')
+  monkeypatch.setenv('HOME', str(home))
+  for value in '', ' ', None:
+    if value is None:
+      monkeypatch.delenv('TFDS_DATA_DIR')
+    else:
+      monkeypatch.setenv('TFDS_DATA_DIR', value)
+    assert len(datasets.load('digits', 'test')) == 360
+  monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'a[b]'))
+  with pytest.raises(ValueError, match=r'^\$TFDS_DATA_DIR=.* has .\[.'):
+    datasets.load('digits', 'test')
+
+
+def test_missing_home_is_named(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.delenv('HOME')
+  monkeypatch.delenv('TFDS_DATA_DIR', raising=False)
+  monkeypatch.setattr(pathlib.Path, 'expanduser', no_home)
+  for options, name in (
+    ({}, r'\$TFDS_DATA_DIR'),
+    ({'data_dir': '~/data'}, 'data_dir'),
+  ):
+    for use in datasets.find, prepare.prepare:
+      with pytest.raises(ValueError, match=f'^{name}=~.*; set HOME, or give a'):
+        use('digits', **options)
+  with pytest.raises(ValueError, match='imagenet_dir=~.*; set HOME'):
+    imagenet.check('~/tars', [])
+  assert not list(tmp_path.iterdir())
+
+
+def no_home(path):
+  """What pathlib does for a user who is in no list."""
+  if '~' in str(path):
+    raise RuntimeError('Could not determine home directory.')
+  return path

@@ -418,3 +418,79 @@ def test_impossible_batches_are_refused(size, kwargs, message):
     train(indices(size), **kwargs)
   with pytest.raises(ValueError, match=message):
     loader.eval_batches(indices(size), transform=label_only, **kwargs)
+
+
+class Labels:
+  """Black images with the labels that it is given."""
+
+  def __init__(self, labels):
+    self._labels = labels
+
+  def __len__(self):
+    return len(self._labels)
+
+  def __getitem__(self, index):
+    image = np.zeros((4, 4, 3), np.uint8)
+    return {'image': image, 'label': self._labels[index]}
+
+
+@pytest.mark.parametrize('skip_corrupt', [False, True])
+@pytest.mark.parametrize(
+  'bad', [-1, 3, np.int64(-2), 1.0, np.float32(0.5), np.nan, None, '1', [1]]
+)
+def test_labels_that_are_none_of_the_classes_are_refused(bad, skip_corrupt):
+  dataset = datasets.Dataset(
+    'animals', 'test[:5]', Labels([0, 1, 2, np.int64(1), bad]), tuple('abc')
+  )
+  message = r'animals split test\[:5\]: example 4 has the label .* 0 to 2'
+  kwargs = {'batch_size': 5, 'skip_corrupt': skip_corrupt, 'num_workers': 0}
+  transform = transforms.train_transform(4, 'none')
+  with pytest.raises(datasets.LabelError, match=message):
+    take(
+      loader.train_batches(dataset, transform=transform, seed=0, **kwargs), 1
+    )
+  transform = transforms.eval_transform(4, 'resize')
+  with pytest.raises(datasets.LabelError, match=message):
+    list(loader.eval_batches(dataset, transform=transform, **kwargs))
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize('worker_type', ['threads', 'processes'])
+def test_label_errors_come_out_of_workers(worker_type):
+  dataset = datasets.Dataset('a', 'train', Labels([0, -1]), ('x',))
+  with pytest.raises(ValueError, match='example 1 has the label -1, .* has -1'):
+    take(train(dataset, 2, num_workers=2, worker_type=worker_type), 1)
+
+
+# A script without flags, whose loader works in processes.
+_SCRIPT = """
+from nfnets_jax.data import datasets, loader, transforms
+
+if __name__ == '__main__':
+  options = dict(num_workers=2, worker_type='processes', batch_size=4)
+  data = datasets.load('fake', 'train[:8]')
+  batches = loader.train_batches(
+    data, transform=transforms.train_transform(8), seed=0, **options)
+  print(next(batches)['image'].shape)
+  batches.close()
+  print(len(list(loader.eval_batches(
+    data, transform=transforms.eval_transform(8), **options))))
+"""
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+  'ahead',
+  [
+    '',
+    'import sys; sys.argv += ["--mine=3", "-f", "kernel.json"]\n',
+    'from absl import flags; flags.DEFINE_integer("mine", 1, "")\n',
+  ],
+)
+def test_processes_in_a_script_that_parses_no_flags(ahead, tmp_path):
+  path = tmp_path / 'script.py'
+  path.write_text(ahead + _SCRIPT)
+  done = subprocess.run(
+    [sys.executable, str(path)], capture_output=True, text=True, check=False
+  )
+  assert done.stdout == '(4, 8, 8, 3)\n2\n', done.stderr
