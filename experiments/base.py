@@ -86,8 +86,8 @@ def get_config() -> config_dict.ConfigDict:
   config.remat = config_dict.placeholder(str)
   config.seed = 0
   # Where the weights are at the start, or in an evaluation without training: a
-  # file, the folder of a run, or 'released'. The classifier is new if there are
-  # other classes, or if it is to be.
+  # file, the folder of a run, or 'released'. The classifier is new if there is
+  # another number of classes, or if it is to be; else it is kept.
   config.init_from = config_dict.placeholder(str)
   config.init_new_head = False
 
