@@ -7,17 +7,29 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted((ROOT / 'nfnets_jax').rglob('*.py'))
-PARTS = {'agc', 'models', 'augment', 'data', 'paths', 'weights', 'training'}
+PARTS = {
+  'agc',
+  'models',
+  'augment',
+  'data',
+  'devices',
+  'extras',
+  'paths',
+  'weights',
+  'training',
+}
 
 # Which other parts of the library the parts may import.
 ALLOWED = {
   'agc': set(),
-  'models': set(),
+  'models': {'extras'},
   'augment': set(),
+  'devices': set(),
+  'extras': set(),
   'paths': set(),
-  'data': {'paths'},
-  'weights': {'models', 'paths'},
-  'training': {'agc', 'models', 'augment', 'data', 'paths', 'weights'},
+  'data': {'extras', 'paths'},
+  'weights': {'extras', 'models', 'paths'},
+  'training': PARTS,
 }
 
 

@@ -17,12 +17,13 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from nfnets_jax import devices as platforms
 from nfnets_jax.training import interrupt
 
 # Seconds that the processes wait for one another at the start.
@@ -34,7 +35,51 @@ HEARTBEAT_TIMEOUT = 60
 # Seconds until all processes must see a new file: NFS shows it late.
 _SHARED_TIMEOUT = 30.0
 
+# Of variables that jax takes for set where they are set to nothing.
+_PREFIXES = ('JAX_', 'SLURM_', 'OMPI_', 'TPU_', 'MEGASCALE_', 'KUBERNETES_')
+
 _ALONE = '--num_processes=1 runs a process by itself'
+
+
+class _Launcher(NamedTuple):
+  """The variables that a launcher sets in each process; '' if it has none."""
+
+  name: str
+  size: str
+  rank: str
+  local_rank: str = ''
+
+
+# Those that jax does not know. Without this table, each of their processes
+# would take itself for the whole run.
+_LAUNCHERS = (
+  _Launcher('mpiexec', 'PMI_SIZE', 'PMI_RANK', 'MPI_LOCALRANKID'),
+  _Launcher(
+    'MVAPICH',
+    'MV2_COMM_WORLD_SIZE',
+    'MV2_COMM_WORLD_RANK',
+    'MV2_COMM_WORLD_LOCAL_RANK',
+  ),
+  _Launcher(
+    'jsrun',
+    'JSM_NAMESPACE_SIZE',
+    'JSM_NAMESPACE_RANK',
+    'JSM_NAMESPACE_LOCAL_RANK',
+  ),
+  _Launcher('flux', 'FLUX_JOB_SIZE', 'FLUX_TASK_RANK', 'FLUX_TASK_LOCAL_ID'),
+  _Launcher('torchrun', 'WORLD_SIZE', 'RANK', 'LOCAL_RANK'),
+  _Launcher('horovodrun', 'HOROVOD_SIZE', 'HOROVOD_RANK', 'HOROVOD_LOCAL_RANK'),
+  _Launcher('aprun', '', 'ALPS_APP_PE'),
+  _Launcher('PALS', '', 'PALS_RANKID', 'PALS_LOCAL_RANKID'),
+  _Launcher('PMIx', '', 'PMIX_RANK'),
+  _Launcher('mpiexec', 'MPI_LOCALNRANKS', 'MPI_LOCALRANKID'),
+)
+_OPEN_MPI = _Launcher(
+  'Open MPI',
+  'OMPI_COMM_WORLD_SIZE',
+  'OMPI_COMM_WORLD_RANK',
+  'OMPI_COMM_WORLD_LOCAL_RANK',
+)
 
 
 def initialize(
@@ -47,7 +92,7 @@ def initialize(
   """Joins the other processes of the run, if there are any.
 
   Without the first three arguments the environment decides, see `detect`. To be
-  called once, before jax is asked for its devices.
+  called once, before jax is asked for its devices, which it starts.
 
   Args:
     coordinator_address: `host:port` of process 0, which all processes reach; by
@@ -62,7 +107,8 @@ def initialize(
 
   Raises:
     ValueError: if some of the first three arguments are missing or make no
-      sense, or the environment tells too little.
+      sense, the environment tells too little, or a platform that it names is
+      missing.
     RuntimeError: if jax cannot join the processes.
   """
   timeouts = {
@@ -77,7 +123,14 @@ def initialize(
   else:
     arguments = _from_flags(coordinator_address, num_processes, process_id)
   if arguments is None:
+    platforms.start()
     return
+  # jax asks whether some of them are set, even to nothing.
+  for name, value in list(os.environ.items()):
+    if not value.strip() and name.startswith(_PREFIXES):
+      del os.environ[name]
+  if 'JAX_COORDINATOR_PORT' in os.environ:
+    _number(os.environ, 'JAX_COORDINATOR_PORT')
   with _ending_after(start_timeout, arguments):
     try:
       jax.distributed.initialize(
@@ -86,6 +139,7 @@ def initialize(
         initialization_timeout=start_timeout + 60,
         heartbeat_timeout_seconds=heartbeat_timeout,
       )
+      platforms.start()
       local, devices = jax.local_device_count(), jax.device_count()
     except Exception as error:
       raise RuntimeError(
@@ -115,7 +169,8 @@ def _from_flags(
     return None
   flags: dict[str, Any] = {
     'coordinator_address': coordinator_address
-    or os.environ.get('JAX_COORDINATOR_ADDRESS'),
+    or os.environ.get('JAX_COORDINATOR_ADDRESS', '').strip()
+    or None,
     'num_processes': num_processes,
     'process_id': process_id,
   }
@@ -124,11 +179,7 @@ def _from_flags(
       f'--{", --".join(missing)} is missing: give --coordinator_address, '
       '--num_processes and --process_id, or none of them'
     )
-  _, colon, port = str(flags['coordinator_address']).rpartition(':')
-  if not colon or not port.isdecimal():
-    raise ValueError(
-      f'coordinator_address {flags["coordinator_address"]} is not host:port'
-    )
+  _check_address('coordinator_address', str(flags['coordinator_address']))
   if not 0 <= flags['process_id'] < flags['num_processes']:
     raise ValueError(
       f'process_id {process_id} is not one of {num_processes} processes: give '
@@ -138,22 +189,30 @@ def _from_flags(
   return {**flags, 'cluster_detection_method': 'deactivate'}
 
 
+def _check_address(name: str, address: str) -> None:
+  host, _, port = address.rpartition(':')
+  if not host or not (port.isascii() and port.isdecimal()):
+    raise ValueError(f'{name} {address} is not host:port')
+
+
 def detect(environment: Mapping[str, str]) -> dict[str, Any] | None:
   """Tells from the environment whether there are other processes.
 
-  In this order, the first that has started this process decides: Open MPI,
-  SLURM, a TPU pod slice, an indexed job of Kubernetes.
+  The innermost launcher decides: one that jax does not know (`mpiexec` of MPICH
+  or Intel MPI, torchrun and the like), if what it says differs from the rest;
+  then, in this order, Open MPI, SLURM, a TPU pod slice, an indexed job of
+  Kubernetes.
 
   Args:
-    environment: the process's variables.
+    environment: the process's variables; empty ones count as unset.
 
   Returns:
     None if this process is alone. Else arguments of
     `jax.distributed.initialize`, empty where jax finds all by itself.
 
   Raises:
-    ValueError: if there are other processes, but not enough is known of them;
-      the message says what to do.
+    ValueError: if there are other processes, but not enough is known of them,
+      or a variable is not a number; the message says what to do.
 
   Example:
     >>> detect({}) is None
@@ -164,31 +223,54 @@ def detect(environment: Mapping[str, str]) -> dict[str, Any] | None:
     {}
     >>> detect(srun | {'SLURM_NTASKS': '1'}) is None
     True
+    >>> mpiexec = {'PMI_SIZE': '2', 'PMI_RANK': '1'}
+    >>> detect(mpiexec | {'JAX_COORDINATOR_ADDRESS': 'n1:80'})['process_id']
+    1
   """
-  if 'OMPI_COMM_WORLD_SIZE' in environment:
-    if int(environment['OMPI_COMM_WORLD_SIZE']) == 1:
+  environment = {x: y for x, y in environment.items() if y.strip()}
+  open_mpi = _place(environment, _OPEN_MPI)
+  # In a shell of `salloc` or `sbatch` some of these are missing, or the step
+  # has one task although the job has more: nobody would join.
+  started_by_srun = all(
+    name in environment
+    for name in (
+      'SLURM_JOB_ID',
+      'SLURM_STEP_NODELIST',
+      'SLURM_NTASKS',
+      'SLURM_PROCID',
+      'SLURM_LOCALID',
+    )
+  )
+  slurm = None
+  if started_by_srun:
+    for name in ('SLURM_JOB_ID', 'SLURM_NTASKS', 'SLURM_LOCALID'):
+      _number(environment, name)  # jax reads them
+    step = 'SLURM_STEP_NUM_TASKS'
+    tasks = _number(
+      environment, step if step in environment else 'SLURM_NTASKS'
+    )
+    slurm = tasks, _number(environment, 'SLURM_PROCID')
+
+  for launcher in _LAUNCHERS:
+    place = _place(environment, launcher)
+    # SLURM sets the variables of PMI too, and jsrun those of Open MPI.
+    said = any(_agree(place, other) for other in (open_mpi, slurm))
+    if place and _of_several(place) and not said:
+      return _from_launcher(environment, launcher)
+  if open_mpi:
+    if not _of_several(open_mpi):
       return None
     if 'OMPI_MCA_orte_hnp_uri' in environment:
       return {}
-    return _detect_open_mpi_5(environment)
-
-  # In a shell of `salloc` or `sbatch` some of these are missing, or the step
-  # has one task although the job has more: nobody would join.
-  started_by_srun = (
-    'SLURM_JOB_ID',
-    'SLURM_STEP_NODELIST',
-    'SLURM_NTASKS',
-    'SLURM_PROCID',
-    'SLURM_LOCALID',
-  )
-  if all(name in environment for name in started_by_srun):
-    tasks = environment.get('SLURM_STEP_NUM_TASKS', environment['SLURM_NTASKS'])
-    return {} if int(tasks) > 1 else None
+    return _from_launcher(environment, _OPEN_MPI)
+  if slurm:
+    return {} if _of_several(slurm) else None
 
   if _has_tpu(environment):
     return {}
 
   if {'KUBERNETES_SERVICE_HOST', 'JOB_COMPLETION_INDEX'} <= environment.keys():
+    _number(environment, 'JOB_COMPLETION_INDEX')
     if importlib.util.find_spec('kubernetes') is None:
       raise ValueError(
         'this pod is one of an indexed job, and how many there are the API '
@@ -200,22 +282,91 @@ def detect(environment: Mapping[str, str]) -> dict[str, Any] | None:
   return None
 
 
-def _detect_open_mpi_5(environment: Mapping[str, str]) -> dict[str, Any]:
-  """Returns arguments where `mpirun` does not say where process 0 is."""
-  if address := environment.get('JAX_COORDINATOR_ADDRESS'):
-    return {
+def _number(environment: Mapping[str, str], name: str) -> int:
+  text = environment[name].strip()
+  if not (text.isascii() and text.isdecimal()):
+    raise ValueError(
+      f'{name}={text} in the environment is not a number; unset it if no '
+      f'launcher has set it; {_ALONE}'
+    )
+  return int(text)
+
+
+_Place = tuple[int | None, int | None]
+
+
+def _place(
+  environment: Mapping[str, str], launcher: _Launcher
+) -> _Place | None:
+  """Returns how many processes there are and which this is, None if unsaid."""
+  names = {launcher.size, launcher.rank} & environment.keys()
+  # The names of torchrun are such as others may use for something else.
+  if not names or (launcher.name == 'torchrun' and len(names) < 2):
+    return None
+  size, rank = (
+    _number(environment, name) if name in environment else None
+    for name in (launcher.size, launcher.rank)
+  )
+  return size, rank
+
+
+def _agree(place: _Place | None, other: _Place | None) -> bool:
+  if place is None or other is None:
+    return False
+  return place[0] in (None, other[0]) and place[1] == other[1]
+
+
+def _of_several(place: _Place) -> bool:
+  """Whether there are others; where the size is unsaid, rank 0 is let pass.
+
+  It could be alone, and if it is not, the others are refused.
+  """
+  size, rank = place
+  return bool(rank) if size is None else size > 1
+
+
+def _from_launcher(
+  environment: Mapping[str, str], launcher: _Launcher
+) -> dict[str, Any]:
+  """Returns arguments where the launcher does not say where process 0 is."""
+  size, rank = _place(environment, launcher) or (None, None)
+  # The number of processes on this host is not that of all.
+  known = None not in (size, rank) and launcher.size != 'MPI_LOCALNRANKS'
+  address = environment.get('JAX_COORDINATOR_ADDRESS', '').strip()
+  if known and address:
+    _check_address('JAX_COORDINATOR_ADDRESS', address)
+    arguments: dict[str, Any] = {
       'coordinator_address': address,
-      'num_processes': int(environment['OMPI_COMM_WORLD_SIZE']),
-      'process_id': int(environment['OMPI_COMM_WORLD_RANK']),
-      'local_device_ids': [int(environment['OMPI_COMM_WORLD_LOCAL_RANK'])],
+      'num_processes': size,
+      'process_id': rank,
       'cluster_detection_method': 'deactivate',
     }
-  if importlib.util.find_spec('mpi4py') is not None:
+    if launcher.local_rank in environment:
+      local_rank = _number(environment, launcher.local_rank)
+      arguments['local_device_ids'] = [local_rank]
+    return arguments
+  if launcher is _OPEN_MPI and importlib.util.find_spec('mpi4py') is not None:
     return {'cluster_detection_method': 'mpi4py'}
+  if launcher is _OPEN_MPI:
+    remedy = (
+      'set JAX_COORDINATOR_ADDRESS=host:port with `mpirun -x`, or install '
+      'mpi4py'
+    )
+  elif known:
+    remedy = (
+      'set JAX_COORDINATOR_ADDRESS=host:port for all of them, with a free port '
+      'of its host'
+    )
+  else:
+    remedy = 'give --coordinator_address, --num_processes and --process_id'
+  found = ', '.join(
+    f'{name}={environment[name].strip()}'
+    for name in (launcher.size, launcher.rank)
+    if name in environment
+  )
   raise ValueError(
-    'this version of Open MPI does not say where process 0 is: set '
-    'JAX_COORDINATOR_ADDRESS=host:port with `mpirun -x`, or install mpi4py; '
-    f'{_ALONE}'
+    f'{launcher.name} has started several processes ({found}) and does not say '
+    f'where process 0 is: {remedy}; {_ALONE}'
   )
 
 

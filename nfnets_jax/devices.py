@@ -1,0 +1,90 @@
+"""The platform that jax computes on: chosen by the environment, started here.
+
+Where a platform is missing, jax raises a bare assertion or a long traceback;
+every command starts jax through this module instead.
+"""
+
+import os
+import re
+import sys
+
+import jax
+
+# What installs the support of a platform.
+_EXTRAS = {
+  'cuda': 'jax[cuda13]',
+  'gpu': 'jax[cuda13]',
+  'rocm': 'jax[rocm7-local]',
+  'tpu': 'jax[tpu]',
+}
+
+
+def start() -> None:
+  """Starts jax on the platforms that the environment names.
+
+  Processes of one run join the others first; see `training.distributed`.
+
+  Raises:
+    ValueError: if a platform of `$JAX_PLATFORMS` is missing, or jax's own
+      choice fails; the message names the variable and the remedy.
+
+  Example:
+    >>> start()
+  """
+  # jax would look for a platform called ' '.
+  text = _chosen() or ''
+  if not text.strip():
+    text = ''
+    jax.config.update('jax_platforms', None)
+  # jax skips cuda of 'cuda,cpu' without a word where it sees no GPU.
+  for platform in text.split(',') if text else [None]:
+    try:
+      jax.devices(platform)
+    except (AssertionError, RuntimeError) as error:
+      raise ValueError(_explain(platform, text, str(error))) from error
+
+
+def start_or_exit() -> None:
+  """As `start`, for commands: prints the error and exits with code 1."""
+  try:
+    start()
+  except ValueError as error:
+    sys.exit(f'error: {error}')
+
+
+def _explain(platform: str | None, text: str, reason: str) -> str:
+  # jax starts all of them when it is asked for one.
+  blamed = re.search(r"backend '([^']*)'", reason)
+  if blamed and blamed[1] in text.split(','):
+    platform = blamed[1]
+  # The rest of jax's message is advice that is given below.
+  reason = reason.partition(' (set JAX_PLATFORMS')[0].partition('\n')[0]
+  name = 'JAX_PLATFORMS'
+  if platform is None:
+    name = 'JAX_PLATFORM_NAME'
+    platform = text = os.environ.get(name, '')
+  if not text:
+    return f'jax does not start; JAX_PLATFORMS=cpu runs on the CPU\n{reason}'
+  extra = _EXTRAS.get(platform)
+  install = f"its support comes with: pip install '{extra}'; or " * bool(extra)
+  return (
+    f'{name}={text}, but jax finds no {platform!r} device here, only '
+    f'{" and ".join(_available())}; {install}unset {name} to use what is there'
+    + (f'\n{reason}' if reason else '')
+  )
+
+
+def _chosen() -> str | None:
+  return jax.config.jax_platforms  # type: ignore[attr-defined]
+
+
+def _available() -> list[str]:
+  """Returns the platforms that jax finds by itself."""
+  before = _chosen()
+  jax.config.update('jax_platforms', None)
+  try:
+    return sorted({jax.default_backend(), 'cpu'})
+  except (AssertionError, RuntimeError):  # another one is broken
+    return ['cpu']
+  finally:
+    jax.config.update('jax_platforms', before)
