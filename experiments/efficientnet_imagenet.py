@@ -35,6 +35,8 @@ from nfnets_jax.models import variants
 
 def get_config(name: str = 'B0') -> config_dict.ConfigDict:
   """Expands a variant, 'B0' to 'B8', into plain numbers."""
+  known = [x.upper() for x in base.suffixes('efficientnet_')]
+  base.check_argument('EfficientNet', name.upper(), known)
   model = f'efficientnet_{name.lower()}'
   variant = variants.get(model)
   config = base.get_config()

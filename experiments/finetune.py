@@ -37,9 +37,10 @@ def get_config(argument: str = 'nfnet_f0,cifar10') -> config_dict.ConfigDict:
   data, *options = rest.split(',')
   if data not in _SIZES or options not in ([], ['head']):
     raise ValueError(
-      f"'{argument}' is no 'MODEL,DATA' or 'MODEL,DATA,head' with DATA one of "
+      f"{argument!r} is no 'MODEL,DATA' or 'MODEL,DATA,head' with DATA one of "
       f'{", ".join(_SIZES)}'
     )
+  base.check_argument('model', name, variants.VARIANTS)
   variant = variants.get(name)
   epoch_steps = _SIZES[data] / _BATCH_SIZE
   config = base.get_config()

@@ -21,6 +21,8 @@ from nfnets_jax.models import variants
 
 def get_config(name: str = 'B0') -> config_dict.ConfigDict:
   """Expands a variant, 'B0' to 'B8', into plain numbers."""
+  known = [x.upper() for x in base.suffixes('nf_regnet_')]
+  base.check_argument('NF-RegNet', name.upper(), known)
   model = f'nf_regnet_{name.lower()}'
   variant = variants.get(model)
   config = base.get_config()

@@ -24,6 +24,7 @@ from experiments import base
 
 def get_config(depth: str = '50') -> config_dict.ConfigDict:
   """Expands a depth, 50, 101, 152, 200, 288 or 600, into plain numbers."""
+  base.check_argument('NF-ResNet', depth, base.suffixes('nf_resnet'))
   config = base.get_config()
   config.epochs = 90.0
   config.batch_size = 1024

@@ -19,6 +19,9 @@ from nfnets_jax.models import variants
 
 def get_config(name: str = 'F0') -> config_dict.ConfigDict:
   """Expands a variant, 'F0' to 'F7' or 'F0+' to 'F7+', into plain numbers."""
+  name = name.upper().replace('PLUS', '+')
+  known = [f'F{x}'.replace('plus', '+') for x in base.suffixes('nfnet_f')]
+  base.check_argument('NFNet', name, known)
   model = f'nfnet_{name.lower().replace("+", "plus")}'
   variant = variants.get(model)
   config = base.get_config()

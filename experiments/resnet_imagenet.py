@@ -15,6 +15,8 @@ from ml_collections import config_dict
 
 from experiments import base
 
+_OTHERS = ('senet50', 'skipinit_resnet50', 'fixup_resnet50')
+
 
 def get_config(depth: str = '50') -> config_dict.ConfigDict:
   """Expands a depth, 50, 101, 152, 200, 288 or 600, into plain numbers.
@@ -22,10 +24,13 @@ def get_config(depth: str = '50') -> config_dict.ConfigDict:
   Also 'senet50', and 'skipinit_resnet50' and 'fixup_resnet50', which do not
   normalise.
   """
+  depth = depth.removeprefix('resnet')
+  known = [*base.suffixes('resnet'), *_OTHERS]
+  base.check_argument('ResNet', depth, known)
   config = base.get_config()
   config.epochs = 90.0
   config.batch_size = 1024
-  name = f'resnet{depth}' if depth.isdecimal() else depth
+  name = depth if depth in _OTHERS else f'resnet{depth}'
   config.model = base.model(name)
 
   config.data.eval_crop = 'crop_resize'

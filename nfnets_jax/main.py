@@ -6,19 +6,13 @@ On several hosts the same command runs on each; experiments/launch/ has scripts.
 """
 
 import pathlib
-import re
 import sys
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 
-_CONFIG = config_flags.DEFINE_config_file(
-  'config',
-  None,
-  'Experiment file, such as experiments/nfnet_imagenet.py:F0; fields are '
-  'overridden by --config.field=value.',
-  lock_config=True,
-)
+from nfnets_jax import command_line, paths
+
+_CONFIG = command_line.define_config()
 flags.DEFINE_string(
   'workdir', None, 'Folder of the run; a run found there is resumed.'
 )
@@ -51,54 +45,29 @@ _HEARTBEAT_TIMEOUT = flags.DEFINE_integer(
 flags.mark_flags_as_required(['config', 'workdir'])
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-  """Parses the command line; understands `--config.field=None`.
-
-  ml_collections would take None for a string, or refuse it.
-
-  Args:
-    argv: the program and its arguments.
-
-  Returns:
-    The program and what are no flags.
-  """
-  off = re.compile(r'--config\.([\w.]+)=None')
-  fields = [match.group(1) for match in map(off.fullmatch, argv) if match]
-  # ml_collections looks for overrides in sys.argv, whatever is parsed.
-  sys.argv = [word for word in argv if not off.fullmatch(word)]
-  rest = app.parse_flags_with_usage(sys.argv)
-  for field in fields:
-    try:
-      _CONFIG.value.update_from_flattened_dict({field: None})
-    except (AttributeError, KeyError):
-      sys.exit(f'FATAL: --config.{field}=None: the config has no such field')
-  return rest
-
-
 def start(argv: list[str]) -> pathlib.Path:
   """Does what every mode begins with: quiet logs, and the other processes.
 
   Args:
-    argv: what `parse_flags` left.
+    argv: what `command_line.parse_flags` left.
 
   Returns:
     The folder of the run.
   """
   if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments: {" ".join(argv[1:])}')
+    sys.exit(
+      f'error: unexpected arguments: {" ".join(argv[1:])}; flags begin with --'
+    )
   if not flags.FLAGS['verbosity'].present:
     # Orbax says at level INFO what it does at each checkpoint.
     logging.set_verbosity(logging.WARNING)
   # Imported late, so that --help and a mistyped flag answer at once.
   from nfnets_jax.training import distributed
 
-  workdir = flags.FLAGS.workdir
-  if '://' in workdir:
-    raise app.UsageError(
-      f'--workdir={workdir} is no folder of this machine; mount the bucket or '
-      'give a local path'
-    )
-  try:
+  with command_line.telling():
+    workdir = paths.expand_literal(flags.FLAGS.workdir, '--workdir')
+    if workdir.exists() and not workdir.is_dir():
+      raise NotADirectoryError(f'--workdir={workdir} is not a folder')
     distributed.initialize(
       _COORDINATOR_ADDRESS.value,
       _NUM_PROCESSES.value,
@@ -106,15 +75,13 @@ def start(argv: list[str]) -> pathlib.Path:
       _START_TIMEOUT.value,
       _HEARTBEAT_TIMEOUT.value,
     )
-  except ValueError as error:
-    raise app.UsageError(str(error)) from error
   import jax
 
   from nfnets_jax.training import host_memory
 
   if jax.default_backend() == 'cpu':
     host_memory.keep_freed_memory()
-  return pathlib.Path(workdir).expanduser()
+  return workdir
 
 
 def main(argv: list[str]) -> None:
@@ -123,7 +90,11 @@ def main(argv: list[str]) -> None:
   from nfnets_jax.training import distributed, interrupt, progress, train
   from nfnets_jax.training import workdir as workdirs
 
-  with distributed.ending_together(), interrupt.exiting():
+  with (
+    distributed.ending_together(),
+    command_line.telling(),
+    interrupt.exiting(),
+  ):
     if _MODE.value == 'train':
       report = train.train_and_evaluate(
         _CONFIG.value, workdir, _ALLOW_CONFIG_CHANGE.value
@@ -134,4 +105,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main, flags_parser=parse_flags)
+  app.run(main, flags_parser=command_line.parse_flags)

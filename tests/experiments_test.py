@@ -83,9 +83,35 @@ def test_nfnet_imagenet_is_the_paper(name, plus):
   assert config.compute_dtype == 'bfloat16'
 
 
-def test_unknown_variant_lists_the_known():
-  with pytest.raises(ValueError, match=r"'nfnet_f9'.*nfnet_f0plus"):
-    nfnet_imagenet.get_config('F9')
+@pytest.mark.parametrize(
+  ('module', 'argument', 'message'),
+  [
+    (nfnet_imagenet, 'F9', r"no NFNet 'F9'; choose one of F0, F0\+, .*, F7\+$"),
+    (nfnet_imagenet, '', "no NFNet ''; choose one of F0"),
+    (ablation_imagenet, 'G1,mixup', "no NFNet 'G1'; choose one of F0"),
+    (ablation_imagenet, 'F1,mix_up', r"'mix_up'; .*did you mean mixup\?"),
+    (ablation_imagenet, 'F1', "there is no row ''; choose one of baseline"),
+    (nf_regnet_imagenet, 'B9', "no NF-RegNet 'B9'; choose one of B0, .*, B8$"),
+    (efficientnet_imagenet, 'b', "no EfficientNet 'B'; choose one of B0"),
+    (
+      nf_resnet_imagenet,
+      '51',
+      "no NF-ResNet '51'; choose one of 50, 101, .*600$",
+    ),
+    (resnet_imagenet, 'fixup_resnet5', r'did you mean fixup_resnet50\?'),
+    (resnet_imagenet, 'nfnet_f0', "no ResNet 'nfnet_f0'; choose one of 50"),
+    (finetune, 'nfnet_f9,digits', "no model 'nfnet_f9'; did you mean nfnet_f"),
+  ],
+)
+def test_unknown_arguments_list_the_known(module, argument, message):
+  with pytest.raises(ValueError, match=message):
+    module.get_config(argument)
+
+
+def test_arguments_in_other_spellings():
+  for name in ('f1+', 'F1plus', 'F1+'):
+    assert nfnet_imagenet.get_config(name).model.name == 'nfnet_f1plus'
+  assert resnet_imagenet.get_config('resnet50').model.name == 'resnet50'
 
 
 @pytest.mark.thorough

@@ -29,8 +29,8 @@ from ml_collections import config_dict
 
 from experiments.benchmarks import peak
 from experiments.reproduce import paper
+from nfnets_jax import command_line, paths
 from nfnets_jax import main as main_lib
-from nfnets_jax import paths
 from nfnets_jax.data import datasets, decode, loader
 from nfnets_jax.models import cost
 from nfnets_jax.training import distributed, interrupt, progress, train
@@ -268,10 +268,8 @@ def main(argv: list[str], arguments: list[str]) -> None:
     arguments: the command line as it was typed.
   """
   config = flags.FLAGS.config
-  try:
+  with command_line.telling():
     workdir = paths.expand_literal(flags.FLAGS.workdir, '--workdir')
-  except ValueError as error:
-    raise app.UsageError(str(error)) from error
   if flags.FLAGS.mode != 'train':
     raise app.UsageError('evaluate with python -m nfnets_jax.main')
   try:
@@ -295,7 +293,11 @@ def main(argv: list[str], arguments: list[str]) -> None:
     if killed is not None:
       rehearsal += f' It was killed after step {killed} and resumed from there.'
   main_lib.start(argv)
-  with distributed.ending_together(), interrupt.exiting():
+  with (
+    distributed.ending_together(),
+    command_line.telling(),
+    interrupt.exiting(),
+  ):
     report_run(config, workdir, rehearsal)
 
 
@@ -335,5 +337,5 @@ def report_run(
 if __name__ == '__main__':
   app.run(
     functools.partial(main, arguments=sys.argv[1:]),
-    flags_parser=main_lib.parse_flags,
+    flags_parser=command_line.parse_flags,
   )

@@ -133,7 +133,9 @@ def test_open_mpi_5_with_mpi4py(all_packages):
   ],
 )
 def test_launchers_that_jax_does_not_know(environment, size, rank, local_rank):
-  message = f'={size}, .*set JAX_COORDINATOR_ADDRESS=host:port .*--num_processes'
+  message = (
+    f'={size}, .*set JAX_COORDINATOR_ADDRESS=host:port .*--num_processes'
+  )
   with pytest.raises(ValueError, match=message):
     distributed.detect(environment)
   expected = {
@@ -174,7 +176,9 @@ def test_launchers_that_tell_too_little(environment):
   ],
 )
 def test_variables_that_are_no_numbers(environment, name):
-  with pytest.raises(ValueError, match=f'{name} in the environment is not a nu'):
+  with pytest.raises(
+    ValueError, match=f'{name} in the environment is not a nu'
+  ):
     distributed.detect(environment)
 
 

@@ -1,0 +1,215 @@
+"""What the commands share: the flag --config, and errors told in a line.
+
+An error that this package raises on purpose is a message for the user. Any
+other is a fault, of a config file or of the code, and keeps its traceback.
+"""
+
+import contextlib
+import difflib
+import importlib.machinery
+import importlib.util
+import inspect
+import pathlib
+import re
+import sys
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+from absl import flags
+from ml_collections import config_dict, config_flags
+
+from nfnets_jax import paths
+
+_PACKAGE = pathlib.Path(__file__).parent
+_OURS = (_PACKAGE, _PACKAGE.parent / 'experiments')
+
+# What absl and Python say of values of the wrong type, in other words.
+_REASONS = {
+  r'invalid literal for int\(\) with base 10: .*': 'not a whole number',
+  r'could not convert string to float: .*': 'not a number',
+  r"\('Non-boolean argument to boolean flag', .*": 'neither true nor false',
+}
+
+
+@contextlib.contextmanager
+def telling() -> Iterator[None]:
+  """Exits with `error: ...` and code 1 if this package refuses what is inside.
+
+  Example:
+    >>> with telling():
+    ...   paths.expand('')
+    Traceback (most recent call last):
+    SystemExit: error: path is empty; give a path
+  """
+  try:
+    yield
+  except Exception as error:
+    if not _is_refusal(error):
+      raise
+    sys.exit(f'error: {error}')
+
+
+def _is_refusal(error: Exception) -> bool:
+  """Whether a `raise` of this package, and no fault in it, was the origin."""
+  frames = traceback.extract_tb(error.__traceback__)
+  if not frames:
+    return False
+  path = pathlib.Path(frames[-1].filename).absolute()
+  ours = any(path.is_relative_to(folder) for folder in _OURS)
+  return ours and (frames[-1].line or '').startswith('raise ')
+
+
+def define_config(
+  default: str | None = None,
+  help: str = 'Experiment file, such as experiments/nfnet_imagenet.py:F0; '
+  'fields are overridden by --config.field=value.',
+) -> flags.FlagHolder[config_dict.ConfigDict]:
+  """Defines the flag --config; `parse_flags` parses it.
+
+  Args:
+    default: an experiment file, with its argument.
+    help: what --help says of it.
+
+  Returns:
+    The flag; its value is a locked config.
+  """
+  holder = config_flags.DEFINE_config_file('config', default, help)
+  flags.FLAGS['config'].parser = _ConfigParser()
+  return holder
+
+
+class _ConfigParser(flags.ArgumentParser):
+  """Reads an experiment file, and checks the names that override its fields."""
+
+  def parse(self, argument: str) -> config_dict.ConfigDict:
+    path, colon, rest = argument.partition(':')
+    with telling():
+      file = paths.existing(path, '--config', 'file')
+    try:
+      config = _load(file, [rest] if colon else [])
+    except Exception as error:
+      sys.exit(f'error: --config={argument}:{_describe(error, file)}')
+    for word in sys.argv:
+      if match := re.match(r'--?(?:no)?config\.([^=]+)', word):
+        _check_field(config, match[1])
+    return config
+
+  def flag_type(self) -> str:
+    return 'config object'
+
+
+def _load(file: pathlib.Path, arguments: list[str]) -> config_dict.ConfigDict:
+  name = 'config_config'  # as ml_collections calls it
+  loader = importlib.machinery.SourceFileLoader(name, str(file))
+  spec = importlib.util.spec_from_loader(name, loader)
+  assert spec is not None
+  module = importlib.util.module_from_spec(spec)
+  sys.modules[name] = module
+  loader.exec_module(module)
+  if not hasattr(module, 'get_config'):
+    raise ValueError('it defines no function get_config')
+  try:
+    inspect.signature(module.get_config).bind(*arguments)
+  except TypeError as error:
+    raise ValueError(
+      f'it takes no argument; leave out :{arguments[0]}'
+      if arguments
+      else f'it needs an argument: --config={file}:ARGUMENT'
+    ) from error
+  config = module.get_config(*arguments)
+  if not isinstance(config, config_dict.ConfigDict):
+    raise ValueError(
+      f'get_config() returns {type(config).__name__}, not a ConfigDict'
+    )
+  config.lock()
+  return config
+
+
+def _describe(error: Exception, file: pathlib.Path) -> str:
+  """A message, or the traceback from where it enters the config file."""
+  if _is_refusal(error):
+    return f' {error}'
+  frame = error.__traceback__
+  while frame and frame.tb_frame.f_code.co_filename != str(file):
+    frame = frame.tb_next
+  lines = traceback.format_exception(error.with_traceback(frame))
+  return '\n' + ''.join(lines).rstrip()
+
+
+def _check_field(config: config_dict.ConfigDict, field: str) -> None:
+  node: Any = config
+  for part in field.split('.'):
+    if '[' in part:  # an index, which ml_collections checks
+      return
+    if not isinstance(node, config_dict.ConfigDict) or part not in node:
+      sys.exit(
+        f'error: --config.{field}: there is no such field{_hint(config, field)}'
+      )
+    node = node[part]
+
+
+def _hint(config: config_dict.ConfigDict, field: str) -> str:
+  known = list(_fields(config))
+  similar = difflib.get_close_matches(field, known, n=1, cutoff=0.8)
+  if not similar:
+    last = {name.rpartition('.')[2]: name for name in known}
+    found = difflib.get_close_matches(
+      field.rpartition('.')[2], last, cutoff=0.7
+    )
+    similar = [last[name] for name in found]
+  if similar:
+    return f'; did you mean {" or ".join(similar)}?'
+  return '; experiments/base.py lists the fields'
+
+
+def _fields(config: config_dict.ConfigDict, prefix: str = '') -> Iterator[str]:
+  for name, value in config.items():
+    if isinstance(value, config_dict.ConfigDict):
+      yield from _fields(value, f'{prefix}{name}.')
+    else:
+      yield f'{prefix}{name}'
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+  """Parses the command line; understands `--config.field=None`.
+
+  ml_collections would take None for a string, or refuse it.
+
+  Args:
+    argv: the program and its arguments.
+
+  Returns:
+    The program and what are no flags.
+  """
+  off = re.compile(r'--config\.([^=]+)=None')
+  fields = [match[1] for match in map(off.fullmatch, argv) if match]
+  # ml_collections looks for overrides in sys.argv, whatever is parsed.
+  sys.argv = [word for word in argv if not off.fullmatch(word)]
+  try:
+    rest = flags.FLAGS(sys.argv)
+  except flags.Error as error:
+    text = str(error).removeprefix('flag ')
+    for pattern, reason in _REASONS.items():
+      text = re.sub(pattern, reason, text)
+    sys.exit(f'error: {text}\n--help shows the flags')
+  for field in fields:
+    _turn_off(flags.FLAGS['config'].value, field)
+  return rest
+
+
+def _turn_off(config: config_dict.ConfigDict, field: str) -> None:
+  _check_field(config, field)
+  parent, _, name = field.rpartition('.')
+  node: Any = config
+  for part in filter(None, parent.split('.')):
+    node = node[part]
+  value = dict(node.items(preserve_field_references=True))[name]
+  # A net knows what of it may be None; of the rest, placeholders may.
+  may = isinstance(value, config_dict.FieldReference) or parent == 'model'
+  if not may and value is not None:
+    sys.exit(
+      f'error: --config.{field}=None: it cannot be off; it is {value!r} in '
+      'this config'
+    )
+  config.update_from_flattened_dict({field: None})
