@@ -8,7 +8,12 @@ import setuptools
 ROOT = pathlib.Path(__file__).parent
 
 _AGC = ['jax>=0.8', 'optax>=0.2.5']
-_MODELS = ['dm-haiku>=0.0.16', 'ml_dtypes>=0.5', 'safetensors>=0.5']
+_MODELS = [
+  'dm-haiku>=0.0.16',
+  'ml_dtypes>=0.5',
+  'safetensors>=0.5',
+  'tqdm>=4.66',
+]
 _TRAIN = [
   'absl-py>=2.1',
   'chex>=0.1.90',
@@ -27,7 +32,6 @@ _TRAIN = [
   'simplejpeg>=1.8',
   'tensorboardX>=2.6.2',
   'tensorflow-datasets>=4.9.9',
-  'tqdm>=4.66',
 ]
 _TEST = [
   'dill>=0.3.9',

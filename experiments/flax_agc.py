@@ -27,6 +27,7 @@ import numpy as np
 import optax
 from sklearn import datasets
 
+from nfnets_jax import devices
 from nfnets_jax.agc import adaptive_grad_clip, is_head
 
 _BATCH = 128
@@ -147,6 +148,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument('--seeds', type=int, default=3)
   parser.add_argument('--first_rate', type=float, default=0.008)
   args = parser.parse_args(argv)
+  devices.start_or_exit()
   rate, found = args.first_rate, False
   results: dict[tuple[float, bool], list[tuple[list[float], float]]] = {}
   while not found and rate < 100:

@@ -19,6 +19,7 @@ import argparse
 from typing import NamedTuple
 
 from nfnets_jax import summary
+from nfnets_jax.devices import start_or_exit
 from nfnets_jax.models import variants
 
 MODELS = tuple(f'nfnet_f{n}' for n in range(7))
@@ -282,6 +283,7 @@ def main() -> None:
     help='on each device in a step (default: 32)',
   )
   args = parser.parse_args()
+  start_or_exit()
   if args.images < 1:
     parser.error(f'--images is {args.images}; give 1 or more')
   print(report([work(name) for name in MODELS], args.images), end='')

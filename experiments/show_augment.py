@@ -16,16 +16,14 @@ import sys
 import jax
 import numpy as np
 from absl import app, flags, logging
-from ml_collections import config_dict, config_flags
+from ml_collections import config_dict
 from PIL import Image, ImageDraw, ImageFont
 
-from nfnets_jax import augment, paths
+from nfnets_jax import augment, command_line, devices, paths
 from nfnets_jax.data import loader, transforms
 from nfnets_jax.training import train, train_step
 
-_CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'Experiment file.', lock_config=True
-)
+_CONFIG = command_line.define_config()
 _OUTPUT = flags.DEFINE_string(
   'output', None, 'The picture, such as FILE.png.', required=True
 )
@@ -211,6 +209,7 @@ def _paste(
 def main(argv: list[str]) -> None:
   """Draws the picture."""
   del argv
+  devices.start_or_exit()
   logging.set_verbosity(logging.WARNING)
   config = _CONFIG.value
   try:
@@ -227,4 +226,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  app.run(main, flags_parser=command_line.parse_flags)

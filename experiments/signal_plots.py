@@ -91,7 +91,7 @@ import matplotlib.ticker
 import numpy as np
 from sklearn import datasets
 
-from nfnets_jax import augment, models, paths
+from nfnets_jax import augment, devices, models, paths
 from nfnets_jax.data import folder, transforms
 from nfnets_jax.models import blocks, factory
 
@@ -468,6 +468,7 @@ def main() -> None:
   parser.add_argument('--image_size', type=int, default=224, help='pixels')
   parser.add_argument('--seed', type=int, default=0, help='of all draws')
   args = parser.parse_args()
+  devices.start_or_exit()
   count, size, seed = args.images, args.image_size, args.seed
   if count < 2 or size < 32:
     parser.error(

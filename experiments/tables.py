@@ -7,7 +7,7 @@ Nothing is computed; the networks are only traced, at their test size.
 
 from absl import app, flags
 
-from nfnets_jax import paths, summary
+from nfnets_jax import devices, paths, summary
 from nfnets_jax.models import published, variants
 
 _FILE = flags.DEFINE_string(
@@ -56,6 +56,7 @@ def _beside(ours: float, theirs: float | None) -> tuple[str, str]:
 def main(argv: list[str]) -> None:
   """Writes the file."""
   del argv
+  devices.start_or_exit()
   lines = [row(name) for name in variants.VARIANTS]
   path = paths.expand(_FILE.value, '--file')
   path.parent.mkdir(parents=True, exist_ok=True)

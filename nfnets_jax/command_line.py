@@ -16,6 +16,11 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
+from nfnets_jax import extras
+
+# ruff: noqa: E402
+extras.need('train', 'absl', 'ml_collections')
+
 from absl import flags
 from ml_collections import config_dict, config_flags
 
@@ -26,6 +31,9 @@ _OURS = (_PACKAGE, _PACKAGE.parent / 'experiments')
 
 # What absl and Python say of values of the wrong type, in other words.
 _REASONS = {
+  r'(--\w+)=None: Flag \1 must have a value other than None\.': (
+    r'\1 must have a value'
+  ),
   r'invalid literal for int\(\) with base 10: .*': 'not a whole number',
   r'could not convert string to float: .*': 'not a number',
   r"\('Non-boolean argument to boolean flag', .*": 'neither true nor false',
@@ -62,20 +70,24 @@ def _is_refusal(error: Exception) -> bool:
 
 def define_config(
   default: str | None = None,
-  help: str = 'Experiment file, such as experiments/nfnet_imagenet.py:F0; '
-  'fields are overridden by --config.field=value.',
 ) -> flags.FlagHolder[config_dict.ConfigDict]:
   """Defines the flag --config; `parse_flags` parses it.
 
   Args:
     default: an experiment file, with its argument.
-    help: what --help says of it.
 
   Returns:
     The flag; its value is a locked config.
   """
-  holder = config_flags.DEFINE_config_file('config', default, help)
+  holder = config_flags.DEFINE_config_file(
+    'config',
+    None,
+    'Experiment file, such as experiments/nfnet_imagenet.py:F0; fields are '
+    'overridden by --config.field=value.',
+  )
   flags.FLAGS['config'].parser = _ConfigParser()
+  if default is not None:
+    flags.set_default(holder, default)
   return holder
 
 
@@ -189,7 +201,7 @@ def parse_flags(argv: list[str]) -> list[str]:
   try:
     rest = flags.FLAGS(sys.argv)
   except flags.Error as error:
-    text = str(error).removeprefix('flag ')
+    text = re.sub('(?m)^flag ', '', str(error))
     for pattern, reason in _REASONS.items():
       text = re.sub(pattern, reason, text)
     sys.exit(f'error: {text}\n--help shows the flags')

@@ -22,7 +22,7 @@ import jax
 import jax.export
 import numpy as np
 
-from nfnets_jax import predict, weights
+from nfnets_jax import devices, predict, weights
 from nfnets_jax.models import variants
 
 _STABLEHLO = '.stablehlo'
@@ -95,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     '--precision', choices=predict.PRECISIONS, default='float32'
   )
   args = parser.parse_args(argv)
+  devices.start_or_exit()
   try:
     found = predict.read_weights(args.source, args.model)
     if args.target.suffix == _STABLEHLO:

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nfnets_jax import augment, models, paths, weights
+from nfnets_jax import augment, devices, models, paths, weights
 from nfnets_jax.data import folder, transforms
 from nfnets_jax.models import layers, variants
 
@@ -279,6 +279,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     value = getattr(args, flag)
     if value is not None and value < 1:
       parser.error(f'--{flag} must be at least 1, got {value}')
+  devices.start_or_exit()
   try:
     files = find_images(args.images)
     net_weights = read_weights(args.weights, args.model)

@@ -16,12 +16,17 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from nfnets_jax import extras
+
+# ruff: noqa: E402
+extras.need('train', 'haiku', 'ml_collections')
+
 import haiku as hk
 import jax
 import jax.numpy as jnp
 from ml_collections import config_dict
 
-from nfnets_jax import models
+from nfnets_jax import devices, models
 from nfnets_jax.models import cost, published, variants
 from nfnets_jax.training import memory
 from nfnets_jax.training import optimizer as optimizers
@@ -216,6 +221,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   args = parser.parse_args(argv)
   try:
     _check(args)
+    devices.start()
     if len(args.names) == 1:
       _print_modules(args)
     _print_table(args)

@@ -35,18 +35,16 @@ import numpy as np
 import optax
 from absl import app, flags
 from jax.extend import core
-from ml_collections import config_dict, config_flags
+from ml_collections import config_dict
 
-from nfnets_jax import paths
+from nfnets_jax import command_line, devices, paths
 from nfnets_jax.models import cost
 from nfnets_jax.training import optimizer as optimizers
 from nfnets_jax.training import parallel, train
 from nfnets_jax.training import train_step as steps
 
-_CONFIG = config_flags.DEFINE_config_file(
-  'config',
-  str(pathlib.Path(__file__).parents[1] / 'nfnet_imagenet.py:F1'),
-  'Experiment file.',
+_CONFIG = command_line.define_config(
+  str(pathlib.Path(__file__).parents[1] / 'nfnet_imagenet.py:F1')
 )
 _BATCH = flags.DEFINE_integer('batch', 32, 'Images of a step on one device.')
 _MEASURE = flags.DEFINE_bool(
@@ -238,6 +236,7 @@ def measure(config: config_dict.ConfigDict) -> dict[str, Any]:
 def main(argv: list[str]) -> None:
   """Prints the table."""
   del argv
+  devices.start_or_exit()
   config = _CONFIG.value
   kind = jax.devices()[0].device_kind
   print(
@@ -255,4 +254,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  app.run(main, flags_parser=command_line.parse_flags)

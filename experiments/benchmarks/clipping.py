@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from nfnets_jax import agc, models
+from nfnets_jax import agc, devices, models
 from nfnets_jax.models import variants
 
 
@@ -77,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument('--repeats', type=int, default=15)
   parser.add_argument('--json', action='store_true')
   args = parser.parse_args(argv)
+  devices.start_or_exit()
   variants.get(args.model)
   if args.repeats < 2:
     parser.error(f'--repeats must be at least 2, got {args.repeats}')

@@ -16,6 +16,7 @@ import jax
 from jax import lax
 
 from experiments.benchmarks import released
+from nfnets_jax import devices
 from nfnets_jax.models import convolution
 
 # Pixels, channels, groups, kernel size, stride.
@@ -90,6 +91,7 @@ def main() -> None:
     '--loop', action='store_true', help='run the steps in a loop of two'
   )
   args = parser.parse_args()
+  devices.start_or_exit()
   print('px channels groups kernel stride | ms of conv2d (s to compile), XLA')
   for shape in _SHAPES:
     found = [

@@ -20,17 +20,15 @@ import jax
 import jax.numpy as jnp
 import optax
 from absl import app, flags
-from ml_collections import config_dict, config_flags
+from ml_collections import config_dict
 
-from nfnets_jax import paths
+from nfnets_jax import command_line, devices, paths
 from nfnets_jax.training import optimizer as optimizers
 from nfnets_jax.training import parallel, train
 from nfnets_jax.training import train_step as steps
 
-_CONFIG = config_flags.DEFINE_config_file(
-  'config',
-  str(pathlib.Path(__file__).parents[1] / 'nfnet_imagenet.py:F0'),
-  'Experiment file.',
+_CONFIG = command_line.define_config(
+  str(pathlib.Path(__file__).parents[1] / 'nfnet_imagenet.py:F0')
 )
 _BATCH = flags.DEFINE_integer('batch', 32, 'Images of a step on one device.')
 _MICRO_BATCHES = flags.DEFINE_integer(
@@ -113,6 +111,7 @@ def _now() -> tuple[float, float]:
 def main(argv: list[str]) -> None:
   """Prints the figures."""
   del argv
+  devices.start_or_exit()
   config = _CONFIG.value
   figures = measure(config, _BATCH.value, _MICRO_BATCHES.value)
   load = os.getloadavg()[0]
@@ -136,4 +135,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  app.run(main, flags_parser=command_line.parse_flags)

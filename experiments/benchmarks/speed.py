@@ -40,7 +40,7 @@ from ml_collections import config_dict
 
 from experiments import base
 from experiments.benchmarks import op_profile, peak, released, timm_peer
-from nfnets_jax import models, paths
+from nfnets_jax import devices, models, paths
 from nfnets_jax.models import variants
 from nfnets_jax.training import host_memory, parallel, train
 from nfnets_jax.training import optimizer as optimizers
@@ -469,6 +469,7 @@ if __name__ == '__main__':
   os.environ['XLA_FLAGS'] = (
     f'{os.environ.get("XLA_FLAGS", "")} {op_profile.CPU_FLAG}'
   )
+  devices.start_or_exit()
   if jax.default_backend() == 'cpu':  # as in `main`
     host_memory.keep_freed_memory()
   main()

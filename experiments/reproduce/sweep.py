@@ -32,7 +32,7 @@ from absl import logging as absl_logging
 from ml_collections import config_dict
 
 from experiments.reproduce import latency, results, rows
-from nfnets_jax import paths
+from nfnets_jax import devices, paths
 from nfnets_jax.data import datasets
 from nfnets_jax.training import host_memory, interrupt, lock, memory, train
 from nfnets_jax.training import optimizer as optimizers
@@ -335,6 +335,7 @@ def main(argv: list[str] | None = None) -> None:
   }
   data = {key: value for key, value in told.items() if value is not None}
   jobs = args.jobs
+  devices.start_or_exit()
   if jobs is None:
     on_cpu = jax.default_backend() == 'cpu'
     jobs = len(os.sched_getaffinity(0)) if on_cpu else 1

@@ -10,3 +10,16 @@
 Mixing, RandAugment and normalisation follow on the device, in
 `nfnets_jax.augment`: what leaves here is uint8.
 """
+
+from nfnets_jax import extras
+
+extras.need(
+  'train',
+  'array_record',
+  'grain',
+  'PIL',
+  'scipy',
+  'simplejpeg',
+  'tensorflow_datasets',
+  'tqdm',
+)

@@ -7,6 +7,8 @@ which is plain data, never does.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from nfnets_jax import extras
+
 if TYPE_CHECKING:
   from nfnets_jax.models.cost import count_macs
   from nfnets_jax.models.factory import arguments, create
@@ -23,4 +25,5 @@ _LAZY = {
 def __getattr__(name: str) -> Any:
   if name not in _LAZY:
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  extras.need('models', 'haiku')
   return getattr(importlib.import_module(_LAZY[name]), name)

@@ -1,5 +1,6 @@
 """Builds a network by name."""
 
+import difflib
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -70,9 +71,11 @@ def create(
   known = arguments(name)
   unknown = sorted(set(overrides) - set(known))
   if unknown:
+    near = difflib.get_close_matches(unknown[0], known)
     raise ValueError(
       f'{name} has no argument {", ".join(unknown)}; it takes '
       f'{", ".join(sorted(known))}'
+      + (f' (did you mean {" or ".join(near)}?)' if near else '')
     )
   family = _FAMILIES[variants.get(name).family]
   if remat is not None:

@@ -20,6 +20,7 @@ Reference:
 """
 
 import dataclasses
+import difflib
 import math
 import types
 from collections.abc import Mapping
@@ -247,7 +248,9 @@ def get(name: str) -> Variant:
     320
   """
   if name not in VARIANTS:
+    near = difflib.get_close_matches(str(name), VARIANTS)
     raise ValueError(
       f'unknown model {name!r}; choose one of {", ".join(sorted(VARIANTS))}'
+      + (f' (did you mean {" or ".join(near)}?)' if near else '')
     )
   return VARIANTS[name]

@@ -1,0 +1,37 @@
+"""Packages that `pip install nfnets_jax` leaves to an extra.
+
+Without extras there are jax and optax, which AGC needs. The other parts of the
+package say which extra they need, before a package is found missing one by one.
+"""
+
+import importlib.util
+
+
+def need(extra: str, *packages: str) -> None:
+  """Checks that packages of an extra are installed; imports none of them.
+
+  Args:
+    extra: of this package, 'models' or 'train'.
+    *packages: names to import.
+
+  Raises:
+    ModuleNotFoundError: if one is missing; the message has the command that
+      installs it.
+
+  Example:
+    >>> need('models', 'haiku')
+  """
+  for package in packages:
+    if not _is_installed(package):
+      raise ModuleNotFoundError(
+        f'No module named {package!r}; it comes with the extra {extra!r}: '
+        f"pip install 'nfnets_jax[{extra}]', or '.[{extra}]' in a clone",
+        name=package,
+      )
+
+
+def _is_installed(package: str) -> bool:
+  try:
+    return importlib.util.find_spec(package) is not None
+  except (ImportError, ValueError):
+    return False
