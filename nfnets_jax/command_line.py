@@ -26,6 +26,9 @@ from ml_collections import config_dict, config_flags
 
 from nfnets_jax import paths
 
+# So that --help of a command shows --config.
+flags.disclaim_key_flags()
+
 _PACKAGE = pathlib.Path(__file__).parent
 _OURS = (_PACKAGE, _PACKAGE.parent / 'experiments')
 

@@ -126,7 +126,7 @@ def load(
     raise FileNotFoundError(
       f'data set {name!r} is not prepared in {builder.data_dir}'
       f'{_other_versions(builder)}; prepare it with: '
-      + prepare_command(name, data_dir=data_dir)
+      + _how_to_prepare(name, data_dir)
     )
   features = builder.info.features
   is_dict = isinstance(features, tfds.features.FeaturesDict)
@@ -441,6 +441,20 @@ def prepare_command(name: str, **options: str | os.PathLike[str] | None) -> str:
   return shlex.join(words)
 
 
+def _how_to_prepare(name: str, data_dir: str | os.PathLike[str] | None) -> str:
+  """The command, which for ImageNet takes what cannot be downloaded."""
+  if not re.match(r'imagenet2012\b', name):
+    return prepare_command(name, data_dir=data_dir)
+  words = ['make', 'imagenet', 'IMAGENET_DIR=FOLDER']
+  if data_dir is not None:
+    words.append(f'DATA_DIR={os.fspath(data_dir)}')
+  command = prepare_command(name, imagenet_dir='FOLDER', data_dir=data_dir)
+  return (
+    f'{shlex.join(words)}\n(or, where tensorflow is installed: {command}), '
+    'FOLDER being where ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar are'
+  )
+
+
 def _other_versions(builder: tfds.core.DatasetBuilder) -> str:
   """Says which versions are prepared beside one that is not."""
   infos = pathlib.Path(builder.data_dir).parent.glob('*/dataset_info.json')
@@ -493,7 +507,7 @@ def _prepare_anew(
 ) -> str:
   return (
     f'If {folder} is damaged, delete it and prepare it anew with: '
-    + prepare_command(name, data_dir=data_dir)
+    + _how_to_prepare(name, data_dir)
   )
 
 

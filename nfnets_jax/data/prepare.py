@@ -170,7 +170,8 @@ def _check_imagenet(
     raise ValueError(
       f'{builder.name} is not prepared in {builder.data_dir}; give '
       '--imagenet_dir, the folder of its two archives, or --from_tfrecord, a '
-      f'copy that TFDS has prepared\n{imagenet.remedy(*imagenet.ARCHIVES)}'
+      'copy that TFDS has prepared (`make imagenet` takes them as IMAGENET_DIR '
+      f'and FROM_TFRECORD)\n{imagenet.remedy(*imagenet.ARCHIVES)}'
     )
   folder = paths.expand(imagenet_dir, 'imagenet_dir').absolute()
   counts = imagenet.check(folder, builder.info.features['label'].names)

@@ -1,0 +1,77 @@
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from nfnets_jax import devices
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture
+def choose(monkeypatch):
+  """Sets $JAX_PLATFORMS as jax would have read it."""
+  before = devices._chosen()
+  jax.devices()  # so that the backend of the other tests stays
+
+  def set_to(text):
+    monkeypatch.setenv('JAX_PLATFORMS', text)
+    jax.config.update('jax_platforms', text)
+
+  yield set_to
+  jax.config.update('jax_platforms', before)
+
+
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    ('cuda', r"=cuda, .* no 'cuda' .* only cpu; .* 'jax\[cuda13\]'; or unset"),
+    ('tpu', r"=tpu, .* no 'tpu' .* only cpu; .* pip install 'jax\[tpu\]'; or"),
+    (
+      'nonsense',
+      "=nonsense, .* no 'nonsense' .* only cpu; unset JAX_PLATFORMS",
+    ),
+    # jax itself would go on without a word.
+    ('cpu,cuda', "=cpu,cuda, but jax finds no 'cuda' device here, only cpu"),
+  ],
+)
+def test_platforms_that_are_missing(choose, text, message):
+  choose(text)
+  with pytest.raises(ValueError, match=f'JAX_PLATFORMS{message}'):
+    devices.start()
+  assert devices._chosen() == text
+
+
+@pytest.mark.parametrize('text', ['cpu', '', ' '])
+def test_platforms_that_are_there(choose, text):
+  choose(text)
+  devices.start()
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+  ('module', 'arguments'),
+  [
+    ('nfnets_jax.main', '--config=experiments/digits.py --workdir=DIR'),
+    ('nfnets_jax.predict', '--model=nfnet_tiny --weights=random DIR'),
+    ('experiments.reproduce.sweep', '--output=DIR'),
+  ],
+)
+def test_commands_name_the_variable(tmp_path, module, arguments):
+  """From the start, where jax gives a bare assertion or a traceback."""
+  words = arguments.replace('DIR', str(tmp_path / 'new')).split()
+  done = subprocess.run(
+    [sys.executable, '-m', module, *words],
+    cwd=ROOT,
+    env={**os.environ, 'JAX_PLATFORMS': 'nonsense'},
+    capture_output=True,
+    text=True,
+    timeout=100,
+  )
+  assert done.returncode == 1
+  assert 'error: JAX_PLATFORMS=nonsense, but jax finds no' in done.stderr
+  assert 'Traceback' not in done.stderr
+  assert not (tmp_path / 'new').exists()
