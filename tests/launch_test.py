@@ -179,7 +179,7 @@ def test_commands_of_the_page(monkeypatch):
       else:
         (script,) = [x for x in words if x.startswith('experiments/launch/')]
         assert (ROOT / script).exists()
-  assert checked == 2
+  assert checked == 3
 
 
 def _check_page_command(words, monkeypatch):

@@ -95,11 +95,10 @@ def test_train_and_evaluate(tmp_path):
   ('arguments', 'message'),
   [
     ([], '--workdir must have a value'),
-    (['--workdir=gs://bucket'], 'not a path on this machine; mount the bucket'),
-    (['--workdir=DIR', 'train'], 'unexpected arguments: train'),
-    (
+    pytest.param(
       ['--workdir=DIR', '--config.optimizer.name=sgdm'],
       "optimizer.name is 'sgdm'; choose one of sgd, ",
+      marks=pytest.mark.thorough,
     ),
   ],
 )
@@ -117,9 +116,10 @@ def test_mistakes_are_told_in_a_line(tmp_path, arguments, message):
   [
     ('', '--workdir is empty; give a path'),
     ('runs/lr=[0.1]', r"--workdir=runs/lr=\[0.1\] has '\[', which checkpoints"),
-    ('back\\slash', r"has '\\\\', which checkpoints and data sets read"),
+    ('back\\slash', r".* has '\\\\', which checkpoints and data"),
     ('~no_such_user/run', '--workdir=~no_such_user/run: could not determine'),
     ('FILE', '--workdir=.*/file is not a folder'),
+    ('gs://bucket', '--workdir=gs://bucket is not a path on this machine'),
   ],
 )
 def test_workdirs_that_are_refused(tmp_path, workdir, message):
@@ -131,6 +131,11 @@ def test_workdirs_that_are_refused(tmp_path, workdir, message):
     )
     with pytest.raises(SystemExit, match=f'error: {message}'):
       main.start(['main'])
+
+
+def test_arguments_that_are_no_flags():
+  with pytest.raises(SystemExit, match='unexpected arguments: train; flags be'):
+    main.start(['main', 'train'])
 
 
 def test_workdir_in_the_home_directory(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_data_source
 from tensorflow_datasets.core import file_adapters
 
-from nfnets_jax.data import datasets, decode
+from nfnets_jax.data import datasets, decode, prepare
 
 
 class NoLabels(tfds.core.GeneratorBasedBuilder):
@@ -142,6 +142,24 @@ def test_unprepared_data_set_names_folder_and_remedy(tmp_path):
   assert str(tmp_path / 'digits' / '1.0.0') in str(error.value)
   command = f'python -m nfnets_jax.data.prepare digits --data_dir={tmp_path}'
   assert str(error.value).endswith(command)
+
+
+@pytest.mark.parametrize('name', ['imagenet2012', 'imagenet2012:5.1.0'])
+@pytest.mark.filterwarnings('ignore')
+def test_unprepared_imagenet_names_commands_that_work(tmp_path, name):
+  """As they stand, but for the folder of the archives."""
+  with pytest.raises(FileNotFoundError) as error:
+    datasets.load(name, 'train', tmp_path)
+  text = str(error.value)
+  assert f'make imagenet IMAGENET_DIR=FOLDER DATA_DIR={tmp_path}\n' in text
+  command = f'{name} --imagenet_dir=FOLDER --data_dir={tmp_path})'
+  assert f'python -m nfnets_jax.data.prepare {command}' in text
+  assert 'ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar' in text
+  with pytest.raises(FileNotFoundError) as error:
+    datasets.load(name, 'train', tmp_path / 'my data')
+  assert f"'DATA_DIR={tmp_path}/my data'" in str(error.value)
+  with pytest.raises(ValueError, match='make imagenet` takes them as IMAGENET'):
+    prepare.prepare(name, tmp_path)
 
 
 def test_other_versions_are_named(digits_dir, tmp_path):
