@@ -96,7 +96,7 @@ ENTRY %main (x: f32[2,2]) -> f32[2,2] {
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-  'NFNETS_TIMM_PYTHON' not in os.environ,
+  not os.environ.get('NFNETS_TIMM_PYTHON'),
   reason='NFNETS_TIMM_PYTHON names no interpreter with torch and timm',
 )
 def test_bench_runs_timm_in_turn(tmp_path):

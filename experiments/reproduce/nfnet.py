@@ -280,7 +280,9 @@ def main(argv: list[str], arguments: list[str]) -> None:
 
   rehearsal = None
   if _REHEARSE.value:
-    if distributed.detect(os.environ) or flags.FLAGS.num_processes:
+    with command_line.telling():
+      others = distributed.detect(os.environ)
+    if others or flags.FLAGS.num_processes:
       raise app.UsageError('a rehearsal runs in one process, on one host')
     killed = None
     if workdirs.read_report(workdir) is None:

@@ -22,7 +22,7 @@ from array_record.python import array_record_data_source
 from nfnets_jax.data import datasets, loader, transforms
 
 ROOT = pathlib.Path(__file__).parents[2]
-PYTHON = os.environ.get('NFNETS_TENSORFLOW_PYTHON', sys.executable)
+PYTHON = os.environ.get('NFNETS_TENSORFLOW_PYTHON') or sys.executable
 TRAIN, VALIDATION = 'ILSVRC2012_img_train.tar', 'ILSVRC2012_img_val.tar'
 
 # How users have prepared it, but that there would be one file for so little.
