@@ -95,7 +95,7 @@ def get_config() -> config_dict.ConfigDict:
 
   config.data = config_dict.ConfigDict()
   config.data.name = 'imagenet2012'  # of TFDS, 'folder' or 'fake'
-  # None is TFDS's own default, ~/tensorflow_datasets.
+  # None is $TFDS_DATA_DIR, or ~/tensorflow_datasets.
   config.data.data_dir = config_dict.placeholder(str)
   config.data.prepare = False  # build the data set if it is not there
   config.data.train_split = 'train'

@@ -78,7 +78,6 @@ Reference:
 import argparse
 import dataclasses
 import math
-import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -92,8 +91,9 @@ import numpy as np
 from sklearn import datasets
 
 from nfnets_jax import augment, devices, models, paths
-from nfnets_jax.data import folder, transforms
+from nfnets_jax.data import transforms
 from nfnets_jax.models import blocks, factory
+from nfnets_jax.predict import find_images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -349,13 +349,7 @@ def read_photos(path: str | None, count: int) -> list[bytes | np.ndarray]:
   """
   if path is None:
     return list(datasets.load_sample_images().images)
-  files = sorted(
-    file
-    for file in pathlib.Path(path).expanduser().rglob('*')
-    if file.suffix.lower() in folder.SUFFIXES
-  )
-  if not files:
-    raise FileNotFoundError(f'there are no photographs in {path}')
+  files = find_images([paths.expand(path, '--photos')])
   return [file.read_bytes() for file in files[:count]]
 
 

@@ -8,6 +8,7 @@ import argparse
 import difflib
 import os
 import pathlib
+import pwd
 import re
 from collections.abc import Callable
 
@@ -46,10 +47,17 @@ def expand(path: PathLike, option: str = 'path') -> pathlib.Path:
       'give a local path'
     )
   try:
+    first, *rest = pathlib.Path(text).parts
+    if first == '~' and not os.environ.get('HOME'):
+      # Empty counts as unset, for which the standard library takes '/'.
+      return pathlib.Path(pwd.getpwuid(os.getuid()).pw_dir, *rest)
     return pathlib.Path(text).expanduser()
-  except RuntimeError as error:  # no home directory, or no such user
+  except (
+    KeyError,
+    RuntimeError,
+  ) as error:  # no home directory, or no such user
     raise ValueError(
-      f'{option}={text}: {str(error).rstrip(".").lower()}; set HOME, or give '
+      f'{option}={text}: the home directory is unknown; set HOME, or give '
       'a path without ~'
     ) from error
 

@@ -1,5 +1,6 @@
 """Paths as users write them."""
 
+import os
 import pathlib
 
 import pytest
@@ -12,6 +13,20 @@ def test_expands_the_home_directory(monkeypatch):
   assert paths.expand('~/a') == pathlib.Path('/somewhere/a')
   assert paths.expand('a/~') == pathlib.Path('a/~')
   assert paths.expand_literal('~/a') == pathlib.Path('/somewhere/a')
+
+
+def test_an_empty_home_counts_as_unset(monkeypatch):
+  monkeypatch.delenv('HOME')
+  unset = paths.expand('~/a')
+  monkeypatch.setenv('HOME', '')
+  assert paths.expand('~/a') == unset != pathlib.Path('/a')
+
+
+def test_an_account_without_a_home_is_an_error(monkeypatch):
+  monkeypatch.delenv('HOME')
+  monkeypatch.setattr(os, 'getuid', lambda: 2**31 - 7)  # of no account
+  with pytest.raises(ValueError, match=r'data_dir=~/a: the home.*HOME'):
+    paths.expand('~/a', 'data_dir')
 
 
 def test_an_unknown_home_is_an_error_that_names_the_option(monkeypatch):
