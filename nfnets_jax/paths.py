@@ -132,7 +132,8 @@ def existing(
   expanded = expand(path, option)
   if not expanded.exists():
     beside = expanded.parent
-    names = [x.name for x in beside.iterdir()] if beside.is_dir() else []
+    entries = beside.iterdir() if beside.is_dir() else ()
+    names = [x.name for x in entries if x.name[0] not in '._']
     similar = difflib.get_close_matches(expanded.name, sorted(names))
     hint = f'; did you mean {" or ".join(similar)}?' if similar else ''
     if not beside.is_dir():

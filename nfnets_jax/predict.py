@@ -19,6 +19,11 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from nfnets_jax import extras
+
+# ruff: noqa: E402
+extras.need('train', 'haiku')
+
 import haiku as hk
 import jax
 import jax.numpy as jnp

@@ -53,6 +53,11 @@ _TRAIN = (
       "No module named 'orbax.checkpoint'; .* pip install 'nfnets_jax[train]'",
     ),
     (
+      'import nfnets_jax.convert',
+      'haiku',
+      "No module named 'haiku'; .* pip install 'nfnets_jax[train]'",
+    ),
+    (
       'import nfnets_jax.main',
       'ml_collections',
       "No module named 'ml_collections'; .* pip install 'nfnets_jax[train]'",
