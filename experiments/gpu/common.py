@@ -73,4 +73,4 @@ def read(folder: pathlib.Path) -> list[dict[str, Any]]:
 def data_set() -> tuple[str, pathlib.Path]:
   """What CIFAR-10 is called, and the folder of data sets that it is in."""
   name = os.environ.get('GPU_DATA_NAME') or 'cifar10_jpeg'
-  return name, paths.from_environment('GPU_DATA_DIR', pack() / 'tfds')
+  return name, paths.from_environment('GPU_DATA_DIR', scratch() / 'tfds')

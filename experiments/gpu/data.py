@@ -21,8 +21,8 @@ def fields() -> dict[str, Any]:
     return {'name': name, 'data_dir': str(folder.absolute())}
   if not common.dry_run():
     raise FileNotFoundError(
-      f'there is no data set {name} in {folder}; make gpu-pack gathers it, or '
-      'give --data_dir and --data_name'
+      f'there is no data set {name} in {folder}, nor in {common.pack()}; make '
+      'gpu-pack gathers it, or give --data_dir and --data_name'
     )
   folder = common.scratch().absolute() / 'data'
   folder.mkdir(parents=True, exist_ok=True)
