@@ -54,8 +54,9 @@ from experiments.gpu import common, report
 from nfnets_jax import paths
 
 LIMITS = {1: 120.0, 2: 240.0, 3: 240.0, 4: 600.0}
-# Of part 2, after which jobs measure though others are not ready yet.
-_PREPARING = 130.0
+# Of part 2, after which jobs measure though others are not ready yet, and
+# after which they do not wait for more important ones either.
+_PREPARING, _PATIENCE = 130.0, 170.0
 # Between SIGTERM and SIGKILL.
 _GRACE = 8.0
 # For the report at the end of all.
@@ -103,7 +104,20 @@ class Job:
 def jobs(part: int) -> list[Job]:
   """Returns a part's jobs, the most important first."""
   if part == 1:
-    return [Job(('right', x)) for x in ('agc', 'f0', 'step', 'digits', 'nets')]
+    checks = [
+      ('agc',),
+      ('f0', 'float32'),
+      ('f0', 'bfloat16'),
+      ('step', 'float32'),
+      ('step', 'bfloat16'),
+      ('digits',),
+      ('net', 'nf_resnet50'),
+      ('net', 'resnet50'),
+      ('net', 'nf_regnet_b0'),
+    ]
+    if common.dry_run():  # the others take the same way
+      checks = checks[:2] + checks[4:7]
+    return [Job(('right', *words)) for words in checks]
   if part == 2:
     both = ('ours', 'released')
     names = [
@@ -183,8 +197,16 @@ class Runner:
     """Runs a part's jobs until a time."""
     began = time.time()
     queue = [
-      _Process(self, job, part, self._words(job), self._environment, deadline)
-      for job in jobs(part)
+      _Process(
+        self,
+        job,
+        part,
+        self._words(job),
+        self._environment,
+        deadline,
+        os.nice(0) + (place if job.waits else 0),
+      )
+      for place, job in enumerate(jobs(part))
     ]
 
     def prepare(process: _Process) -> None:
@@ -197,10 +219,12 @@ class Runner:
     with concurrent.futures.ThreadPoolExecutor(self._slots) as pool:
       prepared = [pool.submit(prepare, process) for process in queue]
       queue = [process for process in queue if process.job.waits]
-      settled = began + (0 if common.dry_run() else _PREPARING)
       while queue and time.time() < deadline - _GRACE:
+        took = time.time() - began
         ready = [process for process in queue if process.ready.is_set()]
-        if ready and (len(ready) == len(queue) or time.time() > settled):
+        all_prepared = len(ready) == len(queue) or took > _PREPARING
+        in_order = ready[:1] == queue[:1] or took > _PATIENCE
+        if ready and ((all_prepared and in_order) or common.dry_run()):
           queue.remove(ready[0])
           others = [process for process in queue if process not in ready]
           with _held(others):
@@ -245,8 +269,10 @@ class _Process:
     words: list[str],
     environment: dict[str, str],
     deadline: float,
+    niceness: int,
   ):
     self.job = job
+    self._niceness = niceness
     self.ready = threading.Event()
     self._runner, self._part, self._words = runner, part, words
     self._environment = {**environment, 'GPU_DEADLINE': str(deadline)}
@@ -270,6 +296,8 @@ class _Process:
       env=self._environment,
       start_new_session=True,
     )
+    # What is important compiles first.
+    os.setpriority(os.PRIO_PGRP, self._process.pid, self._niceness)
     self._reader = threading.Thread(target=self._read, daemon=True)
     self._reader.start()
 
@@ -370,6 +398,9 @@ def install_pack(python: str) -> pathlib.Path | None:
       'make install and give GPU_PYTHON=.venv/bin/python'
     )
   site = common.scratch().absolute() / 'site'
+  if site.exists():  # of an earlier command
+    return site
+  partial = site.with_name('site-partial')
   subprocess.run(
     [
       python,
@@ -384,11 +415,12 @@ def install_pack(python: str) -> pathlib.Path | None:
       '--disable-pip-version-check',
       '--upgrade',
       '--target',
-      str(site),
+      str(partial),
       *wheels,
     ],
     check=True,
   )
+  partial.rename(site)
   return site
 
 
