@@ -44,6 +44,7 @@ def create_run(number: int) -> rows.Run:
   run.config.data.test_split = 'test[:64]'
   run.config.data.image_size = run.config.data.eval_image_size = 16
   run.config.epochs = 1.0
+  run.config.optimizer.warmup_epochs = 0.0
   return rows.Run(run.name, run.labels, run.config, held_out='train[-64:]')
 
 
