@@ -196,7 +196,7 @@ class Runner:
   def run_part(self, part: int, deadline: float) -> None:
     """Runs a part's jobs until a time."""
     began = time.time()
-    queue = [
+    everything = [
       _Process(
         self,
         job,
@@ -217,25 +217,40 @@ class Runner:
         process.finish()
 
     with concurrent.futures.ThreadPoolExecutor(self._slots) as pool:
-      prepared = [pool.submit(prepare, process) for process in queue]
-      queue = [process for process in queue if process.job.waits]
-      while queue and time.time() < deadline - _GRACE:
-        took = time.time() - began
-        ready = [process for process in queue if process.ready.is_set()]
-        all_prepared = len(ready) == len(queue) or took > _PREPARING
-        in_order = ready[:1] == queue[:1] or took > _PATIENCE
-        if ready and ((all_prepared and in_order) or common.dry_run()):
-          queue.remove(ready[0])
-          others = [process for process in queue if process not in ready]
-          with _held(others):
-            ready[0].go()
-            ready[0].finish()
-        else:
-          time.sleep(0.1)
-      for process in queue:
-        process.finish()
-      for future in prepared:
-        future.result()
+      prepared = [pool.submit(prepare, process) for process in everything]
+      try:
+        self._measure_in_turn(
+          [process for process in everything if process.job.waits],
+          began,
+          deadline,
+        )
+        for future in prepared:
+          future.result()
+      except BaseException:  # this command is stopped
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in everything:
+          process.signal(signal.SIGKILL)
+        raise
+
+  def _measure_in_turn(
+    self, queue: list['_Process'], began: float, deadline: float
+  ) -> None:
+    """Lets jobs measure, one at a time, once they are ready."""
+    while queue and time.time() < deadline - _GRACE:
+      took = time.time() - began
+      ready = [process for process in queue if process.ready.is_set()]
+      all_prepared = len(ready) == len(queue) or took > _PREPARING
+      in_order = ready[:1] == queue[:1] or took > _PATIENCE
+      if ready and ((all_prepared and in_order) or common.dry_run()):
+        queue.remove(ready[0])
+        others = [process for process in queue if process not in ready]
+        with _held(others):
+          ready[0].go()
+          ready[0].finish()
+      else:
+        time.sleep(0.1)
+    for process in queue:
+      process.finish()
 
   def _words(self, job: Job) -> list[str]:
     python = self._python
@@ -294,7 +309,8 @@ class _Process:
       text=True,
       errors='replace',
       env=self._environment,
-      start_new_session=True,
+      # Not a session of its own: what ends this command ends its jobs.
+      process_group=0,
     )
     # What is important compiles first.
     os.setpriority(os.PRIO_PGRP, self._process.pid, self._niceness)
@@ -523,6 +539,8 @@ def main(argv: list[str] | None = None) -> None:
   """Runs the parts and says what failed."""
   began = time.time()
   args = parse(sys.argv[1:] if argv is None else argv)
+  # As an interrupt, so that no job outlives this command.
+  signal.signal(signal.SIGTERM, signal.default_int_handler)
   output = paths.expand_literal(args.output, '--output')
   output.mkdir(parents=True, exist_ok=True)
   scratch = args.scratch or tempfile.mkdtemp(prefix='nfnets-gpu-')

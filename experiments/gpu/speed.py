@@ -22,6 +22,7 @@ import jax
 from experiments.benchmarks import peak, released, speed
 from experiments.gpu import common, step
 from nfnets_jax.models import variants
+from nfnets_jax.training import memory
 
 _ROUNDS = 5
 # Of a round, at least.
@@ -127,12 +128,12 @@ def measure(model: str, batch: int | None, forms: list[str]) -> None:
     programs = _compile(model, batch, size, forms)
   else:
     batch = 64
-    while 2 * batch * _BYTES[model] < _USABLE * _device_bytes():
+    while 2 * batch * _BYTES[model] < _USABLE * memory.device_memory():
       batch *= 2
     while True:
       programs = _compile(model, batch, size, forms)
       most = max(program.memory for program in programs)
-      if common.dry_run() or most < _USABLE * _device_bytes():
+      if common.dry_run() or most < _USABLE * memory.device_memory():
         break
       batch //= 2
   about = {'model': model, 'image_size': size, 'largest': largest}
@@ -182,11 +183,6 @@ def _compile(
   with concurrent.futures.ThreadPoolExecutor() as pool:
     list(pool.map(Program.compile, programs))
   return programs
-
-
-def _device_bytes() -> int:
-  stats = jax.local_devices()[0].memory_stats() or {}
-  return stats.get('bytes_limit', 0)
 
 
 def main(argv: list[str] | None = None) -> None:
