@@ -22,12 +22,13 @@ in the folder gpu-pack/; the Python that runs this gets them on its path, and
 nothing is installed into it.
 
 On a machine that runs commands of ten minutes at most, with that folder carried
-along and $OUT the folder that comes back, two commands:
+along and $OUT the folder that comes back, two commands, the second with the
+seconds that are left:
 
-  GPU_OUTPUT=$OUT python3 -m experiments.gpu.run --parts=1,2 --seconds=420
-  GPU_OUTPUT=$OUT python3 -m experiments.gpu.run --parts=3,4 --seconds=400
-
-Scratch data go to a folder of their own, outside of it (`--scratch`).
+  python3 -m experiments.gpu.run --output=$OUT --scratch=/tmp/gpu \
+    --parts=1,2 --seconds=420
+  python3 -m experiments.gpu.run --output=$OUT --scratch=/tmp/gpu \
+    --parts=3,4 --seconds=390
 """
 
 import argparse
