@@ -22,6 +22,7 @@ config_data_dir = $(if $(DATA_DIR),--config.data.data_dir='$(DATA_DIR)')
 .DEFAULT_GOAL := help
 .PHONY: help install train test test-thorough test-slow lint format bench \
   bench-input bench-augment show-augment signal-plots tables prepare imagenet clean \
+  gpu gpu-pack \
   $(VARIANTS:%=reproduce-%) $(VARIANTS:%=rehearse-%) reproduce report \
   $(CLAIMS:%=reproduce-%)
 
@@ -136,6 +137,15 @@ tables: $(STAMP)  ## Write the table of all networks, docs/models.md.
 signal-plots: WORKDIR ?= runs/signal-plots
 signal-plots: $(STAMP)  ## Draw the signal at initialisation beside the theory.
 	$(BIN)/python -m experiments.signal_plots --output_dir='$(WORKDIR)' $(ARGS)
+
+gpu: GPU_OUTPUT ?= runs/gpu
+gpu: $(if $(GPU_DRY_RUN),$(STAMP))  ## Check and measure on an accelerator; tiny, on a CPU, with GPU_DRY_RUN=1.
+	$(if $(GPU_DRY_RUN),GPU_DRY_RUN=1 $(BIN)/python,$(PYTHON)) -m experiments.gpu.run \
+	  --output='$(GPU_OUTPUT)' $(data_dir) $(if $(DATA_NAME),--data_name='$(DATA_NAME)') $(ARGS)
+
+gpu-pack: $(STAMP)  ## Gather wheels and CIFAR-10 for a machine without a network.
+	$(BIN)/python -m experiments.gpu.pack $(data_dir) \
+	  $(if $(DATA_NAME),--data_name='$(DATA_NAME)') $(ARGS)
 
 clean:  ## Remove the environment and caches; runs and data stay.
 	rm -rf $(VENV) $(VENV)-tensorflow $(VENV)-timm build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

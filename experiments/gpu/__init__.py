@@ -1,0 +1,1 @@
+"""Everything that needs an accelerator, for one machine and fifteen minutes."""

@@ -1,0 +1,84 @@
+"""Part 3: the paper's main effect, `batch-size` of the claims at SCALE=gpu.
+
+  python -m experiments.gpu.effect NUMBER
+
+makes one of `RUNS`, most important first. Each is a run of that row, with one
+seed; λ is not searched for but that which held-out images chose at SCALE=small,
+for an eighth of the batch.
+"""
+
+import argparse
+from typing import Any
+
+from experiments.gpu import common, data
+from experiments.reproduce import rows, sweep
+from nfnets_jax.training import interrupt, metrics
+
+# Net, batch and λ.
+RUNS: tuple[tuple[str, int, float | None], ...] = (
+  ('BN', 256, None),
+  ('NF + AGC', 4096, 0.01),
+  ('NF', 4096, None),
+  ('BN', 4096, None),
+  ('NF + AGC', 256, 0.16),
+  ('NF', 256, None),
+  ('NF + AGC', 1024, 0.16),
+  ('BN', 1024, None),
+  ('NF', 1024, None),
+)
+
+
+def create_run(number: int) -> rows.Run:
+  """Returns a run of `RUNS`; in a dry run of a tiny net on few images."""
+  net, batch, clipping = RUNS[number]
+  changes = {} if clipping is None else {'optimizer__clipping': clipping}
+  run = rows._run('gpu', net, batch, 0, **changes)
+  if not common.dry_run():
+    return run
+  run.config.model.depth = (1, 1, 1)
+  run.config.model.width = (16, 16, 16)
+  run.config.model.stem_width = 16
+  run.config.batch_size = batch // 64
+  run.config.eval_batch_size = 32
+  run.config.data.train_split = 'train[:128]'
+  run.config.data.test_split = 'test[:64]'
+  run.config.data.image_size = run.config.data.eval_image_size = 16
+  run.config.epochs = 1.0
+  run.config.optimizer.warmup_epochs = 0.0
+  return rows.Run(run.name, run.labels, run.config, held_out='train[-64:]')
+
+
+def main(argv: list[str] | None = None) -> None:
+  """Makes a run and records it, also one that was stopped."""
+  parser = argparse.ArgumentParser(description='A run of the main effect.')
+  parser.add_argument('number', type=int, choices=range(len(RUNS)))
+  number = parser.parse_args(argv).number
+  sweep._begin()
+  folder = common.scratch() / 'batch-size'
+  folder.mkdir(parents=True, exist_ok=True)
+  # Three processes for each run: sixteen cores feed nine runs.
+  fields: dict[str, Any] = {'num_workers': 2, 'worker_type': 'processes'}
+  if common.dry_run():
+    fields = {'num_workers': 0}
+  made = sweep.Sweep(folder, data.fields() | fields)
+  run = create_run(number)
+  try:
+    result = made.make(run)
+  except interrupt.StoppedError as error:
+    (workdir,) = (folder / 'runs').glob(f'{run.name},*')
+    lines = metrics.read(workdir)
+    result = {
+      'name': run.name,
+      'labels': dict(run.labels),
+      'status': 'unfinished',
+      'message': str(error),
+      'top_1': None,
+      'last': lines[-1] if lines else None,
+    }
+  common.add(3, 'run', epochs=run.config.epochs, **result)
+  if result['status'] in ('refused', 'unfinished'):
+    raise SystemExit(f'{run.name}: {result["message"]}')
+
+
+if __name__ == '__main__':
+  main()

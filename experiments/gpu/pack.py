@@ -1,0 +1,149 @@
+"""Gathers what `run` needs and a machine without a network lacks.
+
+  python -m experiments.gpu.pack --data_dir=DIR          (or: make gpu-pack)
+
+The folder gpu-pack/ gets wheels for CPython 3.12 on Linux, x86-64, of what such
+a machine's jax, flax, torch and timm do not bring, at the versions of
+constraints.txt, and CIFAR-10 as TFDS has prepared it, its JPEGs as they are.
+With the repository it stays below 64 MiB.
+"""
+
+import argparse
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+
+from nfnets_jax import paths
+
+_ROOT = pathlib.Path(__file__).parents[2]
+# absl, psutil, pyarrow, requests and the like come with jax, torch and timm.
+# protobuf and etils are there too: here at the versions that were tested.
+_PACKAGES = (
+  'array_record',
+  'dm-haiku',
+  'dm-tree',
+  'docstring_parser',
+  'etils',
+  'googleapis-common-protos',
+  'grain',
+  'immutabledict',
+  'importlib_resources',
+  'jmp',
+  'ml_collections',
+  'portpicker',
+  'protobuf',
+  'simple-parsing',
+  'simplejpeg',
+  'tensorboardX',
+  'tensorflow-datasets',
+  'tensorflow-metadata',
+  'termcolor',
+  'toml',
+)
+# Without a wheel on PyPI, and nothing to compile.
+_SOURCES = ('promise',)
+_TARGET = (
+  '--only-binary=:all:',
+  '--python-version=3.12',
+  '--implementation=cp',
+  *(f'--platform=manylinux_2_{minor}_x86_64' for minor in (28, 27, 24, 17)),
+  '--platform=manylinux2014_x86_64',
+  '--platform=manylinux1_x86_64',
+)
+_MOST = 64 * 2**20
+
+
+def versions() -> dict[str, str]:
+  """Returns the tested versions, of packages with one for all of Python."""
+  text = (_ROOT / 'constraints.txt').read_text()
+  return dict(re.findall(r'^([\w.-]+)==([\w.]+)$', text, re.MULTILINE))
+
+
+def gather_wheels(folder: pathlib.Path) -> None:
+  """Downloads the wheels."""
+  tested = versions()
+  pip = [sys.executable, '-m', 'pip', '--disable-pip-version-check']
+  shutil.rmtree(folder, ignore_errors=True)  # two of one package do not install
+  folder.mkdir(parents=True)
+  subprocess.run(
+    [
+      *pip,
+      'download',
+      '--quiet',
+      '--no-deps',
+      *_TARGET,
+      f'--dest={folder}',
+      *(f'{name}=={tested[name]}' for name in _PACKAGES),
+    ],
+    check=True,
+  )
+  subprocess.run(
+    [
+      *pip,
+      'wheel',
+      '--quiet',
+      '--no-deps',
+      f'--wheel-dir={folder}',
+      *(f'{name}=={tested[name]}' for name in _SOURCES),
+    ],
+    check=True,
+  )
+
+
+def archive_data(source: pathlib.Path, target: pathlib.Path) -> None:
+  """Packs a prepared data set; small JPEGs share most of their bytes."""
+  target.parent.mkdir(parents=True, exist_ok=True)
+  with tarfile.open(target, 'w:gz') as archive:
+    archive.add(source, source.name)
+
+
+def size(folder: pathlib.Path) -> int:
+  """Returns the bytes of all files."""
+  return sum(x.stat().st_size for x in folder.rglob('*') if x.is_file())
+
+
+def main(argv: list[str] | None = None) -> None:
+  """Gathers everything and says how large it is."""
+  parser = argparse.ArgumentParser(
+    prog='python -m experiments.gpu.pack', description='Gather for a GPU.'
+  )
+  parser.add_argument('--output', default='gpu-pack', help='the folder')
+  parser.add_argument(
+    '--data_dir', default='~/tensorflow_datasets', help="of TFDS's data sets"
+  )
+  parser.add_argument(
+    '--data_name', default='cifar10_jpeg', help='what CIFAR-10 is called there'
+  )
+  args = parser.parse_args(argv)
+  output = paths.expand_literal(args.output, '--output')
+  data = paths.expand(args.data_dir, '--data_dir') / args.data_name
+  if not data.is_dir():
+    sys.exit(
+      f'error: there is no data set {data}; give --data_dir and --data_name'
+    )
+  gather_wheels(output / 'wheels')
+  archive = output / f'{args.data_name}.tar.gz'
+  archive_data(data, archive)
+  tracked = subprocess.run(
+    ['git', 'ls-files', '-z'], cwd=_ROOT, capture_output=True, text=True
+  ).stdout.split('\0')
+  repository = sum(
+    (_ROOT / name).stat().st_size
+    for name in tracked
+    if (_ROOT / name).is_file()
+  )
+  total = size(output) + repository
+  print(
+    f'{output}: wheels {size(output / "wheels") / 2**20:.1f} MiB, data '
+    f'{archive.stat().st_size / 2**20:.1f} MiB; with the repository '
+    f'{total / 2**20:.1f} MiB of 64'
+  )
+  if total > _MOST:
+    sys.exit('error: that is too much to carry')
+
+
+if __name__ == '__main__':
+  main()

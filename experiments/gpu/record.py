@@ -1,0 +1,163 @@
+"""Part 4: the best CIFAR-10 accuracy of an NFNet in the time that is left.
+
+  python -m experiments.gpu.record
+
+The length of `experiments/cifar10_fast.py` is set by what the input pipeline
+gives on this machine. A run that is too slow for it is stopped in time, and its
+last checkpoint is evaluated.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+from absl import flags
+from ml_collections import config_dict
+
+from experiments import cifar10_fast
+from experiments.gpu import common, data
+from nfnets_jax.data import datasets, loader, transforms
+from nfnets_jax.training import metrics, train
+from nfnets_jax.training import workdir as workdirs
+
+# To start, to compile both steps, to start the readers twice, to evaluate.
+_OVERHEAD = 75.0
+# To save and to evaluate a run that is stopped.
+_RESERVE = 35.0
+# The device itself is not expected to be faster: 4.9 GFLOP an image at a
+# quarter of 800 TFLOP/s, less what is no product.
+_MAX_RATE = 30_000.0
+
+
+def measure_loader(config: config_dict.ConfigDict) -> float:
+  """Images per second that the input pipeline makes of the training split."""
+  dataset = datasets.load(
+    config.data.name, config.data.train_split, config.data.data_dir
+  )
+  batches = loader.train_batches(
+    datasets.keep_in_memory(dataset),
+    batch_size=config.batch_size,
+    transform=transforms.train_transform(
+      config.data.image_size, config.data.crop, config.data.flip
+    ),
+    seed=0,
+    num_workers=config.data.num_workers,
+    worker_type=config.data.worker_type,
+  )
+  for _ in range(8):
+    next(batches)
+  count = 4 if common.dry_run() else 60
+  began = time.monotonic()
+  for _ in range(count):
+    next(batches)
+  rate = count * config.batch_size / (time.monotonic() - began)
+  batches.close()
+  return rate
+
+
+def choose_epochs(rate: float, left: float, images: int) -> float:
+  """Returns how many epochs fit.
+
+  Args:
+    rate: images per second of the input pipeline.
+    left: seconds.
+    images: of an epoch.
+
+  Returns:
+    Whole epochs, at least 2 and at most 200.
+  """
+  rate = min(0.85 * rate, _MAX_RATE)
+  return float(min(200, max(2, int((left - _OVERHEAD) * rate / images))))
+
+
+def main() -> None:
+  """Trains for the time that is left and records the accuracy."""
+  flags.FLAGS.mark_as_parsed()  # Grain reads them
+  config = cifar10_fast.get_config()
+  config.data.update(data.fields())
+  folder = common.scratch() / 'cifar10'
+  changes: dict[str, Any] = {f'data.{k}': v for k, v in data.fields().items()}
+  if common.dry_run():
+    config.batch_size = 32
+    config.data.train_split = 'train[:256]'
+    config.data.num_workers = 2
+    changes |= {
+      'batch_size': 32,
+      'eval_batch_size': 32,
+      'data.num_workers': 2,
+      'data.train_split': 'train[:256]',
+      'data.test_split': 'test[:64]',
+      'model.width': (32, 32, 32),
+      'model.group_width': (16, 16, 16),
+      'model.depth': (1, 1, 1),
+      'model.stem_width': (8,),
+      'model.stem_strides': (2,),
+    }
+  rate = measure_loader(config)
+  common.add(4, 'input pipeline', images_per_second=rate, cores=os.cpu_count())
+  train_set = datasets.load(
+    config.data.name, config.data.train_split, config.data.data_dir
+  )
+  epochs = choose_epochs(rate, common.seconds_left(), len(train_set))
+  if common.dry_run():
+    epochs = 2.0
+  changes |= {
+    'epochs': epochs,
+    'eval_every_epochs': epochs,
+    'checkpoint_every_epochs': epochs / 5,
+    'optimizer.warmup_epochs': min(5.0, epochs / 8),
+  }
+  words = [
+    sys.executable,
+    '-m',
+    'nfnets_jax.main',
+    '--config=experiments/cifar10_fast.py',
+    f'--workdir={folder}',
+    *(f'--config.{field}={value}' for field, value in changes.items()),
+  ]
+  began = time.monotonic()
+  stopped = False
+  with subprocess.Popen(words) as process:
+    while process.poll() is None:
+      time.sleep(0.2)
+      if not stopped and common.seconds_left() < _RESERVE:
+        stopped = True
+        process.send_signal(signal.SIGTERM)
+  report = workdirs.read_report(folder)
+  status = 'finished'
+  if report is None:
+    if not stopped:
+      raise RuntimeError(f'the training ended with {process.returncode}')
+    status = 'stopped before its end'
+    saved = json.loads((folder / 'config.json').read_text())
+    report = train.evaluate_checkpoint(config_dict.ConfigDict(saved), folder)
+  lines = metrics.read(folder)
+  speeds = [x['images_per_second'] for x in lines if 'images_per_second' in x]
+  common.add(
+    4,
+    'cifar10',
+    status=status,
+    top_1=report['ema_eval_top_1'],
+    weights_top_1=report['eval_top_1'],
+    epochs=epochs,
+    steps=lines[-1]['step'] if lines else None,
+    images_per_second=sorted(speeds)[len(speeds) // 2] if speeds else None,
+    data_wait=[
+      x['data_wait_seconds'] / x['step_seconds']
+      for x in lines
+      if 'step_seconds' in x
+    ][-1:],
+    seconds=round(time.monotonic() - began, 1),
+    data=config.data.name,
+    command=' '.join(words[1:]),
+  )
+  shutil.copy(folder / 'metrics.jsonl', common.output() / 'cifar10.jsonl')
+
+
+if __name__ == '__main__':
+  main()

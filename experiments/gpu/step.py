@@ -1,0 +1,87 @@
+"""A training step as `main` runs it, ready on the device."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from ml_collections import config_dict
+
+from experiments.benchmarks import speed
+from experiments.gpu import common
+from nfnets_jax.models import variants
+from nfnets_jax.training import optimizer as optimizers
+from nfnets_jax.training import parallel, train
+from nfnets_jax.training import train_step as steps
+
+NUM_CLASSES = 1000
+
+
+@dataclasses.dataclass
+class Step:
+  """A training step and what it takes.
+
+  Attributes:
+    run: mapped `(state, batch) → (state, metrics)`; consumes the state.
+    state: before the first step, on the device.
+    batch: on the device, so that no transfer is timed.
+  """
+
+  run: Any
+  state: steps.TrainState
+  batch: Any
+
+
+def recipe(model: str, precision: str) -> config_dict.ConfigDict:
+  """Returns `speed.recipe`; in a dry run of a tiny net of the same family."""
+  if not common.dry_run():
+    return speed.recipe(model, precision)
+  if variants.get(model).family == 'nfnet':
+    model = 'nfnet_tiny'
+  config = speed.recipe(model, precision)
+  stages = len(config.model.depth)
+  config.model.depth = (1,) * stages
+  config.model.width = (32,) * stages
+  if model == 'nfnet_tiny':
+    config.model.group_width = (16,) * stages
+    config.model.stem_width = (8, 16)
+  else:
+    config.model.stem_width = 16
+  return config
+
+
+def build(
+  config: config_dict.ConfigDict,
+  batch: int,
+  size: int,
+  learning_rate: float = 1e-6,
+) -> Step:
+  """Builds the training step of a config, on one device.
+
+  Args:
+    config: of `recipe`.
+    batch: images.
+    size: their side, in pixels.
+    learning_rate: of every step.
+
+  Returns:
+    The step; it is compiled when it is first run.
+  """
+  net = train.create_net(config, NUM_CLASSES)
+  schedule = optax.constant_schedule(learning_rate)
+  optimizer = optimizers.create_optimizer(config.optimizer, schedule)
+  state = speed._draw(steps.state_shapes(net, optimizer, size))
+  pixels = np.random.default_rng(0).integers(
+    256, size=(1, batch, size, size, 3), dtype=np.uint8
+  )
+  labels = np.arange(batch, dtype=np.int32)[None] % NUM_CLASSES
+  run = parallel.parallel_train_step(
+    steps.create_train_step(
+      net, optimizer, schedule, config, NUM_CLASSES, parallel.AXIS
+    )
+  )
+  on_device = jax.device_put(
+    {'image': pixels, 'label': labels}, jax.local_devices()[0]
+  )
+  return Step(run, parallel.replicate(state), on_device)
