@@ -27,7 +27,7 @@ import numpy as np
 import optax
 from sklearn import datasets
 
-from nfnets_jax import devices
+from nfnets_jax import devices, paths
 from nfnets_jax.agc import adaptive_grad_clip, is_head
 
 _BATCH = 128
@@ -144,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv: arguments; None takes those of the process.
   """
   parser = argparse.ArgumentParser(description=(__doc__ or '').split('\n')[0])
-  parser.add_argument('--output', type=pathlib.Path, help='a PNG')
+  parser.add_argument('--output', type=paths.argument, help='a PNG')
   parser.add_argument('--seeds', type=int, default=3)
   parser.add_argument('--first_rate', type=float, default=0.008)
   args = parser.parse_args(argv)

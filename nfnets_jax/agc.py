@@ -11,7 +11,7 @@ which feed one output, AGC bounds the gradient by the size of the weights:
   G_i → λ · max(‖W_i‖, ε) / ‖G_i‖ · G_i   if ‖G_i‖ > λ · max(‖W_i‖, ε)
   G_i → G_i                                otherwise
 
-What a unit is depends on how an array lies. Without options it is the released
+A unit's axes depend on the array layout. Without options it is the released
 rule, for layouts with the outputs last: a scalar or vector is one unit, of
 `[I, O]` and of three axes the first is summed over, and of `[H, W, I, O]` the
 first three. Any other is named: see `adaptive_grad_clip`, and docs/agc.md for
@@ -99,8 +99,8 @@ def adaptive_grad_clip(
 
   Paths are those of `jax.tree_util.keystr`, joined by '/', such as
   'params/Dense_0/kernel', without the attribute `value` at the end that an
-  `nnx.Param` has at times. What is told of paths and matches no parameter is
-  refused by `init`, unless `optax.masked` or `partition` hides some of them.
+  `nnx.Param` has at times. `init` raises if an option matches no
+  parameter, unless `optax.masked` or `partition` hides some of them.
 
   Args:
     clipping: λ, the largest allowed ratio of gradient norm to weight norm,
@@ -344,7 +344,7 @@ def summarize(
   strict: bool = False,
   exclude: Callable[[str, Any], bool] | None = None,
 ) -> Summary:
-  """Tells the ratios that λ is compared with, to find one.
+  """Summarizes gradient-to-weight norm ratios, to choose λ.
 
   Args:
     grads: of the whole batch, before clipping.
@@ -586,7 +586,9 @@ def _positive(value: Any, message: str) -> Any:
   if not isinstance(value, int | float | np.generic | np.ndarray | jax.Array):
     raise ValueError(message)
   array = np.asarray(value)
-  if array.shape or not _is_real(array.dtype) or not 0 < float(array) < np.inf:
+  if array.shape or not _is_real(array.dtype):
+    raise ValueError(message)
+  if not 0 < np.float32(min(float(array), np.inf)) < np.inf:
     raise ValueError(message)
   return float(array)
 
@@ -637,7 +639,8 @@ def _axes(
     or (units.endswith('*') and len(stacked) < x.ndim and {*stacked} <= {'S'})
   ):
     raise ValueError(
-      f'{path} of shape {x.shape} does not lie as {units!r}; {_CHOICES}'
+      f'{path} of shape {x.shape} does not have the layout {units!r}; '
+      f'{_CHOICES}'
     )
   if units.endswith('*'):
     rest = _released_axes(path, x.shape[len(stacked) :], strict, axis_name)

@@ -1,4 +1,4 @@
-"""What the commands share: the flag --config, and errors told in a line.
+"""What the commands share: the flag --config, and one-line error messages.
 
 An error that this package raises on purpose is a message for the user. Any
 other is a fault, of a config file or of the code, and keeps its traceback.
@@ -45,7 +45,7 @@ _REASONS = {
 
 @contextlib.contextmanager
 def telling() -> Iterator[None]:
-  """Exits with `error: ...` and code 1 if this package refuses what is inside.
+  """Exits with `error: ...` and code 1 if the body raises our own error.
 
   Example:
     >>> with telling():

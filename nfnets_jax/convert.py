@@ -60,7 +60,7 @@ def export(
     FileExistsError: if there is such a file.
   """
   if path.exists():
-    raise FileExistsError(f'{path} is there; give another name')
+    raise FileExistsError(f'{path} already exists; choose another name')
   px = image_size or predict.evaluation_of(net_weights)[0]
   size = str(batch_size) if batch_size else 'b'
   shape = jax.export.symbolic_shape(f'{size}, {px}, {px}, 3')
@@ -156,7 +156,7 @@ def _check_target(args: argparse.Namespace) -> pathlib.Path:
   if not exported:
     return files.check_target(target, args.to or 'haiku', 'DST')
   if target.exists():
-    raise FileExistsError(f'{target} is there; give another name')
+    raise FileExistsError(f'{target} already exists; choose another name')
   return target
 
 

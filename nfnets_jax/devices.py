@@ -31,11 +31,11 @@ def start() -> None:
   Example:
     >>> start()
   """
-  # jax would look for a platform called ' '.
-  text = _chosen() or ''
-  if not text.strip():
-    text = ''
-    jax.config.update('jax_platforms', None)
+  # jax would look for a platform called ' ' or 'CPU'.
+  names = (name.strip().lower() for name in (_chosen() or '').split(','))
+  text = ','.join(filter(None, names))
+  if text != (_chosen() or ''):
+    jax.config.update('jax_platforms', text or None)
   # jax skips cuda of 'cuda,cpu' without a word where it sees no GPU.
   for platform in text.split(',') if text else [None]:
     try:

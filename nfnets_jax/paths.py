@@ -47,15 +47,12 @@ def expand(path: PathLike, option: str = 'path') -> pathlib.Path:
       'give a local path'
     )
   try:
-    first, *rest = pathlib.Path(text).parts
-    if first == '~' and not os.environ.get('HOME'):
+    parts = pathlib.Path(text).parts
+    if parts[:1] == ('~',) and not os.environ.get('HOME'):
       # Empty counts as unset, for which the standard library takes '/'.
-      return pathlib.Path(pwd.getpwuid(os.getuid()).pw_dir, *rest)
+      return pathlib.Path(pwd.getpwuid(os.getuid()).pw_dir, *parts[1:])
     return pathlib.Path(text).expanduser()
-  except (
-    KeyError,
-    RuntimeError,
-  ) as error:  # no home directory, or no such user
+  except (KeyError, RuntimeError) as error:  # no home, or no such user
     raise ValueError(
       f'{option}={text}: the home directory is unknown; set HOME, or give '
       'a path without ~'
@@ -130,6 +127,10 @@ def existing(
     IsADirectoryError: if it is a folder and must be a file.
   """
   expanded = expand(path, option)
+  if expanded.is_symlink() and not expanded.exists():
+    raise FileNotFoundError(
+      f'{option}: {expanded} is a broken link, to {expanded.readlink()}'
+    )
   if not expanded.exists():
     beside = expanded.parent
     entries = beside.iterdir() if beside.is_dir() else ()
@@ -188,6 +189,11 @@ def read_text_lines(path: PathLike, option: str = 'path') -> list[str]:
       f'{option}: {expanded} is not text in UTF-8: {error.reason} at byte '
       f'{error.start}; save it as UTF-8'
     ) from error
+  if '\0' in text:
+    raise ValueError(
+      f'{option}: {expanded} is not text in UTF-8: it has null characters; '
+      'save it as UTF-8'
+    )
   # str.splitlines would also split at U+2028 and other characters of a name.
   lines = re.split(r'\r\n|\n|\r', text)
   while lines and not lines[-1].strip():

@@ -86,7 +86,8 @@ def create_forward(
 
   def forward(images: jax.Array) -> jax.Array:
     inputs = augment.normalize(images, dtype=dtype)
-    with layers.folded_weights():
+    # By default a TPU multiplies float32 in bfloat16, and a GPU in TF32.
+    with layers.folded_weights(), jax.default_matmul_precision(precision):
       outputs, _ = net.apply(params, net_weights.state, None, inputs)
     return outputs['logits'].astype(jnp.float32)
 
@@ -370,7 +371,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   except (OSError, ValueError) as error:
     sys.exit(f'error: {error}')
   if failed:
-    sys.exit(f'{failed} of {len(files)} files are no whole photographs')
+    sys.exit(f'{failed} of {len(files)} files could not be decoded')
 
 
 def _print(

@@ -257,6 +257,7 @@ def test_ablation_adds_one_thing_a_row():
     ablation_imagenet.get_config('F0,cutmixx')
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   ('row', 'share'),
   [('mixup', 1.0), ('rand_augment', 1.0), ('cutmix', 0.5), ('batch_norm', 0.5)],

@@ -15,6 +15,16 @@ def test_expands_the_home_directory(monkeypatch):
   assert paths.expand_literal('~/a') == pathlib.Path('/somewhere/a')
 
 
+def test_the_current_folder():
+  assert paths.expand('.') == paths.expand('./') == pathlib.Path()
+
+
+def test_a_broken_link_is_called_so(tmp_path):
+  (tmp_path / 'a').symlink_to('nowhere')
+  with pytest.raises(FileNotFoundError, match='a is a broken link, to nowhere'):
+    paths.existing(tmp_path / 'a')
+
+
 def test_an_empty_home_counts_as_unset(monkeypatch):
   monkeypatch.delenv('HOME')
   unset = paths.expand('~/a')
@@ -101,6 +111,14 @@ def test_only_line_ends_separate_lines(tmp_path):
   path = tmp_path / 'names.txt'
   path.write_text('a\u2028b\nc\x0bd\n')
   assert paths.read_text_lines(path) == ['a\u2028b', 'c\x0bd']
+
+
+@pytest.mark.parametrize('encoding', ['utf-16-le', 'utf-32'])
+def test_lists_with_null_characters_are_refused(tmp_path, encoding):
+  path = tmp_path / 'names.txt'
+  path.write_bytes('cat\ndog\n'.encode(encoding))
+  with pytest.raises(ValueError, match='names.txt is not text in UTF-8'):
+    paths.read_text_lines(path)
 
 
 def test_what_is_not_text_is_refused_by_name(tmp_path):

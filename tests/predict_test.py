@@ -135,7 +135,7 @@ def test_damaged_photographs_are_told_and_the_others_named(
   broken = drawing.with_name('broken.png')
   broken.write_bytes(drawing.read_bytes()[:99])
   argv = [f'--weights={weight_file}', '--json', str(broken), str(drawing)]
-  with pytest.raises(SystemExit, match='1 of 2 files are no whole photographs'):
+  with pytest.raises(SystemExit, match='1 of 2 files could not be decoded'):
     predict.main(argv)
   lines = [json.loads(x) for x in capsys.readouterr().out.splitlines()]
   assert lines[0]['error']
@@ -332,6 +332,7 @@ def test_sources_of_convert(tmp_path, drawing):
       convert.main([source, target])
 
 
+@pytest.mark.thorough
 def test_conversions_keep_size_crop_and_names(animal_file, tmp_path, capsys):
   target = tmp_path / 'timm.safetensors'
   convert.main([str(animal_file), str(target), '--to=timm'])
@@ -381,11 +382,11 @@ def test_convert_there_and_back(weight_file, tiny, tmp_path, capsys):
   for module, leaves in tiny.params.items():
     for leaf, x in leaves.items():
       np.testing.assert_array_equal(back[module][leaf], x)
-  with pytest.raises(SystemExit, match='give another name'):
+  with pytest.raises(SystemExit, match='choose another name'):
     convert.main([str(weight_file), str(target)])
   with pytest.raises(SystemExit, match='that end in .safetensors'):
     convert.main([str(weight_file), str(tmp_path / 'x.npz'), '--to=timm'])
-  with pytest.raises(SystemExit, match='give another name'):
+  with pytest.raises(SystemExit, match='choose another name'):
     target = tmp_path / 'x.stablehlo'
     target.touch()
     convert.main([str(weight_file), str(target)])

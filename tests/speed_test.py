@@ -52,7 +52,7 @@ def test_bench_measures_and_writes_everything(tmp_path, capsys):
   # What is there is not overwritten, and said before anything is measured.
   with pytest.raises(SystemExit):
     speed.main([*argv, f'--json={file}'])
-  assert 'exists; give another name' in capsys.readouterr().err
+  assert 'exists; choose another name' in capsys.readouterr().err
   assert json.loads(file.read_text()) == found
 
 

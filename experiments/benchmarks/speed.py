@@ -450,7 +450,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if getattr(args, name) < 1:
       parser.error(f'--{name} is {getattr(args, name)}; give 1 or more')
   if args.json and args.json.exists():
-    parser.error(f'{args.json} exists; give another name or move it')
+    parser.error(f'{args.json} exists; choose another name or move it')
   return args
 
 

@@ -11,6 +11,7 @@ Differences:
   * A JPEG that libjpeg finds corrupt is refused; TensorFlow fills in grey.
 """
 
+import contextlib
 import io
 import re
 
@@ -111,12 +112,17 @@ def decode(image: bytes | np.ndarray, orient: bool = False) -> np.ndarray:
   try:
     is_jpeg = image[:2] == _JPEG_START
     pixels = _decode_jpeg(image) if is_jpeg else None
-    if pixels is None or orient:
+    if pixels is None:
       with Image.open(io.BytesIO(image)) as file:
-        if pixels is None:
-          pixels = _decode_any(file)
-        if orient:
-          pixels = _turn(pixels, file)
+        pixels = _decode_any(file)
+        return _turn(pixels, file) if orient else pixels
+    if orient:
+      # libjpeg skips odd metadata that Pillow refuses: they turn nothing.
+      with (
+        contextlib.suppress(Image.UnidentifiedImageError, SyntaxError),
+        Image.open(io.BytesIO(image)) as file,
+      ):
+        return _turn(pixels, file)
     return pixels
   except MemoryError:
     raise

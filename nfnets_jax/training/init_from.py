@@ -1,6 +1,5 @@
 """Starts a run from weights that are there."""
 
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +12,7 @@ from ml_collections import config_dict
 from nfnets_jax import models, weights
 from nfnets_jax.models import variants
 from nfnets_jax.training import progress, train_step
+from nfnets_jax.training import workdir as workdirs
 from nfnets_jax.weights import table
 
 
@@ -65,22 +65,13 @@ def recorded_facts(
   Raises:
     ValueError: if `data.json` is damaged, or has not K names.
   """
-  names, path = None, workdir / 'data.json'
-  if path.exists():
-    try:
-      record = json.loads(path.read_bytes())
-    except ValueError as error:
-      raise ValueError(f'{path} is damaged: {error}') from error
-    names = record.get('class_names') if isinstance(record, dict) else None
-    if not isinstance(names, list) or not all(
-      isinstance(name, str) for name in names
-    ):
-      raise ValueError(f'{path} is damaged: it has no list of class_names')
-    if len(names) != num_classes:
-      raise ValueError(
-        f'{path} names {len(names)} classes, and the checkpoint has '
-        f'{num_classes}; they are not of the same run'
-      )
+  data = workdirs.read_data(workdir)
+  names = None if data is None else data['class_names']
+  if names is not None and len(names) != num_classes:
+    raise ValueError(
+      f'{workdir}/data.json names {len(names)} classes, and the checkpoint has '
+      f'{num_classes}; they are not of the same run'
+    )
   return {
     'image_size': config.data.get('eval_image_size'),
     'crop': config.data.get('eval_crop'),

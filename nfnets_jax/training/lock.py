@@ -1,11 +1,10 @@
 """A lock on a run's folder, so that two processes never write the same run.
 
 The lock is a file in the folder that names its holder. The kernel locks it too
-(`flock`) and frees it when the process ends, however it ends: on one host, and
-on shared disks that support it, a killed run can be resumed at once. Elsewhere
-a heartbeat in the file tells whether a holder on another host is alive: the
-newcomer waits for the next beat, and takes over if there is none for `LAPSE`
-seconds.
+(`flock`) and frees it when the process ends, however it ends: on the same host
+a killed run can be resumed at once. A heartbeat in the file tells whether a
+holder on another host is alive: the newcomer waits for the next beat, and takes
+over if there is none for `LAPSE` seconds.
 """
 
 import contextlib
@@ -35,6 +34,7 @@ _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 # The file is overwritten in one piece of this many bytes, so that no reader
 # sees half of it.
 _SIZE = 512
+_FIELDS = {'host', 'pid', 'since', 'kernel'}
 
 
 class InUseError(RuntimeError):
@@ -61,9 +61,14 @@ def hold(
   Raises:
     InUseError: if another process, or another thread of this one, holds it.
   """
-  folder.mkdir(parents=True, exist_ok=True)
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+      raise PermissionError('it is not writable')
+  except OSError as error:
+    raise OSError(f'cannot write to {folder}: {error}') from error
   path = folder / name
-  file = _acquire(path, beat, lapse)
+  file, locked = _acquire(path, beat, lapse)
   try:
     about = {
       'host': socket.gethostname(),
@@ -72,6 +77,11 @@ def hold(
       'kernel': _kernel(),
     }
     _write(file, about)
+    if not locked:
+      # Of two that found the file free at once, the one that wrote last stays.
+      time.sleep(beat)
+      if not _is_of(path, about):
+        raise InUseError(_refusal(path, _read(path)))
     stop = threading.Event()
     heart = threading.Thread(
       target=_beat, args=(file, about, stop, beat), daemon=True
@@ -82,23 +92,25 @@ def hold(
     finally:
       stop.set()
       heart.join()
-      path.unlink(missing_ok=True)  # while it is still locked
+      if _is_of(path, about):  # and no process has taken over
+        path.unlink(missing_ok=True)  # while it is still locked
       with contextlib.suppress(OSError):  # it is not empty
         folder.rmdir()
   finally:
     os.close(file)
 
 
-def _acquire(path: pathlib.Path, beat: float, lapse: float) -> int:
-  """Opens the lock file, which no living process holds any more."""
+def _acquire(path: pathlib.Path, beat: float, lapse: float) -> tuple[int, bool]:
+  """Opens the lock file, held by nobody; says whether the kernel locks it."""
   while True:
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-      _wait_for(path, _flock(path, file), beat, lapse)
+      locked = _flock(path, file)
+      _wait_for(path, locked, beat, lapse)
       # Whoever held it may have removed the file since it was opened.
       with contextlib.suppress(FileNotFoundError):
         if os.path.samestat(os.fstat(file), path.stat()):
-          return file
+          return file, locked
     except BaseException:
       os.close(file)
       raise
@@ -110,7 +122,7 @@ def _flock(path: pathlib.Path, file: int) -> bool:
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError:
-    raise InUseError(_refusal(path, _read(path) or {})) from None
+    raise InUseError(_refusal(path, _read(path))) from None
   except OSError as error:
     if error.errno not in _UNSUPPORTED:
       raise
@@ -155,13 +167,18 @@ def _write(file: int, about: dict[str, Any]) -> None:
   os.fsync(file)
 
 
-def _read(path: pathlib.Path) -> dict[str, Any] | None:
+def _read(path: pathlib.Path) -> dict[str, Any]:
+  """Returns what the file says of its holder, {} if it names none."""
   try:
-    text = path.read_text()
-  except FileNotFoundError:
-    return None
-  # Empty between its creation and the first beat.
-  return json.loads(text) if text.strip() else {}
+    about = json.loads(path.read_bytes())
+  except (FileNotFoundError, ValueError):
+    # Empty before the first beat, or what a host that crashed has left.
+    return {}
+  return about if isinstance(about, dict) and about.keys() >= _FIELDS else {}
+
+
+def _is_of(path: pathlib.Path, about: dict[str, Any]) -> bool:
+  return about.items() <= _read(path).items()
 
 
 def _kernel() -> str:
@@ -178,7 +195,7 @@ def _now() -> str:
 def _describe(holder: dict[str, Any]) -> str:
   if not holder:
     return 'a process that is starting'
-  return 'process {pid} on {host}, since {since}'.format_map(holder)
+  return f'process {holder["pid"]} on {holder["host"]}, since {holder["since"]}'
 
 
 def _refusal(path: pathlib.Path, holder: dict[str, Any]) -> str:

@@ -84,6 +84,7 @@ def train_and_evaluate(
   # A folder without a whole checkpoint is what a run killed early leaves.
   saved = (workdir / 'checkpoints').glob('*')
   begun = any(path.name.isdecimal() for path in saved)
+  distributed.agree(f'what has begun in {workdir}, a folder to share,', begun)
   if config.init_from is not None and not begun:
     weights.locate(config.init_from, config.model.name, 'config.init_from')
 
@@ -270,26 +271,26 @@ def train_and_evaluate(
     checkpoints.wait()
     if not results:  # all steps had been made, but the report not written
       results = evaluate.evaluate(eval_step, state, test_batches())
-  lines = metrics.read(workdir)
-  speeds = [x['images_per_second'] for x in lines if 'images_per_second' in x]
-  report = {
-    'model': config.model.name,
-    'data': config.data.name,
-    'steps': total_steps,
-    'batch_size': config.batch_size,
-    'devices': jax.device_count(),
-    'device_kind': jax.devices()[0].device_kind,
-    'num_classes': train_set.num_classes,
-    **results,
-    'images_per_second': statistics.median(speeds) if speeds else None,
-    'num_params': num_params,
-    'skipped': sum(x.get('skipped', 0) for x in lines),
-    'nonfinite': sum(x.get('nonfinite', 0) for x in lines),
-    'eval_skipped': len(test_set) - results['eval_count'],
-  }
-  if first_process:
-    metrics.plot_curves(workdir)
-    workdirs.write_json(workdir / 'report.json', report)
+    lines = metrics.read(workdir)
+    speeds = [x['images_per_second'] for x in lines if 'images_per_second' in x]
+    report = {
+      'model': config.model.name,
+      'data': config.data.name,
+      'steps': total_steps,
+      'batch_size': config.batch_size,
+      'devices': jax.device_count(),
+      'device_kind': jax.devices()[0].device_kind,
+      'num_classes': train_set.num_classes,
+      **results,
+      'images_per_second': statistics.median(speeds) if speeds else None,
+      'num_params': num_params,
+      'skipped': sum(x.get('skipped', 0) for x in lines),
+      'nonfinite': sum(x.get('nonfinite', 0) for x in lines),
+      'eval_skipped': len(test_set) - results['eval_count'],
+    }
+    if first_process:
+      metrics.plot_curves(workdir)
+      workdirs.write_json(workdir / 'report.json', report)
   return report
 
 
@@ -529,6 +530,10 @@ def check_config(config: config_dict.ConfigDict, devices: int) -> None:
         f'{name} {config[name]} is not divisible by {devices} devices; use a '
         f'positive multiple of {devices}'
       )
+  if config.keep_checkpoints < 1:
+    raise ValueError(
+      f'keep_checkpoints must be at least 1, got {config.keep_checkpoints}'
+    )
   axis = config.model.get('cross_replica_axis')
   if axis not in (None, parallel.AXIS):
     raise ValueError(

@@ -120,10 +120,36 @@ def check_data(
   Raises:
     ValueError: if something did and it may not; the message lists it.
   """
+  old = read_data(workdir)
+  return old is None or compare_data(workdir, old, data, allow_change)
+
+
+def read_data(workdir: pathlib.Path) -> dict[str, Any] | None:
+  """Returns `data.json`, or None if there is none.
+
+  Args:
+    workdir: of a run.
+
+  Raises:
+    ValueError: if the file is damaged.
+  """
   path = workdir / 'data.json'
   if not path.exists():
-    return True
-  return compare_data(workdir, json.loads(path.read_text()), data, allow_change)
+    return None
+  try:
+    data = json.loads(path.read_bytes())
+    names = data['class_names']
+    counts = [data['splits'][part]['count'] for part in ('train', 'test')]
+    whole = all(isinstance(x, str) for x in names) and all(
+      isinstance(x, int) for x in counts
+    )
+  except (KeyError, TypeError, ValueError):
+    whole = False
+  if not whole:
+    raise ValueError(
+      f'{path} is damaged; move it away to go on without what it records'
+    )
+  return data
 
 
 def compare_data(

@@ -240,7 +240,7 @@ def check_target(
       f'in {" or ".join(endings)}'
     )
   if path.exists():
-    raise FileExistsError(f'{path} is there; give another name')
+    raise FileExistsError(f'{path} already exists; choose another name')
   return path
 
 
@@ -275,7 +275,9 @@ def new_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
       path.touch(exist_ok=False)
       partial.replace(path)
   except FileExistsError:
-    raise FileExistsError(f'{path} is there; give another name') from None
+    raise FileExistsError(
+      f'{path} already exists; choose another name'
+    ) from None
   finally:
     partial.unlink(missing_ok=True)
 

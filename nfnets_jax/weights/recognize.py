@@ -94,7 +94,7 @@ def check_file(path: pathlib.Path) -> None:
   """
   if not path.is_file():
     raise ValueError(
-      f'{path}: it is no regular file; write what it holds into one first'
+      f'{path}: it is not a regular file; copy its contents to one'
     )
   with path.open('rb') as file:
     start = file.read(_SIZE)
@@ -135,7 +135,7 @@ def _problem(path: pathlib.Path, start: bytes) -> str | None:
   if re.fullmatch(r'[^\x00-\x08\x0e-\x1f\ufffd]+\ufffd?', text):
     return f'this is text: {_brief(text)}; weights are {FORMATS}'
   return (
-    f'this is no kind of weights that is known, it begins with '
+    f'not a recognized weights format; it begins with '
     f'{start[:8]!r}; weights are {FORMATS}'
   )
 

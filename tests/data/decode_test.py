@@ -518,3 +518,13 @@ def test_text_that_unpacks_to_much_more_is_refused():
     at = encoded.index(b'IDAT') - 4
     with pytest.raises(ValueError, match='cannot decode an image of'):
       decode.decode(encoded[:at] + chunk + encoded[at:])
+
+
+def test_odd_metadata_that_libjpeg_skips_turn_nothing():
+  buffer = io.BytesIO()
+  Image.new('RGB', (8, 4), color=(200, 100, 50)).save(buffer, 'JPEG')
+  data = buffer.getvalue()
+  for segment in (b'\xff\xe2\0\x0eICC_PROFILE\0', b'\xff\xee\0\x08Adobe\0'):
+    odd = data[:2] + segment + data[2:]
+    expected = decode.decode(odd)
+    np.testing.assert_array_equal(decode.decode(odd, orient=True), expected)

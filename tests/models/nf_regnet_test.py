@@ -84,7 +84,10 @@ def test_count_by_the_rules_is_that_of_the_released_code(b, golden):
 @pytest.mark.parametrize(
   ('variant', 'widths', 'depths', 'sizes', 'drop_rate'),
   [
-    ('B6', (66, 138, 282, 594), (3, 8, 16, 16), (448, 528), 0.5),
+    pytest.param(
+      *('B6', (66, 138, 282, 594), (3, 8, 16, 16), (448, 528), 0.5),
+      marks=pytest.mark.thorough,
+    ),
     pytest.param(
       *('B7', (72, 156, 312, 660), (4, 10, 19, 19), (512, 600), 0.5),
       marks=pytest.mark.thorough,

@@ -126,6 +126,25 @@ def test_the_lock_that_another_host_releases_is_free(tmp_path):
   timer.join()
 
 
+@pytest.mark.parametrize(
+  'content', [b'', b'\0' * 512, b'{', b'\xff', b'[1]', b'{"pid": 7}']
+)
+def test_a_damaged_lock_is_no_holders(tmp_path, content):
+  (tmp_path / lock.NAME).write_bytes(content)
+  with lock.hold(tmp_path):
+    about = json.loads((tmp_path / lock.NAME).read_text())
+    assert about['pid'] == os.getpid()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+  (tmp_path / 'file').touch()
+  with (
+    pytest.raises(OSError, match='cannot write to .*file/run: '),
+    lock.hold(tmp_path / 'file' / 'run'),
+  ):
+    pytest.fail('a file holds a folder')
+
+
 def test_the_heart_beats(tmp_path):
   path = tmp_path / lock.NAME
   with lock.hold(tmp_path, beat=0.01):

@@ -146,6 +146,15 @@ def test_other_data_are_refused_or_said(tmp_path, capsys, changed, message):
   assert message in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+  'text', ['', '{', '[]', '{"class_names": ["cat"]}', '{"class_names": 3}']
+)
+def test_a_damaged_record_is_called_so(tmp_path, text):
+  (tmp_path / 'data.json').write_text(text)
+  with pytest.raises(ValueError, match='data.json is damaged; move it away'):
+    workdirs.check_data(tmp_path, _data(), allow_change=False)
+
+
 def test_other_test_images_are_said(tmp_path, capsys):
   workdirs.write_json(tmp_path / 'data.json', _data())
   assert workdirs.check_data(tmp_path, _data(test=12), allow_change=False)

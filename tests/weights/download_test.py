@@ -176,7 +176,8 @@ def test_cache_without_a_usable_variable(monkeypatch, tmp_path, value):
 
 def test_cache_without_a_home(monkeypatch):
   monkeypatch.setenv('XDG_CACHE_HOME', '')
-  monkeypatch.setattr('os.path.expanduser', lambda path: path)
+  monkeypatch.delenv('HOME', raising=False)
+  monkeypatch.setattr('os.getuid', lambda: 2**31 - 7)  # of no account
   with pytest.raises(
     ValueError, match=r'\$XDG_CACHE_HOME=~/.cache: .*set HOME'
   ):

@@ -71,7 +71,7 @@ LFS = b'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n'
     ('a.npz', b'', 'is empty; fetch it again'),
     ('a.npz', b'Not found\n', "this is text: 'Not found'"),
     ('a.npz', 'größer als\n'.encode(), 'this is text'),
-    ('a.npz', bytes(range(64)), 'no kind of weights that is known'),
+    ('a.npz', bytes(range(64)), 'not a recognized weights format'),
     ('a.npz', savez()[:-50], 'this .npz is cut off or damaged'),
     ('a.safetensors', ONE[:-10], '.safetensors is cut off or damaged'),
     ('a.safetensors', ONE[:40], '.safetensors is cut off or damaged'),
@@ -114,7 +114,7 @@ def test_pickles_are_let_through(tmp_path, protocol):
 
 
 def test_what_is_no_regular_file():
-  with pytest.raises(ValueError, match='no regular file'):
+  with pytest.raises(ValueError, match='not a regular file'):
     weights.locate('/dev/null')
 
 
