@@ -75,7 +75,8 @@ def _explain(platform: str | None, text: str, reason: str) -> str:
 
 
 def _chosen() -> str | None:
-  return jax.config.jax_platforms  # type: ignore[attr-defined]
+  name = 'jax_platforms'  # which the types of some versions of jax lack
+  return getattr(jax.config, name)
 
 
 def _available() -> list[str]:
