@@ -140,8 +140,10 @@ def read_data(workdir: pathlib.Path) -> dict[str, Any] | None:
     data = json.loads(path.read_bytes())
     names = data['class_names']
     counts = [data['splits'][part]['count'] for part in ('train', 'test')]
-    whole = all(isinstance(x, str) for x in names) and all(
-      isinstance(x, int) for x in counts
+    whole = (
+      isinstance(names, list)
+      and all(isinstance(x, str) for x in names)
+      and all(isinstance(x, int) for x in counts)
     )
   except (KeyError, TypeError, ValueError):
     whole = False
