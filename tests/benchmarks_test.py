@@ -7,6 +7,7 @@ same names.
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -243,7 +244,7 @@ def test_contact_sheet_says_what_is_wrong(tmp_path, args, message):
     '-m', 'experiments.show_augment', f'--output={output}', *args
   )
   assert done.returncode == 1
-  assert done.stderr.splitlines()[-1].startswith('error: ')
+  assert re.search('^error: ', done.stderr, re.MULTILINE)
   assert message in done.stderr and 'Traceback' not in done.stderr
 
 

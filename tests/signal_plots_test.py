@@ -189,7 +189,7 @@ def _run(*args):
 def test_a_folder_without_photographs_is_an_error(tmp_path):
   done = _run(f'--photos={tmp_path}', f'--output_dir={tmp_path / "out"}')
   assert done.returncode == 1
-  assert done.stderr.splitlines()[-1].startswith('error: there are no photo')
+  assert done.stderr.splitlines()[-1].startswith('error: there is no photo')
   assert not (tmp_path / 'out').exists()
 
 
