@@ -164,6 +164,7 @@ def _beat(
 def _write(file: int, about: dict[str, Any]) -> None:
   text = json.dumps({**about, 'beat': time.time()})
   os.pwrite(file, f'{text:{_SIZE - 1}}\n'.encode(), 0)
+  os.ftruncate(file, _SIZE)  # what was there may have been longer
   os.fsync(file)
 
 

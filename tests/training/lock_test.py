@@ -127,7 +127,7 @@ def test_the_lock_that_another_host_releases_is_free(tmp_path):
 
 
 @pytest.mark.parametrize(
-  'content', [b'', b'\0' * 512, b'{', b'\xff', b'[1]', b'{"pid": 7}']
+  'content', [b'', b'\0' * 600, b'{', b'\xff', b'[1]', b'{"pid": 7}']
 )
 def test_a_damaged_lock_is_no_holders(tmp_path, content):
   (tmp_path / lock.NAME).write_bytes(content)
