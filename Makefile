@@ -21,7 +21,7 @@ config_data_dir = $(if $(DATA_DIR),--config.data.data_dir='$(DATA_DIR)')
 
 .DEFAULT_GOAL := help
 .PHONY: help install train test test-thorough test-slow lint format bench \
-  bench-input bench-augment show-augment signal-plots tables prepare imagenet clean \
+  bench-input show-augment signal-plots tables prepare imagenet clean \
   gpu gpu-pack \
   $(VARIANTS:%=reproduce-%) $(VARIANTS:%=rehearse-%) reproduce report \
   $(CLAIMS:%=reproduce-%)
@@ -122,9 +122,6 @@ bench: $(STAMP) $(if $(findstring timm,$(PEER)),$(TIMM_STAMP))  ## Time a net be
 
 bench-input: $(TF_STAMP)  ## Time the input pipeline beside tf.data, on photographs.
 	$(TF_BIN)/python -m experiments.benchmarks.input_pipeline $(data_dir) $(ARGS)
-
-bench-augment: $(STAMP)  ## Estimate or measure what augmentation costs of a training step.
-	$(BIN)/python -m experiments.benchmarks.augmentation $(ARGS)
 
 show-augment: WORKDIR ?= runs/show-augment
 show-augment: $(STAMP)  ## Draw augmented training images with their labels.

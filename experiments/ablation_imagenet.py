@@ -60,8 +60,6 @@ def get_config(name: str = 'F0,baseline') -> config_dict.ConfigDict:
     config.augment.rand_augment = None
   if step < ROWS.index('cutmix'):
     config.augment.cutmix = False
-  if step < ROWS.index('mixup'):
-    config.augment.raw_per_image = 1
   if row == 'batch_norm':
     config.model.norm = 'batch'
   return config

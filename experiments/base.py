@@ -111,8 +111,8 @@ def get_config() -> config_dict.ConfigDict:
   # 'processes', if None by their number.
   config.data.num_workers = config_dict.placeholder(int)
   config.data.worker_type = config_dict.placeholder(str)
-  # Whether images stay in memory once they were decoded: for many epochs of
-  # few and small ones.
+  # Whether images stay in memory once they were decoded, and are prepared in
+  # whole chunks: for many epochs of few and small ones.
   config.data.in_memory = False
   # Damaged images: stop and name the first, or leave out, count and name all.
   config.data.skip_corrupt = False
@@ -122,9 +122,6 @@ def get_config() -> config_dict.ConfigDict:
   config.augment.mixup_alpha = config_dict.placeholder(float)
   config.augment.mixup_alpha = 0.2
   config.augment.cutmix = True
-  # Images read for each one made: 2 mixes two fresh ones, 1 mixes within the
-  # batch and reads half as much.
-  config.augment.raw_per_image = 2
   # Such as '4x10', or '4x10@224', where what is in pixels is for images of 224.
   config.augment.rand_augment = config_dict.placeholder(str)
 

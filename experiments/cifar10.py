@@ -37,7 +37,6 @@ def get_config() -> config_dict.ConfigDict:
   # Four epochs are too few for mixed images to pay.
   config.augment.mixup_alpha = None
   config.augment.cutmix = False
-  config.augment.raw_per_image = 1
 
   config.optimizer.learning_rate_per_256 = 1.0
   config.optimizer.warmup_epochs = 0.5

@@ -41,7 +41,6 @@ def get_config() -> config_dict.ConfigDict:
   config.data.in_memory = True
 
   config.augment.cutmix = False
-  config.augment.raw_per_image = 1
 
   config.optimizer.learning_rate_per_256 = 0.4
   config.optimizer.warmup_epochs = 5.0

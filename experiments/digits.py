@@ -26,8 +26,8 @@ def get_config() -> config_dict.ConfigDict:
   config.data.crop = 'pad_2'
   config.data.eval_crop = 'resize'
   config.data.flip = False  # a mirrored 2 is no digit
+  config.data.in_memory = True
 
-  config.augment.raw_per_image = 1
   # Nine hundred steps are few: a higher rate, and a λ and ε that let what
   # starts at zero, biases and SkipInit gains, grow to its place in time.
   config.optimizer.learning_rate_per_256 = 1.0

@@ -49,7 +49,6 @@ def get_config(name: str = 'B0') -> config_dict.ConfigDict:
 
   config.augment.mixup_alpha = None
   config.augment.cutmix = False
-  config.augment.raw_per_image = 1
   config.augment.rand_augment = '2x10'
 
   config.optimizer.name = 'rmsprop'

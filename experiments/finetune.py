@@ -67,7 +67,6 @@ def get_config(argument: str = 'nfnet_f0,cifar10') -> config_dict.ConfigDict:
 
   config.augment.mixup_alpha = None
   config.augment.cutmix = False
-  config.augment.raw_per_image = 1
 
   config.optimizer.learning_rate_per_256 = 0.1 * 256 / _BATCH_SIZE
   config.optimizer.warmup_epochs = _WARMUP_STEPS / epoch_steps

@@ -39,7 +39,6 @@ def get_config() -> config_dict.ConfigDict:
 
   config.augment.mixup_alpha = None
   config.augment.cutmix = False
-  config.augment.raw_per_image = 1
   config.augment.rand_augment = None
 
   config.optimizer.learning_rate_per_256 = 2.0

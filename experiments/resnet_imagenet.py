@@ -37,7 +37,6 @@ def get_config(depth: str = '50') -> config_dict.ConfigDict:
 
   config.augment.mixup_alpha = None
   config.augment.cutmix = False
-  config.augment.raw_per_image = 1
 
   config.optimizer.weight_decay = 1e-4
   config.optimizer.clip = None

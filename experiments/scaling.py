@@ -4,7 +4,7 @@
 
 This is arithmetic, nothing is measured: it follows from the number of
 parameters, the multiply-accumulates, and stated speeds of devices and links.
-Latency, input, augmentation, batch-wide sums other than the gradient's, and
+Latency, input, batch-wide sums other than the gradient's, and
 slow devices that others wait for count as nothing, so a real run does worse
 than the overlapped figure, and may do worse than the other.
 
@@ -195,7 +195,7 @@ def report(works: list[Work], images: int) -> str:
     f'Arithmetic, not measurement (`python -m experiments.scaling '
     f'--images={images}`): {images} images a device, so batches of {batches}; '
     "the paper's 4,096 images are "
-    f'{4096 / images:g} devices. Latency, input and augmentation count as '
+    f'{4096 / images:g} devices. Latency and input count as '
     'nothing.',
     '',
     _row(

@@ -3,36 +3,28 @@ r"""Draws training images as the network sees them, with their labels.
   python -m experiments.show_augment --output=augment.png \
     --config=experiments/nfnet_imagenet.py:F1 --config.data.data_dir=DIR
 
-The images come from the loader and the augmentation of the training step, with
-the policy of the config, and only lose their normalisation. They are those of
-the first step of a run with this config, as far as its batch reaches. Below
+The images come from the loader, with the policy of the config. They are those
+of the first step of a run with this config, as far as its batch reaches. Below
 each are the crops that it was made of, and how much of each class is in its
 label.
 """
 
-import functools
 import sys
 
-import jax
 import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_dict
 from PIL import Image, ImageDraw, ImageFont
 
-from nfnets_jax import augment, command_line, devices, paths
-from nfnets_jax.data import loader, transforms
-from nfnets_jax.training import train, train_step
+from nfnets_jax import command_line, devices, paths
+from nfnets_jax.data import loader, pipeline
+from nfnets_jax.training import train
 
 _CONFIG = command_line.define_config()
 _OUTPUT = flags.DEFINE_string(
   'output', None, 'The picture, such as FILE.png.', required=True
 )
-_IMAGES = flags.DEFINE_integer(
-  'images',
-  32,
-  'Augmented images; an even number if any are mixed.',
-  lower_bound=1,
-)
+_IMAGES = flags.DEFINE_integer('images', 32, 'Augmented images.', lower_bound=1)
 _COLUMNS = flags.DEFINE_integer('columns', 8, 'Images in a row.', lower_bound=1)
 _CELL = flags.DEFINE_integer(
   'cell', 160, 'Pixels that an image is wide in the picture.', lower_bound=64
@@ -51,7 +43,7 @@ def make_images(
 
   Args:
     config: of the run.
-    count: how many, an even number where images are mixed.
+    count: how many.
 
   Returns:
     The crops that each image is made of, uint8 `[count, N, px, px, 3]` with N 2
@@ -59,53 +51,42 @@ def make_images(
     `[count, px, px, 3]`; their labels `[count, K]`; and the K classes' names.
 
   Raises:
-    ValueError: if the number is odd where images are mixed, or the data cannot
-      be read.
+    ValueError: if the data cannot be read.
     FileNotFoundError: if there are no such data.
   """
-  policy = config.augment
-  mixes = policy.mixup_alpha is not None or policy.cutmix
-  if mixes and count % 2:
-    raise ValueError(
-      f'{count} images cannot be mixed in pairs; give an even number'
-    )
   dataset, _ = train.load_data(config)
+  whole = train.create_pipeline(config)
+  data = config.data
+  crop = pipeline.TrainPipeline(data.image_size, data.crop, data.flip)
+
+  def transform(
+    first: loader.Examples,
+    second: loader.Examples,
+    uniform: np.ndarray,
+    index: np.ndarray,
+  ) -> loader.Batch:
+    batch = whole(first, second, uniform, index)
+    crops = [crop(first, first, uniform, index)['image']]
+    if whole.mixes:
+      partners = pipeline.numbers_of_second(uniform)
+      crops.append(crop(second, second, partners, index)['image'])
+    return {**batch, 'crops': np.stack(crops, axis=1)}
+
   batches = loader.train_batches(
     dataset,
-    batch_size=count * policy.raw_per_image,
-    transform=transforms.train_transform(
-      config.data.image_size, config.data.crop, config.data.flip
-    ),
+    batch_size=count,
+    transform=transform,
+    partners=whole.mixes,
     seed=config.seed,
     num_workers=0,
   )
   batch = next(batches)
   batches.close()
-  augment_batch = functools.partial(
-    train_step.augment_batch, config=policy, num_classes=dataset.num_classes
-  )
-  images, labels = jax.jit(augment_batch)(
-    first_key(config.seed), batch, np.int32(0)
-  )
-  levels = np.asarray(images) * augment.IMAGENET_STD + augment.IMAGENET_MEAN
-  levels = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
-  raw = batch['image']
-  if not mixes:
-    crops = raw[:, None]
-  elif policy.raw_per_image == 2:
-    crops = raw.reshape(count, 2, *raw.shape[1:])
-  else:  # an image and its neighbour are mixed both ways
-    pairs = raw.reshape(-1, 2, *raw.shape[1:])
-    crops = np.stack([raw, pairs[:, ::-1].reshape(raw.shape)], axis=1)
-  return crops, levels, np.asarray(labels), dataset.class_names
-
-
-def first_key(seed: int) -> jax.Array:
-  """Returns the key that a run's first step augments its images with."""
-  _, run_key = jax.random.split(jax.random.key(seed))
-  step_key = jax.random.fold_in(run_key, 0)
-  augment_key, _ = jax.random.split(step_key)
-  return augment_key
+  classes = np.eye(dataset.num_classes)
+  ratio = batch['ratio'][:, None]
+  labels = ratio * classes[batch['label']]
+  labels += (1 - ratio) * classes[batch['mix_label']]
+  return batch['crops'], batch['image'], labels, dataset.class_names
 
 
 def describe(

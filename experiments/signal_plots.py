@@ -90,10 +90,11 @@ import matplotlib.ticker
 import numpy as np
 from sklearn import datasets
 
-from nfnets_jax import augment, devices, models, paths
-from nfnets_jax.data import transforms
+from nfnets_jax import devices, models, paths
+from nfnets_jax.data import pipeline
 from nfnets_jax.models import blocks, factory
 from nfnets_jax.predict import find_images
+from nfnets_jax.training import normalize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -326,12 +327,14 @@ def make_crops(
     ValueError: if a photograph cannot be decoded.
   """
   rng = np.random.default_rng(seed)
-  transform = transforms.train_transform(image_size)
-  crops = [
-    transform({'image': photos[i % len(photos)], 'label': 0}, rng)['image']
-    for i in range(count)
-  ]
-  return np.asarray(augment.normalize(jnp.asarray(np.stack(crops))))
+  make = pipeline.TrainPipeline(image_size)
+  crops = []
+  for i in range(count):
+    example = {'image': photos[i % len(photos)], 'label': 0}
+    examples = [pipeline.decode_example(example)]
+    uniform = rng.random((1, pipeline.NUM_DRAWS))
+    crops.append(make(examples, examples, uniform, np.array([i]))['image'])
+  return np.asarray(normalize.normalize(jnp.asarray(np.concatenate(crops))))
 
 
 def read_photos(path: str | None, count: int) -> list[bytes | np.ndarray]:

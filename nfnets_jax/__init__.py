@@ -4,8 +4,8 @@ The package has one subpackage per concern, and importing it loads none:
 
 * `nfnets_jax.agc`: adaptive gradient clipping, for any JAX project;
 * `nfnets_jax.models`: the networks, as Haiku modules;
-* `nfnets_jax.data`: data sets and the host side of the input pipeline;
-* `nfnets_jax.augment`: MixUp, CutMix, RandAugment, on the device;
+* `nfnets_jax.data`: data sets and the input pipeline, with MixUp, CutMix and
+  RandAugment, all on the host;
 * `nfnets_jax.training`: the recipe and the training loop.
 
 Reference:

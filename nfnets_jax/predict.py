@@ -29,9 +29,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nfnets_jax import augment, devices, models, paths, weights
+from nfnets_jax import devices, models, paths, weights
 from nfnets_jax.data import folder, transforms
 from nfnets_jax.models import layers, variants
+from nfnets_jax.training.normalize import normalize
 
 PRECISIONS = ('float32', 'bfloat16')
 _CROP = 'resize_crop_32'
@@ -85,7 +86,7 @@ def create_forward(
   }
 
   def forward(images: jax.Array) -> jax.Array:
-    inputs = augment.normalize(images, dtype=dtype)
+    inputs = normalize(images, dtype=dtype)
     # By default a TPU multiplies float32 in bfloat16, and a GPU in TF32.
     with layers.folded_weights(), jax.default_matmul_precision(precision):
       outputs, _ = net.apply(params, net_weights.state, None, inputs)

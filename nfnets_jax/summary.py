@@ -4,8 +4,8 @@
     python -m nfnets_jax.summary nfnet_f1 --batch=64 --remat=block --memory=80
 
 The second prints the network's modules besides. Nothing is computed: the
-networks and their training steps are only traced, with the paper's optimiser,
-augmentation and 1000 classes. The memory is the estimate of
+networks and their training steps are only traced, with the paper's optimiser
+and 1000 classes. The memory is the estimate of
 `training/memory.py`, which says what it was checked against. Kernels are chosen
 by the backend, so it is that of the backend on which it is traced.
 """
@@ -111,7 +111,7 @@ def summarize(
   """
   variant = variants.get(name)
   train_size = variant.train_size if image_size is None else image_size
-  config = _config(train_size, variant.rand_augment, compute_dtype)
+  config = _config(train_size, compute_dtype)
 
   def forward(images: jax.Array, is_training: bool) -> dict[str, jax.Array]:
     return models.create(name, _NUM_CLASSES, remat=remat)(images, is_training)
@@ -129,19 +129,11 @@ def summarize(
   )
 
 
-def _config(
-  image_size: int, rand_augment: str | None, compute_dtype: str
-) -> config_dict.ConfigDict:
+def _config(image_size: int, compute_dtype: str) -> config_dict.ConfigDict:
   """The paper's values of what the memory of a step depends on."""
   return config_dict.ConfigDict(
     {
       'data': {'image_size': image_size},
-      'augment': {
-        'mixup_alpha': 0.2,
-        'cutmix': True,
-        'raw_per_image': 2,
-        'rand_augment': rand_augment,
-      },
       'optimizer': {
         'name': 'sgd',
         'momentum': 0.9,
@@ -309,9 +301,7 @@ def _print_table(args: argparse.Namespace) -> None:
       try:
         device = round(args.memory * memory.GIB)
         # Both MixUp and CutMix want an even number of images.
-        chosen = str(
-          memory.choose_micro_batches(args.batch, True, need, device)
-        )
+        chosen = str(memory.choose_micro_batches(args.batch, need, device))
       except ValueError as error:
         chosen = 'none'
         remarks.append(f'{name}: {error}')

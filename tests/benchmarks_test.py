@@ -15,10 +15,10 @@ import tarfile
 import jax
 import numpy as np
 import pytest
+from nfnets_jax.augment import operations
 from PIL import Image
 
 from experiments import digits
-from nfnets_jax.augment import operations
 from nfnets_jax.data import decode, transforms
 from nfnets_jax.models import cost
 from nfnets_jax.training import train

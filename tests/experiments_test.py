@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import config_dict
+from nfnets_jax.augment import mixing
 
 from experiments import (
   ablation_imagenet,
@@ -24,7 +25,6 @@ from experiments import (
   resnet_imagenet,
 )
 from nfnets_jax import models
-from nfnets_jax.augment import mixing
 from nfnets_jax.training import optimizer, train
 
 # The paper's table 1: dropout, training and test size, RandAugment.

@@ -10,7 +10,6 @@ FILES = sorted((ROOT / 'nfnets_jax').rglob('*.py'))
 PARTS = {
   'agc',
   'models',
-  'augment',
   'data',
   'devices',
   'extras',
@@ -23,7 +22,6 @@ PARTS = {
 ALLOWED = {
   'agc': set(),
   'models': {'extras'},
-  'augment': set(),
   'devices': set(),
   'extras': set(),
   'paths': set(),

@@ -3,10 +3,13 @@ r"""Times the input pipeline beside the same in tensorflow, on photographs.
   python -m experiments.benchmarks.input_pipeline --data_dir=DIR
   python -m experiments.benchmarks.input_pipeline --tar=ILSVRC2012_img_train.tar
 
-Decode, random crop, resize and flip, per image that comes out: by the bare
-transform, through the loader, by `tf.data`, and by `tf.data` with RandAugment
-4x10, which the released pipeline does on the host too, and this one on the
-device. The JPEGs lie in memory, so that no disk counts.
+Each image that comes out is two photographs, decoded, cropped at random, resized,
+flipped and mixed, and then RandAugment 4x10: by the bare pipeline, through the
+loader, and by `tf.data` with the same operations. `photographs alone` stops
+after the flip of one. The JPEGs lie in memory, so that no disk counts. The
+shares of the stages come from the bare pipeline, timed by itself, as do the
+microseconds of a small image of data in memory, cropped by `pad_2`, flipped and
+mixed in whole chunks.
 
 All run in turn, and the ratios are taken round by round. In its turn each makes
 two batches to get going, and then those that are timed; it stops at the end, so
@@ -27,7 +30,14 @@ import numpy as np
 from absl import app, flags
 
 from nfnets_jax import paths
-from nfnets_jax.data import datasets, loader, transforms
+from nfnets_jax.data import (
+  datasets,
+  decode,
+  loader,
+  mixing,
+  pipeline,
+  randaugment,
+)
 
 _NAME = flags.DEFINE_string('name', 'imagenet2012', 'A prepared data set.')
 _DATA_DIR = flags.DEFINE_string('data_dir', None, 'Where data sets are kept.')
@@ -50,7 +60,8 @@ _CPU_TIME = flags.DEFINE_bool(
 _TENSORFLOW = flags.DEFINE_bool('tensorflow', True, 'Time tf.data too.')
 _OUTPUT = flags.DEFINE_string('output', None, 'A JSON file for the figures.')
 
-_POLICY = (4, 10)
+_ALPHA = 0.2
+_POLICY = '4x10'
 
 Batches = Callable[[], Iterator[Any]]
 
@@ -86,7 +97,10 @@ def read_photos() -> list[bytes]:
 
 def contenders(photos: list[bytes], threads: int) -> dict[str, Batches]:
   """Returns what makes batches, by name."""
-  transform = transforms.train_transform(_SIZE.value)
+  whole = pipeline.TrainPipeline(
+    _SIZE.value, mixup_alpha=_ALPHA, cutmix=True, rand_augment=_POLICY
+  )
+  plain = pipeline.TrainPipeline(_SIZE.value)
   dataset = datasets.Dataset(
     name='photos',
     split='train',
@@ -94,22 +108,29 @@ def contenders(photos: list[bytes], threads: int) -> dict[str, Batches]:
     class_names=('photo',),
   )
 
-  def bare() -> Iterator[np.ndarray]:
+  def bare(make: pipeline.TrainPipeline) -> Iterator[np.ndarray]:
     rng = np.random.default_rng(0)
     place = 0
+
+    def read(i: int) -> list[pipeline.Example]:
+      return [pipeline.decode_example(dataset.source[i % len(photos)])]
+
     while True:
-      images = [
-        transform(dataset.source[i % len(photos)], rng)['image']
-        for i in range(place, place + _BATCH.value)
-      ]
+      images = []
+      for i in range(place, place + _BATCH.value):
+        uniform = rng.random((1, pipeline.NUM_DRAWS))
+        first = read(i)
+        second = read(i + 1) if make.mixes else first
+        images.append(make(first, second, uniform, np.array([i]))['image'])
       place += _BATCH.value
-      yield np.stack(images)
+      yield np.concatenate(images)
 
   def load(worker_type: loader.WorkerType) -> Iterator[Any]:
     return loader.train_batches(
       dataset,
       batch_size=_BATCH.value,
-      transform=transform,
+      transform=whole,
+      partners=True,
       seed=0,
       num_workers=threads if threads > 1 else 0,
       worker_type=worker_type,
@@ -117,24 +138,33 @@ def contenders(photos: list[bytes], threads: int) -> dict[str, Batches]:
 
   found: dict[str, Batches] = {}
   if threads == 1:
-    found = {'transform': bare, 'loader': lambda: load('threads')}
+    found = {
+      'photographs alone': lambda: bare(plain),
+      'pipeline': lambda: bare(whole),
+      'loader': lambda: load('threads'),
+    }
   else:
     found['loader, threads'] = lambda: load('threads')
     found['loader, processes'] = lambda: load('processes')
   if _TENSORFLOW.value:
     from experiments.benchmarks import tf_pipeline
 
-    def released(policy: tuple[int, int] | None) -> Iterator[Any]:
+    policy = randaugment.parse_policy(_POLICY)
+
+    def released(mixed: bool) -> Iterator[Any]:
       return tf_pipeline.batches(
         photos,
         batch_size=_BATCH.value,
         image_size=_SIZE.value,
         threads=threads,
-        policy=policy,
+        mixup_alpha=_ALPHA if mixed else None,
+        cutmix=mixed,
+        policy=(policy.num_layers, policy.magnitude) if mixed else None,
       )
 
-    found['tf.data'] = lambda: released(None)
-    found['tf.data, RandAugment'] = lambda: released(_POLICY)
+    if threads == 1:
+      found['tf.data, photographs'] = lambda: released(False)
+    found['tf.data'] = lambda: released(True)
   return found
 
 
@@ -151,6 +181,80 @@ def rate(make: Batches, num_batches: int, batch_size: int) -> float:
     for _ in range(num_batches):
       next(batches)
     return num_batches * batch_size / (clock() - began)
+
+
+def stages(photos: list[bytes]) -> dict[str, float]:
+  """Times the parts of an image, in milliseconds, on average.
+
+  Returns:
+    `decode` and `crop, resize, flip` of two photographs, `mix` and
+    `RandAugment`.
+  """
+  rng = np.random.default_rng(0)
+  policy = randaugment.parse_policy(_POLICY)
+  plain = pipeline.TrainPipeline(_SIZE.value)
+  times: dict[str, list[float]] = {
+    name: [] for name in ('decode', 'crop, resize, flip', 'mix', 'RandAugment')
+  }
+  for index in range(_REPEATS.value * len(photos)):
+    uniform = rng.random((1, pipeline.NUM_DRAWS))
+    at = [time.perf_counter()]
+    pixels = [
+      decode.decode(photos[(index + i) % len(photos)]) for i in range(2)
+    ]
+    at.append(time.perf_counter())
+    first, second = (
+      plain(examples, examples, numbers, np.array([index]))['image']
+      for examples, numbers in zip(
+        ([{'image': x, 'label': 0}] for x in pixels),
+        (uniform, pipeline.numbers_of_second(uniform)),
+        strict=True,
+      )
+    )
+    at.append(time.perf_counter())
+    numbers = rng.random((1, mixing.NUM_DRAWS))
+    images, _ = mixing.mix(
+      first, second, numbers, np.array([index]), _ALPHA, True
+    )
+    at.append(time.perf_counter())
+    randaugment.rand_augment(images[0], uniform[0], policy)
+    at.append(time.perf_counter())
+    for name, seconds in zip(times, np.diff(at), strict=True):
+      times[name].append(1000 * seconds)
+  # Means, as operations differ by a factor of a hundred.
+  return {name: statistics.fmean(values) for name, values in times.items()}
+
+
+def small_images(size: int = 16, count: int = 20_000) -> float:
+  """Microseconds of a small image of data in memory, on one core."""
+  rng = np.random.default_rng(0)
+  pixels = rng.integers(256, size=(1000, size, size, 3), dtype=np.uint8)
+  dataset = datasets.keep_in_memory(
+    datasets.Dataset(
+      name='noise',
+      split='train',
+      source=[{'image': image, 'label': 0} for image in pixels],
+      class_names=('noise',),
+    )
+  )
+  batch_size = 64
+  batches = loader.train_batches(
+    dataset,
+    batch_size=batch_size,
+    transform=pipeline.TrainPipeline(
+      size, 'pad_2', mixup_alpha=_ALPHA, cutmix=True
+    ),
+    partners=True,
+    seed=0,
+    num_workers=0,
+  )
+  with contextlib.closing(batches):
+    seconds = []
+    for _ in range(count // batch_size):
+      began = time.perf_counter()
+      next(batches)
+      seconds.append(time.perf_counter() - began)
+  return 1e6 * statistics.median(seconds) / batch_size
 
 
 def compare(photos: list[bytes], threads: int) -> dict[str, Any]:
@@ -200,7 +304,19 @@ def main(argv: list[str]) -> None:
   counts = _THREADS.value or ([1] if _CPU_TIME.value else sorted({1, cores}))
   if _CPU_TIME.value and counts != [1]:
     raise app.UsageError('--cpu_time is for --threads=1')
-  results = {threads: compare(photos, threads) for threads in counts}
+  results: dict[Any, Any] = {
+    threads: compare(photos, threads) for threads in counts
+  }
+  parts = results['milliseconds'] = stages(photos)
+  total = sum(parts.values())
+  print('\nmilliseconds of an image')
+  for name, value in parts.items():
+    print(f'{name:22}{value:9.3f}{100 * value / total:8.1f} %')
+  results['small_microseconds'] = small_images()
+  print(
+    f'\nin memory, 16 px: {results["small_microseconds"]:.1f} microseconds an '
+    'image'
+  )
   if _OUTPUT.value:
     paths.expand(_OUTPUT.value, '--output').write_text(
       json.dumps(results, indent=2) + '\n'

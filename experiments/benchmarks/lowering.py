@@ -83,10 +83,12 @@ def measure(
     )
   )
   px = config.data.image_size
-  shape = (jax.local_device_count(), batch * config.augment.raw_per_image)
+  shape = (jax.local_device_count(), batch)
   shares = {
     'image': jax.ShapeDtypeStruct((*shape, px, px, 3), jnp.uint8),
     'label': jax.ShapeDtypeStruct(shape, jnp.int32),
+    'mix_label': jax.ShapeDtypeStruct(shape, jnp.int32),
+    'ratio': jax.ShapeDtypeStruct(shape, jnp.float32),
   }
   times = [_now()]
   state = steps.state_shapes(net, optimizer, px)

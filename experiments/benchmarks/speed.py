@@ -83,7 +83,6 @@ def recipe(model: str, precision: str) -> config_dict.ConfigDict:
   config.augment.mixup_alpha = None
   config.augment.cutmix = False
   config.augment.rand_augment = None
-  config.augment.raw_per_image = 1
   config.compute_dtype = precision
   return config
 
@@ -194,7 +193,13 @@ def programs(
     pixels = np.random.default_rng(0).integers(
       256, size=(1, batch, size, size, 3), dtype=np.uint8
     )
-    shares = {'image': pixels, 'label': np.asarray(labels)[None]}
+    label = np.asarray(labels)[None]
+    shares = {
+      'image': pixels,
+      'label': label,
+      'mix_label': label,
+      'ratio': np.ones(label.shape, np.float32),
+    }
     made['step'] = stepping(step, state, shares)
   if 'update' in kinds or 'clip' in kinds:
     grads = jax.tree.map(lambda x: 1e-3 * jnp.ones_like(x), params)

@@ -1,8 +1,8 @@
 """The released input pipeline in tensorflow, as the peer of a bench.
 
 The same pixels by the same steps: a random box of the JPEG is decoded, resized
-and flipped, and then perhaps RandAugment follows, with the arguments and the
-oddities that `nfnets_jax.augment.operations` names. Written anew from what
+and flipped, perhaps mixed with another by MixUp or CutMix, and then perhaps
+RandAugment follows, with the arguments and the oddities that `nfnets_jax.data.operations` names. Written anew from what
 those do; a test holds the two together.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from nfnets_jax.augment import operations
+from nfnets_jax.data import operations
 
 _FILL = 128
 
@@ -24,6 +24,8 @@ def batches(
   batch_size: int,
   image_size: int,
   threads: int,
+  mixup_alpha: float | None = None,
+  cutmix: bool = False,
   policy: tuple[int, int] | None = None,
 ) -> Iterator[np.ndarray]:
   """Returns an endless iterator of uint8 batches `[B, px, px, 3]`.
@@ -33,17 +35,28 @@ def batches(
     batch_size: B.
     image_size: px.
     threads: how many work at a time.
+    mixup_alpha: α of MixUp; None for none.
+    cutmix: whether there is CutMix; with both, a fair coin decides.
     policy: layers and magnitude of RandAugment; None for none.
   """
 
-  @tf.autograph.experimental.do_not_convert
-  def make(encoded: Any) -> Any:
+  def photograph(encoded: Any) -> Any:
     image = resize(decode_random_crop(encoded), image_size)
     image = tf.image.random_flip_left_right(image)
-    image = tf.ensure_shape(image, (image_size, image_size, 3))
+    return tf.ensure_shape(image, (image_size, image_size, 3))
+
+  @tf.autograph.experimental.do_not_convert
+  def make(encoded: Any) -> Any:
+    if mixup_alpha is None and not cutmix:
+      image = photograph(encoded)
+    else:
+      first, second = photograph(encoded[0]), photograph(encoded[1])
+      image = mix(first, second, mixup_alpha, cutmix)
     return image if policy is None else rand_augment(image, *policy)
 
   dataset = tf.data.Dataset.from_tensor_slices(list(photos)).repeat()
+  if mixup_alpha is not None or cutmix:
+    dataset = dataset.batch(2, drop_remainder=True)
   dataset = dataset.map(make, num_parallel_calls=threads)
   options = tf.data.Options()
   options.autotune.enabled = False
@@ -75,6 +88,33 @@ def resize(image: Any, px: int) -> Any:
     images=image[None], size=(px, px), half_pixel_centers=True
   )
   return tf.saturate_cast(tf.round(levels[0]), tf.uint8)
+
+
+def mix(first: Any, second: Any, alpha: float | None, cutmix: bool) -> Any:
+  """Mixes two uint8 images `[H, W, 3]` by MixUp or CutMix."""
+
+  def blend() -> Any:
+    a, b = tf.random.gamma((2,), alpha)
+    # Both may be 0 in float32.
+    ratio = tf.math.divide_no_nan(a, a + b)
+    pixels = [tf.cast(image, tf.float32) for image in (first, second)]
+    pixels = ratio * pixels[0] + (1 - ratio) * pixels[1]
+    return tf.cast(tf.round(pixels), tf.uint8)
+
+  def paste() -> Any:
+    size = tf.constant(first.shape[:2], tf.float32)
+    center = tf.floor(tf.random.uniform((2,)) * size)
+    half = tf.floor(tf.sqrt(tf.random.uniform(())) * size) // 2
+    height, width, _ = first.shape
+    down = tf.abs(tf.range(0.5, height) - center[0]) < half[0]
+    across = tf.abs(tf.range(0.5, width) - center[1]) < half[1]
+    return tf.where((down[:, None] & across)[..., None], first, second)
+
+  if alpha is None:
+    return paste()
+  if not cutmix:
+    return blend()
+  return tf.cond(tf.random.uniform(()) < 0.5, blend, paste)
 
 
 def rand_augment(image: Any, layers: int, magnitude: int) -> Any:

@@ -81,7 +81,11 @@ def build(
       net, optimizer, schedule, config, NUM_CLASSES, parallel.AXIS
     )
   )
-  on_device = jax.device_put(
-    {'image': pixels, 'label': labels}, jax.local_devices()[0]
-  )
+  shares = {
+    'image': pixels,
+    'label': labels,
+    'mix_label': labels,
+    'ratio': np.ones(labels.shape, np.float32),
+  }
+  on_device = jax.device_put(shares, jax.local_devices()[0])
   return Step(run, parallel.replicate(state), on_device)

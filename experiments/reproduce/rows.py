@@ -531,7 +531,6 @@ def _regularisation(scale: str, results: Results) -> list[Run]:
           config.augment.mixup_alpha = None
           config.augment.cutmix = False
           config.augment.rand_augment = None
-          config.augment.raw_per_image = 1
           _shrink_nfnet(config, scale)
           if net == 'narrow':
             config.model.width = tuple(x // 2 for x in config.model.width)

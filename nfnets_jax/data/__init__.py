@@ -5,11 +5,12 @@
 * `prepare` makes one, by `python -m nfnets_jax.data.prepare NAME`: `imagenet`
   checks archives, `tfrecord` converts and `storage` looks at the disk;
 * `decode` makes uint8 RGB of an image of any type;
-* `transforms` crops, flips and resizes it;
+* `transforms` crops and resizes it, `mixing` makes one image of two, and
+  `randaugment` distorts that by random `operations`;
+* `pipeline` is all of these in order, the images of training;
 * `loader` shuffles, batches and shares the batches among processes.
 
-Mixing, RandAugment and normalisation follow on the device, in
-`nfnets_jax.augment`: what leaves here is uint8.
+What leaves here is uint8; the device only normalises it.
 """
 
 from nfnets_jax import extras

@@ -53,12 +53,14 @@ class Dataset:
       set may be there too, such as `file_name`, bytes from TFDS and a string
       from `folder`, whose examples also have `'orient': True`.
     class_names: the name of each label.
+    in_memory: whether the examples stay in memory, decoded.
   """
 
   name: str
   split: str
   source: Source
   class_names: tuple[str, ...]
+  in_memory: bool = False
 
   def __len__(self) -> int:
     return len(self.source)
@@ -309,7 +311,8 @@ def keep_in_memory(dataset: Dataset) -> Dataset:
     >>> kept.source[1] is kept.source[1]
     True
   """
-  return dataclasses.replace(dataset, source=_Kept(dataset.source))
+  kept = _Kept(dataset.source)
+  return dataclasses.replace(dataset, source=kept, in_memory=True)
 
 
 def _all(source: Source) -> Iterator[dict[str, Any]]:

@@ -1,11 +1,14 @@
 """Shuffles, transforms and batches a data set, for one process of several.
 
-Training is an endless stream of examples, a function of the seed alone: epoch
-after epoch, each in another order and with other crops. The stream is cut into
-global batches, each batch into one block per process, in order. So neither the
-number of processes nor that of workers changes which examples are in a batch or
-how they are cropped, and as the place in the stream is one number, a run
-resumes exactly.
+Training is an endless stream of images, a function of the seed alone: epoch
+after epoch, each in another order and with other crops. An example that is
+mixed finds its partner in a second permutation of the same epoch, so that every
+example is once a first and once a second one. What is random about an image is
+a function of the seed and of its index in the stream, hence of its epoch and
+its example. The stream is cut into global batches, each batch into one block
+per process, in order. So neither the number of processes nor that of workers
+changes which examples are in a batch or what is made of them, and as the index
+in the stream is one number, a run resumes exactly.
 
 Workers, threads or processes, make a batch side by side in chunks of a few
 examples, up to two batches ahead of the one in use. Most of the work happens
@@ -15,13 +18,16 @@ neither start-up time nor copies; many cores take processes.
 An example that cannot be read, as its file is damaged, stops the stream with an
 error that names it. With `skip_corrupt` it is left out instead and named in a
 warning: in training the next readable example of the data set takes its place,
-in evaluation its mask is 0, and `skipped` in the batch counts it.
+also as a partner, in evaluation its mask is 0, and `skipped` in the batch
+counts it.
 """
 
+import functools
 import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
@@ -30,9 +36,12 @@ import grain
 import numpy as np
 from absl import flags, logging
 
-from nfnets_jax.data import datasets
+from nfnets_jax.data import datasets, pipeline
 
 Batch = dict[str, np.ndarray]
+Examples = Sequence[pipeline.Example]
+# Of n examples, their partners, random numbers and indices in the stream.
+Transform = Callable[[Examples, Examples, np.ndarray, np.ndarray], Batch]
 WorkerType = Literal['threads', 'processes']
 
 WORKER_TYPES = ('threads', 'processes')
@@ -122,8 +131,9 @@ def train_batches(
   dataset: datasets.Dataset,
   *,
   batch_size: int,
-  transform: Callable[[Any, np.random.Generator], dict[str, Any]],
+  transform: Transform,
   seed: int,
+  partners: bool = False,
   process_index: int = 0,
   process_count: int = 1,
   num_workers: int | None = None,
@@ -138,9 +148,13 @@ def train_batches(
   Args:
     dataset: the examples.
     batch_size: the size of the global batch, over all processes.
-    transform: maps an example and a generator to a dict of arrays of fixed
-      shape; see `transforms.train_transform`.
+    transform: maps n decoded examples, their partners, numbers that are uniform
+      in [0, 1), `[n, pipeline.NUM_DRAWS]`, and indices in the stream, `[n]`, to
+      a dict of arrays `[n, ...]`; see `pipeline.TrainPipeline`. Whatever n is,
+      an image must be the same: it is above 1 for data in memory.
     seed: determines the order and the transforms, in [0, 2^32).
+    partners: whether each example gets another one as its partner; else its
+      partner is the example itself.
     process_index: which process this is.
     process_count: how many processes there are.
     num_workers: how many workers make examples at a time; 0 makes them when
@@ -152,9 +166,9 @@ def train_batches(
     skip_corrupt: whether to leave out what cannot be read; see above.
 
   Returns:
-    An iterator of `{'image': uint8 [b, px, px, 3], 'label': int32 [b]}` with
-    b = batch_size / process_count, and with `skip_corrupt` also `'skipped':
-    int32 [b]`, 1 for what stands in for a damaged example and 0 else.
+    An iterator of what the transform makes, `[b, ...]` with b = batch_size /
+    process_count, and with `skip_corrupt` also `'skipped': int32 [b]`, how many
+    of the one or two examples of an image stand in for a damaged one.
     `get_state()` is a small dict, from which `set_state()` goes on where the
     other left off.
 
@@ -165,11 +179,10 @@ def train_batches(
       of the data set's.
 
   Example:
-    >>> from nfnets_jax.data import transforms
     >>> batches = train_batches(
     ...   datasets.load('fake', split='train[:10]'),
     ...   batch_size=4,
-    ...   transform=transforms.train_transform(image_size=32),
+    ...   transform=pipeline.TrainPipeline(image_size=32),
     ...   seed=0,
     ... )
     >>> batch = next(batches)
@@ -180,27 +193,66 @@ def train_batches(
     >>> batches.close()
   """
   block_size = _block_size(dataset, batch_size, process_index, process_count)
+  size = len(dataset)
 
-  def read(index: int, rng: np.random.Generator) -> dict[str, Any]:
-    def transform_with_rng(example: Any) -> dict[str, Any]:
-      return transform(example, rng)
+  def read(index: int) -> tuple[dict[str, Any], int]:
+    if skip_corrupt:
+      return _read_next(dataset, index, pipeline.decode_example)
+    return read_example(dataset, index, pipeline.decode_example), 0
 
-    if not skip_corrupt:
-      return read_example(dataset, index, transform_with_rng)
-    example, skipped = _read_next(dataset, index, transform_with_rng)
-    return {**example, 'skipped': np.int32(skipped > 0)}
+  def read_all(indices: range, order: int) -> tuple[Examples, Sequence[int]]:
+    places = [
+      int(_permutation(size, seed, i // size, order)[i % size]) for i in indices
+    ]
+    examples, skipped = zip(*map(read, places), strict=True)
+    return examples, skipped
 
-  # The elements are indices until `read`, so that its errors can name one.
-  stream = (
-    grain.MapDataset.range(len(dataset))
-    .seed(seed)
-    .shuffle()
-    .repeat()
-    .random_map(read)
-  )
+  def make(indices: range) -> Batch:
+    first, skipped = read_all(indices, order=0)
+    second, replaced = first, skipped
+    if partners:
+      second, replaced = read_all(indices, order=1)
+    batch = transform(
+      first, second, _uniform(seed, indices), np.asarray(indices)
+    )
+    if skip_corrupt:
+      photographs = [skipped, replaced] if partners else [skipped]
+      counts = np.minimum(photographs, 1).sum(axis=0)
+      batch['skipped'] = counts.astype(np.int32)
+    return batch
+
+  def make_chunk(indices: range) -> Batch:
+    # Large images one at a time: they would not fit into the caches.
+    if dataset.in_memory:
+      return make(indices)
+    return _concatenate([make(range(i, i + 1)) for i in indices])
+
   return _batches(
-    stream, batch_size, block_size, process_index, num_workers, worker_type
+    make_chunk,
+    sys.maxsize,
+    batch_size,
+    block_size,
+    process_index,
+    num_workers,
+    worker_type,
   )
+
+
+# Two of this epoch and, as workers are ahead, two of the next.
+@functools.lru_cache(maxsize=4)
+def _permutation(size: int, seed: int, epoch: int, order: int) -> np.ndarray:
+  """One of the two orders of an epoch's examples."""
+  philox = np.random.Philox(key=[seed, 1 + 2 * epoch + order])
+  return np.random.Generator(philox).permutation(np.arange(size, dtype='i4'))
+
+
+def _uniform(seed: int, indices: range) -> np.ndarray:
+  """Numbers in [0, 1) of images that follow one another, `[n, NUM_DRAWS]`."""
+  # A counter-based generator: each image has a stretch of one long stream.
+  philox = np.random.Philox(
+    key=seed, counter=indices.start * pipeline.NUM_DRAWS // 4
+  )
+  return np.random.Generator(philox).random((len(indices), pipeline.NUM_DRAWS))
 
 
 def eval_batches(
@@ -262,9 +314,18 @@ def eval_batches(
     counts = index < num_examples and not skipped
     return {**example, 'mask': np.float32(counts)}
 
-  stream = grain.MapDataset.range(num_batches * batch_size).map(read)
+  def make_chunk(indices: range) -> Batch:
+    examples = [read(i) for i in indices]
+    return {k: np.stack([x[k] for x in examples]) for k in examples[0]}
+
   return _batches(
-    stream, batch_size, block_size, process_index, num_workers, worker_type
+    make_chunk,
+    num_batches * batch_size,
+    batch_size,
+    block_size,
+    process_index,
+    num_workers,
+    worker_type,
   )
 
 
@@ -354,14 +415,18 @@ def _read_next(
 
 
 def _batches(
-  stream: grain.MapDataset[dict[str, Any]],
+  make_chunk: Callable[[range], Batch],
+  stream_size: int,
   batch_size: int,
   block_size: int,
   process_index: int,
   num_workers: int | None,
   worker_type: WorkerType | None,
 ) -> Batches:
-  """Cuts a stream into global batches and yields this process's blocks."""
+  """Cuts a stream into global batches and yields this process's blocks.
+
+  `make_chunk` makes what has these indices in the stream of `stream_size`.
+  """
   if num_workers is None:
     num_workers = len(os.sched_getaffinity(0))
   if num_workers < 0:
@@ -379,24 +444,21 @@ def _batches(
     or (block_size % size == 0 and size * num_workers <= block_size)
   )
   chunks_per_block = block_size // chunk_size
-  num_chunks = len(stream) // batch_size * chunks_per_block
+  num_chunks = stream_size // batch_size * chunks_per_block
 
   def read_chunk(chunk: int) -> Batch:
     batch, offset = divmod(chunk * chunk_size, block_size)
     first = batch * batch_size + process_index * block_size + offset
-    examples = [stream[i] for i in range(first, first + chunk_size)]
-    return {k: np.stack([e[k] for e in examples]) for k in examples[0]}
+    return make_chunk(range(first, first + chunk_size))
 
   def takes_processes(first: int, ahead: int) -> bool:
     if worker_type is None and num_workers <= _MAX_THREADS:
       return False
-    if worker_type == 'threads' or first >= len(stream):
+    if worker_type == 'threads' or first >= stream_size:
       return False
     # What processes make lies in shared memory; containers have little.
-    example = stream[first]
-    need = (
-      ahead * chunk_size * sum(np.asarray(x).nbytes for x in example.values())
-    )
+    example = make_chunk(range(first, first + 1))
+    need = ahead * chunk_size * sum(x.nbytes for x in example.values())
     free = shutil.disk_usage(_SHARED_MEMORY).free
     if need <= free:
       return True

@@ -1,11 +1,8 @@
-"""Decode, crop, flip and resize one image at a time, on one core.
+"""Crops, flips and resizes images, and prepares those of evaluation.
 
-A transform maps an example, `{'image': encoded bytes, 'label': int}`, to
-`{'image': uint8 [px, px, 3], 'label': np.int32}`; the one for training takes a
-`np.random.Generator` besides, its only source of chance. An example with
-`'orient': True` is turned by its EXIF orientation; see `decode`.
+What is random is a function of numbers that are given to it, uniform in [0, 1).
 
-`train_transform` knows these crops:
+`train_crop` knows these crops:
 
 * `'random_resized'`, or `'random_resized_0.25'` for another minimal area: a box
   of random area and aspect ratio, resized; the crop of ImageNet training;
@@ -55,7 +52,8 @@ from scipy import sparse
 from nfnets_jax.data import decode
 
 Example = Mapping[str, Any]
-Crop = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+# Of an image and CROP_DRAWS numbers, uniform in [0, 1).
+Crop = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 TRAIN_CROPS = ('random_resized', 'random_resized_AREA', 'pad_PIXELS', 'none')
 EVAL_CROPS = (
@@ -69,6 +67,8 @@ EVAL_CROPS = (
 # Without that rounding a pixel is up to 0.13 of a level off.
 _KERNEL_STEPS = 1024
 _STRIP = 64  # pixels
+_TRIES = 10
+CROP_DRAWS = 4 * _TRIES  # the most that a crop takes
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -88,7 +88,10 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     >>> resized.shape, resized.dtype, np.unique(resized).tolist()
     ((4, 4, 3), dtype('uint8'), [200])
   """
-  return _by_rows(_resize_by_columns(image, height, width))
+  images = _resize_by_columns(image[None], height, width)
+  resized = np.empty((height, width, image.shape[-1]), np.uint8)
+  _copy_by_rows(images[0], resized)
+  return resized
 
 
 def resize_float(image: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -114,23 +117,43 @@ def resize_float(image: np.ndarray, height: int, width: int) -> np.ndarray:
     >>> resize_float(edge, 1, 8).round().ravel().tolist()
     [0.0, -2.0, -7.0, 20.0, 80.0, 107.0, 102.0, 100.0]
   """
-  used_rows, row_weights = _interpolation(image.shape[0], height)
-  used_columns, column_weights = _interpolation(image.shape[1], width)
-  # So that the memory in float32 does not grow with the image.
-  image = image[used_rows][:, used_columns]
-  old_height, old_width, channels = image.shape
-  # Sparse matrices do each pass in one sweep over the rows of a matrix, without
-  # a copy of every pixel for each of its four uses, and without BLAS, which
-  # would start threads of its own under each of the loader's.
-  rows = row_weights @ image.reshape(old_height, -1).astype(np.float32)
-  columns = np.ascontiguousarray(rows.T).reshape(old_width, -1)
-  columns = column_weights @ columns
-  return columns.reshape(width, channels, height).transpose(2, 0, 1)
+  return _interpolate(image[None], height, width)[0]
+
+
+def resize_and_mirror(
+  images: np.ndarray, size: int, mirrored: np.ndarray
+) -> np.ndarray:
+  """Resizes images to squares and mirrors some, left to right.
+
+  Args:
+    images: uint8 `[n, H, W, 3]`.
+    size: the side of the squares, in pixels.
+    mirrored: `[n]` bool.
+
+  Returns:
+    uint8 `[n, size, size, 3]`, an array of its own: `resize` of each image.
+
+  Example:
+    >>> images = np.arange(12, dtype=np.uint8).reshape(2, 1, 2, 3)
+    >>> mirrored = np.array([True, False])
+    >>> resize_and_mirror(images, 2, mirrored)[:, 0, :, 0].tolist()
+    [[3, 0], [6, 9]]
+  """
+  resized = np.empty((len(images), size, size, 3), np.uint8)
+  columns = _resize_by_columns(images, size, size)
+  if size <= _STRIP:
+    resized[...] = columns
+    resized[mirrored] = resized[mirrored, :, ::-1]
+    return resized
+  for image, flip, out in zip(columns, mirrored, resized, strict=True):
+    # Whole columns are mirrored in no time, pixels would be moved one by one.
+    _copy_by_rows(image[:, ::-1] if flip else image, out)
+  return resized
 
 
 def random_resized_crop(
   image: np.ndarray,
-  rng: np.random.Generator,
+  uniform: np.ndarray,
   min_area: float = 0.1,
   center: float = 1.0,
 ) -> np.ndarray:
@@ -145,7 +168,7 @@ def random_resized_crop(
 
   Args:
     image: `[H, W, C]`.
-    rng: the source of chance.
+    uniform: `[40]`, uniform in [0, 1): four for each try.
     min_area: the least area of the box, as a fraction of the image's, in
       (0, 1].
     center: the side of the central square, as a fraction of the shorter side.
@@ -156,26 +179,26 @@ def random_resized_crop(
   Example:
     >>> image = np.zeros((60, 80, 3), np.uint8)
     >>> height, width, _ = random_resized_crop(
-    ...   image, np.random.default_rng(0)
+    ...   image, np.random.default_rng(0).random(40)
     ... ).shape
     >>> height * width >= 0.1 * 60 * 80
     True
   """
   height, width = image.shape[:2]
-  box = _random_box(height, width, rng, min_area)
+  box = _random_box(height, width, uniform, min_area)
   if box is None:
     return _center_crop(image, max(1, int(center * min(height, width))))
   return image[box]
 
 
 def pad_crop(
-  image: np.ndarray, rng: np.random.Generator, pixels: int = 4
+  image: np.ndarray, uniform: np.ndarray, pixels: int = 4
 ) -> np.ndarray:
   """Pads an image with black and cuts out a random window of its own size.
 
   Args:
     image: `[H, W, C]`.
-    rng: the source of chance.
+    uniform: at least two numbers, uniform in [0, 1).
     pixels: how far to pad each side, and so how far to shift at most.
 
   Returns:
@@ -183,11 +206,11 @@ def pad_crop(
 
   Example:
     >>> image = np.ones((8, 8, 3), np.uint8)
-    >>> pad_crop(image, np.random.default_rng(0), pixels=2).shape
+    >>> pad_crop(image, np.random.default_rng(0).random(2), pixels=2).shape
     (8, 8, 3)
   """
   height, width = image.shape[:2]
-  down, right = rng.integers(-pixels, pixels, size=2, endpoint=True)
+  down, right = (int(u * (2 * pixels + 1)) - pixels for u in uniform[:2])
   # The window without the padding, which takes five times as long to make.
   window = np.zeros_like(image)
   rows = slice(max(down, 0), max(0, height + min(down, 0)))
@@ -198,60 +221,43 @@ def pad_crop(
   return window
 
 
-def random_flip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-  """Mirrors an image, left to right, with a probability of one half.
+def train_crop(name: str, image_size: int) -> Crop:
+  """Returns the crop of that name.
 
   Args:
-    image: `[H, W, C]`.
-    rng: the source of chance.
-
-  Returns:
-    A view `[H, W, C]` of the image.
-
-  Example:
-    >>> image = np.arange(3)[None, :, None]
-    >>> rng = np.random.default_rng(0)
-    >>> [random_flip(image, rng).ravel().tolist() for _ in range(2)]
-    [[0, 1, 2], [2, 1, 0]]
-  """
-  return image[:, ::-1] if rng.random() < 0.5 else image
-
-
-def train_transform(
-  image_size: int, crop: str = 'random_resized', flip: bool = True
-) -> Callable[[Example, np.random.Generator], dict[str, Any]]:
-  """Makes the transform of training examples: decode, crop, resize, flip.
-
-  Args:
-    image_size: the side of the square result, in pixels.
-    crop: `'random_resized'`, `'random_resized_AREA'`, `'pad_PIXELS'` or
+    name: `'random_resized'`, `'random_resized_AREA'`, `'pad_PIXELS'` or
       `'none'`; see the module's docstring.
-    flip: whether to mirror every other image, at random.
+    image_size: the side that the crop is then resized to, in pixels.
 
   Returns:
-    A function of an example and a generator, which returns
-    `{'image': uint8 [image_size, image_size, 3], 'label': np.int32}`.
+    A function of an image `[H, W, C]` and `[CROP_DRAWS]` numbers, uniform in
+    [0, 1), which returns the crop.
 
   Raises:
     ValueError: if there is no such crop, or its number makes no sense.
 
   Example:
-    >>> transform = train_transform(image_size=32, crop='pad_4')
-    >>> example = {'image': np.zeros((28, 28, 3), np.uint8), 'label': 3}
-    >>> result = transform(example, np.random.default_rng(0))
-    >>> result['image'].shape, int(result['label'])
-    ((32, 32, 3), 3)
+    >>> crop = train_crop('pad_4', image_size=32)
+    >>> crop(np.zeros((28, 28, 3), np.uint8), np.zeros(CROP_DRAWS)).shape
+    (28, 28, 3)
   """
-  crop_fn = _train_crop(crop, image_size)
-
-  def transform(example: Example, rng: np.random.Generator) -> dict[str, Any]:
-    image = crop_fn(_decode(example), rng)
-    image = _resize_by_columns(image, image_size, image_size)
-    if flip:
-      image = random_flip(image, rng)
-    return {'image': _by_rows(image), 'label': np.int32(example['label'])}
-
-  return transform
+  # The released fallback is the crop of evaluation.
+  center = image_size / (image_size + 32)
+  match _split_number(name):
+    case 'none', None:
+      return lambda image, uniform: image
+    case 'random_resized', None:
+      return functools.partial(random_resized_crop, center=center)
+    case 'random_resized', int(area) | float(area) if 0 < area <= 1:
+      return functools.partial(
+        random_resized_crop, min_area=area, center=center
+      )
+    case 'pad', int(pixels):
+      return functools.partial(pad_crop, pixels=pixels)
+  raise ValueError(
+    f'unknown crop {name!r} for training, choose from {", ".join(TRAIN_CROPS)} '
+    'with 0 < AREA <= 1 and a whole number of PIXELS'
+  )
 
 
 def eval_transform(
@@ -290,26 +296,6 @@ def _decode(example: Example) -> np.ndarray:
   return decode.decode(example['image'], example.get('orient', False))
 
 
-def _train_crop(name: str, px: int) -> Crop:
-  """Returns the crop of that name, for images of `px` pixels."""
-  center = px / (px + 32)  # the released fallback is the crop of evaluation
-  match _split_number(name):
-    case 'none', None:
-      return lambda image, rng: image
-    case 'random_resized', None:
-      return functools.partial(random_resized_crop, center=center)
-    case 'random_resized', int(area) | float(area) if 0 < area <= 1:
-      return functools.partial(
-        random_resized_crop, min_area=area, center=center
-      )
-    case 'pad', int(pixels):
-      return functools.partial(pad_crop, pixels=pixels)
-  raise ValueError(
-    f'unknown crop {name!r} for training, choose from {", ".join(TRAIN_CROPS)} '
-    'with 0 < AREA <= 1 and a whole number of PIXELS'
-  )
-
-
 def _eval_view(name: str, px: int) -> Callable[[np.ndarray], np.ndarray]:
   """Returns the function that makes an image `[px, px, 3]`."""
   match _split_number(name):
@@ -338,23 +324,23 @@ def _split_number(name: str) -> tuple[str, int | float | None]:
 
 
 def _random_box(
-  height: int, width: int, rng: np.random.Generator, min_area: float
+  height: int, width: int, uniform: np.ndarray, min_area: float
 ) -> tuple[slice, slice] | None:
   """Draws the rows and columns of `random_resized_crop`, None for a center."""
   least = min_area * height * width
-  for _ in range(10):
-    ratio = rng.uniform(3 / 4, 4 / 3)
+  for shape, size, down, right in uniform[:CROP_DRAWS].reshape(-1, 4).tolist():
+    ratio = 3 / 4 + shape * (4 / 3 - 3 / 4)
     low = max(1, round((least / ratio) ** 0.5))
     high = min(height, int(width / ratio))
     if low > high:
       continue
-    h = int(rng.integers(low, high, endpoint=True))
+    h = low + int(size * (high - low + 1))
     w = round(h * ratio)
     if least <= h * w and 1 <= w <= width:
       if (h, w) == (height, width):
         return None
-      top = int(rng.integers(height - h, endpoint=True))
-      left = int(rng.integers(width - w, endpoint=True))
+      top = int(down * (height - h + 1))
+      left = int(right * (width - w + 1))
       return slice(top, top + h), slice(left, left + w)
   return None
 
@@ -381,32 +367,48 @@ def _center_box(height: int, width: int, side: int) -> tuple[slice, slice]:
 
 
 def _resize_by_columns(
-  image: np.ndarray, height: int, width: int
+  images: np.ndarray, height: int, width: int
 ) -> np.ndarray:
-  """Is `resize`, but what it returns may lie in memory column by column."""
-  if image.shape[:2] == (height, width):
-    return image
-  levels = resize_float(image, height, width)
+  """Resizes uint8 `[n, H, W, C]`; the result may lie column by column."""
+  if images.shape[1:3] == (height, width):
+    return images
+  levels = _interpolate(images, height, width)
   np.rint(levels, out=levels)
   pixels = levels.astype(np.int16)  # half the size, for what follows
   np.clip(pixels, 0, 255, out=pixels)
   return pixels.astype(np.uint8)
 
 
-def _by_rows(image: np.ndarray) -> np.ndarray:
-  """Puts an image in order that lies in memory column by column, or mirrored.
+def _interpolate(images: np.ndarray, height: int, width: int) -> np.ndarray:
+  """Is `resize_float` of `[n, H, W, C]`; the result lies column by column."""
+  used_rows, row_weights = _interpolation(images.shape[1], height)
+  used_columns, column_weights = _interpolation(images.shape[2], width)
+  # So that the memory in float32 does not grow with the image.
+  images = images[:, used_rows][:, :, used_columns]
+  n, old_height, old_width, channels = images.shape
+  # Sparse matrices do each pass in one sweep over the rows of a matrix, without
+  # a copy of every pixel for each of its four uses, and without BLAS, which
+  # would start threads of its own under each of the loader's.
+  rows = images.transpose(1, 0, 2, 3).reshape(old_height, -1)
+  rows = row_weights @ rows.astype(np.float32)
+  columns = np.ascontiguousarray(rows.T)
+  columns = columns.reshape(n, old_width, channels * height).transpose(1, 0, 2)
+  columns = column_weights @ columns.reshape(old_width, -1)
+  return columns.reshape(width, n, channels, height).transpose(1, 3, 0, 2)
 
-  Whole columns are mirrored in no time, while pixels would be moved one by one.
-  Turned in strips, which fit into the nearest cache, they take half the time.
+
+def _copy_by_rows(image: np.ndarray, out: np.ndarray) -> None:
+  """Copies an image that may lie in memory column by column, or mirrored.
+
+  Turned in strips, which fit into the nearest cache, it takes half the time.
   """
   if image.flags.c_contiguous:
-    return image
+    out[...] = image
+    return
   columns = np.ascontiguousarray(image.transpose(1, 2, 0))
-  rows = np.empty(image.shape, np.uint8)
   for left in range(0, image.shape[1], _STRIP):
     strip = columns[left : left + _STRIP]
-    rows[:, left : left + _STRIP] = strip.transpose(2, 0, 1)
-  return rows
+    out[:, left : left + _STRIP] = strip.transpose(2, 0, 1)
 
 
 # Random crops have a few hundred different sides; at 224 px one takes 8 kB.

@@ -74,8 +74,8 @@ class MemoryEstimate(NamedTuple):
     gradients: the gradient, and once more as much: its mean over the devices,
       or the standardised weights while it is computed.
     activations: for each image of a micro-batch, what forward and backward pass
-      and augmentation hold at their peak, `SAFETY` included.
-    batch: for each image of the device's share, its raw images.
+      hold at their peak, `SAFETY` included.
+    batch: for each image of the device's share, its pixels and labels.
   """
 
   params: int
@@ -112,8 +112,8 @@ def estimate(
   Args:
     net: takes `(images, is_training)`; with the config's `remat`, if any.
     optimizer: of the run.
-    config: of the run; its size of the images, augmentation and
-      `compute_dtype` count, its batch size and `micro_batches` do not.
+    config: of the run; its size of the images and `compute_dtype`
+      count, its batch size and `micro_batches` do not.
     num_classes: K.
 
   Returns:
@@ -122,12 +122,12 @@ def estimate(
   size = config.data.image_size
   state = train_step.state_shapes(net, optimizer, size)
   gradient = train_step.create_gradient(net, config, num_classes)
-  raw = config.augment.raw_per_image
-
-  count = _TRACED_IMAGES * raw
+  count = _TRACED_IMAGES
   batch = {
     'image': jax.ShapeDtypeStruct((count, size, size, 3), jnp.uint8),
     'label': jax.ShapeDtypeStruct((count,), jnp.int32),
+    'mix_label': jax.ShapeDtypeStruct((count,), jnp.int32),
+    'ratio': jax.ShapeDtypeStruct((count,), jnp.float32),
   }
   peak = peak_bytes(
     gradient,
@@ -147,7 +147,7 @@ def estimate(
     model_state=_tree_bytes(state.model_state),
     gradients=copies * params,
     activations=round(SAFETY * peak / _TRACED_IMAGES),
-    batch=raw * (3 * size**2 + 4),
+    batch=3 * size**2 + 12,
   )
 
 
@@ -172,36 +172,27 @@ def device_memory() -> int:
   return int(limit)
 
 
-def valid_micro_batches(share: int, even: bool) -> list[int]:
+def valid_micro_batches(share: int) -> list[int]:
   """Returns the numbers of micro-batches that a share can be split into.
 
   Args:
     share: images per device and step.
-    even: whether each micro-batch must have an even number of images, as when
-      they are mixed in pairs.
 
   Returns:
-    The numbers in ascending order; empty if there is none.
+    The numbers in ascending order.
 
   Example:
-    >>> valid_micro_batches(12, even=True)
-    [1, 2, 3, 6]
+    >>> valid_micro_batches(12)
+    [1, 2, 3, 4, 6, 12]
   """
-  return [
-    count
-    for count in range(1, share + 1)
-    if share % count == 0 and not (even and share // count % 2)
-  ]
+  return [count for count in range(1, share + 1) if share % count == 0]
 
 
-def choose_micro_batches(
-  share: int, even: bool, need: MemoryEstimate, memory: int
-) -> int:
+def choose_micro_batches(share: int, need: MemoryEstimate, memory: int) -> int:
   """Chooses the smallest number of micro-batches that fits into a device.
 
   Args:
     share: images per device and step.
-    even: as in `valid_micro_batches`.
     need: of the training step.
     memory: bytes of one device, of which `USABLE` is filled.
 
@@ -211,20 +202,15 @@ def choose_micro_batches(
   Raises:
     TooLargeError: if not even the smallest micro-batch fits; the message has
       the figures, and what would help.
-    ValueError: if the share cannot be split.
 
   Example:
     >>> need = MemoryEstimate(
     ...     params=0, opt_state=0, ema=0, model_state=0, gradients=0,
     ...     activations=100, batch=0)
-    >>> choose_micro_batches(64, even=True, need=need, memory=1000)
+    >>> choose_micro_batches(64, need=need, memory=1000)
     8
   """
-  counts = valid_micro_batches(share, even)
-  if not counts:
-    raise ValueError(
-      f'a share of {share} images cannot be split into even micro-batches'
-    )
+  counts = valid_micro_batches(share)
   usable = USABLE * memory
   for count in counts:
     if need.total(share, count) <= usable:

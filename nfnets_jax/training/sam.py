@@ -43,7 +43,7 @@ def ascend(
 
 
 def ascent_images(
-  share: int, fraction: float, micro_batches: int, even: bool
+  share: int, fraction: float, micro_batches: int
 ) -> tuple[int, int]:
   """Returns how many images of a device's share the step up is taken with.
 
@@ -51,19 +51,18 @@ def ascent_images(
     share: images of the device, a multiple of `micro_batches`.
     fraction: of them that is wanted, in (0, 1].
     micro_batches: parts that the share is computed in.
-    even: whether images are mixed in pairs.
 
   Returns:
-    Images, at least one or a pair, and the parts that they are computed in:
+    Images, at least one, and the parts that they are computed in:
     parts as large as those of the descent, if they need more than one.
 
   Raises:
     ValueError: for an impossible fraction.
 
   Example:
-    >>> ascent_images(32, 0.2, 1, even=True)
+    >>> ascent_images(32, 0.2, 1)
     (6, 1)
-    >>> ascent_images(4096, 0.2, 128, even=True)  # 26 parts of 32
+    >>> ascent_images(4096, 0.2, 128)  # 26 parts of 32
     (832, 26)
   """
   if not 0 < fraction <= 1:
@@ -71,8 +70,6 @@ def ascent_images(
       f'sam_fraction {fraction:g} is no part of a batch; use one in (0, 1]'
     )
   wanted = max(1, round(share * fraction))
-  if even:
-    wanted = max(2, wanted // 2 * 2)
   part = share // micro_batches
   if wanted <= part:
     return wanted, 1

@@ -17,8 +17,8 @@ from jax.experimental import multihost_utils
 from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import config_dict
 
-from nfnets_jax import augment, models, paths, weights
-from nfnets_jax.data import datasets, prepare, transforms
+from nfnets_jax import models, paths, weights
+from nfnets_jax.data import datasets, pipeline, prepare, transforms
 from nfnets_jax.data import loader as loaders
 from nfnets_jax.models import variants
 from nfnets_jax.training import (
@@ -100,12 +100,12 @@ def train_and_evaluate(
   if same_run and report is not None:
     progress.say(f'this run is finished after {report["steps"]} steps')
     return report
+  train_pipeline = create_pipeline(config)
   loader = loaders.train_batches(
     train_set,
-    batch_size=config.batch_size * config.augment.raw_per_image,
-    transform=transforms.train_transform(
-      config.data.image_size, config.data.crop, config.data.flip
-    ),
+    batch_size=config.batch_size,
+    transform=train_pipeline,
+    partners=train_pipeline.mixes,
     seed=config.seed,
     **loader_options(config),
   )
@@ -514,14 +514,12 @@ def check_config(config: config_dict.ConfigDict, devices: int) -> None:
 
   Raises:
     ValueError: for a name that is not known, or if the batches cannot be split
-      or mixed so.
+      so.
   """
   optimizers.create_optimizer(config.optimizer, lambda step: 0.0)
   data = config.data
-  transforms.train_transform(data.image_size, data.crop, data.flip)
+  create_pipeline(config)
   transforms.eval_transform(data.eval_image_size, data.eval_crop)
-  if config.augment.rand_augment is not None:
-    augment.parse_policy(config.augment.rand_augment)
   if config.compilation_cache:
     paths.expand_literal(config.compilation_cache, 'config.compilation_cache')
   for name in ('batch_size', 'eval_batch_size'):
@@ -539,30 +537,16 @@ def check_config(config: config_dict.ConfigDict, devices: int) -> None:
     raise ValueError(
       f'model.cross_replica_axis is {axis!r}; the devices are {parallel.AXIS!r}'
     )
-  raw = config.augment.raw_per_image
-  mixes = (config.augment.mixup_alpha is not None) + config.augment.cutmix
-  if raw not in (1, 2) or (raw == 2 and not mixes):
-    raise ValueError(
-      f'augment.raw_per_image {raw} with MixUp '
-      f'{config.augment.mixup_alpha} and CutMix {config.augment.cutmix}: use 2 '
-      'to mix two fresh images, 1 to mix within the batch or not to mix'
-    )
-  share, even = config.batch_size // devices, steps.mixes_pairs(config)
-  if share % 2 and even:
-    raise ValueError(
-      f'batch_size {config.batch_size} leaves {share} images for each of '
-      f'{devices} devices; MixUp and CutMix need an even number'
-    )
+  share = config.batch_size // devices
   count = config.micro_batches
-  valid = memory.valid_micro_batches(share, even)
+  valid = memory.valid_micro_batches(share)
   if count is not None and count not in valid:
     below = [x for x in valid if x < count][-1:]
     nearest = below + [x for x in valid if x > count][:1]
     raise ValueError(
       f'micro_batches {count} does not split the {share} images of each of '
-      f'{devices} devices into equal parts'
-      + (', even for MixUp and CutMix' if even else '')
-      + f'; use {" or ".join(map(str, nearest))}'
+      f'{devices} devices into equal parts; use '
+      f'{" or ".join(map(str, nearest))}'
     )
 
 
@@ -601,9 +585,7 @@ def count_micro_batches(
     mebibytes = np.asarray(available >> 20, np.int32)
     available = int(multihost_utils.process_allgather(mebibytes).min()) << 20
   share = config.batch_size // jax.device_count()
-  count = memory.choose_micro_batches(
-    share, steps.mixes_pairs(config), need, available
-  )
+  count = memory.choose_micro_batches(share, need, available)
   progress.say(
     f'micro-batches: {count} of {share // count} images on each device, about '
     f'{need.total(share, count) / memory.GIB:.2f} of '
@@ -652,6 +634,19 @@ def _load_split(config: config_dict.ConfigDict, split: str) -> datasets.Dataset:
   if config.data.classes is not None:
     dataset = datasets.select_classes(dataset, config.data.classes)
   return datasets.keep_in_memory(dataset) if config.data.in_memory else dataset
+
+
+def create_pipeline(config: config_dict.ConfigDict) -> pipeline.TrainPipeline:
+  """Returns what makes the config's training images."""
+  data, augment = config.data, config.augment
+  return pipeline.TrainPipeline(
+    data.image_size,
+    data.crop,
+    data.flip,
+    augment.mixup_alpha,
+    augment.cutmix,
+    augment.rand_augment,
+  )
 
 
 def loader_options(config: config_dict.ConfigDict) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """One step of training and one of evaluation, as pure functions.
 
 They run on one device's share of a batch and know of the others only the name
-of the axis to average over. Whatever is random about an image, also what
-dropout and stochastic depth drop of it, is drawn from a key of its own, made of
-the run's key, the step and the image's place in the global batch: a run does
-not depend on the number of devices, nor on the number of micro-batches.
+of the axis to average over. Images come finished from the host, and are only
+normalised here. What dropout and stochastic depth drop of an image is drawn
+from a key of its own, made of the run's key, the step and the image's place in
+the global batch: a run does not depend on the number of devices, nor on the
+number of micro-batches.
 
 Batch normalisation is an exception: it normalises by the images that are
 computed at once, those of a micro-batch of one device, or of all devices if the
@@ -35,10 +36,10 @@ import jmp
 import optax
 from ml_collections import config_dict
 
-from nfnets_jax import augment
 from nfnets_jax.models import layers
 from nfnets_jax.training import ema, losses, sam
 from nfnets_jax.training import optimizer as optimizers
+from nfnets_jax.training.normalize import normalize
 
 Batch = dict[str, chex.Array]
 Metrics = dict[str, jax.Array]
@@ -132,51 +133,29 @@ def _create_init(
   return init
 
 
-def mixes_pairs(config: config_dict.ConfigDict) -> bool:
-  """Returns whether images are mixed in pairs, so that parts must be even."""
-  mixes = (config.augment.mixup_alpha is not None) + config.augment.cutmix
-  return mixes == 2 or (mixes == 1 and config.augment.raw_per_image == 1)
-
-
-def augment_batch(
-  key: jax.Array,
-  batch: Batch,
-  first_image: jax.Array,
-  config: config_dict.ConfigDict,
-  num_classes: int,
-) -> tuple[jax.Array, jax.Array]:
-  """Mixes, augments and normalises one device's share of a batch.
+def label_distributions(batch: Batch, num_classes: int) -> jax.Array:
+  """Returns the probabilities of the classes of mixed images.
 
   Args:
-    key: random key of the step, the same on every device.
-    batch: `image` uint8 `[R, H, W, 3]` and `label` int32 `[R]`, with R the
-      number of output images B times `config.raw_per_image`.
-    first_image: place of the first output image in the global batch.
-    config: the `augment` part of the config.
+    batch: `label` and `mix_label` int32 `[B]`, and `ratio` float32 `[B]`, the
+      weight of `label`; that of `mix_label` is the rest.
     num_classes: K.
 
   Returns:
-    Normalised float32 images `[B, H, W, 3]` and label distributions `[B, K]`.
+    float32 `[B, K]`.
+
+  Example:
+    >>> batch = {'label': jnp.array([0]), 'mix_label': jnp.array([2]),
+    ...          'ratio': jnp.array([0.75])}
+    >>> label_distributions(batch, 3).tolist()
+    [[0.75, 0.0, 0.25]]
   """
-  size = batch['image'].shape[0] // config.raw_per_image
-  places = first_image + jnp.arange(size, dtype=jnp.int32)
-  mix_key, policy_key = jax.random.split(key)
-  per_image = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
-  images, labels = augment.mix_batch(
-    per_image(mix_key, places),
-    batch['image'],
-    batch['label'],
-    num_classes=num_classes,
-    mixup_alpha=config.mixup_alpha,
-    cutmix=config.cutmix,
-    raw_per_image=config.raw_per_image,
+  label, mix_label = (
+    jax.nn.one_hot(batch[name], num_classes, dtype=jnp.float32)
+    for name in ('label', 'mix_label')
   )
-  if config.rand_augment is not None:
-    policy = augment.parse_policy(config.rand_augment)
-    images = augment.rand_augment(
-      per_image(policy_key, places), images, *policy
-    )
-  return augment.normalize(images), labels
+  ratio = batch['ratio'][:, None]
+  return ratio * label + (1 - ratio) * mix_label
 
 
 def apply_gradients(
@@ -221,9 +200,10 @@ def create_gradient(
   Returns:
     `gradient(params, model_state, key, batch, first_image) → (grads, metrics,
     model_state)`. `key` is the step's; `batch` holds `image` uint8
-    `[R, H, W, 3]` and `label` int32 `[R]`, and `first_image` is the place of
-    its first output image in the global batch. The gradients are float32, and
-    the metrics are the means of `loss` and `top_1`.
+    `[B, H, W, 3]`, `label` and `mix_label` int32 `[B]` and `ratio` float32
+    `[B]`, and `first_image` is the place of its first image in the global
+    batch. The gradients are float32, and the metrics are the means of `loss`
+    and `top_1`.
   """
   policy = create_policy(config.compute_dtype)
 
@@ -234,10 +214,8 @@ def create_gradient(
     batch: Batch,
     first_image: jax.Array,
   ):
-    augment_key, net_key = jax.random.split(key)
-    images, labels = augment_batch(
-      augment_key, batch, first_image, config.augment, num_classes
-    )
+    images = normalize(batch['image'])
+    labels = label_distributions(batch, num_classes)
     places = first_image + jnp.arange(images.shape[0], dtype=jnp.int32)
 
     def loss_fn(params: hk.MutableParams):
@@ -245,7 +223,7 @@ def create_gradient(
         outputs, new_model_state = net.apply(
           params,
           model_state,
-          net_key,
+          key,
           policy.cast_to_compute(images),
           is_training=True,
         )
@@ -288,10 +266,10 @@ def create_train_step(
 
   Returns:
     `step(state, batch) → (state, metrics)`, to be mapped over `axis_name`.
-    `batch` holds this device's `image` uint8 `[R, H, W, 3]` and `label` int32
-    `[R]`. The metrics are float32 scalars of the whole batch: `loss`, `top_1`
-    (a fraction, against the likelier label of a mixed image), `grad_norm`
-    before clipping, `learning_rate`, the shares of units that AGC clipped
+    `batch` holds this device's `image` uint8 `[B, H, W, 3]`, `label` and
+    `mix_label` int32 `[B]` and `ratio` float32 `[B]`. The metrics are float32
+    scalars of the whole batch: `loss`, `top_1` (a fraction, against the
+    likelier label of a mixed image), `grad_norm` before clipping, `learning_rate`, the shares of units that AGC clipped
     (`optimizer.clipped_shares`). With
     `skip_nonfinite`: `nonfinite`, whether the step was left out, and
     `nonfinite_in_a_row`. Two more if the batch has them, summed over it: how
@@ -306,7 +284,7 @@ def create_train_step(
     batch = dict(batch)
     stop = batch.pop('stop', None)
     skipped = batch.pop('skipped', None)
-    size = batch['image'].shape[0] // config.augment.raw_per_image
+    size = batch['image'].shape[0]
     if size % micro_batches:
       raise ValueError(
         f'{size} images cannot be split into {micro_batches} micro-batches; '
@@ -316,11 +294,9 @@ def create_train_step(
     params = state.params
     if config.optimizer.sam_rho is not None:
       count, parts = sam.ascent_images(
-        size, config.optimizer.sam_fraction, micro_batches, mixes_pairs(config)
+        size, config.optimizer.sam_fraction, micro_batches
       )
-      leading = jax.tree.map(
-        lambda x: x[: count * config.augment.raw_per_image], batch
-      )
+      leading = jax.tree.map(lambda x: x[:count], batch)
       # Each device goes up its own way.
       ascent, *_ = mean_gradient(
         params, state.model_state, key, leading, first_image, parts
@@ -370,11 +346,10 @@ def create_train_step(
     """Averages gradients and metrics over the micro-batches."""
     if micro_batches == 1:
       return gradient(params, model_state, key, batch, first_image)
-    # Neighbours stay together: mixing makes an image of two of them.
     parts = jax.tree.map(
       lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), batch
     )
-    size = parts['image'].shape[1] // config.augment.raw_per_image
+    size = parts['image'].shape[1]
     places = first_image + size * jnp.arange(micro_batches, dtype=jnp.int32)
 
     def add(carry, part):
@@ -432,7 +407,7 @@ def create_eval_step(
   """
 
   def part_sums(state: TrainState, batch: Batch) -> dict[str, Metrics]:
-    images = augment.normalize(batch['image'])
+    images = normalize(batch['image'])
     mask = batch['mask'].astype(jnp.float32)
     label = batch['label']
 

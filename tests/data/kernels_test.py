@@ -4,9 +4,8 @@ import jax
 import numpy as np
 import pytest
 from jax import numpy as jnp
-from PIL import Image, ImageOps
-
 from nfnets_jax.augment import kernels, operations
+from PIL import Image, ImageOps
 
 HEIGHT, WIDTH = 24, 32
 

@@ -4,7 +4,6 @@ import jax
 import numpy as np
 import pytest
 from jax import numpy as jnp
-
 from nfnets_jax.augment import operations
 
 GEOMETRIC = ('Rotate', 'ShearX', 'ShearY', 'TranslateX', 'TranslateY')

@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import pytest
 from jax import numpy as jnp
-
 from nfnets_jax.augment import mixing
 
 

@@ -1,0 +1,172 @@
+"""MixUp and CutMix: one training image made of two photographs.
+
+With both on, MixUp makes one half of the images and CutMix the other.
+RandAugment comes after.
+
+Differences from the released code:
+  * The images that CutMix and MixUp make alternate, where the released code has
+    them in two halves of the batch.
+  * A photograph's partner comes from a second, independent permutation of the
+    epoch, so that each is once the first and once the second of an image. The
+    released code mixes neighbours in one stream, and so reads half of the
+    photographs in an epoch of output images.
+  * MixUp rounds to the nearest level. The released code keeps float32, or
+    rounds down where RandAugment follows. Its ratio has steps of 1/256 here,
+    which the labels follow.
+
+Reference:
+  Zhang et al., "mixup: Beyond Empirical Risk Minimization", 2018,
+  https://arxiv.org/abs/1710.09412
+  Yun et al., "CutMix: Regularization Strategy to Train Strong Classifiers with
+  Localizable Features", 2019, https://arxiv.org/abs/1905.04899
+  Brock et al., 2021, appendix A, https://arxiv.org/abs/2102.06171
+"""
+
+import numpy as np
+from scipy import special
+
+NUM_DRAWS = 3  # of an image
+
+_STEPS = 256  # of MixUp's ratio: a weighted sum of two levels fits into 16 bits
+
+
+def mix(
+  first: np.ndarray,
+  second: np.ndarray,
+  uniform: np.ndarray,
+  index: np.ndarray,
+  mixup_alpha: float | None,
+  use_cutmix: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Mixes each photograph with its partner.
+
+  With both on, MixUp makes the images of even index and CutMix those of odd
+  index. With one on, it makes all of them.
+
+  Args:
+    first: `[n, H, W, 3]` uint8.
+    second: `[n, H, W, 3]` uint8, the partners.
+    uniform: `[n, NUM_DRAWS]`, uniform in [0, 1).
+    index: `[n]` integers, the images' indices in the stream.
+    mixup_alpha: α of MixUp's `Beta(α, α)`; None turns MixUp off.
+    use_cutmix: whether CutMix is on.
+
+  Returns:
+    Images `[n, H, W, 3]` uint8, and the weight of the first photograph's label
+    `[n]` float32; that of the second is the rest.
+
+  Raises:
+    ValueError: `mixup_alpha` is not positive, or neither is on.
+
+  Example:
+    >>> black, white = np.zeros((2, 4, 4, 3), np.uint8), np.full(
+    ...     (2, 4, 4, 3), 255, np.uint8)
+    >>> uniform = np.random.default_rng(0).random((2, NUM_DRAWS))
+    >>> images, ratio = mix(black, white, uniform, np.arange(2), 0.2, True)
+    >>> np.allclose(images.mean((1, 2, 3)) / 255, 1 - ratio, atol=0.002)
+    True
+
+  Reference:
+    Brock et al., 2021, appendix A, https://arxiv.org/abs/2102.06171
+  """
+  if mixup_alpha is None:
+    return cutmix(first, second, uniform)
+  if not use_cutmix:
+    return mixup(first, second, uniform[:, 0], mixup_alpha)
+  images, ratio = np.empty_like(first), np.empty(len(first), np.float32)
+  even = np.flatnonzero(index % 2 == 0)
+  odd = np.flatnonzero(index % 2)
+  if even.size:
+    images[even], ratio[even] = mixup(
+      first[even], second[even], uniform[even, 0], mixup_alpha
+    )
+  if odd.size:
+    images[odd], ratio[odd] = cutmix(first[odd], second[odd], uniform[odd])
+  return images, ratio
+
+
+def mixup(
+  first: np.ndarray, second: np.ndarray, uniform: np.ndarray, alpha: float = 0.2
+) -> tuple[np.ndarray, np.ndarray]:
+  """Blends two photographs, and their labels, in one random proportion.
+
+  With `r ~ Beta(α, α)`, drawn once per image and rounded to 1/256,
+
+    image = r · first + (1 − r) · second,
+
+  rounded to the nearest level, a half upwards.
+
+  Args:
+    first: `[n, H, W, 3]` uint8.
+    second: `[n, H, W, 3]` uint8.
+    uniform: `[n]`, uniform in [0, 1).
+    alpha: α > 0. The smaller it is, the closer most ratios are to 0 or 1.
+
+  Returns:
+    Images `[n, H, W, 3]` uint8, and the ratios r, `[n]` float32.
+
+  Raises:
+    ValueError: `alpha` is not positive.
+
+  Example:
+    >>> black, white = np.zeros((1, 4, 4, 3), np.uint8), np.full(
+    ...     (1, 4, 4, 3), 255, np.uint8)
+    >>> images, ratio = mixup(black, white, np.array([0.5]))
+    >>> int(images[0, 0, 0, 0]), ratio.tolist()
+    (128, [0.5])
+
+  Reference:
+    Zhang et al., 2018, section 2, https://arxiv.org/abs/1710.09412
+  """
+  if alpha <= 0:
+    raise ValueError(f'mixup alpha must be positive, not {alpha}')
+  beta = special.betaincinv(alpha, alpha, uniform)  # of its distribution
+  weight = np.rint(_STEPS * beta).astype(np.uint16)
+  column = weight[:, None, None, None]
+  images = np.multiply(first, column, dtype=np.uint16)
+  images += np.multiply(second, _STEPS - column, dtype=np.uint16)
+  images += _STEPS // 2
+  images //= _STEPS
+  return images.astype(np.uint8), (weight / _STEPS).astype(np.float32)
+
+
+def cutmix(
+  first: np.ndarray, second: np.ndarray, uniform: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Pastes a random box of the first photograph onto the second.
+
+  The box has the image's proportions and a share of its area that is uniform
+  on 0..1 (`Beta(1, 1)`). Its centre is uniform over the pixels, so a part of
+  it may lie outside the image. The labels follow what is left inside: the first
+  label's weight is `λ = pixels in the box / (H · W)`.
+
+  Args:
+    first: `[n, H, W, 3]` uint8, what is inside the box.
+    second: `[n, H, W, 3]` uint8, what is around it.
+    uniform: `[n, 3]`, uniform in [0, 1).
+
+  Returns:
+    Images `[n, H, W, 3]` uint8, and the weights λ, `[n]` float32.
+
+  Example:
+    >>> black, white = np.zeros((1, 4, 4, 3), np.uint8), np.full(
+    ...     (1, 4, 4, 3), 255, np.uint8)
+    >>> images, weight = cutmix(black, white, np.array([[0.5, 0.5, 0.3]]))
+    >>> int((images[0, ..., 0] == 0).sum()), weight.tolist()
+    (4, [0.25])
+
+  Reference:
+    Yun et al., 2019, section 3.1, https://arxiv.org/abs/1905.04899
+  """
+  size = np.array(first.shape[1:3])
+  center = np.floor(uniform[:, :2] * size).astype(int)
+  # As released: whole pixels, and as many on either side of the center.
+  half = np.floor(np.sqrt(uniform[:, 2:]) * size).astype(int) // 2
+  lower = np.maximum(center - half, 0)
+  upper = np.minimum(center + half, size)
+  images = second.copy()
+  corners = zip(lower.tolist(), upper.tolist(), strict=True)
+  for i, ((top, left), (bottom, right)) in enumerate(corners):
+    images[i, top:bottom, left:right] = first[i, top:bottom, left:right]
+  area = (upper - lower).prod(axis=1) / size.prod()
+  return images, area.astype(np.float32)

@@ -1,0 +1,333 @@
+"""The sixteen image operations of RandAugment and AutoAugment, for a batch.
+
+Their names, what a magnitude means to each, and their application: every image
+of a batch has an operation of its own.
+
+Differences from the released code:
+  * AutoContrast computes in whole numbers, where rounding in float32 may give
+    one level more or less.
+
+As in the released code, and unlike in Pillow or in the papers:
+  * Contrast blends with the constant `H · W / 256`, at most 255, where the mean
+    of the grey image was meant.
+  * Solarize's threshold wraps around to 8 bits. At magnitude 10 it is 0, which
+    inverts the image; at magnitude 15 it is 128, as it is at 5.
+  * Posterize keeps at least one bit.
+  * Color, Contrast, Brightness and Sharpness do nothing at magnitude 5.
+  * Translations and the box of Cutout are in pixels, at any image size;
+    `rand_augment` may be told otherwise.
+
+Reference:
+  Cubuk et al., "AutoAugment: Learning Augmentation Policies from Data", 2019,
+  appendix, https://arxiv.org/abs/1805.09501
+  Brock et al., 2021, appendix A, https://arxiv.org/abs/2102.06171
+"""
+
+import itertools
+import math
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image
+
+OPERATIONS = (
+  'AutoContrast',
+  'Equalize',
+  'Invert',
+  'Rotate',
+  'Posterize',
+  'Solarize',
+  'Color',
+  'Contrast',
+  'Brightness',
+  'Sharpness',
+  'ShearX',
+  'ShearY',
+  'TranslateX',
+  'TranslateY',
+  'Cutout',
+  'SolarizeAdd',
+)
+
+# The operations whose argument has a random sign.
+SIGNED = ('Rotate', 'ShearX', 'ShearY', 'TranslateX', 'TranslateY')
+
+# Those whose argument is a length in pixels.
+IN_PIXELS = ('TranslateX', 'TranslateY', 'Cutout')
+
+FILL = 128  # what comes in from outside the image, and into Cutout's box
+LEVELS = np.arange(256, dtype=np.int16)
+
+MAX_MAGNITUDE = 20  # above it Posterize would keep more than 8 bits
+
+
+def argument(name: str, magnitude: int, translate: int = 100) -> float:
+  """What a magnitude, the same scale for all, means to one operation.
+
+  | operation              | argument                        |   5 |  10 |  15 |
+  |------------------------|---------------------------------|-----|-----|-----|
+  | Rotate                 | degrees                         |  15 |  30 |  45 |
+  | ShearX, ShearY         | pixels per pixel                | .15 |  .3 | .45 |
+  | TranslateX, TranslateY | pixels                          |  50 | 100 | 150 |
+  | Color, Contrast,       |                                 |     |     |     |
+  | Brightness, Sharpness  | factor, 1 for the image as is   |   1 | 1.9 | 2.8 |
+  | Posterize              | bits kept                       |   2 |   4 |   6 |
+  | Solarize               | threshold, modulo 256           | 128 | 256 | 384 |
+  | SolarizeAdd            | levels added to those below 128 |  55 | 110 | 165 |
+  | Cutout                 | pixels, half the side           |  20 |  40 |  60 |
+
+  AutoContrast, Equalize and Invert have none, which reads 0.
+
+  Args:
+    name: one of `OPERATIONS`.
+    magnitude: 0..`MAX_MAGNITUDE`; arguments are linear in it.
+    translate: the pixels of a translation at magnitude 10.
+
+  Returns:
+    The argument, without the random sign.
+
+  Raises:
+    ValueError: no such operation, or the magnitude is out of range.
+
+  Example:
+    >>> argument('Rotate', 15), argument('Color', 5), argument('Solarize', 3)
+    (45.0, 1.0, 76.0)
+  """
+  if not 0 <= magnitude <= MAX_MAGNITUDE:
+    raise ValueError(f'magnitude {magnitude} is not in 0..{MAX_MAGNITUDE}')
+  level = magnitude / 10
+  match name:
+    case 'AutoContrast' | 'Equalize' | 'Invert':
+      return 0.0
+    case 'Rotate':
+      return level * 30
+    case 'ShearX' | 'ShearY':
+      return level * 0.3
+    case 'TranslateX' | 'TranslateY':
+      return level * translate
+    case 'Color' | 'Contrast' | 'Brightness' | 'Sharpness':
+      return level * 1.8 + 0.1
+    case 'Posterize':
+      return float(int(level * 4))
+    case 'Solarize':
+      return float(int(level * 256))
+    case 'SolarizeAdd':
+      return float(int(level * 110))
+    case 'Cutout':
+      return float(int(level * 40))
+  raise ValueError(f'{name!r} is not one of {", ".join(OPERATIONS)}')
+
+
+def apply(
+  name: str, image: np.ndarray, argument: float, center: tuple[int, int]
+) -> np.ndarray:
+  """Applies one operation to an image.
+
+  Args:
+    name: one of `OPERATIONS`.
+    image: `[H, W, 3]` uint8; it is left as it is.
+    argument: in the operation's own unit, signed; see `argument`.
+    center: the pixel (y, x) in the middle of Cutout's box.
+
+  Returns:
+    `[H, W, 3]` uint8.
+
+  Example:
+    >>> image = np.full((4, 4, 3), 200, np.uint8)
+    >>> int(apply('Invert', image, 0.0, (0, 0))[0, 0, 0])
+    55
+  """
+  height, width, _ = image.shape
+  match name:
+    case 'AutoContrast':
+      return _by_channel(image, _auto_contrast)
+    case 'Equalize':
+      return _by_channel(image, _equalize)
+    case 'Invert':
+      return ~image
+    case 'Posterize':
+      return image & (0xFF << (8 - min(max(int(argument), 1), 8)) & 0xFF)
+    case 'Solarize':
+      threshold = int(argument) % 256
+      return _look_up(image, np.where(threshold > LEVELS, LEVELS, 255 - LEVELS))
+    case 'SolarizeAdd':
+      added = np.minimum(LEVELS + int(argument), 255)
+      return _look_up(image, np.where(LEVELS < 128, added, LEVELS))
+    case 'Contrast':
+      # The released code divides the pixels by 256 and calls it the mean.
+      mean = min(height * width // 256, 255)
+      return _look_up(
+        image, _blend(np.full_like(LEVELS, mean), LEVELS, argument)
+      )
+    case 'Brightness':
+      return _look_up(image, _blend(np.zeros_like(LEVELS), LEVELS, argument))
+    case 'Color':
+      return _color(image, argument)
+    case 'Sharpness':
+      return _blend(_smooth(image), image, argument)
+    case 'Rotate':
+      return _rotate(image, argument)
+    case 'ShearX':
+      return _shear(image, argument, axis=1)
+    case 'ShearY':
+      return _shear(image, argument, axis=0)
+    case 'TranslateX':
+      return _affine(image, 1, 0, argument, 0, 1, 0)
+    case 'TranslateY':
+      return _affine(image, 1, 0, 0, 0, 1, argument)
+    case 'Cutout':
+      half, (y, x) = int(argument), center
+      image = image.copy()
+      image[max(y - half, 0) : y + half, max(x - half, 0) : x + half] = FILL
+      return image
+  raise ValueError(f'{name!r} is not one of {", ".join(OPERATIONS)}')
+
+
+def _look_up(image: np.ndarray, table: np.ndarray) -> np.ndarray:
+  """Replaces each level by its entry in a table of 256."""
+  # Faster than `np.take`, which makes 64-bit indices of the levels.
+  pixels = bytearray(image.data).translate(table.astype(np.uint8).tobytes())
+  return np.frombuffer(pixels, np.uint8).reshape(image.shape)
+
+
+def _by_channel(
+  image: np.ndarray, make_table: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+  """Looks each channel up in a table made of how often each level occurs."""
+  picture = Image.fromarray(image)
+  counts = np.reshape(picture.histogram(), (3, 256))
+  tables = np.concatenate([make_table(channel) for channel in counts])
+  return np.asarray(picture.point(tables.tolist()))
+
+
+def _auto_contrast(counts: np.ndarray) -> np.ndarray:
+  """Stretches the range to 0..255, unless it is a single level."""
+  used = np.flatnonzero(counts)
+  low, high = used[0], used[-1]
+  if low == high:
+    return LEVELS
+  return np.clip((LEVELS - low) * 255 // (high - low), 0, 255)
+
+
+def _equalize(counts: np.ndarray) -> np.ndarray:
+  """Flattens the histogram, in steps of whole pixel counts."""
+  below = np.cumsum(counts) - counts
+  # The pixels of the highest level do not count: there is no step above them.
+  step = below[counts > 0].max() // 255
+  return np.minimum((below + step // 2) // step, 255) if step else LEVELS
+
+
+def _blend(start: np.ndarray, end: np.ndarray, factor: float) -> np.ndarray:
+  """`start + factor · (end − start)`, clipped and rounded down, as uint8."""
+  values = np.subtract(end, start, dtype=np.int16) * np.float32(factor)
+  values += start
+  np.clip(values, 0, 255, out=values)
+  return values.astype(np.uint8)
+
+
+def _color(image: np.ndarray, factor: float) -> np.ndarray:
+  """Blends with the luma."""
+  planes = [np.ascontiguousarray(image[..., channel]) for channel in range(3)]
+  red, green, blue = planes
+  luma = red * np.float32(0.2989)
+  luma += green * np.float32(0.587)
+  luma += blue * np.float32(0.114)
+  # The released code goes through 0..1 and back with half a level more.
+  luma *= np.float32(255.5 / 255)
+  grey = luma.astype(np.uint8)
+  blended = np.empty_like(image)
+  for channel, plane in enumerate(planes):
+    blended[..., channel] = _blend(grey, plane, factor)
+  return blended
+
+
+def _smooth(image: np.ndarray) -> np.ndarray:
+  """A 3 × 3 mean in which the center counts 5 times; borders stay."""
+  height, width, channels = image.shape
+  smooth = image.copy()
+  if min(height, width) < 3:
+    return smooth
+  # Rows are flat: the neighbour to the right is `channels` values away.
+  pixels = image.reshape(height, -1).astype(np.uint16)
+  rows = pixels[:-2] + pixels[1:-1] + pixels[2:]
+  total = rows[:, : -2 * channels] + rows[:, channels:-channels]
+  total += rows[:, 2 * channels :]
+  total += 4 * pixels[1:-1, channels:-channels]
+  mean = total // 13
+  # A mean that is a whole number may come out one less in float32. The released
+  # code has this chain of fused multiply-adds, which float64 rounds likewise.
+  whole = np.flatnonzero(13 * mean == total)
+  y, x = np.divmod(whole, mean.shape[1])
+  start = y * pixels.shape[1] + x
+  chain = np.zeros(len(whole), np.float32)
+  for i, j in itertools.product(range(3), range(3)):
+    weight = np.float64(np.float32((5 if i == j == 1 else 1) / 13))
+    neighbour = pixels.take(start + (i * width + j) * channels)
+    chain = (weight * neighbour + chain).astype(np.float32)
+  mean.put(whole, chain)
+  smooth.reshape(height, -1)[1:-1, channels:-channels] = mean
+  return smooth
+
+
+def _rotate(image: np.ndarray, degrees: float) -> np.ndarray:
+  """Turns about the middle of the image: that pixel stays in its place."""
+  right, bottom = image.shape[1] - 1, image.shape[0] - 1
+  angle = math.radians(degrees)
+  cos, sin = math.cos(angle), math.sin(angle)
+  dx = (right - cos * right + sin * bottom) / 2
+  dy = (bottom - sin * right - cos * bottom) / 2
+  return _affine(image, cos, -sin, dx, sin, cos, dy)
+
+
+def _shear(image: np.ndarray, slope: float, axis: int) -> np.ndarray:
+  """Moves along an axis by `slope` pixels for each pixel along the other."""
+  height, width, channels = image.shape
+  # Many fall half way between two pixels: as in the released code, float32
+  # decides, and Pillow would not do.
+  y, x = (np.arange(size, dtype=np.float32) for size in (height, width))
+  if axis == 1:
+    source = x + (np.float32(slope) * y)[:, None]
+  else:
+    source = y[:, None] + np.float32(slope) * x
+  # Half way goes away from zero, hence out of the image.
+  outside = (source <= -0.5) | (source >= image.shape[axis] - 0.5)
+  source += 0.5
+  index = source.astype(np.int32)
+  if axis == 1:
+    index += width * np.arange(height, dtype=np.int32)[:, None]
+  else:
+    index *= width
+    index += np.arange(width, dtype=np.int32)
+  moved = image.reshape(-1, channels).take(index, axis=0, mode='clip')
+  moved[outside] = FILL
+  return moved
+
+
+def _affine(
+  image: np.ndarray,
+  xx: float,
+  xy: float,
+  dx: float,
+  yx: float,
+  yy: float,
+  dy: float,
+) -> np.ndarray:
+  """Takes (x, y) from the pixel nearest to (xx·x + xy·y + dx, yx·x + …)."""
+  height, width, _ = image.shape
+  # Pillow means the pixels' centers, and rounds down.
+  coefficients = (
+    xx,
+    xy,
+    dx + 0.5 - (xx + xy) / 2,
+    yx,
+    yy,
+    dy + 0.5 - (yx + yy) / 2,
+  )
+  moved = Image.fromarray(image).transform(
+    (width, height),
+    Image.Transform.AFFINE,
+    coefficients,
+    Image.Resampling.NEAREST,
+    fillcolor=(FILL,) * 3,
+  )
+  return np.asarray(moved)
