@@ -3,9 +3,9 @@ r"""Times the input pipeline beside the same in tensorflow, on photographs.
   python -m experiments.benchmarks.input_pipeline --data_dir=DIR
   python -m experiments.benchmarks.input_pipeline --tar=ILSVRC2012_img_train.tar
 
-Each image that comes out is two photographs, decoded, cropped at random, resized,
-flipped and mixed, and then RandAugment 4x10: by the bare pipeline, through the
-loader, and by `tf.data` with the same operations. `photographs alone` stops
+Each image that comes out is two photographs, decoded, cropped at random,
+resized, flipped and mixed, and then RandAugment 4x10: by the bare pipeline,
+through the loader, and by `tf.data` with the same operations. `photographs alone` stops
 after the flip of one. The JPEGs lie in memory, so that no disk counts. The
 shares of the stages come from the bare pipeline, timed by itself, as do the
 microseconds of a small image of data in memory, cropped by `pad_2`, flipped and

@@ -2,8 +2,9 @@
 
 The same pixels by the same steps: a random box of the JPEG is decoded, resized
 and flipped, perhaps mixed with another by MixUp or CutMix, and then perhaps
-RandAugment follows, with the arguments and the oddities that `nfnets_jax.data.operations` names. Written anew from what
-those do; a test holds the two together.
+RandAugment follows, with the arguments and the oddities that
+`nfnets_jax.data.operations` names. Written anew from what those do; a test
+holds the two together.
 """
 
 import functools

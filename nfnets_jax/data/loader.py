@@ -51,6 +51,7 @@ _SHARED_MEMORY = '/dev/shm'
 _MAX_THREADS = 6
 # Large enough to make handing over cheap, small enough to share a batch evenly.
 _MAX_CHUNK = 16
+_MAX_CHUNK_IN_MEMORY = 64
 # So many damaged examples in a row are no accident.
 _MAX_SKIPPED = 10
 
@@ -195,15 +196,23 @@ def train_batches(
   block_size = _block_size(dataset, batch_size, process_index, process_count)
   size = len(dataset)
 
+  kept: dict[int, tuple[dict[str, Any], int]] = {}
+
   def read(index: int) -> tuple[dict[str, Any], int]:
+    if index in kept:
+      return kept[index]
     if skip_corrupt:
-      return _read_next(dataset, index, pipeline.decode_example)
-    return read_example(dataset, index, pipeline.decode_example), 0
+      found = _read_next(dataset, index, pipeline.decode_example)
+    else:
+      found = read_example(dataset, index, pipeline.decode_example), 0
+    if dataset.in_memory:
+      kept[index] = found
+    return found
 
   def read_all(indices: range, order: int) -> tuple[Examples, Sequence[int]]:
-    places = [
+    places = (
       int(_permutation(size, seed, i // size, order)[i % size]) for i in indices
-    ]
+    )
     examples, skipped = zip(*map(read, places), strict=True)
     return examples, skipped
 
@@ -232,6 +241,7 @@ def train_batches(
     sys.maxsize,
     batch_size,
     block_size,
+    _MAX_CHUNK_IN_MEMORY if dataset.in_memory else _MAX_CHUNK,
     process_index,
     num_workers,
     worker_type,
@@ -323,6 +333,7 @@ def eval_batches(
     num_batches * batch_size,
     batch_size,
     block_size,
+    _MAX_CHUNK,
     process_index,
     num_workers,
     worker_type,
@@ -419,6 +430,7 @@ def _batches(
   stream_size: int,
   batch_size: int,
   block_size: int,
+  max_chunk: int,
   process_index: int,
   num_workers: int | None,
   worker_type: WorkerType | None,
@@ -439,7 +451,7 @@ def _batches(
   # A chunk is part of a block, and each worker has one to do.
   chunk_size = max(
     size
-    for size in range(1, _MAX_CHUNK + 1)
+    for size in range(1, max_chunk + 1)
     if size == 1
     or (block_size % size == 0 and size * num_workers <= block_size)
   )

@@ -172,9 +172,9 @@ def apply(
     case 'ShearY':
       return _shear(image, argument, axis=0)
     case 'TranslateX':
-      return _affine(image, 1, 0, argument, 0, 1, 0)
+      return _translate(image, 0, int(argument))
     case 'TranslateY':
-      return _affine(image, 1, 0, 0, 0, 1, argument)
+      return _translate(image, int(argument), 0)
     case 'Cutout':
       half, (y, x) = int(argument), center
       image = image.copy()
@@ -269,14 +269,47 @@ def _smooth(image: np.ndarray) -> np.ndarray:
   return smooth
 
 
+def _translate(image: np.ndarray, down: int, across: int) -> np.ndarray:
+  """Takes each pixel from so many further down and to the right."""
+  height, width, _ = image.shape
+  moved = np.full_like(image, FILL)
+  if abs(down) < height and abs(across) < width:
+    rows, columns = (
+      slice(max(-x, 0), min(size - x, size))
+      for x, size in ((down, height), (across, width))
+    )
+    moved[rows, columns] = image[
+      rows.start + down : rows.stop + down,
+      columns.start + across : columns.stop + across,
+    ]
+  return moved
+
+
 def _rotate(image: np.ndarray, degrees: float) -> np.ndarray:
   """Turns about the middle of the image: that pixel stays in its place."""
-  right, bottom = image.shape[1] - 1, image.shape[0] - 1
+  height, width, _ = image.shape
+  right, bottom = width - 1, height - 1
   angle = math.radians(degrees)
   cos, sin = math.cos(angle), math.sin(angle)
   dx = (right - cos * right + sin * bottom) / 2
   dy = (bottom - sin * right - cos * bottom) / 2
-  return _affine(image, cos, -sin, dx, sin, cos, dy)
+  # Pillow means the pixels' centers, and rounds down.
+  coefficients = (
+    cos,
+    -sin,
+    dx + 0.5 - (cos - sin) / 2,
+    sin,
+    cos,
+    dy + 0.5 - (sin + cos) / 2,
+  )
+  moved = Image.fromarray(image).transform(
+    (width, height),
+    Image.Transform.AFFINE,
+    coefficients,
+    Image.Resampling.NEAREST,
+    fillcolor=(FILL,) * 3,
+  )
+  return np.asarray(moved)
 
 
 def _shear(image: np.ndarray, slope: float, axis: int) -> np.ndarray:
@@ -301,33 +334,3 @@ def _shear(image: np.ndarray, slope: float, axis: int) -> np.ndarray:
   moved = image.reshape(-1, channels).take(index, axis=0, mode='clip')
   moved[outside] = FILL
   return moved
-
-
-def _affine(
-  image: np.ndarray,
-  xx: float,
-  xy: float,
-  dx: float,
-  yx: float,
-  yy: float,
-  dy: float,
-) -> np.ndarray:
-  """Takes (x, y) from the pixel nearest to (xx·x + xy·y + dx, yx·x + …)."""
-  height, width, _ = image.shape
-  # Pillow means the pixels' centers, and rounds down.
-  coefficients = (
-    xx,
-    xy,
-    dx + 0.5 - (xx + xy) / 2,
-    yx,
-    yy,
-    dy + 0.5 - (yx + yy) / 2,
-  )
-  moved = Image.fromarray(image).transform(
-    (width, height),
-    Image.Transform.AFFINE,
-    coefficients,
-    Image.Resampling.NEAREST,
-    fillcolor=(FILL,) * 3,
-  )
-  return np.asarray(moved)

@@ -136,12 +136,9 @@ class TrainPipeline:
     self, examples: Sequence[Example], uniform: np.ndarray
   ) -> np.ndarray:
     """Crops, resizes and flips, into a new uint8 `[n, px, px, 3]`."""
-    crops = [
-      self._crop(example['image'], numbers)
-      for example, numbers in zip(examples, uniform, strict=True)
-    ]
+    crops = self._crop([example['image'] for example in examples], uniform)
     mirrored = uniform[:, -1] < (0.5 if self._flip else 0)
-    if len(crops) == 1 or len({crop.shape for crop in crops}) > 1:
+    if len(crops) == 1 or not transforms.same_shape(crops):
       parts = [
         transforms.resize_and_mirror(crop[None], self._image_size, flip[None])
         for crop, flip in zip(crops, mirrored, strict=True)

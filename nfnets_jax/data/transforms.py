@@ -43,7 +43,7 @@ Reference:
 
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,8 +52,8 @@ from scipy import sparse
 from nfnets_jax.data import decode
 
 Example = Mapping[str, Any]
-# Of an image and CROP_DRAWS numbers, uniform in [0, 1).
-Crop = Callable[[np.ndarray, np.ndarray], np.ndarray]
+# Of n images and `[n, CROP_DRAWS]` numbers, uniform in [0, 1).
+Crop = Callable[[Sequence[np.ndarray], np.ndarray], Sequence[np.ndarray]]
 
 TRAIN_CROPS = ('random_resized', 'random_resized_AREA', 'pad_PIXELS', 'none')
 EVAL_CROPS = (
@@ -118,6 +118,11 @@ def resize_float(image: np.ndarray, height: int, width: int) -> np.ndarray:
     [0.0, -2.0, -7.0, 20.0, 80.0, 107.0, 102.0, 100.0]
   """
   return _interpolate(image[None], height, width)[0]
+
+
+def same_shape(images: Sequence[np.ndarray]) -> bool:
+  """Returns whether images can be stacked."""
+  return len({image.shape for image in images}) == 1
 
 
 def resize_and_mirror(
@@ -192,33 +197,33 @@ def random_resized_crop(
 
 
 def pad_crop(
-  image: np.ndarray, uniform: np.ndarray, pixels: int = 4
-) -> np.ndarray:
-  """Pads an image with black and cuts out a random window of its own size.
+  images: np.ndarray, uniform: np.ndarray, pixels: int = 4
+) -> list[np.ndarray]:
+  """Pads images with black and cuts out random windows of their own size.
 
   Args:
-    image: `[H, W, C]`.
-    uniform: at least two numbers, uniform in [0, 1).
+    images: `[n, H, W, C]`.
+    uniform: `[n, 2]` or more numbers, uniform in [0, 1).
     pixels: how far to pad each side, and so how far to shift at most.
 
   Returns:
-    `[H, W, C]`, the image moved by up to `pixels` along each axis.
+    n views `[H, W, C]`, the images moved by up to `pixels` along each axis.
 
   Example:
-    >>> image = np.ones((8, 8, 3), np.uint8)
-    >>> pad_crop(image, np.random.default_rng(0).random(2), pixels=2).shape
-    (8, 8, 3)
+    >>> images = np.ones((1, 8, 8, 3), np.uint8)
+    >>> pad_crop(images, np.array([[0.0, 0.5]]), pixels=2)[0][..., 0].sum()
+    np.uint64(48)
   """
-  height, width = image.shape[:2]
-  down, right = (int(u * (2 * pixels + 1)) - pixels for u in uniform[:2])
-  # The window without the padding, which takes five times as long to make.
-  window = np.zeros_like(image)
-  rows = slice(max(down, 0), max(0, height + min(down, 0)))
-  columns = slice(max(right, 0), max(0, width + min(right, 0)))
-  part = image[rows, columns]
-  top, left = max(-down, 0), max(-right, 0)
-  window[top : top + part.shape[0], left : left + part.shape[1]] = part
-  return window
+  n, height, width, channels = images.shape
+  padded = np.zeros(
+    (n, height + 2 * pixels, width + 2 * pixels, channels), images.dtype
+  )
+  padded[:, pixels : pixels + height, pixels : pixels + width] = images
+  corners = (uniform[:, :2] * (2 * pixels + 1)).astype(int).tolist()
+  return [
+    image[top : top + height, left : left + width]
+    for image, (top, left) in zip(padded, corners, strict=True)
+  ]
 
 
 def train_crop(name: str, image_size: int) -> Crop:
@@ -230,30 +235,31 @@ def train_crop(name: str, image_size: int) -> Crop:
     image_size: the side that the crop is then resized to, in pixels.
 
   Returns:
-    A function of an image `[H, W, C]` and `[CROP_DRAWS]` numbers, uniform in
-    [0, 1), which returns the crop.
+    A function of n images `[H, W, C]` and `[n, CROP_DRAWS]` numbers, uniform in
+    [0, 1), which returns n crops.
 
   Raises:
     ValueError: if there is no such crop, or its number makes no sense.
 
   Example:
     >>> crop = train_crop('pad_4', image_size=32)
-    >>> crop(np.zeros((28, 28, 3), np.uint8), np.zeros(CROP_DRAWS)).shape
+    >>> images = np.zeros((1, 28, 28, 3), np.uint8)
+    >>> crop(images, np.zeros((1, CROP_DRAWS)))[0].shape
     (28, 28, 3)
   """
   # The released fallback is the crop of evaluation.
   center = image_size / (image_size + 32)
   match _split_number(name):
     case 'none', None:
-      return lambda image, uniform: image
+      return lambda images, uniform: images
     case 'random_resized', None:
-      return functools.partial(random_resized_crop, center=center)
+      return _each(functools.partial(random_resized_crop, center=center))
     case 'random_resized', int(area) | float(area) if 0 < area <= 1:
-      return functools.partial(
-        random_resized_crop, min_area=area, center=center
+      return _each(
+        functools.partial(random_resized_crop, min_area=area, center=center)
       )
     case 'pad', int(pixels):
-      return functools.partial(pad_crop, pixels=pixels)
+      return functools.partial(_pad_crops, pixels=pixels)
   raise ValueError(
     f'unknown crop {name!r} for training, choose from {", ".join(TRAIN_CROPS)} '
     'with 0 < AREA <= 1 and a whole number of PIXELS'
@@ -294,6 +300,22 @@ def eval_transform(
 
 def _decode(example: Example) -> np.ndarray:
   return decode.decode(example['image'], example.get('orient', False))
+
+
+def _each(crop: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Crop:
+  return lambda images, uniform: list(map(crop, images, uniform))
+
+
+def _pad_crops(
+  images: Sequence[np.ndarray], uniform: np.ndarray, pixels: int
+) -> list[np.ndarray]:
+  """Is `pad_crop` of images that may differ in size."""
+  if same_shape(images):
+    return pad_crop(np.stack(images), uniform, pixels)
+  return [
+    pad_crop(image[None], numbers[None], pixels)[0]
+    for image, numbers in zip(images, uniform, strict=True)
+  ]
 
 
 def _eval_view(name: str, px: int) -> Callable[[np.ndarray], np.ndarray]:

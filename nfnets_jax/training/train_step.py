@@ -269,7 +269,8 @@ def create_train_step(
     `batch` holds this device's `image` uint8 `[B, H, W, 3]`, `label` and
     `mix_label` int32 `[B]` and `ratio` float32 `[B]`. The metrics are float32
     scalars of the whole batch: `loss`, `top_1` (a fraction, against the
-    likelier label of a mixed image), `grad_norm` before clipping, `learning_rate`, the shares of units that AGC clipped
+    likelier label of a mixed image), `grad_norm` before clipping,
+    `learning_rate`, the shares of units that AGC clipped
     (`optimizer.clipped_shares`). With
     `skip_nonfinite`: `nonfinite`, whether the step was left out, and
     `nonfinite_in_a_row`. Two more if the batch has them, summed over it: how
