@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 import pytest
 
-from nfnets_jax.data import datasets, decode, loader, transforms
+from nfnets_jax.data import datasets, decode, loader, pipeline, transforms
 
 
 class Indices:
@@ -36,9 +36,15 @@ def indices(size, **kwargs):
   return datasets.Dataset('indices', 'train', Indices(size, **kwargs), names)
 
 
-def with_noise(example, rng):
-  """Keeps the label and shows the generator's state."""
-  return {'label': np.int32(example['label']), 'noise': rng.random(2)}
+def with_noise(examples, partners, uniform, index):
+  """Keeps the labels and shows what is random, and the place in the stream."""
+  return {
+    'label': np.array([x['label'] for x in examples], np.int32),
+    'partner': np.array([x['label'] for x in partners], np.int32),
+    'noise': uniform[:, :2],
+    'last': uniform[:, -1],
+    'index': index,
+  }
 
 
 def label_only(example):
@@ -222,7 +228,7 @@ def test_batches_of_a_real_data_set(digits_dir):
   batches = loader.train_batches(
     datasets.load('digits', 'train', digits_dir),
     batch_size=16,
-    transform=transforms.train_transform(12, 'pad_1'),
+    transform=pipeline.TrainPipeline(12, 'pad_1'),
     seed=0,
     process_index=1,
     process_count=2,
@@ -255,7 +261,7 @@ def test_unreadable_example_is_named(worker_type):
     r'cannot read example 17 of indices split train \(17.jpg\): '
     'cannot decode an image'
   )
-  transform = transforms.train_transform(4)
+  transform = pipeline.TrainPipeline(4)
   with pytest.raises(ValueError, match=message):
     take(train(dataset, 5, transform=transform, **kwargs), 4)
   with pytest.raises(ValueError, match=message):
@@ -271,7 +277,7 @@ def test_unreadable_example_is_named(worker_type):
 
 def test_damaged_examples_are_left_out_when_told_to(caplog):
   dataset = indices(20, broken=[16, 17])
-  transform = transforms.train_transform(4, 'none')
+  transform = pipeline.TrainPipeline(4, 'none')
   epochs = take(train(dataset, 5, transform=transform, skip_corrupt=True), 8)
   for epoch in (epochs[:4], epochs[4:]):
     labels = np.concatenate([batch['label'] for batch in epoch])
@@ -294,7 +300,7 @@ def test_processes_without_shared_memory(monkeypatch, caplog):
   monkeypatch.setattr(
     loader.shutil, 'disk_usage', lambda path: Usage(1 << 10, 0, 1 << 10)
   )
-  transform = transforms.train_transform(32, 'none')
+  transform = pipeline.TrainPipeline(32, 'none')
   kwargs = {'transform': transform, 'num_workers': 8}
   with pytest.raises(ValueError, match=r'/dev/shm has 0 MiB; .*--shm-size'):
     take(train(indices(20), 8, worker_type='processes', **kwargs), 1)
@@ -327,7 +333,7 @@ def test_evaluation_masks_damaged_examples():
 
 
 def test_ten_damaged_examples_in_a_row_are_too_many():
-  transform = transforms.train_transform(4)
+  transform = pipeline.TrainPipeline(4)
   for size, broken, count in [(50, range(3, 50), 10), (4, range(4), 4)]:
     dataset = indices(size, broken=broken)
     batches = train(dataset, 4, transform=transform, skip_corrupt=True)
@@ -340,12 +346,12 @@ def test_ten_damaged_examples_in_a_row_are_too_many():
 # A program whose loader works in processes, and that is killed.
 _KILLED = """
 import os, signal, psutil
-from nfnets_jax.data import datasets, loader, transforms
+from nfnets_jax.data import datasets, loader, pipeline
 
 if __name__ == '__main__':
   batches = loader.train_batches(
     datasets.load('fake', 'train[:100]'), batch_size=4, seed=0,
-    transform=transforms.train_transform(8), num_workers=2,
+    transform=pipeline.TrainPipeline(8), num_workers=2,
     worker_type='processes',
   )
   next(batches)
@@ -444,7 +450,7 @@ def test_labels_that_are_none_of_the_classes_are_refused(bad, skip_corrupt):
   )
   message = r'animals split test\[:5\]: example 4 has the label .* 0 to 2'
   kwargs = {'batch_size': 5, 'skip_corrupt': skip_corrupt, 'num_workers': 0}
-  transform = transforms.train_transform(4, 'none')
+  transform = pipeline.TrainPipeline(4, 'none')
   with pytest.raises(datasets.LabelError, match=message):
     take(
       loader.train_batches(dataset, transform=transform, seed=0, **kwargs), 1
@@ -464,13 +470,13 @@ def test_label_errors_come_out_of_workers(worker_type):
 
 # A script without flags, whose loader works in processes.
 _SCRIPT = """
-from nfnets_jax.data import datasets, loader, transforms
+from nfnets_jax.data import datasets, loader, pipeline, transforms
 
 if __name__ == '__main__':
   options = dict(num_workers=2, worker_type='processes', batch_size=4)
   data = datasets.load('fake', 'train[:8]')
   batches = loader.train_batches(
-    data, transform=transforms.train_transform(8), seed=0, **options)
+    data, transform=pipeline.TrainPipeline(8), seed=0, **options)
   print(next(batches)['image'].shape)
   batches.close()
   print(len(list(loader.eval_batches(

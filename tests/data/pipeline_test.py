@@ -1,0 +1,175 @@
+"""The images of training: each a function of its numbers alone."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image
+
+from nfnets_jax.data import mixing, pipeline, randaugment, transforms
+
+
+def _image(height, width, seed=0):
+  rng = np.random.default_rng(seed)
+  return rng.integers(256, size=(height, width, 3), dtype=np.uint8)
+
+
+def _examples(n, size=(30, 40), seed=0):
+  return [
+    {'image': _image(*size, seed + i), 'label': (seed + i) % 7}
+    for i in range(n)
+  ]
+
+
+def _uniform(n, seed=0):
+  return np.random.default_rng(seed).random((n, pipeline.NUM_DRAWS))
+
+
+def _make(options, n=1, seed=0, size=(30, 40)):
+  make = pipeline.TrainPipeline(24, **options)
+  first, second = _examples(n, size, seed), _examples(n, size, seed + 50)
+  return make(first, second, _uniform(n, seed), np.arange(n))
+
+
+CROPS = ['random_resized', 'random_resized_0.25', 'pad_4', 'none']
+
+
+@pytest.mark.parametrize('crop', CROPS)
+def test_an_image_is_a_function_of_its_numbers(crop):
+  make = pipeline.TrainPipeline(24, crop)
+  examples = [{'image': _image(30, 40), 'label': 7}]
+  results = [
+    make(examples, examples, _uniform(1, seed), np.array([0]))
+    for seed in (*range(8), 0)
+  ]
+  for result in results:
+    assert result['image'].shape == (1, 24, 24, 3)
+    assert result['image'].dtype == np.uint8
+    for name in ('label', 'mix_label'):
+      assert result[name].dtype == np.int32 and result[name] == [7]
+    assert result['ratio'].dtype == np.float32 and result['ratio'] == [1]
+  np.testing.assert_array_equal(results[0]['image'], results[-1]['image'])
+  different = {result['image'].tobytes() for result in results}
+  assert len(different) == (2 if crop == 'none' else 8)
+
+
+def test_without_chance_it_is_a_resize():
+  make = pipeline.TrainPipeline(24, crop='none', flip=False)
+  examples = _examples(1)
+  result = make(examples, examples, _uniform(1), np.array([0]))
+  expected = transforms.resize(examples[0]['image'], 24, 24)
+  np.testing.assert_array_equal(result['image'][0], expected)
+
+
+def test_flip_mirrors_half_of_the_images():
+  make = pipeline.TrainPipeline(24, crop='none')
+  image = _image(24, 24)
+  examples = [{'image': image, 'label': 0}] * 1000
+  result = make(examples, examples, _uniform(1000), np.arange(1000))['image']
+  mirrored = (result == image[:, ::-1]).all((1, 2, 3))
+  np.testing.assert_array_equal(
+    result[~mirrored], np.broadcast_to(image, result[~mirrored].shape)
+  )
+  assert 440 < mirrored.sum() < 560
+
+
+EVERYTHING = {'mixup_alpha': 0.2, 'cutmix': True, 'rand_augment': '4x10'}
+
+
+@pytest.mark.parametrize('size', [(8, 8), (24, 24), (30, 40)])
+@pytest.mark.parametrize('crop', CROPS)
+@pytest.mark.parametrize('others', [{}, EVERYTHING])
+def test_a_chunk_is_its_images_one_by_one(size, crop, others):
+  n, first_index = 12, 7
+  make = pipeline.TrainPipeline(24, crop, **others)
+  first, second = _examples(n, size), _examples(n, size, 50)
+  uniform, index = _uniform(n), first_index + np.arange(n)
+  chunk = make(first, second, uniform, index)
+  for i in range(n):
+    one = slice(i, i + 1)
+    alone = make(first[one], second[one], uniform[one], index[one])
+    assert alone.keys() == chunk.keys()
+    for name in alone:
+      np.testing.assert_array_equal(alone[name], chunk[name][one], strict=True)
+
+
+def test_a_chunk_of_images_of_several_sizes():
+  sizes = [(8, 8), (30, 40), (8, 8)]
+  make = pipeline.TrainPipeline(24, 'pad_2', mixup_alpha=0.2)
+  examples = [
+    {'image': _image(*size, i), 'label': i} for i, size in enumerate(sizes)
+  ]
+  uniform = _uniform(3)
+  chunk = make(examples, examples[::-1], uniform, np.arange(3))
+  assert chunk['label'].tolist() == [0, 1, 2]
+  assert chunk['mix_label'].tolist() == [2, 1, 0]
+  alone = make(examples[1:2], examples[1:2], uniform[1:2], np.array([1]))
+  np.testing.assert_array_equal(chunk['image'][1:2], alone['image'])
+
+
+def test_the_parts_are_applied_in_order():
+  first, second, uniform = _examples(4), _examples(4, seed=50), _uniform(4)
+  index = np.arange(4)
+  result = pipeline.TrainPipeline(24, **EVERYTHING)(
+    first, second, uniform, index
+  )
+  plain = pipeline.TrainPipeline(24)
+  a = plain(first, first, uniform, index)['image']
+  numbers = pipeline.numbers_of_second(uniform)
+  b = plain(second, second, numbers, index)['image']
+  rest = uniform[:, 2 * (transforms.CROP_DRAWS + 1) :]
+  mixed, ratio = mixing.mix(a, b, rest[:, : mixing.NUM_DRAWS], index, 0.2, True)
+  policy = randaugment.parse_policy('4x10')
+  for i in range(4):
+    expected = randaugment.rand_augment(
+      mixed[i], rest[i, mixing.NUM_DRAWS :], policy
+    )
+    np.testing.assert_array_equal(result['image'][i], expected)
+  np.testing.assert_array_equal(result['ratio'], ratio)
+  assert result['label'].tolist() == [x['label'] for x in first]
+  assert result['mix_label'].tolist() == [x['label'] for x in second]
+
+
+@pytest.mark.parametrize('options', [{}, {'cutmix': True}, EVERYTHING])
+@pytest.mark.parametrize('n', [1, 3])
+def test_what_is_in_memory_stays_as_it_is(options, n):
+  make = pipeline.TrainPipeline(24, 'none', flip=False, **options)
+  first, second = _examples(n, (24, 24)), _examples(n, (24, 24), 50)
+  result = make(first, second, _uniform(n), np.arange(n))
+  for examples, seed in ((first, 0), (second, 50)):
+    for i, example in enumerate(examples):
+      np.testing.assert_array_equal(example['image'], _image(24, 24, seed + i))
+      assert not np.shares_memory(result['image'], example['image'])
+
+
+def test_photographs_are_turned_when_told_to():
+  exif = Image.Exif()
+  exif[ExifTags.Base.Orientation] = 6
+  buffer = io.BytesIO()
+  Image.fromarray(_image(40, 60)).save(buffer, format='PNG', exif=exif)
+  for orient, shape in ((None, (40, 60)), (False, (40, 60)), (True, (60, 40))):
+    example = {'image': buffer.getvalue(), 'label': 3}
+    if orient is not None:
+      example['orient'] = orient
+    decoded = pipeline.decode_example(example)
+    assert decoded['image'].shape == (*shape, 3) and decoded['label'] == 3
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'mixup_alpha': 0.0}, 'mixup alpha must be positive, not 0.0'),
+    ({'rand_augment': '4y5'}, '4y5'),
+    ({'rand_augment': '43x5'}, 'has more than 42 layers'),
+    ({'crop': 'pad'}, 'unknown crop'),
+  ],
+)
+def test_impossible_pipelines(options, message):
+  with pytest.raises(ValueError, match=message):
+    pipeline.TrainPipeline(24, **options)
+
+
+def test_as_many_layers_as_there_are_numbers():
+  assert pipeline.MAX_LAYERS == 42
+  result = _make({'rand_augment': '42x5', 'cutmix': True})
+  assert result['image'].shape == (1, 24, 24, 3)
