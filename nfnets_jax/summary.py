@@ -227,10 +227,8 @@ def _check(args: argparse.Namespace) -> None:
     variants.get(name)
   if args.image_size is not None and args.image_size < 1:
     raise ValueError(f'--image_size is {args.image_size}; give 1 or more')
-  if args.batch < 2 or args.batch % 2:
-    raise ValueError(
-      f'--batch is {args.batch}; MixUp and CutMix need a positive even number'
-    )
+  if args.batch < 1:
+    raise ValueError(f'--batch is {args.batch}; give 1 or more')
   if args.memory is not None and not 0 < args.memory < math.inf:
     raise ValueError(
       f'--memory is {args.memory:g}; give the GiB of a device, more than 0'
@@ -300,7 +298,6 @@ def _print_table(args: argparse.Namespace) -> None:
     if args.memory:
       try:
         device = round(args.memory * memory.GIB)
-        # Both MixUp and CutMix want an even number of images.
         chosen = str(memory.choose_micro_batches(args.batch, need, device))
       except ValueError as error:
         chosen = 'none'

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import config_dict
-from nfnets_jax.augment import mixing
 
 from experiments import (
   ablation_imagenet,
@@ -25,6 +24,7 @@ from experiments import (
   resnet_imagenet,
 )
 from nfnets_jax import models
+from nfnets_jax.data import pipeline
 from nfnets_jax.training import optimizer, train
 
 # The paper's table 1: dropout, training and test size, RandAugment.
@@ -57,7 +57,6 @@ def test_nfnet_imagenet_is_the_paper(name, plus):
   assert config.data.eval_crop == 'resize_crop_32'
   assert config.augment.mixup_alpha == 0.2
   assert config.augment.cutmix
-  assert config.augment.raw_per_image == 2
   assert config.optimizer.to_dict() == {
     'name': 'sgd',
     'learning_rate_per_256': 0.1,
@@ -265,18 +264,18 @@ def test_ablation_adds_one_thing_a_row():
 def test_ablation_mixes_the_share_of_a_batch_that_it_says(row, share):
   """Of 64 black and 64 white photographs, how many come out grey."""
   augment = ablation_imagenet.get_config(f'F0,{row}').augment
-  raw = np.zeros((128, 4, 4, 3), np.uint8)
-  raw[1::2] = 255
-  images, _ = mixing.mix_batch(
-    jax.random.split(jax.random.key(0), 64),
-    raw,
-    np.arange(128) % 2,
-    num_classes=2,
+  make = pipeline.TrainPipeline(
+    4,
     # So that hardly one is nearly black or white.
     mixup_alpha=10.0 if augment.mixup_alpha else None,
     cutmix=augment.cutmix,
-    raw_per_image=augment.raw_per_image,
   )
+  black, white = (
+    [{'image': np.full((4, 4, 3), level, np.uint8), 'label': 0}] * 64
+    for level in (0, 255)
+  )
+  uniform = np.random.default_rng(0).random((64, pipeline.NUM_DRAWS))
+  images = make(black, white, uniform, np.arange(64))['image']
   grey = (images > 0).all((1, 2, 3)) & (images < 255).all((1, 2, 3))
   assert float(grey.mean()) == share
 

@@ -18,9 +18,10 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from nfnets_jax import augment, convert, models, predict, weights
+from nfnets_jax import convert, models, predict, weights
 from nfnets_jax.data import folder, loader, transforms
 from nfnets_jax.data.datasets import load
+from nfnets_jax.training.normalize import normalize
 
 
 @pytest.fixture(scope='module')
@@ -82,7 +83,7 @@ def test_probabilities_are_those_of_the_evaluation(photographs, tiny):
   net = hk.transform(lambda x: models.create('nfnet_tiny', 10)(x, False))
   logits = []
   for batch in batches:
-    images = augment.normalize(batch['image'])
+    images = normalize(batch['image'])
     outputs = jax.jit(net.apply)(tiny.params, None, images)
     logits.append(outputs['logits'][batch['mask'] > 0])
   expected = jax.nn.softmax(np.concatenate(logits))
@@ -417,7 +418,7 @@ def test_exported_program_runs_without_haiku(weight_file, tiny, tmp_path):
 def test_folded_forward_is_the_plain_one(tiny):
   images = np.random.default_rng(1).integers(0, 256, (2, 32, 32, 3), np.uint8)
   net = hk.transform(lambda x: models.create('nfnet_tiny', 10)(x, False))
-  plain = jax.jit(net.apply)(tiny.params, None, augment.normalize(images))
+  plain = jax.jit(net.apply)(tiny.params, None, normalize(images))
   folded = jax.jit(predict.create_forward(tiny))(images)
   np.testing.assert_allclose(folded, plain['logits'], rtol=1e-5, atol=1e-5)
   half = jax.jit(predict.create_forward(tiny, 'bfloat16'))(images)

@@ -102,11 +102,13 @@ def step_of(config, devices=8, micro_batches=1, learning_rate=0.1):
 
 def batch_of(config, devices=8):
   rng = np.random.default_rng(0)
-  count = config.batch_size * config.augment.raw_per_image
+  count = config.batch_size
   size = config.data.image_size
   batch = {
     'image': rng.integers(0, 256, (count, size, size, 3), np.uint8),
     'label': rng.integers(0, 10, count, np.int32),
+    'mix_label': rng.integers(0, 10, count, np.int32),
+    'ratio': rng.random(count, np.float32),
   }
   return jax.tree.map(
     lambda x: x.reshape(devices, count // devices, *x.shape[1:]), batch
@@ -247,7 +249,6 @@ def test_recipe_learns_digits_by_override(family, tmp_path):
     'data.flip': False,
     'augment.mixup_alpha': None,
     'augment.cutmix': False,
-    'augment.raw_per_image': 1,
     'augment.rand_augment': None,
     'batch_size': 64,
     'eval_batch_size': 120,

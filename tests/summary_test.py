@@ -145,7 +145,6 @@ def test_default_is_all_that_the_paper_trained(asked, capsys):
     (['nfnet_f6', 'resnet'], "unknown model 'resnet'"),
     (['--batch=0'], '--batch is 0; '),
     (['--batch=-2'], '--batch is -2; '),
-    (['--batch=3'], 'MixUp and CutMix need a positive even number'),
     (['--image_size=0'], '--image_size is 0; give 1 or more'),
     (['--memory=0'], '--memory is 0; give the GiB'),
     (['--memory=nan'], '--memory is nan; '),

@@ -113,12 +113,14 @@ def test_a_shrunk_step_of_the_paper(config):
   step = train_step.create_train_step(
     net, optimizer, lambda step: 0.01, config, 10, 'devices', 1
   )
-  count = config.batch_size * config.augment.raw_per_image
+  count = config.batch_size
   rng = np.random.default_rng(0)
   shape = (1, count, config.data.image_size, config.data.image_size, 3)
   batch = {
     'image': rng.integers(256, size=shape, dtype=np.uint8),
     'label': np.arange(count, dtype=np.int32)[None] % 10,
+    'mix_label': np.zeros((1, count), np.int32),
+    'ratio': np.full((1, count), 0.7, np.float32),
   }
   mapped = jax.vmap(step, in_axes=(None, 0), out_axes=None, axis_name='devices')
   new, metrics = jax.jit(mapped)(state, batch)

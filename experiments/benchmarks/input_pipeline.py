@@ -5,11 +5,10 @@ r"""Times the input pipeline beside the same in tensorflow, on photographs.
 
 Each image that comes out is two photographs, decoded, cropped at random,
 resized, flipped and mixed, and then RandAugment 4x10: by the bare pipeline,
-through the loader, and by `tf.data` with the same operations. `photographs alone` stops
-after the flip of one. The JPEGs lie in memory, so that no disk counts. The
-shares of the stages come from the bare pipeline, timed by itself, as do the
-microseconds of a small image of data in memory, cropped by `pad_2`, flipped and
-mixed in whole chunks.
+through the loader, and by `tf.data` with the same operations. Beside them, one
+photograph alone, up to its flip. The JPEGs lie in memory, so that no disk
+counts. Then the bare pipeline is timed stage by stage, and what an image of 16
+pixels takes that lies in memory, cropped by `pad_2`, flipped and mixed.
 
 All run in turn, and the ratios are taken round by round. In its turn each makes
 two batches to get going, and then those that are timed; it stops at the end, so
@@ -168,6 +167,11 @@ def contenders(photos: list[bytes], threads: int) -> dict[str, Batches]:
   return found
 
 
+def clock() -> float:
+  """Seconds, on the wall or on a core."""
+  return time.process_time() if _CPU_TIME.value else time.perf_counter()
+
+
 def rate(make: Batches, num_batches: int, batch_size: int) -> float:
   """Returns images per second, once what works ahead has no more lead."""
   batches = make()
@@ -176,7 +180,6 @@ def rate(make: Batches, num_batches: int, batch_size: int) -> float:
       stack.callback(batches.close)
     for _ in range(2):
       next(batches)
-    clock = time.process_time if _CPU_TIME.value else time.perf_counter
     began = clock()
     for _ in range(num_batches):
       next(batches)
@@ -198,11 +201,11 @@ def stages(photos: list[bytes]) -> dict[str, float]:
   }
   for index in range(_REPEATS.value * len(photos)):
     uniform = rng.random((1, pipeline.NUM_DRAWS))
-    at = [time.perf_counter()]
+    at = [clock()]
     pixels = [
       decode.decode(photos[(index + i) % len(photos)]) for i in range(2)
     ]
-    at.append(time.perf_counter())
+    at.append(clock())
     first, second = (
       plain(examples, examples, numbers, np.array([index]))['image']
       for examples, numbers in zip(
@@ -211,14 +214,14 @@ def stages(photos: list[bytes]) -> dict[str, float]:
         strict=True,
       )
     )
-    at.append(time.perf_counter())
+    at.append(clock())
     numbers = rng.random((1, mixing.NUM_DRAWS))
     images, _ = mixing.mix(
       first, second, numbers, np.array([index]), _ALPHA, True
     )
-    at.append(time.perf_counter())
+    at.append(clock())
     randaugment.rand_augment(images[0], uniform[0], policy)
-    at.append(time.perf_counter())
+    at.append(clock())
     for name, seconds in zip(times, np.diff(at), strict=True):
       times[name].append(1000 * seconds)
   # Means, as operations differ by a factor of a hundred.
@@ -251,9 +254,9 @@ def small_images(size: int = 16, count: int = 20_000) -> float:
   with contextlib.closing(batches):
     seconds = []
     for _ in range(count // batch_size):
-      began = time.perf_counter()
+      began = clock()
       next(batches)
-      seconds.append(time.perf_counter() - began)
+      seconds.append(clock() - began)
   return 1e6 * statistics.median(seconds) / batch_size
 
 

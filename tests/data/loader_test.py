@@ -81,6 +81,78 @@ def test_every_epoch_visits_each_example_once_in_a_new_order():
   assert not any(np.array_equal(epoch, np.arange(23)) for epoch in epochs)
 
 
+def test_every_epoch_has_each_example_once_as_a_partner():
+  batches = take(train(indices(23), 4, partners=True), 23)
+  labels, partners = (
+    np.concatenate([b[name] for b in batches]).reshape(4, 23)
+    for name in ('label', 'partner')
+  )
+  for epoch in partners:
+    assert sorted(epoch) == list(range(23))
+  assert len({epoch.tobytes() for epoch in (*labels, *partners)}) == 8
+  # The orders are independent: one example in 23 meets itself.
+  assert (labels == partners).mean() < 0.2
+  alone = take(train(indices(23), 4), 23)
+  for batch, other in zip(batches, alone, strict=True):
+    np.testing.assert_array_equal(batch['label'], other['label'])
+    np.testing.assert_array_equal(batch['noise'], other['noise'])
+    np.testing.assert_array_equal(other['partner'], other['label'])
+
+
+def test_random_numbers_are_uniform_and_each_images_own():
+  uniform = loader._uniform(3, range(1000, 1400))
+  assert uniform.shape == (400, pipeline.NUM_DRAWS)
+  counts, _ = np.histogram(uniform, 100, (0, 1))
+  expected = uniform.size / 100
+  # Chi-square with 99 degrees of freedom: above 161 once in 10,000 times.
+  assert np.sum((counts - expected) ** 2 / expected) < 161
+  assert np.unique(uniform).size == uniform.size
+  for i in (0, 1, 399):
+    one = loader._uniform(3, range(1000 + i, 1001 + i))
+    np.testing.assert_array_equal(one, uniform[i : i + 1])
+  other = loader._uniform(4, range(1000, 1400))
+  assert not np.intersect1d(uniform, other).size
+
+
+def test_images_are_numbered_through_all_epochs():
+  batches = take(train(indices(5), 4), 4)
+  index = np.concatenate([b['index'] for b in batches])
+  np.testing.assert_array_equal(index, np.arange(16))
+
+
+MIXED = {'mixup_alpha': 0.2, 'cutmix': True, 'rand_augment': '2x5'}
+
+
+@pytest.mark.parametrize('num_workers', [0, 1, 3])
+@pytest.mark.parametrize('process_count', [1, 2])
+def test_data_in_memory_give_the_same_images(num_workers, process_count):
+  """One by one and in whole chunks, in any share."""
+  transform = pipeline.TrainPipeline(4, 'pad_1', **MIXED)
+  kwargs = {'transform': transform, 'partners': True}
+  dataset = indices(50)
+  one_by_one = take(train(dataset, 24, num_workers=0, **kwargs), 5)
+  parts = [
+    take(
+      train(
+        datasets.keep_in_memory(dataset),
+        24,
+        num_workers=num_workers,
+        process_index=index,
+        process_count=process_count,
+        **kwargs,
+      ),
+      5,
+    )
+    for index in range(process_count)
+  ]
+  together = [
+    {key: np.concatenate([p[key] for p in blocks]) for key in blocks[0]}
+    for blocks in zip(*parts, strict=True)
+  ]
+  assert_equal(together, one_by_one)
+  assert {0 < x < 1 for b in together for x in b['ratio']} == {True, False}
+
+
 def test_an_example_is_transformed_anew_every_epoch():
   batches = take(train(indices(5), 5), 40)
   noise = collections.defaultdict(set)
@@ -293,6 +365,22 @@ def test_damaged_examples_are_left_out_when_told_to(caplog):
   # What is left out does not depend on the workers.
   kwargs = {'transform': transform, 'skip_corrupt': True}
   assert_equal(take(train(dataset, 5, num_workers=0, **kwargs), 8), epochs)
+
+
+@pytest.mark.parametrize('in_memory', [False, True])
+def test_damaged_partners_are_replaced_too(in_memory):
+  dataset = indices(20, broken=[16, 17])
+  if in_memory:
+    dataset = datasets.keep_in_memory(dataset)
+  transform = pipeline.TrainPipeline(4, 'none', cutmix=True)
+  batches = take(
+    train(dataset, 5, transform=transform, partners=True, skip_corrupt=True), 8
+  )
+  for epoch in (batches[:4], batches[4:]):
+    for name in ('label', 'mix_label'):
+      labels = np.concatenate([batch[name] for batch in epoch])
+      assert sorted(labels) == [*range(16), 18, 18, 18, 19]
+    assert sum(batch['skipped'].sum() for batch in epoch) == 4
 
 
 def test_processes_without_shared_memory(monkeypatch, caplog):

@@ -5,9 +5,8 @@ import numpy as np
 import optax
 import pytest
 
-from nfnets_jax import augment
 from nfnets_jax.data import datasets, decode, loader, transforms
-from nfnets_jax.training import evaluate, parallel, train_step
+from nfnets_jax.training import evaluate, normalize, parallel, train_step
 
 
 @pytest.fixture(scope='module')
@@ -39,7 +38,7 @@ def _oracle(params, test_set, prefix):
   loss = top_1 = top_5 = 0
   for example in (test_set.source[i] for i in range(len(test_set))):
     pixels = np.asarray(decode.decode(example['image']), np.float64)
-    pixels = (pixels - augment.IMAGENET_MEAN) / augment.IMAGENET_STD
+    pixels = (pixels - normalize.IMAGENET_MEAN) / normalize.IMAGENET_STD
     logits = pixels.reshape(-1) @ weights + bias
     order = np.argsort(-logits)
     loss += np.log(np.sum(np.exp(logits))) - logits[example['label']]

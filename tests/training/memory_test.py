@@ -50,10 +50,12 @@ def _measure(config, share, micro_batches):
     donate_argnums=0,
     devices=jax.devices()[:1],
   )
-  count, size = share * config.augment.raw_per_image, config.data.image_size
+  count, size = share, config.data.image_size
   batch = {
     'image': jax.ShapeDtypeStruct((1, count, size, size, 3), jnp.uint8),
     'label': jax.ShapeDtypeStruct((1, count), jnp.int32),
+    'mix_label': jax.ShapeDtypeStruct((1, count), jnp.int32),
+    'ratio': jax.ShapeDtypeStruct((1, count), jnp.float32),
   }
   state = train_step.state_shapes(net, optimizer, size)
   found = step.lower(state, batch).compile().memory_analysis()
@@ -90,7 +92,7 @@ def test_estimate_is_a_little_above_what_xla_reserves(share, micro_batches):
 def test_estimate_of_f0_is_a_little_above_what_xla_reserves(
   share, micro_batches
 ):
-  config = _config('nfnet_f0', 192, **{'augment.rand_augment': '4x5'})
+  config = _config('nfnet_f0', 192)
   _check(config, share, micro_batches)
 
 
@@ -183,12 +185,10 @@ NEEDS = st.builds(
 @given(
   need=NEEDS,
   share=st.integers(1, 300),
-  even=st.booleans(),
   available=st.integers(0, 10**11),
 )
-def test_the_fewest_micro_batches_that_fit(need, share, even, available):
-  share *= 1 + even
-  counts = memory.valid_micro_batches(share, even)
+def test_the_fewest_micro_batches_that_fit(need, share, available):
+  counts = memory.valid_micro_batches(share)
   fitting = [
     count
     for count in counts
@@ -196,21 +196,20 @@ def test_the_fewest_micro_batches_that_fit(need, share, even, available):
   ]
   if not fitting:
     with pytest.raises(ValueError, match='GiB'):
-      memory.choose_micro_batches(share, even, need, available)
+      memory.choose_micro_batches(share, need, available)
     return
-  count = memory.choose_micro_batches(share, even, need, available)
+  count = memory.choose_micro_batches(share, need, available)
   assert count == min(fitting)
   assert share % count == 0
-  assert not even or share // count % 2 == 0
 
 
 @pytest.mark.slow
 def test_global_batch_of_the_paper_fits_on_one_device():
   """4096 images for F0 on one device of 16 GiB, and on one of 80."""
-  changes = {'augment.rand_augment': '4x5', 'compute_dtype': 'bfloat16'}
+  changes = {'compute_dtype': 'bfloat16'}
   need = _estimate(_config('nfnet_f0', 192, **changes))
   small, large = (
-    memory.choose_micro_batches(4096, True, need, gib * GIB) for gib in (16, 80)
+    memory.choose_micro_batches(4096, need, gib * GIB) for gib in (16, 80)
   )
   assert 1 < large < small < 4096
 
@@ -218,7 +217,7 @@ def test_global_batch_of_the_paper_fits_on_one_device():
 def test_too_large_a_step_is_refused_with_figures_and_remedies():
   need = memory.MemoryEstimate(GIB, GIB, GIB, 0, 2 * GIB, 3 * GIB, 0)
   with pytest.raises(ValueError) as error:
-    memory.choose_micro_batches(64, True, need, 8 * GIB)
+    memory.choose_micro_batches(64, need, 8 * GIB)
   for text in (
     'needs 12.00 GiB with a micro-batch of 2',
     '7.20 GiB (90% of 8.00)',
@@ -228,12 +227,6 @@ def test_too_large_a_step_is_refused_with_figures_and_remedies():
     'more devices',
   ):
     assert text in str(error.value)
-
-
-def test_odd_share_is_not_mixed_in_pairs():
-  need = memory.MemoryEstimate(0, 0, 0, 0, 0, 0, 0)
-  with pytest.raises(ValueError, match='share of 3 images'):
-    memory.choose_micro_batches(3, True, need, GIB)
 
 
 def _device(platform, stats):
@@ -304,7 +297,7 @@ def test_run_without_a_number_takes_what_fits(monkeypatch, capsys):
   ('changes', 'message'),
   [
     ({'micro_batches': 3}, 'the 64 images of each of 8 devices .*; use 2 or 4'),
-    ({'micro_batches': 64}, 'even for MixUp and CutMix; use 32'),
+    ({'micro_batches': 65}, 'use 64'),
     ({'micro_batches': 0}, 'use 1'),
   ],
 )

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from nfnets_jax.training import parallel, sam, train, train_step
+from nfnets_jax.training import normalize, parallel, sam, train, train_step
 from tests import golden as reference
 
 
@@ -30,25 +30,25 @@ def test_no_gradient_no_step():
 
 
 @pytest.mark.parametrize(
-  ('share', 'fraction', 'parts', 'even', 'expected'),
+  ('share', 'fraction', 'parts', 'expected'),
   [
-    (10, 0.2, 1, False, (2, 1)),
-    (3, 0.2, 1, False, (1, 1)),
-    (4, 0.2, 1, True, (2, 1)),
-    (30, 0.2, 1, True, (6, 1)),
-    (8, 1.0, 1, True, (8, 1)),
-    (64, 0.2, 4, True, (12, 1)),  # less than a part of 16
-    (64, 0.5, 8, True, (32, 4)),
+    (10, 0.2, 1, (2, 1)),
+    (3, 0.2, 1, (1, 1)),
+    (4, 0.2, 1, (1, 1)),
+    (30, 0.2, 1, (6, 1)),
+    (8, 1.0, 1, (8, 1)),
+    (64, 0.2, 4, (13, 1)),  # less than a part of 16
+    (64, 0.5, 8, (32, 4)),
   ],
 )
-def test_how_many_images(share, fraction, parts, even, expected):
-  assert sam.ascent_images(share, fraction, parts, even) == expected
+def test_how_many_images(share, fraction, parts, expected):
+  assert sam.ascent_images(share, fraction, parts) == expected
 
 
 @pytest.mark.parametrize('fraction', [0, -1, 1.5])
 def test_impossible_fraction(fraction):
   with pytest.raises(ValueError, match='is no part of a batch'):
-    sam.ascent_images(8, fraction, 1, False)
+    sam.ascent_images(8, fraction, 1)
 
 
 def _first_gradient(config, devices, batch, micro_batches=1):
@@ -83,9 +83,6 @@ def test_each_device_ascends_with_its_own_leading_images(
   config = make_config(
     1,
     {
-      'augment.mixup_alpha': None,
-      'augment.cutmix': False,
-      'augment.raw_per_image': 1,
       'model.drop_rate': 0.0,
       'model.stochdepth_rate': 0.0,
       'label_smoothing': 0.0,
@@ -98,12 +95,12 @@ def test_each_device_ascends_with_its_own_leading_images(
     'image': rng.integers(0, 256, (16, 8, 8, 3), np.uint8),
     'label': rng.integers(0, 10, 16).astype(np.int32),
   }
+  batch |= {'mix_label': batch['label'], 'ratio': np.ones(16, np.float32)}
   net, params, trace = _first_gradient(config, 2, batch, micro_batches)
-  from nfnets_jax import augment
 
   def loss(params, images, labels):
     outputs, _ = net.apply(
-      params, {}, None, augment.normalize(images), is_training=False
+      params, {}, None, normalize.normalize(images), is_training=False
     )
     return optax.softmax_cross_entropy_with_integer_labels(
       outputs['logits'], labels

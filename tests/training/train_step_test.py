@@ -9,10 +9,9 @@ import pytest
 from jax.extend import core
 
 from experiments import nfnet_imagenet
-from nfnets_jax import augment
 from nfnets_jax.models import layers
+from nfnets_jax.training import normalize, parallel, train, train_step
 from nfnets_jax.training import optimizer as optimizers
-from nfnets_jax.training import parallel, train, train_step
 from tests import golden as reference
 
 DEVICES = 8
@@ -23,6 +22,8 @@ def _batch(size, seed=0):
   return {
     'image': rng.integers(256, size=(size, 8, 8, 3), dtype=np.uint8),
     'label': rng.integers(10, size=size, dtype=np.int32),
+    'mix_label': rng.integers(10, size=size, dtype=np.int32),
+    'ratio': rng.random(size, np.float32),
   }
 
 
@@ -56,8 +57,6 @@ def _on_one_device(step):
 def trained(make_config):
   """Two steps of batch 16, on eight devices and on one."""
   config = make_config()
-  assert config.augment.mixup_alpha is not None
-  assert config.augment.cutmix
   _, step, start = _create(config)
 
   eight, one = parallel.replicate(start), start
@@ -122,11 +121,27 @@ def test_state_counts_and_keeps_its_key(trained):
   np.testing.assert_array_equal(trained['eight'].key, trained['start'].key)
 
 
-def test_each_step_and_each_run_draws_anew(trained):
-  """The same images, mixed in other ways."""
-  start, batch = trained['start'], jax.tree.map(lambda x: x[None], _batch(16))
+def _dropout_step(config):
+  """A step of a net that drops half of the features, and its state."""
+
+  def forward(images, is_training):
+    x = layers.dropout(hk.Flatten()(images), 0.5, is_training)
+    return {'logits': hk.Linear(10)(x)}
+
+  net = hk.transform_with_state(forward)
+  state = train_step.init_state(net, optax.sgd(0.1), seed=0, image_size=8)
+  step = train_step.create_train_step(
+    net, optax.sgd(0.1), lambda step: 0.1, config, 10, parallel.AXIS
+  )
+  return step, state
+
+
+def test_each_step_and_each_run_draws_anew(make_config):
+  """The same images, of which other features are dropped."""
+  step, start = _dropout_step(make_config(1, {'optimizer.clip': None}))
+  step, batch = _on_one_device(step), jax.tree.map(lambda x: x[None], _batch(2))
   losses = {
-    float(trained['step'](state, batch)[1]['loss'])
+    float(step(state, batch)[1]['loss'])
     for state in (
       start,
       start._replace(step=start.step + 1),
@@ -139,18 +154,7 @@ def test_each_step_and_each_run_draws_anew(trained):
 
 def test_devices_drop_different_features(make_config):
   """Each gets the same two images: one mask for all would be as one device."""
-
-  def forward(images, is_training):
-    x = layers.dropout(hk.Flatten()(images), 0.5, is_training)
-    return {'logits': hk.Linear(10)(x)}
-
-  changes = {'augment.mixup_alpha': None, 'augment.cutmix': False}
-  changes |= {'optimizer.clip': None}
-  config, net = make_config(1, changes), hk.transform_with_state(forward)
-  state = train_step.init_state(net, optax.sgd(0.1), seed=0, image_size=8)
-  step = train_step.create_train_step(
-    net, optax.sgd(0.1), lambda step: 0.1, config, 10, parallel.AXIS
-  )
+  step, state = _dropout_step(make_config(1, {'optimizer.clip': None}))
   pair = _batch(2)
   eight = jax.tree.map(lambda x: np.stack([x] * DEVICES), pair)
   _, alone = _on_one_device(step)(state, jax.tree.map(lambda x: x[None], pair))
@@ -177,7 +181,7 @@ def _split_step(config, devices, micro_batches):
   step = train_step.create_train_step(
     net, optimizer, lambda step: 0.1, config, 10, parallel.AXIS, micro_batches
   )
-  batch = _batch(64 * config.augment.raw_per_image)
+  batch = _batch(64)
   if devices == 1:
     step, batch = _on_one_device(step), jax.tree.map(lambda x: x[None], batch)
   else:
@@ -192,13 +196,9 @@ def _split_step(config, devices, micro_batches):
 @pytest.fixture(
   scope='module',
   params=[
-    pytest.param(
-      {'augment.raw_per_image': 2, 'augment.rand_augment': '2x5'},
-      marks=pytest.mark.slow,
-    ),
+    pytest.param({}, marks=pytest.mark.slow),
     pytest.param(
       {
-        'augment.raw_per_image': 1,
         'model.depth': (2,),
         'model.drop_rate': 0.5,
         'model.stochdepth_rate': 0.9,
@@ -206,13 +206,11 @@ def _split_step(config, devices, micro_batches):
       marks=pytest.mark.slow,
     ),
   ],
-  ids=['augmentation', 'dropout'],
+  ids=['plain', 'dropout'],
 )
 def splits(make_config, request):
   """The same step, split in all ways."""
   config = make_config(1, request.param)
-  assert config.augment.mixup_alpha is not None
-  assert config.augment.cutmix
   return {name: _split_step(config, **split) for name, split in SPLITS.items()}
 
 
@@ -281,7 +279,7 @@ def test_average_follows_the_parameters(trained):
 @pytest.mark.slow
 def test_forgotten_mean_is_seen(make_config):
   """Every device trains alone, on an axis that holds only itself."""
-  config = make_config(1, {'augment.mixup_alpha': None})
+  config = make_config()
   net = train.create_net(config, num_classes=10)
   optimizer = optimizers.create_optimizer(config.optimizer, lambda step: 0.1)
   step = train_step.create_train_step(
@@ -302,54 +300,44 @@ def test_forgotten_mean_is_seen(make_config):
   assert parallel.replica_spread(state.step) == 0
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize('raw_per_image', [1, 2])
-def test_augmentation_does_not_depend_on_the_split(make_config, raw_per_image):
-  changes = {'augment.raw_per_image': raw_per_image}
-  config = make_config(1, changes).augment
-  batch = _batch(16 * raw_per_image)
-  key = jax.random.key(3)
-  run = jax.jit(
-    functools.partial(train_step.augment_batch, config=config, num_classes=10)
-  )
-  images, labels = run(key, batch, jnp.asarray(0))
-  assert images.shape == (16, 8, 8, 3)
-  np.testing.assert_allclose(labels.sum(axis=1), 1, rtol=1e-6)
-  mixed = np.sum(np.asarray(labels) > 0, axis=1) > 1
-  assert mixed.mean() > 0.5
-
-  shards = parallel.shard(batch)
-  for device in range(DEVICES):
-    share = {name: x[device] for name, x in shards.items()}
-    part = slice(2 * device, 2 * device + 2)
-    own_images, own_labels = run(key, share, jnp.asarray(2 * device))
-    np.testing.assert_allclose(own_images, images[part], atol=1e-5)
-    np.testing.assert_allclose(own_labels, labels[part], atol=1e-6)
+def test_labels_are_weighted_by_the_ratio():
+  batch = {
+    'label': np.array([0, 2, 1], np.int32),
+    'mix_label': np.array([1, 2, 0], np.int32),
+    'ratio': np.array([0.25, 0.75, 1], np.float32),
+  }
+  labels = train_step.label_distributions(batch, 3)
+  assert labels.dtype == jnp.float32
+  expected = [[0.25, 0.75, 0], [0, 0, 1], [0, 1, 0]]
+  np.testing.assert_array_equal(labels, expected)
 
 
-def test_augmentation_differs_from_step_to_step(make_config):
-  config, batch = make_config().augment, _batch(16)
-  run = jax.jit(
-    functools.partial(train_step.augment_batch, config=config, num_classes=10)
-  )
-  first, again, second = (
-    run(jax.random.key(seed), batch, jnp.asarray(0))[0] for seed in (0, 0, 1)
-  )
-  np.testing.assert_array_equal(first, again)
-  assert not np.allclose(first, second)
+def test_step_learns_from_normalised_images_and_both_labels(make_config):
+  """The gradient of a linear net, by hand."""
 
+  def forward(images, is_training):
+    return {'logits': hk.Linear(10)(hk.Flatten()(images))}
 
-def test_without_mixing_images_are_normalised_and_labels_one_hot(make_config):
-  changes = {'augment.mixup_alpha': None, 'augment.cutmix': False}
-  config, batch = make_config(1, changes).augment, _batch(5)
-  images, labels = train_step.augment_batch(
-    jax.random.key(0), batch, jnp.asarray(0), config, 10
+  net = hk.transform_with_state(forward)
+  config = make_config(1, {'label_smoothing': 0.0})
+  batch = _batch(16)
+  images = batch['image'] - np.array(normalize.IMAGENET_MEAN)
+  images = (images / normalize.IMAGENET_STD).reshape(16, -1)
+  ratio = batch['ratio'][:, None]
+  labels = ratio * np.eye(10)[batch['label']]
+  labels += (1 - ratio) * np.eye(10)[batch['mix_label']]
+  params, _ = net.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), True)
+  gradient = train_step.create_gradient(net, config, 10)
+  grads, metrics, _ = jax.jit(gradient)(
+    params, {}, jax.random.key(1), batch, jnp.asarray(0)
   )
-  expected = (batch['image'] - np.array(augment.IMAGENET_MEAN)) / (
-    augment.IMAGENET_STD
-  )
-  np.testing.assert_allclose(images, expected, atol=1e-5)
-  np.testing.assert_array_equal(labels, np.eye(10)[batch['label']])
+  logits = images @ np.asarray(params['linear']['w'], np.float64)
+  probabilities = np.exp(logits - logits.max(1, keepdims=True))
+  probabilities /= probabilities.sum(1, keepdims=True)
+  loss = -np.sum(labels * np.log(probabilities), axis=1).mean()
+  assert float(metrics['loss']) == pytest.approx(loss, rel=1e-5)
+  expected = images.T @ (probabilities - labels) / 16
+  assert reference.relative_error(grads['linear']['w'], expected) < 1e-5
 
 
 @pytest.mark.thorough
@@ -445,8 +433,8 @@ def _table_net(num_classes):
     del is_training
     shape = (256, num_classes)
     table = hk.get_parameter('table', shape, init=hk.initializers.Constant(0))
-    red = images[:, 0, 0, 0] * augment.IMAGENET_STD[0]
-    row = jnp.round(red + augment.IMAGENET_MEAN[0]).astype(jnp.int32)
+    red = images[:, 0, 0, 0] * normalize.IMAGENET_STD[0]
+    row = jnp.round(red + normalize.IMAGENET_MEAN[0]).astype(jnp.int32)
     return {'logits': table[row]}
 
   return hk.transform_with_state(forward)
@@ -546,9 +534,9 @@ def test_evaluation_is_float32_whatever_the_training_computes_in(golden):
   )
   params = reference.fill_tree(shapes[0])
   state = train_step.TrainState(0, 0, params, {}, (), params, {})
-  pixels = reference.image(2, 64) * np.float32(augment.IMAGENET_STD)
+  pixels = reference.image(2, 64) * np.float32(normalize.IMAGENET_STD)
   batch = {
-    'image': pixels + np.float32(augment.IMAGENET_MEAN),
+    'image': pixels + np.float32(normalize.IMAGENET_MEAN),
     'label': np.zeros(2, np.int32),
     'mask': np.ones(2, np.float32),
   }

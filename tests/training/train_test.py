@@ -364,7 +364,7 @@ def test_state_that_differs_between_devices_is_not_kept(where):
 
 
 @pytest.mark.slow
-def test_noise_trains_in_bfloat16_with_two_raw_images(make_config, tmp_path):
+def test_noise_trains_in_bfloat16(make_config, tmp_path):
   changes = {
     'batch_size': 16,
     'eval_batch_size': 8,
@@ -375,7 +375,7 @@ def test_noise_trains_in_bfloat16_with_two_raw_images(make_config, tmp_path):
     'data.crop': 'random_resized',
     'data.eval_crop': 'resize_crop_32',
     'data.flip': True,
-    'augment.raw_per_image': 2,
+    'augment.rand_augment': '2x5',
     'compute_dtype': 'bfloat16',
   }
   report = train.train_and_evaluate(make_config(5, changes), tmp_path)
@@ -403,11 +403,6 @@ def test_variant_is_more_than_its_name(make_config):
       {'eval_batch_size': 100},
       'eval_batch_size 100 is not divisible by 8 devices; use a .*multiple',
     ),
-    (
-      {'batch_size': 24},
-      'batch_size 24 leaves 3 images for each of 8 devices; MixUp and CutMix '
-      'need an even number',
-    ),
     ({'batch_size': 0}, 'batch_size 0'),
     ({'eval_batch_size': 0}, 'eval_batch_size 0'),
   ],
@@ -420,10 +415,8 @@ def test_batches_that_cannot_be_split(make_config, changes, message):
 def test_batches_that_can_be_split(make_config):
   train.check_config(make_config(), devices=8)
   train.check_config(make_config(1, {'batch_size': 36}), devices=2)
-  no_cutmix = make_config(
-    1, {'batch_size': 24, 'augment.cutmix': False, 'augment.raw_per_image': 2}
-  )
-  train.check_config(no_cutmix, devices=8)
+  # Three images for each.
+  train.check_config(make_config(1, {'batch_size': 24}), devices=8)
 
 
 def test_after_a_mistake_the_folder_takes_the_right_config(
