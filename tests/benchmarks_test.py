@@ -14,7 +14,9 @@ import tarfile
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from experiments import digits, show_augment
 from nfnets_jax.data import decode, loader, operations, transforms
 from nfnets_jax.training import train
 

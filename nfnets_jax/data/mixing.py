@@ -48,7 +48,7 @@ def mix(
     second: `[n, H, W, 3]` uint8, the partners.
     uniform: `[n, NUM_DRAWS]`, uniform in [0, 1).
     index: `[n]` integers, the images' indices in the stream.
-    mixup_alpha: α of MixUp's `Beta(α, α)`; None turns MixUp off.
+    mixup_alpha: α of MixUp's `Beta(α, α)`; None leaves all to CutMix.
     use_cutmix: whether CutMix is on.
 
   Returns:
@@ -56,7 +56,7 @@ def mix(
     `[n]` float32; that of the second is the rest.
 
   Raises:
-    ValueError: `mixup_alpha` is not positive, or neither is on.
+    ValueError: `mixup_alpha` is not positive.
 
   Example:
     >>> black, white = np.zeros((2, 4, 4, 3), np.uint8), np.full(
@@ -73,15 +73,17 @@ def mix(
     return cutmix(first, second, uniform)
   if not use_cutmix:
     return mixup(first, second, uniform[:, 0], mixup_alpha)
+  even = index % 2 == 0
+  if even.all():
+    return mixup(first, second, uniform[:, 0], mixup_alpha)
+  if not even.any():
+    return cutmix(first, second, uniform)
   images, ratio = np.empty_like(first), np.empty(len(first), np.float32)
-  even = np.flatnonzero(index % 2 == 0)
-  odd = np.flatnonzero(index % 2)
-  if even.size:
-    images[even], ratio[even] = mixup(
-      first[even], second[even], uniform[even, 0], mixup_alpha
-    )
-  if odd.size:
-    images[odd], ratio[odd] = cutmix(first[odd], second[odd], uniform[odd])
+  for half, mixed in (
+    (even, mixup(first[even], second[even], uniform[even, 0], mixup_alpha)),
+    (~even, cutmix(first[~even], second[~even], uniform[~even])),
+  ):
+    images[half], ratio[half] = mixed
   return images, ratio
 
 

@@ -287,50 +287,53 @@ def _translate(image: np.ndarray, down: int, across: int) -> np.ndarray:
 
 def _rotate(image: np.ndarray, degrees: float) -> np.ndarray:
   """Turns about the middle of the image: that pixel stays in its place."""
-  height, width, _ = image.shape
-  right, bottom = width - 1, height - 1
+  right, bottom = image.shape[1] - 1, image.shape[0] - 1
   angle = math.radians(degrees)
   cos, sin = math.cos(angle), math.sin(angle)
   dx = (right - cos * right + sin * bottom) / 2
   dy = (bottom - sin * right - cos * bottom) / 2
-  # Pillow means the pixels' centers, and rounds down.
-  coefficients = (
-    cos,
-    -sin,
-    dx + 0.5 - (cos - sin) / 2,
-    sin,
-    cos,
-    dy + 0.5 - (sin + cos) / 2,
-  )
-  moved = Image.fromarray(image).transform(
-    (width, height),
-    Image.Transform.AFFINE,
-    coefficients,
-    Image.Resampling.NEAREST,
-    fillcolor=(FILL,) * 3,
-  )
-  return np.asarray(moved)
+  return np.asarray(_warp(image, cos, -sin, dx, sin, cos, dy))
 
 
 def _shear(image: np.ndarray, slope: float, axis: int) -> np.ndarray:
   """Moves along an axis by `slope` pixels for each pixel along the other."""
-  height, width, channels = image.shape
-  # Many fall half way between two pixels: as in the released code, float32
-  # decides, and Pillow would not do.
-  y, x = (np.arange(size, dtype=np.float32) for size in (height, width))
-  if axis == 1:
-    source = x + (np.float32(slope) * y)[:, None]
-  else:
-    source = y[:, None] + np.float32(slope) * x
+  xy, yx = (slope, 0.0) if axis == 1 else (0.0, slope)
+  moved = np.array(_warp(image, 1, xy, 0, yx, 1, 0))
+  # The lines that move by about half a pixel: as in the released code, float32
+  # decides, where Pillow has 16 bits of fraction.
+  lines, result = image, moved
+  if axis == 0:
+    lines, result = lines.swapaxes(0, 1), result.swapaxes(0, 1)
+  count, length, _ = lines.shape
+  shift = np.float32(slope) * np.arange(count, dtype=np.float32)
+  half = np.flatnonzero(np.abs(shift % 1 - 0.5) < 0.01 + count / 2**16)
+  source = np.arange(length, dtype=np.float32) + shift[half, None]
   # Half way goes away from zero, hence out of the image.
-  outside = (source <= -0.5) | (source >= image.shape[axis] - 0.5)
-  source += 0.5
-  index = source.astype(np.int32)
-  if axis == 1:
-    index += width * np.arange(height, dtype=np.int32)[:, None]
-  else:
-    index *= width
-    index += np.arange(width, dtype=np.int32)
-  moved = image.reshape(-1, channels).take(index, axis=0, mode='clip')
-  moved[outside] = FILL
+  outside = (source <= -0.5) | (source >= length - 0.5)
+  index = np.clip(source + 0.5, 0, length - 1).astype(np.int32)
+  exact = np.take_along_axis(lines[half], index[..., None], axis=1)
+  exact[outside] = FILL
+  result[half] = exact
   return moved
+
+
+def _warp(
+  image: np.ndarray,
+  xx: float,
+  xy: float,
+  dx: float,
+  yx: float,
+  yy: float,
+  dy: float,
+) -> Image.Image:
+  """Takes (x, y) from the pixel nearest to (xx·x + xy·y + dx, yx·x + …)."""
+  height, width, _ = image.shape
+  # Pillow means the pixels' centers, and rounds down.
+  dx, dy = dx + 0.5 - (xx + xy) / 2, dy + 0.5 - (yx + yy) / 2
+  return Image.fromarray(image).transform(
+    (width, height),
+    Image.Transform.AFFINE,
+    (xx, xy, dx, yx, yy, dy),
+    Image.Resampling.NEAREST,
+    fillcolor=(FILL,) * 3,
+  )

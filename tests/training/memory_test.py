@@ -219,9 +219,9 @@ def test_too_large_a_step_is_refused_with_figures_and_remedies():
   with pytest.raises(ValueError) as error:
     memory.choose_micro_batches(64, need, 8 * GIB)
   for text in (
-    'needs 12.00 GiB with a micro-batch of 2',
+    'needs 9.00 GiB with a micro-batch of 1',
     '7.20 GiB (90% of 8.00)',
-    '6.00 for activations',
+    '3.00 for activations',
     "remat to 'block'",
     'image_size',
     'more devices',
