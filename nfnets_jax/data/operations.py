@@ -1,7 +1,7 @@
-"""The sixteen image operations of RandAugment and AutoAugment, for a batch.
+"""The sixteen image operations of RandAugment.
 
-Their names, what a magnitude means to each, and their application: every image
-of a batch has an operation of its own.
+Their names, what a magnitude means to each, and their application to an image.
+Pillow does what it does as the released code, numpy the rest.
 
 Differences from the released code:
   * AutoContrast computes in whole numbers, where rounding in float32 may give
@@ -15,7 +15,7 @@ As in the released code, and unlike in Pillow or in the papers:
   * Posterize keeps at least one bit.
   * Color, Contrast, Brightness and Sharpness do nothing at magnitude 5.
   * Translations and the box of Cutout are in pixels, at any image size;
-    `rand_augment` may be told otherwise.
+    a policy may tell otherwise; see `randaugment.Policy`.
 
 Reference:
   Cubuk et al., "AutoAugment: Learning Augmentation Policies from Data", 2019,
@@ -61,7 +61,7 @@ LEVELS = np.arange(256, dtype=np.int16)
 MAX_MAGNITUDE = 20  # above it Posterize would keep more than 8 bits
 
 
-def argument(name: str, magnitude: int, translate: int = 100) -> float:
+def argument(name: str, magnitude: int) -> float:
   """What a magnitude, the same scale for all, means to one operation.
 
   | operation              | argument                        |   5 |  10 |  15 |
@@ -81,7 +81,6 @@ def argument(name: str, magnitude: int, translate: int = 100) -> float:
   Args:
     name: one of `OPERATIONS`.
     magnitude: 0..`MAX_MAGNITUDE`; arguments are linear in it.
-    translate: the pixels of a translation at magnitude 10.
 
   Returns:
     The argument, without the random sign.
@@ -104,7 +103,7 @@ def argument(name: str, magnitude: int, translate: int = 100) -> float:
     case 'ShearX' | 'ShearY':
       return level * 0.3
     case 'TranslateX' | 'TranslateY':
-      return level * translate
+      return level * 100
     case 'Color' | 'Contrast' | 'Brightness' | 'Sharpness':
       return level * 1.8 + 0.1
     case 'Posterize':

@@ -24,8 +24,8 @@ Differences:
     in that form; the released code keeps float32. The mean difference is a
     quarter of a level, 0.004 in normalised units. At sharp edges the kernel
     overshoots by up to 36 levels, which uint8 cuts off at 0 and 255. The
-    released code casts to uint8 for RandAugment alone, and rounds down: there
-    levels are half a level higher here, on average.
+    released code casts to uint8 for RandAugment alone, after mixing, and rounds
+    down: there levels are half a level higher here, on average.
   * The released random crop asks for 8 % of the area, and also for 10 % of the
     object, which it says is the whole image. Both together ask for 10 %, the
     default of `min_area` here. So does EfficientNet's official code; its config

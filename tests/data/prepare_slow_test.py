@@ -19,7 +19,7 @@ import pytest
 import tensorflow_datasets as tfds
 from array_record.python import array_record_data_source
 
-from nfnets_jax.data import datasets, loader
+from nfnets_jax.data import datasets, loader, pipeline
 
 ROOT = pathlib.Path(__file__).parents[2]
 PYTHON = os.environ.get('NFNETS_TENSORFLOW_PYTHON') or sys.executable
