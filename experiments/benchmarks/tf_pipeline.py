@@ -95,20 +95,20 @@ def mix(first: Any, second: Any, alpha: float | None, cutmix: bool) -> Any:
   """Mixes two uint8 images `[H, W, 3]` by MixUp or CutMix."""
 
   def blend() -> Any:
-    a, b = tf.random.gamma((2,), alpha)
+    gamma = tf.random.gamma((2,), alpha)
     # Both may be 0 in float32.
-    ratio = tf.math.divide_no_nan(a, a + b)
+    ratio = tf.math.divide_no_nan(gamma[0], gamma[0] + gamma[1])
     pixels = [tf.cast(image, tf.float32) for image in (first, second)]
     pixels = ratio * pixels[0] + (1 - ratio) * pixels[1]
     return tf.cast(tf.round(pixels), tf.uint8)
 
   def paste() -> Any:
-    size = tf.constant(first.shape[:2], tf.float32)
+    height, width, _ = first.shape
+    size = tf.constant([height, width], tf.float32)
     center = tf.floor(tf.random.uniform((2,)) * size)
     half = tf.floor(tf.sqrt(tf.random.uniform(())) * size) // 2
-    height, width, _ = first.shape
-    down = tf.abs(tf.range(0.5, height) - center[0]) < half[0]
-    across = tf.abs(tf.range(0.5, width) - center[1]) < half[1]
+    down = tf.abs(tf.range(0.5, float(height)) - center[0]) < half[0]
+    across = tf.abs(tf.range(0.5, float(width)) - center[1]) < half[1]
     return tf.where((down[:, None] & across)[..., None], first, second)
 
   if alpha is None:
