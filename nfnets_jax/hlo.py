@@ -123,7 +123,7 @@ def read(text: str) -> Program:
   computations, entry = parse(text)
   traffic = traffic_once = cycles = cycles_once = 0
   by_trips: dict[int, int] = {}
-  collectives = []
+  collectives: list[Collective] = []
   for name, times in _executed(computations, entry):
     instructions = computations[name]
     sizes = {x.name: x.bytes for x in instructions}

@@ -38,10 +38,9 @@ class Kind(NamedTuple):
   example: str
 
 
-# TPUs: cloud.google.com/tpu/docs, "TPU versions", by chip, halved for v2 and v3;
-# clocks: Jouppi et al. 2021 and 2023. H100: NVIDIA's data sheet of the
-# SXM5 card, dense; the memory is what its driver tells, of which jax takes
-# three quarters.
+# TPUs: cloud.google.com/tpu/docs, "TPU versions", halved for v2 and v3; clocks:
+# Jouppi et al. 2021 and 2023. H100: NVIDIA's data sheet of the SXM5, dense; the
+# memory is what its driver tells, and jax takes three quarters.
 KINDS = {
   'v2': Kind('tpu', 8 * GIB, 1.0, 22.5e12, 350e9, 700e6, 'v2:2x2'),
   'v3': Kind('tpu', 16 * GIB, 1.0, 61.5e12, 450e9, 940e6, 'v3:4x4'),

@@ -5,10 +5,11 @@ one that runs; one that does not costs its compilation, and tells which numbers
 of parts are not worth a try.
 """
 
+import math
 import re
 import time
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -54,17 +55,17 @@ class Fitting(NamedTuple):
   """A program that fits.
 
   Attributes:
-    count: parts that the batch is computed in.
+    parts: that the batch is computed in.
     compiled: the program.
-    bytes: that it takes of each device, with what lies beside it.
+    total: bytes that it takes of each device, with what lies beside it.
     refused: the numbers of parts that were too few, and their bytes, None if
       the compiler did not say.
     seconds: that tracing, lowering and compiling took.
   """
 
-  count: int
+  parts: int
   compiled: jax.stages.Compiled
-  bytes: int
+  total: int
   refused: dict[int, int | None]
   seconds: float
 
@@ -77,7 +78,7 @@ def need(compiled: jax.stages.Compiled) -> Need:
     >>> need(jax.jit(lambda x: x + 1).lower(x).compile()).total
     2048
   """
-  found = compiled.memory_analysis()
+  found: Any = compiled.memory_analysis()
   parts = (
     found.argument_size_in_bytes,
     found.output_size_in_bytes - found.alias_size_in_bytes,
@@ -127,7 +128,7 @@ def compile_fewest(
   memory: int | None,
   beside: int = 0,
   agree: Callable[[bool], bool] = bool,
-  options: dict[str, bool] | None = None,
+  options: Mapping[str, bool] | None = None,
 ) -> Fitting:
   """Compiles a step in ever more parts until it fits.
 
@@ -151,54 +152,56 @@ def compile_fewest(
     >>> step = jax.jit(lambda x: x + 1)
     >>> def lower(count):
     ...   return step.lower(jax.ShapeDtypeStruct((256 // count,), 'float32'))
-    >>> compile_fewest(lower, [1, 2, 4], memory=1500).count
+    >>> compile_fewest(lower, [1, 2, 4], memory=1500).parts
     2
   """
-  usable = None if memory is None else USABLE * memory
+  usable = math.inf if memory is None else USABLE * memory
   refused: dict[int, int | None] = {}
-  text = 'another process finds no room'
-  # With ever more parts at least this stays, and this is divided.
-  fixed, divided = 0, 0.0
+  text = ''
+  # Of the step before: what stays however many parts there are, and what they
+  # divide at best.
+  fixed, divided = 0, 0
   for count in counts:
-    hopeless = usable is not None and fixed + divided / count > _DOUBT * usable
+    hopeless = fixed + divided / count > _DOUBT * usable
     if count != counts[-1] and not agree(not hopeless):
       continue
-    compiled, found, total = None, None, None
     began = time.monotonic()
-    try:
-      compiled = lower(count).compile(compiler_options=options)
-    except jax.errors.JaxRuntimeError as error:
-      if 'RESOURCE_EXHAUSTED' not in str(error):
-        raise
-      reason = ' '.join(str(error).split())
-      text = f'the compiler refuses a step in {count} part(s): {reason[:300]}'
+    compiled, reason = _compile(lower(count), options)
+    seconds = time.monotonic() - began
+    if compiled is None:
       total = refused_bytes(reason)
       fixed, divided = 0, count * (total or 0)
-    if compiled is not None:
+      agree(False)
+      text = f'the compiler refuses a step in {count} part(s): {reason}'
+    else:
       found = need(compiled)
       total = found.total + beside
-      fixed = total - found.temporaries
-      divided = count * found.temporaries
-    if total is not None and usable is not None:
+      fixed, divided = total - found.temporaries, count * found.temporaries
+      if agree(total <= usable):
+        return Fitting(count, compiled, total, refused, seconds)
       text = (
-        f'a step in {count} part(s) needs {total / GIB:.2f} GiB of each '
-        f'device, which has {usable / GIB:.2f} ({USABLE:.0%} of '
-        f'{memory / GIB:.2f})'  # type: ignore[operator]
+        f'a step in {count} part(s) needs {total / GIB:.3f} GiB of each '
+        f'device: {found.arguments / GIB:.3f} for parameters, averages and '
+        f'images, {found.temporaries / GIB:.3f} for activations and gradients; '
+        f'it has {usable / GIB:.3f}, {USABLE:.0%} of its memory'
       )
-      if found is not None:
-        text += (
-          f': {found.arguments / GIB:.2f} for parameters, averages and images, '
-          f'{found.temporaries / GIB:.2f} for activations and gradients'
-        )
-    fits = compiled is not None and (usable is None or total <= usable)
-    if agree(fits):
-      seconds = time.monotonic() - began
-      return Fitting(count, compiled, total, refused, seconds)
     refused[count] = total
   raise TooLargeError(
     f"{text}. Set remat to 'block', make data.image_size or batch_size "
     'smaller, take more devices or another model'
   )
+
+
+def _compile(
+  lowered: jax.stages.Lowered, options: Mapping[str, bool] | None
+) -> tuple[jax.stages.Compiled | None, str]:
+  """Compiles, or returns why the compiler finds no room."""
+  try:
+    return lowered.compile(compiler_options=dict(options or {}) or None), ''
+  except jax.errors.JaxRuntimeError as error:
+    if 'RESOURCE_EXHAUSTED' not in str(error):
+      raise
+    return None, ' '.join(str(error).split())[:300]
 
 
 def refused_bytes(message: str) -> int | None:

@@ -64,7 +64,7 @@ def lower_train_step(
     devices: to compile for, which need not be here; all there are if None.
 
   Returns:
-    What to compile; `program` makes a function of it.
+    What to compile; a `Program` runs it.
   """
   mapped = _map_train_step(step, len(inputs), devices)
   return _lower(mapped, devices, state, batch, *inputs)
@@ -80,35 +80,36 @@ def lower_eval_step(
   return _lower(_map_eval_step(step, devices), devices, state, batch)
 
 
-def program(
-  compiled: jax.stages.Compiled, *inputs: chex.ArrayTree
-) -> Callable[[chex.ArrayTree, chex.ArrayTree], chex.ArrayTree]:
-  """Returns a compiled step as a function of a state and a batch.
+class Program:
+  """A compiled step of a replicated state and a batch from `shard`.
 
-  Args:
-    compiled: from what `lower_train_step` or `lower_eval_step` returns, for the
-      devices that are here.
-    *inputs: as of `parallel_train_step`.
-
-  Returns:
-    The function of a replicated state and a batch from `shard`.
+  Attributes:
+    compiled: the program, for the devices that are here.
   """
-  copies = replicate(inputs)
-  if jax.process_count() == 1:
-    return lambda state, batch: compiled(state, batch, *copies)
-  # A compiled step takes arrays over the devices of all processes, where the
-  # mapped one makes them of each process's part.
-  sharding = jax.sharding.NamedSharding(
-    _mesh(), jax.sharding.PartitionSpec(AXIS)
-  )
 
-  def run(state: chex.ArrayTree, batch: chex.ArrayTree) -> chex.ArrayTree:
-    batch = jax.tree.map(
-      lambda x: jax.make_array_from_process_local_data(sharding, x), batch
+  def __init__(self, compiled: jax.stages.Compiled, *inputs: chex.ArrayTree):
+    """Copies the inputs to every device.
+
+    Args:
+      compiled: from what `lower_train_step` or `lower_eval_step` returns.
+      *inputs: as of `parallel_train_step`.
+    """
+    self.compiled = compiled
+    self._inputs = replicate(inputs)
+    self._sharding = jax.sharding.NamedSharding(
+      _mesh(), jax.sharding.PartitionSpec(AXIS)
     )
-    return compiled(state, batch, *copies)
 
-  return run
+  def __call__(self, state: chex.ArrayTree, batch: chex.ArrayTree) -> Any:
+    """Computes the step."""
+    if jax.process_count() > 1:
+      # A compiled step takes arrays over the devices of all processes, where
+      # the mapped one makes them of each process's part.
+      batch = jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(self._sharding, x),
+        batch,
+      )
+    return self.compiled(state, batch, *self._inputs)
 
 
 def _map_train_step(

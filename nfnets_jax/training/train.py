@@ -484,7 +484,7 @@ def compile_train_step(
   state: steps.TrainState,
   num_classes: int,
   epoch_steps: float,
-) -> tuple[int, Callable]:
+) -> tuple[int, parallel.Program]:
   """Compiles the training step with the fewest micro-batches that fit.
 
   Args:
@@ -528,15 +528,15 @@ def compile_train_step(
   )
   if memory is not None:
     progress.say(
-      f'micro-batches: {found.count} of {share // found.count} images on each '
-      f'device, {found.bytes / fit.GIB:.2f} of {memory / fit.GIB:.2f} GiB'
+      f'micro-batches: {found.parts} of {share // found.parts} images on each '
+      f'device, {found.total / fit.GIB:.2f} of {memory / fit.GIB:.2f} GiB'
     )
-  if state.model_state and found.count > 1:
+  if state.model_state and found.parts > 1:
     progress.say(
-      f'batch normalisation takes statistics of {found.count} parts of a '
+      f'batch normalisation takes statistics of {found.parts} parts of a '
       "device's share of a batch; set micro_batches for the same elsewhere"
     )
-  return found.count, parallel.program(found.compiled, inputs)
+  return found.parts, parallel.Program(found.compiled, inputs)
 
 
 def create_eval_step(
@@ -567,7 +567,7 @@ def compile_eval_step(
   config: config_dict.ConfigDict,
   net: hk.TransformedWithState,
   state: steps.TrainState,
-) -> Callable:
+) -> parallel.Program:
   """Compiles the evaluation step in the fewest parts that fit.
 
   Args:
@@ -594,7 +594,7 @@ def compile_eval_step(
     beside=fit.bytes_beside(batch),
     agree=distributed.all_agree,
   )
-  return parallel.program(found.compiled)
+  return parallel.Program(found.compiled)
 
 
 def _local_part(batch: steps.Batch) -> steps.Batch:
