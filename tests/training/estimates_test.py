@@ -19,7 +19,7 @@ def local():
 
 @pytest.fixture(scope='module')
 def config(make_config):
-  return make_config(changes={'batch_size': 128, 'eval_batch_size': 64})
+  return make_config(40, {'batch_size': 128, 'eval_batch_size': 64})
 
 
 @pytest.fixture(scope='module')

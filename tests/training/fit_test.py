@@ -156,7 +156,7 @@ def test_micro_batches_that_split_a_share():
 @pytest.mark.thorough
 def test_run_takes_the_fewest_that_fit(make_config, monkeypatch, capsys):
   """And the program that was looked at is the one that runs."""
-  config = make_config(changes={'batch_size': 128})
+  config = make_config(40, {'batch_size': 128})
   net = train.create_net(config, 10)
   optimizer = optimizers.create_optimizer(config.optimizer, lambda step: 0.0)
   state = steps.state_shapes(net, optimizer, config.data.image_size)
