@@ -304,9 +304,8 @@ def _print_table(args: argparse.Namespace) -> None:
   if args.compile:
     again = f', remat {args.remat}' if args.remat else ''
     print(
-      f'A training step of {args.batch} images a device, {args.compute_dtype}'
-      f'{again}, {_NUM_CLASSES} classes, compiled for '
-      f'{jax.devices()[0].device_kind}; GiB\n'
+      f'{args.batch} images a device, {args.compute_dtype}{again}, '
+      f'compiled for {jax.devices()[0].device_kind}\n'
     )
     columns += [('state', 'GiB'), ('temp.', 'GiB'), ('total', 'GiB')]
   for title, line in (('', 0), ('variant', 1)):
