@@ -331,9 +331,8 @@ def _print_table(args: argparse.Namespace) -> None:
   print('\nGMACs: multiply-accumulates of one image, forwards, 10⁹')
   if args.compile:
     print(
-      'state: parameters, momentum, average and the batch; temp.: activations, '
-      'gradients\nand all else that the step takes at once; total: with its '
-      'results'
+      'state: parameters, momentum, average and the batch; temp.: what else '
+      'the\nstep takes at once, as activations and gradients; total: with its results'
     )
 
 

@@ -196,6 +196,7 @@ def scaled(state, batch, scale):
   return (state._replace(step=state.step + 1),
           jax.lax.psum(scale * batch.sum(), 'devices'))
 
+state = parallel.replicate(jax.tree.map(parallel.local_copy, state))
 lowered = parallel.lower_train_step(
   scaled, state, jax.ShapeDtypeStruct((2, 2), np.float32), np.float32(3))
 program = parallel.Program(lowered.compile(), np.float32(3))
