@@ -332,7 +332,8 @@ def _print_table(args: argparse.Namespace) -> None:
   if args.compile:
     print(
       'state: parameters, momentum, average and the batch; temp.: what else '
-      'the\nstep takes at once, as activations and gradients; total: with its results'
+      'the\nstep takes at once, as activations and gradients; total: with its '
+      'results'
     )
 
 
