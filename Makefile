@@ -9,6 +9,10 @@ TF_STAMP := $(VENV)-tensorflow/.installed
 # timm in PyTorch, the peer of a bench, has one too.
 TIMM_BIN := $(VENV)-timm/bin
 TIMM_STAMP := $(VENV)-timm/.installed
+# So have the compilers of TPUs (684 MB) and GPUs (4.5 GB).
+TOPOLOGY ?= v3:4x4
+COMPILE_VENV := $(VENV)$(if $(filter v%,$(TOPOLOGY)),-tpu)$(if $(filter h100%,$(TOPOLOGY)),-cuda)
+CONFIG ?= experiments/nfnet_imagenet.py:F1
 VARIANTS := f0 f1 f2 f3 f4 f5 f6
 # The paper's claims, each a sweep.
 CLAIMS := batch-size clipping clip-methods clip-layers ablation latency \
@@ -22,7 +26,7 @@ config_data_dir = $(if $(DATA_DIR),--config.data.data_dir='$(DATA_DIR)')
 .DEFAULT_GOAL := help
 .PHONY: help install train test test-thorough test-slow lint format bench \
   bench-input show-augment signal-plots tables prepare imagenet clean \
-  gpu gpu-pack \
+  gpu gpu-pack compile compile-table \
   $(VARIANTS:%=reproduce-%) $(VARIANTS:%=rehearse-%) reproduce report \
   $(CLAIMS:%=reproduce-%)
 
@@ -52,6 +56,12 @@ $(TF_STAMP): setup.py pyproject.toml constraints.txt
 
 $(TIMM_STAMP): setup.py pyproject.toml constraints.txt
 	$(call make_venv,$(VENV)-timm,timm)
+
+$(VENV)-tpu/.installed: setup.py pyproject.toml constraints.txt
+	$(call make_venv,$(VENV)-tpu,tpu)
+
+$(VENV)-cuda/.installed: setup.py pyproject.toml constraints.txt
+	$(call make_venv,$(VENV)-cuda,cuda)
 
 train: WORKDIR ?= runs/digits
 train: $(STAMP)  ## Train a small NFNet on handwritten digits and show the result.
@@ -128,6 +138,14 @@ show-augment: $(STAMP)  ## Draw augmented training images with their labels.
 	$(BIN)/python -m experiments.show_augment --output='$(WORKDIR)'/augment.png \
 	  --config=experiments/nfnet_imagenet.py:F1 $(config_data_dir) $(ARGS)
 
+compile: $(COMPILE_VENV)/.installed  ## Compile CONFIG's steps for TOPOLOGY, as in h100x8: do they fit?
+	$(COMPILE_VENV)/bin/python -m nfnets_jax.compile --config='$(CONFIG)' --topology='$(TOPOLOGY)' $(ARGS)
+
+compile-table: WORKDIR ?= runs/compiled
+compile-table: $(VENV)-tpu/.installed $(VENV)-cuda/.installed  ## Estimate F0 to F6 on TPUs and GPUs, cell by cell; hours.
+	$(VENV)-tpu/bin/python -m experiments.compiled --output='$(WORKDIR)' \
+	  --tpu_python=$(VENV)-tpu/bin/python --cuda_python=$(VENV)-cuda/bin/python $(ARGS)
+
 tables: $(STAMP)  ## Write the table of all networks, docs/models.md.
 	$(BIN)/python -m experiments.tables $(ARGS)
 
@@ -145,5 +163,5 @@ gpu-pack: $(STAMP)  ## Gather wheels and CIFAR-10 for a machine without a networ
 	  $(if $(DATA_NAME),--data_name='$(DATA_NAME)') $(ARGS)
 
 clean:  ## Remove the environment and caches; runs and data stay.
-	rm -rf $(VENV) $(VENV)-tensorflow $(VENV)-timm build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-tensorflow $(VENV)-timm $(VENV)-tpu $(VENV)-cuda build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

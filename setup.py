@@ -46,6 +46,9 @@ _TEST = [
 _TENSORFLOW = ['tensorflow-cpu>=2.19']
 # Only as the peer of a bench.
 _TIMM = ['timm>=1.0.20', 'torch>=2.9']
+# Only for the compilers of devices that are not here; each has jax's own pin.
+_TPU = ['jax[tpu]>=0.8']
+_CUDA = ['jax[cuda13]>=0.8']
 _LINT = ['mypy>=1.13', 'ruff>=0.9']
 
 
@@ -73,6 +76,8 @@ setuptools.setup(
     'train': _MODELS + _TRAIN,
     'tensorflow': _MODELS + _TRAIN + _TENSORFLOW,
     'timm': _TIMM,
+    'tpu': _MODELS + _TRAIN + _TPU,
+    'cuda': _MODELS + _TRAIN + _CUDA,
     'dev': _MODELS + _TRAIN + _TEST + _LINT,
   },
   classifiers=[

@@ -161,7 +161,10 @@ def get_config() -> config_dict.ConfigDict:
   # The loss of a step above which a run has diverged and is stopped.
   config.max_loss = config_dict.placeholder(float)
   config.ema_decay = 0.99999  # 0 is no average
-  config.compute_dtype = 'bfloat16'
+  config.compute_dtype = 'bfloat16'  # of the training
+  # Of the evaluation, as released; 'bfloat16' is faster, but makes many logits
+  # equal.
+  config.eval_dtype = 'float32'
   # Where compiled programs are kept, in the run's folder or elsewhere; None
   # compiles anew each time. Runs that share a folder share programs, whatever
   # their learning rate, thresholds of clipping and seed.

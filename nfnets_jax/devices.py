@@ -1,12 +1,15 @@
 """The platform that jax computes on: chosen by the environment, started here.
 
 Where a platform is missing, jax raises a bare assertion or a long traceback;
-every command starts jax through this module instead.
+every command starts jax through this module instead. It also knows how much
+memory a device has.
 """
 
 import os
+import pathlib
 import re
 import sys
+from collections.abc import Iterator
 
 import jax
 
@@ -89,3 +92,45 @@ def _available() -> list[str]:
     return ['cpu']
   finally:
     jax.config.update('jax_platforms', before)
+
+
+def memory(device: jax.Device | None = None) -> int:
+  """Returns the bytes of memory that a device of this process can use.
+
+  An accelerator says how much it lets jax allocate. On CPU the devices share
+  the machine's memory, or what its control group leaves of it, evenly.
+
+  Args:
+    device: the first by default.
+
+  Raises:
+    ValueError: if the device does not say; the message says what to set.
+
+  Example:
+    >>> memory() > 2**20
+    True
+  """
+  device = device or jax.local_devices()[0]
+  if device.platform == 'cpu':
+    return _host_memory() // jax.local_device_count()
+  limit = (device.memory_stats() or {}).get('bytes_limit')
+  if not limit:
+    raise ValueError(
+      f'{device.device_kind} does not say how much memory it has, so the '
+      'number of micro-batches cannot be chosen; set config.micro_batches'
+    )
+  return int(limit)
+
+
+def _host_memory(groups: pathlib.Path = pathlib.Path('/sys/fs/cgroup')) -> int:
+  """Bytes that this process can have: the machine's, or its control group's."""
+  machine = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  return min([machine, *_group_limits(groups)])
+
+
+def _group_limits(groups: pathlib.Path) -> Iterator[int]:
+  # The names of the second and of the first version of control groups.
+  for name in ('memory.max', 'memory/memory.limit_in_bytes'):
+    path = groups / name
+    if path.is_file() and (text := path.read_text().strip()) != 'max':
+      yield int(text)

@@ -1,17 +1,16 @@
 """Prints what networks cost: parameters, arithmetic, memory of a training step.
 
     python -m nfnets_jax.summary
-    python -m nfnets_jax.summary nfnet_f1 --batch=64 --remat=block --memory=80
+    python -m nfnets_jax.summary nfnet_f1 --batch=64 --remat=block --compile
 
-The second prints the network's modules besides. Nothing is computed: the
-networks and their training steps are only traced, with the paper's optimiser
-and 1000 classes. The memory is the estimate of
-`training/memory.py`, which says what it was checked against. Kernels are chosen
-by the backend, so it is that of the backend on which it is traced.
+The second prints the network's modules besides, and what the compiler of this
+machine's devices says of the memory of a training step with the paper's
+optimiser and 1000 classes. Nothing is computed, and without `--compile` the
+networks are only traced. `python -m nfnets_jax.compile` says more, also of
+devices that are not here.
 """
 
 import argparse
-import math
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -26,13 +25,13 @@ import jax
 import jax.numpy as jnp
 from ml_collections import config_dict
 
-from nfnets_jax import devices, models
+from nfnets_jax import devices, models, topologies
 from nfnets_jax.models import cost, published, variants
-from nfnets_jax.training import memory
-from nfnets_jax.training import optimizer as optimizers
+from nfnets_jax.training import estimates, fit
 
 _DEFAULT = tuple(f'nfnet_f{n}' for n in range(7))
 _NUM_CLASSES = 1000
+_EPOCH_STEPS = 1_281_167 / 4096
 _MIB = 2**20
 
 
@@ -46,7 +45,6 @@ class Summary(NamedTuple):
     params: number of parameters.
     train_macs: multiply-accumulates of a forward pass of one training image.
     test_macs: the same for one test image.
-    need: memory of a training step.
   """
 
   name: str
@@ -55,7 +53,6 @@ class Summary(NamedTuple):
   params: int
   train_macs: int
   test_macs: int
-  need: memory.MemoryEstimate
 
 
 def count(name: str, image_size: int) -> tuple[int, int]:
@@ -89,53 +86,82 @@ def count(name: str, image_size: int) -> tuple[int, int]:
   return hk.data_structures.tree_size(params), macs
 
 
-def summarize(
-  name: str,
-  image_size: int | None = None,
-  compute_dtype: str = 'bfloat16',
-  remat: str | None = None,
-) -> Summary:
-  """Traces a network and its training step.
+def summarize(name: str, image_size: int | None = None) -> Summary:
+  """Traces a network.
 
   Args:
     name: a variant.
     image_size: side of the training images in pixels; the variant's if None.
-    compute_dtype: 'bfloat16' or 'float32'.
-    remat: what the backward pass computes again: 'block', 'stage', or None.
 
   Returns:
     The summary, for 1000 classes.
 
   Raises:
-    ValueError: if there is no such variant, or `remat` is unknown.
+    ValueError: if there is no such variant.
   """
   variant = variants.get(name)
   train_size = variant.train_size if image_size is None else image_size
-  config = _config(train_size, compute_dtype)
-
-  def forward(images: jax.Array, is_training: bool) -> dict[str, jax.Array]:
-    return models.create(name, _NUM_CLASSES, remat=remat)(images, is_training)
-
-  need = memory.estimate(
-    hk.transform_with_state(forward),
-    optimizers.create_optimizer(config.optimizer, lambda step: 0.0),
-    config,
-    _NUM_CLASSES,
-  )
   params, test_macs = count(name, variant.test_size)
   _, train_macs = count(name, train_size)
   return Summary(
-    name, train_size, variant.test_size, params, train_macs, test_macs, need
+    name, train_size, variant.test_size, params, train_macs, test_macs
   )
 
 
-def _config(image_size: int, compute_dtype: str) -> config_dict.ConfigDict:
-  """The paper's values of what the memory of a step depends on."""
+def compiled_need(
+  name: str,
+  batch: int,
+  image_size: int | None = None,
+  compute_dtype: str = 'bfloat16',
+  remat: str | None = None,
+) -> fit.Need:
+  """Compiles a network's training step for this machine's devices.
+
+  Args:
+    name: a variant.
+    batch: images on each device.
+    image_size: side of the training images in pixels; the variant's if None.
+    compute_dtype: 'bfloat16' or 'float32'.
+    remat: what the backward pass computes again: 'block', 'stage', or None.
+
+  Returns:
+    What the compiler says that the step takes of each device.
+
+  Raises:
+    ValueError: if there is no such variant, or the compiler refuses the step.
+  """
+  topology = topologies.get('local')
+  size = image_size or variants.get(name).train_size
+  config = _config(name, size, batch * len(topology.devices))
+  config.compute_dtype, config.remat = compute_dtype, remat
+  found = estimates.fit_training(
+    config, topology, None, _NUM_CLASSES, epoch_steps=_EPOCH_STEPS
+  )
+  return fit.need(found.compiled)
+
+
+def _config(
+  name: str, image_size: int, batch_size: int
+) -> config_dict.ConfigDict:
+  """The paper's values of what a training step depends on."""
   return config_dict.ConfigDict(
     {
-      'data': {'image_size': image_size},
+      'batch_size': batch_size,
+      'micro_batches': 1,
+      'epochs': 360.0,
+      'model': {'name': name, **models.arguments(name)},
+      'data': {'image_size': image_size, 'skip_corrupt': False},
+      'augment': {
+        'mixup_alpha': 0.2,
+        'cutmix': True,
+        'rand_augment': variants.get(name).rand_augment,
+      },
       'optimizer': {
         'name': 'sgd',
+        'learning_rate_per_256': 0.1,
+        'warmup_epochs': 5.0,
+        'schedule': 'cosine',
+        'end_learning_rate': 0.0,
         'momentum': 0.9,
         'weight_decay': 2e-5,
         'clip': 'agc',
@@ -148,22 +174,11 @@ def _config(image_size: int, compute_dtype: str) -> config_dict.ConfigDict:
         'sam_fraction': 0.2,
       },
       'label_smoothing': 0.1,
-      'compute_dtype': compute_dtype,
+      'ema_decay': 0.99999,
+      'compute_dtype': 'bfloat16',
+      'remat': config_dict.placeholder(str),
     }
   )
-
-
-def state_bytes(need: memory.MemoryEstimate) -> int:
-  """Returns the bytes that do not depend on the batch.
-
-  Args:
-    need: of the training step.
-
-  Returns:
-    The sum of parameters, gradients, optimiser's state, moving average and the
-    network's state.
-  """
-  return need.total(share=0, micro_batches=1)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -206,9 +221,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     help='what the backward pass computes again (default: nothing)',
   )
   parser.add_argument(
-    '--memory',
-    type=float,
-    help='GiB of a device: also prints how many micro-batches it takes',
+    '--compile',
+    action='store_true',
+    help='compile the training step and show the memory that it takes',
   )
   args = parser.parse_args(argv)
   try:
@@ -229,10 +244,6 @@ def _check(args: argparse.Namespace) -> None:
     raise ValueError(f'--image_size is {args.image_size}; give 1 or more')
   if args.batch < 1:
     raise ValueError(f'--batch is {args.batch}; give 1 or more')
-  if args.memory is not None and not 0 < args.memory < math.inf:
-    raise ValueError(
-      f'--memory is {args.memory:g}; give the GiB of a device, more than 0'
-    )
 
 
 def _print_modules(args: argparse.Namespace) -> None:
@@ -280,53 +291,53 @@ def _print_modules(args: argparse.Namespace) -> None:
 
 
 def _print_table(args: argparse.Namespace) -> None:
-  again = f', remat {args.remat}' if args.remat else ''
-  print(
-    f'{args.batch} images a device, {args.compute_dtype}{again}, '
-    f'{_NUM_CLASSES} classes; estimated for {jax.default_backend()}\n'
-  )
-  parts = ('micro-', 'batches') if args.memory else ('', '')
-  for line in (
-    ('', 'train', 'test', 'params', 'train', 'test', 'state', 'MiB an', 'step'),
-    ('variant', 'px', 'px', 'M', 'GMACs', 'GMACs', 'GiB', 'image', 'GiB'),
-  ):
-    _print_row(*line, parts[line[0] == 'variant'])
-  remarks = []
+  columns = [
+    ('train', 'px'),
+    ('test', 'px'),
+    ('params', 'M'),
+    ('train', 'GMACs'),
+    ('test', 'GMACs'),
+  ]
+  if args.compile:
+    again = f', remat {args.remat}' if args.remat else ''
+    print(
+      f'{args.batch} images a device, {args.compute_dtype}{again}, '
+      f'compiled for {jax.devices()[0].device_kind}\n'
+    )
+    columns += [('state', 'GiB'), ('temp.', 'GiB'), ('total', 'GiB')]
+  for title, line in (('', 0), ('variant', 1)):
+    _print_row(title, *(column[line] for column in columns))
   for name in args.names or _DEFAULT:
-    summary = summarize(name, args.image_size, args.compute_dtype, args.remat)
-    need, chosen = summary.need, ''
-    if args.memory:
-      try:
-        device = round(args.memory * memory.GIB)
-        chosen = str(memory.choose_micro_batches(args.batch, need, device))
-      except ValueError as error:
-        chosen = 'none'
-        remarks.append(f'{name}: {error}')
-    _print_row(
-      name,
+    summary = summarize(name, args.image_size)
+    cells = [
       str(summary.train_size),
       str(summary.test_size),
       f'{summary.params / 1e6:.2f}',
       f'{summary.train_macs / 1e9:.2f}',
       f'{summary.test_macs / 1e9:.2f}',
-      f'{state_bytes(need) / memory.GIB:.2f}',
-      f'{need.activations / _MIB:.1f}',
-      f'{need.total(args.batch, 1) / memory.GIB:.2f}',
-      chosen,
+    ]
+    if args.compile:
+      need = compiled_need(
+        name, args.batch, args.image_size, args.compute_dtype, args.remat
+      )
+      cells += [
+        f'{x / fit.GIB:.2f}'
+        for x in (need.arguments, need.temporaries, need.total)
+      ]
+    _print_row(name, *cells)
+  print('\nGMACs: multiply-accumulates of one image, forwards, 10⁹')
+  if args.compile:
+    print(
+      'state: parameters, momentum, average and the batch; temp.: what else '
+      'the\nstep takes at once, as activations and gradients; total: with its '
+      'results'
     )
-  print(
-    '\nGMACs: multiply-accumulates of one image, forwards, 10⁹; state: '
-    'parameters,\ngradients, momentum and average; MiB an image: activations; '
-    'step: all that a\nstep needs with the whole batch at once'
-  )
-  for remark in remarks:
-    print(remark)
 
 
 def _print_row(name: str, *cells: str) -> None:
-  widths = (6, 5, 8, 8, 8, 7, 8, 7, 8)
-  row = ''.join(f'{x:>{n}}' for x, n in zip(cells, widths, strict=True))
-  # At once, since the next may take ten seconds.
+  widths = (6, 5, 8, 8, 8, 7, 8, 7)
+  row = ''.join(f'{x:>{n}}' for x, n in zip(cells, widths, strict=False))
+  # At once, since the next may take ten seconds, or minutes to compile.
   print(f'{name:13}{row}'.rstrip(), flush=True)
 
 

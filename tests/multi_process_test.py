@@ -191,6 +191,20 @@ for number in (1, 2):
   assert float(total) == 28 and int(state.step) == number
 assert parallel.replica_spread(state.params) == 0
 
+# So does what was compiled before, with an input.
+def scaled(state, batch, scale):
+  return (state._replace(step=state.step + 1),
+          jax.lax.psum(scale * batch.sum(), 'devices'))
+
+state = parallel.replicate(jax.tree.map(parallel.local_copy, state))
+lowered = parallel.lower_train_step(
+  scaled, state, jax.ShapeDtypeStruct((2, 2), np.float32), np.float32(3))
+program = parallel.Program(lowered.compile(), np.float32(3))
+for number in (3, 4):
+  state, total = program(state, parallel.shard(part))
+  assert float(total) == 3 * 28 and int(state.step) == number
+assert parallel.replica_spread(state) == 0
+
 # One writes, both read, and both see the same damage.
 checkpoints = checkpoint.Checkpointer(folder / 'checkpoints', keep=3)
 for number in (1, 2):

@@ -8,16 +8,9 @@ import jax.numpy as jnp
 import pytest
 
 from experiments import base, nfnet_imagenet, tables
-from nfnets_jax import models, summary
+from nfnets_jax import models, summary, topologies
 from nfnets_jax.models import cost, variants
-from nfnets_jax.training import memory, train
-from nfnets_jax.training import optimizer as optimizers
-
-
-def _estimate(config):
-  net = train.create_net(config, num_classes=1000)
-  optimizer = optimizers.create_optimizer(config.optimizer, lambda step: 0.0)
-  return memory.estimate(net, optimizer, config, num_classes=1000)
+from nfnets_jax.training import estimates, fit
 
 
 @pytest.fixture(scope='module')
@@ -61,8 +54,9 @@ def test_counts_of_f0_are_the_released(golden):
 
 
 def test_config_is_that_of_the_paper():
-  ours = summary._config(192, '4x5', 'bfloat16').to_dict()
+  ours = summary._config('nfnet_f0', 192, 4096).to_dict()
   paper = nfnet_imagenet.get_config('F0').to_dict()
+  assert ours.pop('micro_batches') == 1  # as asked, not as many as fit
   for field, value in ours.items():
     if isinstance(value, dict):
       assert value.items() <= paper[field].items()
@@ -71,69 +65,57 @@ def test_config_is_that_of_the_paper():
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(
-  ('image_size', 'compute_dtype', 'remat'),
-  [(32, 'bfloat16', None), (48, 'float32', 'block')],
-)
-def test_options_are_those_of_a_run(image_size, compute_dtype, remat):
+def test_memory_is_what_the_compiler_says():
+  """Of the step of a run."""
+  need = summary.compiled_need('nfnet_tiny', 4, 32, 'float32', 'block')
   config = base.get_config()
   config.model = base.model('nfnet_tiny')
-  config.data.image_size = image_size
-  config.compute_dtype = compute_dtype
-  config.remat = remat
-  found = summary.summarize('nfnet_tiny', image_size, compute_dtype, remat)
-  assert found.need == _estimate(config)
-  assert found.train_size == image_size
-
-
-def test_state_is_all_but_what_images_take(tiny):
-  need = tiny.need
-  assert need.params == 4 * tiny.params
-  assert summary.state_bytes(need) == (
-    need.params + need.gradients + need.opt_state + need.ema + need.model_state
+  config.data.image_size = 32
+  config.compute_dtype = 'float32'
+  config.remat = 'block'
+  config.batch_size = 32
+  config.micro_batches = 1
+  found = estimates.fit_training(
+    config, topologies.get('local'), None, 1000, epoch_steps=1_281_167 / 4096
   )
+  assert need == fit.need(found.compiled)
 
 
 def test_table(tiny, asked, capsys):
   summary.main(['nfnet_tiny', '--batch=64'])
-  assert asked == [('nfnet_tiny', None, 'bfloat16', None)]
+  assert asked == [('nfnet_tiny', None)]
   printed = capsys.readouterr().out
-  assert '\n64 images a device, bfloat16, 1000 classes' in printed
-  assert 'micro' not in printed
+  assert 'compiled' not in printed
   assert _cells(printed)['nfnet_tiny'] == [
     '32',
     '32',
     f'{tiny.params / 1e6:.2f}',
     f'{tiny.train_macs / 1e9:.2f}',
     f'{tiny.test_macs / 1e9:.2f}',
-    f'{summary.state_bytes(tiny.need) / 2**30:.2f}',
-    f'{tiny.need.activations / 2**20:.1f}',
-    f'{tiny.need.total(64, 1) / 2**30:.2f}',
   ]
 
 
 @pytest.mark.usefixtures('asked')
-def test_micro_batches_that_a_device_takes(tiny, capsys):
-  summary.main(['nfnet_tiny', '--batch=64', '--memory=0.0625'])
-  chosen = memory.choose_micro_batches(64, True, tiny.need, 2**26)
-  assert 1 < chosen < 32
-  printed = capsys.readouterr().out
-  assert _cells(printed)['nfnet_tiny'][-1] == str(chosen)
+def test_memory_is_shown_if_asked_to_compile(monkeypatch, capsys):
+  calls = []
 
+  def compiled_need(*args):
+    calls.append(args)
+    return fit.Need(3 * fit.GIB, 0, 2 * fit.GIB, 0, 5 * fit.GIB)
 
-@pytest.mark.usefixtures('asked')
-def test_device_that_is_too_small(capsys):
-  summary.main(['nfnet_tiny', '--memory=0.001'])
+  monkeypatch.setattr(summary, 'compiled_need', compiled_need)
+  summary.main(['nfnet_tiny', '--batch=64', '--remat=block', '--compile'])
+  assert calls == [('nfnet_tiny', 64, None, 'bfloat16', 'block')]
   printed = capsys.readouterr().out
-  assert _cells(printed)['nfnet_tiny'][-1] == 'none'
-  assert 'nfnet_tiny: a step needs' in printed
+  assert '64 images a device, bfloat16, remat block, compiled for' in printed
+  assert _cells(printed)['nfnet_tiny'][-3:] == ['3.00', '2.00', '5.00']
+  assert max(map(len, printed.splitlines()[-6:])) <= 80
 
 
 def test_default_is_all_that_the_paper_trained(asked, capsys):
-  summary.main(['--memory=16', '--remat=block', '--image_size=64'])
+  summary.main(['--image_size=64'])
   printed = capsys.readouterr().out
-  assert asked == [(f'nfnet_f{n}', 64, 'bfloat16', 'block') for n in range(7)]
-  assert 'bfloat16, remat block' in printed
+  assert asked == [(f'nfnet_f{n}', 64) for n in range(7)]
   assert max(map(len, printed.splitlines())) <= 80
   assert list(_cells(printed)) == [f'nfnet_f{n}' for n in range(7)]
 
@@ -146,9 +128,6 @@ def test_default_is_all_that_the_paper_trained(asked, capsys):
     (['--batch=0'], '--batch is 0; '),
     (['--batch=-2'], '--batch is -2; '),
     (['--image_size=0'], '--image_size is 0; give 1 or more'),
-    (['--memory=0'], '--memory is 0; give the GiB'),
-    (['--memory=nan'], '--memory is nan; '),
-    (['--memory=inf'], '--memory is inf; '),
   ],
 )
 def test_what_cannot_be_is_refused(args, message):

@@ -17,7 +17,7 @@ from experiments.benchmarks import speed
 from experiments.reproduce import latency, paper, report, results, rows, sweep
 from nfnets_jax.data import prepare
 from nfnets_jax.models import variants
-from nfnets_jax.training import memory, train, train_step
+from nfnets_jax.training import fit, train, train_step
 from nfnets_jax.training import optimizer as optimizers
 
 ALL = [(scale, row) for scale in rows.SCALES for row in rows.ROWS.values()]
@@ -324,7 +324,7 @@ def test_workers_end_with_a_killed_sweep():
 @pytest.mark.parametrize(
   ('error', 'message'),
   [
-    (memory.TooLargeError('a step needs 9 GiB'), 'a step needs 9 GiB'),
+    (fit.TooLargeError('a step needs 9 GiB'), 'a step needs 9 GiB'),
     (jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: 9\nof 8'), 'RESOURCE_'),
     (ValueError('a bug'), None),
     (jax.errors.JaxRuntimeError('INTERNAL: a bug'), None),

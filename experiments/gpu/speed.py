@@ -21,8 +21,8 @@ import jax
 
 from experiments.benchmarks import peak, released, speed
 from experiments.gpu import common, step
+from nfnets_jax import devices
 from nfnets_jax.models import variants
-from nfnets_jax.training import memory
 
 _ROUNDS = 5
 # Of a round, at least.
@@ -128,12 +128,12 @@ def measure(model: str, batch: int | None, forms: list[str]) -> None:
     programs = _compile(model, batch, size, forms)
   else:
     batch = 64
-    while 2 * batch * _BYTES[model] < _USABLE * memory.device_memory():
+    while 2 * batch * _BYTES[model] < _USABLE * devices.memory():
       batch *= 2
     while True:
       programs = _compile(model, batch, size, forms)
       most = max(program.memory for program in programs)
-      if common.dry_run() or most < _USABLE * memory.device_memory():
+      if common.dry_run() or most < _USABLE * devices.memory():
         break
       batch //= 2
   about = {'model': model, 'image_size': size, 'largest': largest}

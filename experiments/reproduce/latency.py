@@ -18,9 +18,9 @@ import jax
 
 from experiments.benchmarks import speed
 from experiments.reproduce import paper, results
-from nfnets_jax import summary
+from nfnets_jax import devices, summary
 from nfnets_jax.models import variants
-from nfnets_jax.training import host_memory, memory
+from nfnets_jax.training import fit, host_memory
 
 REFERENCE = 'nfnet_f1'
 MODELS = (
@@ -99,7 +99,7 @@ def execute(
 
 def _is_missing(result: Mapping[str, Any] | None) -> bool:
   """Also what was too large for a machine with less memory is missing."""
-  limit = memory.device_memory()
+  limit = devices.memory()
   return result is None or result.get('too_large_for', limit) < limit
 
 
@@ -125,7 +125,7 @@ def _measured(
   }
   for name, each in ((model, program), (REFERENCE, reference)):
     if not _fits(each):
-      limit = memory.device_memory()
+      limit = devices.memory()
       message = f'{name} needs {each.memory / 1e9:.0f} GB of {limit / 1e9:.0f}'
       return result | {
         'status': 'too large',
@@ -142,7 +142,7 @@ def _measured(
 
 
 def _fits(program: speed.Program) -> bool:
-  return program.memory <= memory.USABLE * memory.device_memory()
+  return program.memory <= fit.USABLE * devices.memory()
 
 
 def _program(model: str, scale: str, image_size: int | None) -> speed.Program:

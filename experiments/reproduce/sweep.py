@@ -34,7 +34,7 @@ from ml_collections import config_dict
 from experiments.reproduce import latency, results, rows
 from nfnets_jax import devices, paths
 from nfnets_jax.data import datasets
-from nfnets_jax.training import host_memory, interrupt, lock, memory, train
+from nfnets_jax.training import fit, host_memory, interrupt, lock, train
 from nfnets_jax.training import optimizer as optimizers
 
 _CIFAR10 = 'cifar10'
@@ -217,8 +217,8 @@ class Sweep:
         'message': str(error).partition(';')[0],
         'top_1': None,
       }
-    except (memory.TooLargeError, jax.errors.JaxRuntimeError) as error:
-      told = isinstance(error, memory.TooLargeError)
+    except (fit.TooLargeError, jax.errors.JaxRuntimeError) as error:
+      told = isinstance(error, fit.TooLargeError)
       if not told and 'RESOURCE_EXHAUSTED' not in str(error):
         raise
       with (self._output / 'log.txt').open('a') as log:

@@ -7,11 +7,11 @@ it.
 
 There may be several processes, each with devices of its own. All of them call
 these functions, and sums and means go over the devices of all. What a step
-returns tells of this process's devices only; it may go into the next step as it
-is.
+returns may go into the next step as it is.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import chex
 import jax
@@ -33,13 +33,7 @@ def parallel_train_step(step: Callable, *inputs: chex.ArrayTree) -> Callable:
     The compiled function of a replicated state, which it consumes, and a batch
     from `shard`.
   """
-  mapped = jax.pmap(
-    step,
-    axis_name=AXIS,
-    in_axes=(None, 0, *[None for _ in inputs]),
-    out_axes=(None, None),
-    donate_argnums=0,
-  )
+  mapped = _map_train_step(step, len(inputs), None)
   if not inputs:
     return mapped
   copies = replicate(inputs)
@@ -48,7 +42,124 @@ def parallel_train_step(step: Callable, *inputs: chex.ArrayTree) -> Callable:
 
 def parallel_eval_step(step: Callable) -> Callable:
   """Maps `step(state, batch) → sums` over all devices; keeps the state."""
-  return jax.pmap(step, axis_name=AXIS, in_axes=(None, 0), out_axes=None)
+  return _map_eval_step(step, None)
+
+
+def lower_train_step(
+  step: Callable,
+  state: chex.ArrayTree,
+  batch: chex.ArrayTree,
+  *inputs: chex.ArrayTree,
+  devices: Sequence[jax.Device] | None = None,
+) -> jax.stages.Lowered:
+  """Lowers what `parallel_train_step` maps; nothing is consumed.
+
+  Args:
+    step: as of `parallel_train_step`.
+    state: arrays or their shapes; replicated arrays if there are several
+      processes.
+    batch: shapes `[devices, n, ...]` of a batch; `devices` those of this
+      process, or all of those given.
+    *inputs: as of `parallel_train_step`.
+    devices: to compile for, which need not be here; all there are if None.
+
+  Returns:
+    What to compile; a `Program` runs it.
+  """
+  mapped = _map_train_step(step, len(inputs), devices)
+  return _lower(mapped, devices, state, batch, *inputs)
+
+
+def lower_eval_step(
+  step: Callable,
+  state: chex.ArrayTree,
+  batch: chex.ArrayTree,
+  devices: Sequence[jax.Device] | None = None,
+) -> jax.stages.Lowered:
+  """Lowers what `parallel_eval_step` maps; see `lower_train_step`."""
+  return _lower(_map_eval_step(step, devices), devices, state, batch)
+
+
+class Program:
+  """A compiled step of a replicated state and a batch from `shard`.
+
+  Attributes:
+    compiled: the program, for the devices that are here.
+  """
+
+  def __init__(self, compiled: jax.stages.Compiled, *inputs: chex.ArrayTree):
+    """Copies the inputs to every device.
+
+    Args:
+      compiled: from what `lower_train_step` or `lower_eval_step` returns.
+      *inputs: as of `parallel_train_step`.
+    """
+    self.compiled = compiled
+    self._inputs = replicate(inputs)
+    self._sharding = jax.sharding.NamedSharding(
+      _mesh(), jax.sharding.PartitionSpec(AXIS)
+    )
+
+  def __call__(self, state: chex.ArrayTree, batch: chex.ArrayTree) -> Any:
+    """Computes the step."""
+    if jax.process_count() > 1:
+      # A compiled step takes arrays over the devices of all processes, where
+      # the mapped one makes them of each process's part.
+      batch = jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(self._sharding, x),
+        batch,
+      )
+    return self.compiled(state, batch, *self._inputs)
+
+
+def _map_train_step(
+  step: Callable, inputs: int, devices: Sequence[jax.Device] | None
+) -> Any:
+  return jax.pmap(
+    step,
+    axis_name=AXIS,
+    in_axes=(None, 0, *[None] * inputs),
+    out_axes=(None, None),
+    donate_argnums=0,
+    devices=devices,
+  )
+
+
+def _map_eval_step(step: Callable, devices: Sequence[jax.Device] | None) -> Any:
+  return jax.pmap(
+    step,
+    axis_name=AXIS,
+    in_axes=(None, 0),
+    out_axes=None,
+    devices=devices,
+  )
+
+
+def _lower(
+  mapped: Any,
+  devices: Sequence[jax.Device] | None,
+  state: chex.ArrayTree,
+  batch: chex.ArrayTree,
+  *inputs: chex.ArrayTree,
+) -> jax.stages.Lowered:
+  if devices is None and jax.process_count() > 1:
+    # Shapes do not say which part of an array is this process's.
+    batch = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), batch)
+    inputs = replicate(inputs)
+  return mapped.lower(state, batch, *inputs)
+
+
+def _all_devices() -> list[jax.Device]:
+  """Returns the devices of all processes, process by process."""
+  return [
+    device
+    for process in range(jax.process_count())
+    for device in jax.local_devices(process)
+  ]
+
+
+def _mesh() -> jax.sharding.Mesh:
+  return jax.sharding.Mesh(np.asarray(_all_devices()), (AXIS,))
 
 
 def replicate(tree: chex.ArrayTree) -> chex.ArrayTree:
@@ -60,8 +171,7 @@ def replicate(tree: chex.ArrayTree) -> chex.ArrayTree:
   Returns:
     The same pytree, each array with one full copy per device.
   """
-  mesh = jax.sharding.Mesh(np.asarray(jax.devices()), (AXIS,))
-  sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  sharding = jax.sharding.NamedSharding(_mesh(), jax.sharding.PartitionSpec())
 
   def copy(x: np.ndarray) -> jax.Array:
     # Device by device: for all at once, device_put would gather what each
@@ -130,7 +240,7 @@ def replica_spread(tree: chex.ArrayTree) -> float:
     processes: 0 for replicas that are identical, NaN if an element is no number
     somewhere or the same infinity everywhere. All processes get the same.
   """
-  if jax.device_count() == 1 and jax.default_backend() == 'cpu':
+  if jax.device_count() == 1 and jax.devices()[0].platform == 'cpu':
     # There is no other copy, and the host has it: it takes no program.
     finite = (np.isfinite(x).all() for x in jax.tree.leaves(tree))
     return 0.0 if all(finite) else np.nan

@@ -12,12 +12,11 @@ from typing import Any
 import haiku as hk
 import jax
 import numpy as np
-import optax
 from jax.experimental import multihost_utils
 from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import config_dict
 
-from nfnets_jax import models, paths, weights
+from nfnets_jax import devices, models, paths, weights
 from nfnets_jax.data import datasets, pipeline, prepare, transforms
 from nfnets_jax.data import loader as loaders
 from nfnets_jax.models import variants
@@ -26,10 +25,10 @@ from nfnets_jax.training import (
   distributed,
   ema,
   evaluate,
+  fit,
   init_from,
   interrupt,
   lock,
-  memory,
   metrics,
   parallel,
   progress,
@@ -111,17 +110,14 @@ def train_and_evaluate(
   )
   test_batches = functools.partial(eval_batches, config, test_set)
 
-  # Model, optimiser and steps.
+  # Model and optimiser.
   net = create_net(config, train_set.num_classes)
-  create_schedule = functools.partial(
-    optimizers.create_schedule,
-    batch_size=config.batch_size,
-    epoch_steps=epoch_steps,
-    total_steps=total_steps,
-  )
   # Of the numbers themselves, which it checks; that of the step has tracers.
   optimizer = optimizers.create_optimizer(
-    config.optimizer, create_schedule(config.optimizer)
+    config.optimizer,
+    optimizers.create_schedule(
+      config.optimizer, config.batch_size, epoch_steps, total_steps
+    ),
   )
   first_state = steps.init_state(
     net, optimizer, config.seed, config.data.image_size
@@ -135,33 +131,6 @@ def train_and_evaluate(
     )
   state = parallel.replicate(first_state)
   num_params = hk.data_structures.tree_size(state.params)
-  micro_batches = count_micro_batches(config, optimizer, train_set.num_classes)
-  if state.model_state and micro_batches > 1:
-    progress.say(
-      f'batch normalisation takes statistics of {micro_batches} parts of a '
-      "device's share of a batch; set micro_batches for the same elsewhere"
-    )
-
-  def step_of_inputs(state: steps.TrainState, batch: steps.Batch, inputs: Any):
-    """The training step of these rates and thresholds."""
-    traced = config.copy_and_resolve_references()
-    traced.optimizer = optimizers.with_inputs(config.optimizer, inputs)
-    schedule = create_schedule(traced.optimizer)
-    train_step = steps.create_train_step(
-      net,
-      optimizers.create_optimizer(traced.optimizer, schedule),
-      schedule,
-      traced,
-      train_set.num_classes,
-      parallel.AXIS,
-      micro_batches,
-    )
-    return train_step(state, batch)
-
-  train_step = parallel.parallel_train_step(
-    step_of_inputs, optimizers.step_inputs(config.optimizer)
-  )
-  eval_step = create_eval_step(net, config, micro_batches)
 
   with contextlib.ExitStack() as stack:
     stack.callback(loader.close)
@@ -187,13 +156,24 @@ def train_and_evaluate(
         f'the run in {workdir} has made {start} steps, and this config asks '
         f'for {total_steps}; raise epochs, or use another --workdir'
       )
+
+    # Steps, compiled before the run leaves a trace of itself.
+    keep_compiled(config, workdir)
+    compiling = stack.enter_context(metrics.CompileTimes())
+    micro_batches, train_step = compile_train_step(
+      config, net, state, train_set.num_classes, epoch_steps
+    )
+    eval_step = parallel.parallel_eval_step(
+      create_eval_step(config, net, jax.device_count(), micro_batches)
+    )
+    progress.say(str(compiling))
+
     writer = None
     if first_process:
       # Not before here, so that a config which cannot be run leaves no trace.
       workdirs.record(workdir, config)
       workdirs.write_json(workdir / 'data.json', data)
       writer = stack.enter_context(metrics.Writer(workdir, start))
-    keep_compiled(config, workdir)
     progress.say(
       f'{config.model.name}: {num_params:,} parameters; {config.data.name}: '
       f'{len(train_set):,} images; {total_steps:,} steps of '
@@ -211,7 +191,6 @@ def train_and_evaluate(
       progress.Progress(start, total_steps, config.batch_size)
     )
     signals = stack.enter_context(interrupt.Signals())
-    compiling = stack.enter_context(metrics.CompileTimes())
     results: dict[str, float] = {}
     try:
       for step in range(start + 1, total_steps + 1):
@@ -223,8 +202,7 @@ def train_and_evaluate(
         window.push(step, step_metrics)
         bar.advance()
         if step == start + 1:
-          progress.say(str(compiling))
-          window.forget_time()
+          window.forget_time()  # the first step loads the program
         # Several processes stop after the same step, once they know of it.
         stop = window.stop_requested if several else signals.received
         last = step == total_steps
@@ -375,9 +353,7 @@ def evaluate_checkpoint(
     checkpoints = checkpoint.Checkpointer(directory, config.keep_checkpoints)
     with contextlib.closing(checkpoints):
       state, _ = checkpoints.restore(shapes)
-  eval_step = create_eval_step(
-    net, config, count_micro_batches(config, optimizer, test_set.num_classes)
-  )
+  eval_step = compile_eval_step(config, net, state)
   results = evaluate.evaluate(eval_step, state, eval_batches(config, test_set))
   return {**results, 'num_classes': test_set.num_classes}
 
@@ -458,29 +434,169 @@ def load_average(workdir: str | pathlib.Path) -> weights.Weights:
   )
 
 
-def create_eval_step(
-  net: hk.TransformedWithState,
+def create_train_step(
   config: config_dict.ConfigDict,
+  net: hk.TransformedWithState,
+  num_classes: int,
+  epoch_steps: float,
   micro_batches: int,
 ) -> Callable:
-  """Returns the evaluation step for all devices.
+  """Returns the training step, a function also of its rates and thresholds.
 
   Args:
-    net: as of `create_net`.
     config: of the run.
+    net: as of `create_net`.
+    num_classes: K.
+    epoch_steps: steps of an epoch, not necessarily whole.
+    micro_batches: parts that each device's share is computed in.
+
+  Returns:
+    `step(state, batch, inputs) → (state, metrics)`, to be mapped over
+    `parallel.AXIS`; `inputs` are those of `optimizer.step_inputs`.
+  """
+
+  def step(state: steps.TrainState, batch: steps.Batch, inputs: Any):
+    traced = config.copy_and_resolve_references()
+    traced.optimizer = optimizers.with_inputs(config.optimizer, inputs)
+    schedule = optimizers.create_schedule(
+      traced.optimizer,
+      config.batch_size,
+      epoch_steps,
+      count_steps(config.epochs, epoch_steps),
+    )
+    train_step = steps.create_train_step(
+      net,
+      optimizers.create_optimizer(traced.optimizer, schedule),
+      schedule,
+      traced,
+      num_classes,
+      parallel.AXIS,
+      micro_batches,
+    )
+    return train_step(state, batch)
+
+  return step
+
+
+def compile_train_step(
+  config: config_dict.ConfigDict,
+  net: hk.TransformedWithState,
+  state: steps.TrainState,
+  num_classes: int,
+  epoch_steps: float,
+) -> tuple[int, parallel.Program]:
+  """Compiles the training step with the fewest micro-batches that fit.
+
+  Args:
+    config: of the run; its `micro_batches`, if not None, are taken unseen.
+    net: as of `create_net`.
+    state: replicated.
+    num_classes: K.
+    epoch_steps: steps of an epoch, not necessarily whole.
+
+  Returns:
+    The number of micro-batches, the same in all processes, and the compiled
+    `step(state, batch) → (state, metrics)`.
+
+  Raises:
+    fit.TooLargeError: if no number fits.
+    ValueError: if a device does not say how much memory it has.
+  """
+  inputs = optimizers.step_inputs(config.optimizer)
+  batch = _local_part(
+    steps.batch_shapes(config, jax.device_count(), jax.process_count() > 1)
+  )
+  share = config.batch_size // jax.device_count()
+  chosen = config.micro_batches is None
+  memory = devices.memory() if chosen else None
+  counts = fit.valid_micro_batches(share) if chosen else [config.micro_batches]
+  found = fit.compile_fewest(
+    lambda count: parallel.lower_train_step(
+      create_train_step(config, net, num_classes, epoch_steps, count),
+      state,
+      batch,
+      inputs,
+    ),
+    counts,
+    memory=memory,
+    beside=fit.bytes_beside(batch),
+    agree=distributed.all_agree,
+  )
+  if memory is not None:
+    progress.say(
+      f'micro-batches: {found.parts} of {share // found.parts} images on each '
+      f'device, {found.total / fit.GIB:.2f} of {memory / fit.GIB:.2f} GiB'
+    )
+  if state.model_state and found.parts > 1:
+    progress.say(
+      f'batch normalisation takes statistics of {found.parts} parts of a '
+      "device's share of a batch; set micro_batches for the same elsewhere"
+    )
+  return found.parts, parallel.Program(found.compiled, inputs)
+
+
+def create_eval_step(
+  config: config_dict.ConfigDict,
+  net: hk.TransformedWithState,
+  devices: int,
+  micro_batches: int,
+) -> Callable:
+  """Returns the evaluation step, to be mapped over `parallel.AXIS`.
+
+  Args:
+    config: of the run.
+    net: as of `create_net`.
+    devices: of all processes.
     micro_batches: of the training step. A part of an evaluation has no more
       images than one of those: without gradients, and with no more than three
       times the pixels, they take less memory.
   """
-  devices = jax.device_count()
   most = config.batch_size // devices // micro_batches
   share = config.eval_batch_size // devices
   parts = next(
     x for x in range(1, share + 1) if not share % x and share // x <= most
   )
-  return parallel.parallel_eval_step(
-    steps.create_eval_step(net, parallel.AXIS, parts)
+  return steps.create_eval_step(net, parallel.AXIS, parts, config.eval_dtype)
+
+
+def compile_eval_step(
+  config: config_dict.ConfigDict,
+  net: hk.TransformedWithState,
+  state: steps.TrainState,
+) -> parallel.Program:
+  """Compiles the evaluation step in the fewest parts that fit.
+
+  Args:
+    config: of the run.
+    net: as of `create_net`.
+    state: replicated.
+
+  Returns:
+    The compiled `step(state, batch) → sums`.
+
+  Raises:
+    fit.TooLargeError: if no number of parts fits.
+    ValueError: if a device does not say how much memory it has.
+  """
+  batch = _local_part(steps.eval_batch_shapes(config, jax.device_count()))
+  found = fit.compile_fewest(
+    lambda parts: parallel.lower_eval_step(
+      steps.create_eval_step(net, parallel.AXIS, parts, config.eval_dtype),
+      state,
+      batch,
+    ),
+    fit.valid_micro_batches(config.eval_batch_size // jax.device_count()),
+    memory=devices.memory(),
+    beside=fit.bytes_beside(batch),
+    agree=distributed.all_agree,
   )
+  return parallel.Program(found.compiled)
+
+
+def _local_part(batch: steps.Batch) -> steps.Batch:
+  """Returns the shapes of this process's part of a batch over all devices."""
+  local = jax.local_device_count()
+  return jax.tree.map(lambda x: x.update(shape=(local, *x.shape[1:])), batch)
 
 
 def keep_compiled(
@@ -539,7 +655,7 @@ def check_config(config: config_dict.ConfigDict, devices: int) -> None:
     )
   share = config.batch_size // devices
   count = config.micro_batches
-  valid = memory.valid_micro_batches(share)
+  valid = fit.valid_micro_batches(share)
   if count is not None and count not in valid:
     below = [x for x in valid if x < count][-1:]
     nearest = below + [x for x in valid if x > count][:1]
@@ -548,50 +664,6 @@ def check_config(config: config_dict.ConfigDict, devices: int) -> None:
       f'{devices} devices into equal parts; use '
       f'{" or ".join(map(str, nearest))}'
     )
-
-
-def count_micro_batches(
-  config: config_dict.ConfigDict,
-  optimizer: optax.GradientTransformation,
-  num_classes: int,
-) -> int:
-  """Returns the config's number of micro-batches, or the fewest that fit.
-
-  Args:
-    config: of the run.
-    optimizer: of the run.
-    num_classes: K.
-
-  Returns:
-    The same number in all processes.
-
-  Raises:
-    ValueError: if no number fits, or a device does not say what it has.
-  """
-  if config.micro_batches is not None:
-    return config.micro_batches
-  planned = config.copy_and_resolve_references()
-  if 'cross_replica_axis' in planned.model:
-    planned.model.cross_replica_axis = None  # one device is traced
-  if jax.default_backend() == 'cpu':
-    # Neither saves memory there; see `memory`.
-    planned.compute_dtype, planned.remat = 'float32', None
-  need = memory.estimate(
-    create_net(planned, num_classes), optimizer, planned, num_classes
-  )
-  available = memory.device_memory()
-  if jax.process_count() > 1:
-    # In MiB, since a gather makes 32 bits of 64.
-    mebibytes = np.asarray(available >> 20, np.int32)
-    available = int(multihost_utils.process_allgather(mebibytes).min()) << 20
-  share = config.batch_size // jax.device_count()
-  count = memory.choose_micro_batches(share, need, available)
-  progress.say(
-    f'micro-batches: {count} of {share // count} images on each device, about '
-    f'{need.total(share, count) / memory.GIB:.2f} of '
-    f'{available / memory.GIB:.2f} GiB'
-  )
-  return count
 
 
 def stop_votes(signals: interrupt.Signals) -> np.ndarray:

@@ -133,6 +133,49 @@ def _create_init(
   return init
 
 
+def batch_shapes(
+  config: config_dict.ConfigDict, devices: int, several: bool = False
+) -> Batch:
+  """Returns the shapes and dtypes of a training batch, split over devices.
+
+  Args:
+    config: of the run.
+    devices: of all processes; its first axis.
+    several: whether there are several processes, which vote in the batch.
+
+  Returns:
+    Of each array of the batch, `[devices, images of a device, ...]`.
+  """
+  share = config.batch_size // devices
+  shapes = {
+    **_image_shapes(devices, share, config.data.image_size),
+    'mix_label': jax.ShapeDtypeStruct((devices, share), jnp.int32),
+    'ratio': jax.ShapeDtypeStruct((devices, share), jnp.float32),
+  }
+  if config.data.skip_corrupt:
+    shapes['skipped'] = jax.ShapeDtypeStruct((devices, share), jnp.int32)
+  if several:
+    shapes['stop'] = jax.ShapeDtypeStruct((devices, 1), jnp.int32)
+  return shapes
+
+
+def eval_batch_shapes(config: config_dict.ConfigDict, devices: int) -> Batch:
+  """Returns those of a batch of the evaluation; see `batch_shapes`."""
+  share = config.eval_batch_size // devices
+  return {
+    **_image_shapes(devices, share, config.data.eval_image_size),
+    'mask': jax.ShapeDtypeStruct((devices, share), jnp.float32),
+  }
+
+
+def _image_shapes(devices: int, share: int, size: int) -> Batch:
+  image = (devices, share, size, size, 3)
+  return {
+    'image': jax.ShapeDtypeStruct(image, jnp.uint8),
+    'label': jax.ShapeDtypeStruct((devices, share), jnp.int32),
+  }
+
+
 def label_distributions(batch: Batch, num_classes: int) -> jax.Array:
   """Returns the probabilities of the classes of mixed images.
 
@@ -388,6 +431,7 @@ def create_eval_step(
   net: hk.TransformedWithState,
   axis_name: str,
   micro_batches: int = 1,
+  compute_dtype: str = 'float32',
 ) -> Callable[[TrainState, Batch], dict[str, Metrics]]:
   """Builds the evaluation step.
 
@@ -396,6 +440,8 @@ def create_eval_step(
     axis_name: of the devices that share the batch.
     micro_batches: parts that the device's share is computed in, one after the
       other; it must divide the share.
+    compute_dtype: of the pass, whatever that of the training: in bfloat16 many
+      of 1000 logits are equal, and ties decide ranks.
 
   Returns:
     `step(state, batch) → {'eval': sums, 'ema_eval': sums}`, with the current
@@ -403,9 +449,10 @@ def create_eval_step(
     this device's `image` uint8 `[B, H, W, 3]`, `label` int32 `[B]` and `mask`
     `[B]`, false or 0 for padding. The sums over all devices are of `loss`
     (nats, no smoothing), `top_1` and `top_5` hits, and the `count` of images.
-    It computes in float32 whatever the dtype of the training: in bfloat16 many
-    of 1000 logits are equal, and ties decide ranks.
   """
+  policy = create_policy(compute_dtype)
+  # By default a TPU multiplies float32 in bfloat16, and a GPU in TF32.
+  precision = 'float32' if compute_dtype == 'float32' else None
 
   def part_sums(state: TrainState, batch: Batch) -> dict[str, Metrics]:
     images = normalize(batch['image'])
@@ -413,12 +460,15 @@ def create_eval_step(
     label = batch['label']
 
     def sums(params: hk.MutableParams, model_state: hk.MutableState) -> Metrics:
-      # By default a TPU multiplies float32 in bfloat16, and a GPU in TF32.
-      with layers.folded_weights(), jax.default_matmul_precision('float32'):
+      with layers.folded_weights(), jax.default_matmul_precision(precision):
         outputs, _ = net.apply(
-          params, model_state, None, images, is_training=False
+          params,
+          model_state,
+          None,
+          policy.cast_to_compute(images),
+          is_training=False,
         )
-      logits = outputs['logits'].astype(jnp.float32)
+      logits = policy.cast_to_output(outputs['logits'])
       loss = optax.softmax_cross_entropy_with_integer_labels(logits, label)
       target = jnp.take_along_axis(logits, label[:, None], axis=1)
       # How many classes come before the label. Of equal logits the first comes

@@ -1,0 +1,71 @@
+r"""Compiles a run's steps for devices that need not be here: do they fit?
+
+python -m nfnets_jax.compile --config=experiments/nfnet_imagenet.py:F1 \
+  --topology=v3:4x4
+
+It compiles the very steps of the training loop, and exits with code 1 if the
+training step does not fit. All figures are those of the devices' own compiler
+or follow from them: estimates, not measurements. `make compile` installs the
+compilers of TPUs and GPUs in environments apart.
+"""
+
+import json
+import sys
+
+from absl import app, flags, logging
+
+from nfnets_jax import command_line
+
+_CONFIG = command_line.define_config()
+_TOPOLOGY = flags.DEFINE_string(
+  'topology',
+  'local',
+  'Devices to compile for: local, v3:4x4, v5e:8x8, h100, h100x8 and the like.',
+)
+_MEMORY = flags.DEFINE_float(
+  'memory', None, 'GiB of a device that programs can have, if not all of it.'
+)
+_EVALUATION = flags.DEFINE_bool(
+  'evaluation', True, 'Compile the evaluation step too.'
+)
+_JSON = flags.DEFINE_bool('json', False, 'Print JSON instead of a table.')
+_TEXT = flags.DEFINE_string(
+  'text', None, "A file for the text of the compiled training step, in XLA's."
+)
+flags.mark_flags_as_required(['config'])
+
+
+def main(argv: list[str]) -> None:
+  """Prints the figures."""
+  if len(argv) > 1:
+    sys.exit(
+      f'error: unexpected arguments: {" ".join(argv[1:])}; flags begin with --'
+    )
+  if _MEMORY.value is not None and not 0 < _MEMORY.value < float('inf'):
+    sys.exit(
+      f'error: --memory is {_MEMORY.value:g}; give the GiB of a device, more '
+      'than 0'
+    )
+  if not flags.FLAGS['verbosity'].present:
+    logging.set_verbosity(logging.WARNING)  # TFDS says a lot
+  # Imported late, so that --help and a mistyped flag answer at once.
+  from nfnets_jax import paths, topologies
+  from nfnets_jax.training import estimates
+
+  with command_line.telling():
+    text_file = _TEXT.value and paths.expand(_TEXT.value, '--text')
+    topology = topologies.get(_TOPOLOGY.value)
+    memory = None if _MEMORY.value is None else round(_MEMORY.value * 2**30)
+    result, text = estimates.measure(
+      _CONFIG.value, topology, memory, _EVALUATION.value
+    )
+    if text_file and text:
+      text_file.write_text(text)
+  print(
+    json.dumps(result, indent=2) if _JSON.value else estimates.table(result)
+  )
+  sys.exit(not result['fits'])
+
+
+if __name__ == '__main__':
+  app.run(main, flags_parser=command_line.parse_flags)

@@ -1,0 +1,352 @@
+"""What the text of a compiled program says of its work.
+
+    found = read(compiled.as_text())
+
+It is a reading of XLA's text, not of XLA: instructions are taken in the order
+in which they are scheduled, a loop as often as it runs if its bound is a
+constant, and once if not.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+# Gathers and scatters of fewer elements cost nothing that counts.
+LARGE = 10_000
+
+_TYPES = {'pred': 1, 'bf16': 2}  # others say how many bits they have
+_COLLECTIVES = (
+  'all-reduce',
+  'all-gather',
+  'reduce-scatter',
+  'all-to-all',
+  'collective-permute',
+  'collective-broadcast',
+)
+# What moves nothing by itself.
+_FREE = {
+  'after-all',
+  'async-done',
+  'async-update',
+  'bitcast',
+  'call',
+  'conditional',
+  'constant',
+  'get-tuple-element',
+  'opt-barrier',
+  'parameter',
+  'partition-id',
+  'replica-id',
+  'tuple',
+  'while',
+}
+
+
+class Instruction(NamedTuple):
+  """A line of the text.
+
+  Attributes:
+    name: without the percent sign.
+    opcode: such as 'fusion'.
+    bytes: of the result.
+    elements: of the result.
+    operands: names.
+    attributes: the rest of the line.
+  """
+
+  name: str
+  opcode: str
+  bytes: int
+  elements: int
+  operands: tuple[str, ...]
+  attributes: str
+
+
+class Collective(NamedTuple):
+  """What the devices do together.
+
+  Attributes:
+    opcode: such as 'all-reduce'.
+    bytes: that a device gives or gets, whichever is more.
+    times: that it is done in a step.
+    asynchronous: whether it has a start and an end.
+    work: instructions between the two that move or compute something.
+    cycles: estimated, of those.
+  """
+
+  opcode: str
+  bytes: int
+  times: int
+  asynchronous: bool
+  work: int
+  cycles: int
+
+
+class Program(NamedTuple):
+  """What a program does in a step on each device.
+
+  Attributes:
+    traffic: bytes of operands and results of all instructions.
+    traffic_once: the same with each loop run once.
+    cycles: the sum of the compiler's estimates; 0 if it makes none.
+    cycles_once: the same with each loop run once.
+    trips: of the loop that most of the cycles, or the traffic, are in; 1 if
+      they are in none.
+    large_gathers: gathers of more than `LARGE` elements.
+    large_scatters: scatters of as many.
+    collectives: all of them.
+  """
+
+  traffic: int
+  traffic_once: int
+  cycles: int
+  cycles_once: int
+  trips: int
+  large_gathers: int
+  large_scatters: int
+  collectives: list[Collective]
+
+
+def read(text: str) -> Program:
+  """Reads the text of a compiled program.
+
+  Args:
+    text: from `compiled.as_text()`.
+
+  Returns:
+    What it says.
+
+  Raises:
+    ValueError: if it has no entry computation.
+  """
+  computations, entry = parse(text)
+  traffic = traffic_once = cycles = cycles_once = 0
+  by_trips: dict[int, int] = {}
+  collectives: list[Collective] = []
+  for name, times in _executed(computations, entry):
+    instructions = computations[name]
+    sizes = {x.name: x.bytes for x in instructions}
+    moved = sum(_moved(x, sizes) for x in instructions)
+    estimated = sum(map(_cycles, instructions))
+    traffic += times * moved
+    traffic_once += moved
+    cycles += times * estimated
+    cycles_once += estimated
+    by_trips[times] = by_trips.get(times, 0) + times * (estimated or moved)
+    collectives += _collectives(instructions, sizes, times, computations)
+  gathers, scatters = _large(computations)
+  trips = max(by_trips, key=lambda times: by_trips[times])
+  return Program(
+    traffic,
+    traffic_once,
+    cycles,
+    cycles_once,
+    trips,
+    gathers,
+    scatters,
+    collectives,
+  )
+
+
+def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
+  """Parses the text of a program.
+
+  Args:
+    text: from `compiled.as_text()`.
+
+  Returns:
+    Each computation's instructions in order, and the name of the entry.
+
+  Raises:
+    ValueError: if there is no entry computation.
+
+  Example:
+    >>> computations, entry = parse('''
+    ... ENTRY %main (x: f32[8]) -> f32[8] {
+    ...   %x = f32[8]{0} parameter(0)
+    ...   ROOT %y = f32[8]{0} add(%x, %x)
+    ... }
+    ... ''')
+    >>> computations[entry][1].opcode, computations[entry][1].operands
+    ('add', ('x', 'x'))
+  """
+  computations: dict[str, list[Instruction]] = {}
+  entry, current = None, None
+  for line in text.splitlines():
+    if current is None:
+      head = re.match(r'(ENTRY )?%?([\w.\-]+) .*\{$', line)
+      if head and not line.startswith('HloModule'):
+        current = computations.setdefault(head[2], [])
+        entry = head[2] if head[1] else entry
+    elif line.startswith('}'):
+      current = None
+    elif instruction := _instruction(line):
+      current.append(instruction)
+  if entry is None:
+    raise ValueError('the text of the program has no entry computation')
+  return computations, entry
+
+
+def _instruction(line: str) -> Instruction | None:
+  head = re.match(r'\s+(?:ROOT )?%?([\w.\-]+) = ', line)
+  if head is None:
+    return None
+  line = re.sub(r'/\*.*?\*/', '', line[head.end() :])
+  shape = _until_balanced(line) if line.startswith('(') else line.split(' ')[0]
+  rest = line[len(shape) :].lstrip()
+  opcode, _, rest = rest.partition('(')
+  inside = _until_balanced(f'({rest}')[1:-1]
+  operands = re.findall(r'%([\w.\-]+)', inside)
+  if opcode == 'constant':
+    operands = [inside]  # its value
+  size, elements = _size(shape)
+  return Instruction(
+    head[1],
+    opcode,
+    size,
+    elements,
+    tuple(operands),
+    rest[len(inside) + 1 :],
+  )
+
+
+def _until_balanced(text: str) -> str:
+  depth = 0
+  for match in re.finditer(r'[()]', text):
+    depth += 1 if match[0] == '(' else -1
+    if not depth:
+      return text[: match.end()]
+  return text
+
+
+def _size(shape: str) -> tuple[int, int]:
+  """Bytes and elements of an array, or of all arrays of a tuple."""
+  size = elements = 0
+  for kind, dims in re.findall(r'([a-z]+\d*)[a-z\d]*\[([\d,]*)\]', shape):
+    count = math.prod(int(x) for x in dims.split(',') if x)
+    bits = re.search(r'\d+', kind)
+    width = _TYPES.get(kind) or (int(bits[0]) / 8 if bits else 0)
+    size += math.ceil(count * width)
+    elements += count
+  return size, elements
+
+
+def _called(instruction: Instruction, attribute: str) -> list[str]:
+  found = re.search(
+    rf'{attribute}=(\{{[^}}]*\}}|%?[\w.\-]+)', instruction.attributes
+  )
+  return re.findall(r'[\w.\-]+', found[1]) if found else []
+
+
+def _executed(
+  computations: Mapping[str, list[Instruction]], name: str, times: int = 1
+) -> Iterator[tuple[str, int]]:
+  """What runs by itself, not inside a kernel, and how often."""
+  yield name, times
+  for instruction in computations[name]:
+    inner: list[str] = []
+    trips = 1
+    if instruction.opcode == 'while':
+      inner = _called(instruction, 'body')
+      trips = _trips(instruction, computations)
+    elif instruction.opcode == 'call':
+      inner = _called(instruction, 'to_apply')
+    elif instruction.opcode == 'conditional':
+      inner = _called(instruction, 'branch_computations')
+    for each in inner:
+      yield from _executed(computations, each, times * trips)
+
+
+def _trips(
+  loop: Instruction, computations: Mapping[str, list[Instruction]]
+) -> int:
+  """How often a loop runs; 1 if it does not say."""
+  known = re.search(
+    r'known_trip_count\D*:\s*\{\s*"?n"?\D*(\d+)', loop.attributes
+  )
+  if known:
+    return int(known[1])
+  (condition,) = _called(loop, 'condition')
+  lines = computations[condition]
+  last = lines[-1]
+  if last.opcode != 'compare' or 'direction=LT' not in last.attributes:
+    return 1
+  for line in lines:
+    if line.name in last.operands and line.opcode == 'constant':
+      return int(line.operands[0])
+  return 1
+
+
+def _moved(instruction: Instruction, sizes: Mapping[str, int]) -> int:
+  if instruction.opcode in _FREE or instruction.opcode.endswith('-done'):
+    return 0
+  read = sum(sizes.get(name, 0) for name in instruction.operands)
+  return read + instruction.bytes
+
+
+def _cycles(instruction: Instruction) -> int:
+  found = re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes)
+  # More than a day means that the compiler does not know.
+  return int(found[1]) if found and len(found[1]) < 14 else 0
+
+
+def _collectives(
+  instructions: list[Instruction],
+  sizes: Mapping[str, int],
+  times: int,
+  computations: Mapping[str, list[Instruction]],
+) -> Iterator[Collective]:
+  for start, instruction in enumerate(instructions):
+    opcode = instruction.opcode.removesuffix('-start')
+    if opcode == 'async':
+      (called,) = _called(instruction, 'calls')
+      opcode = next(
+        (
+          x.opcode
+          for x in computations[called]
+          if x.opcode.startswith(_COLLECTIVES)
+        ),
+        'async',
+      )
+    if opcode not in _COLLECTIVES:
+      continue
+    given = sum(sizes.get(name, 0) for name in instruction.operands)
+    asynchronous = instruction.opcode.endswith('-start')
+    got = instruction.bytes
+    if asynchronous and opcode != 'all-reduce':
+      got = max(0, got - given)  # the operands are among the results
+    between: list[Instruction] = []
+    if asynchronous:
+      for other in instructions[start + 1 :]:
+        if instruction.name in other.operands:
+          break
+        if other.opcode not in _FREE and not re.search(
+          '-(start|done)$', other.opcode
+        ):
+          between.append(other)
+    yield Collective(
+      opcode,
+      max(given, got),
+      times,
+      asynchronous,
+      len(between),
+      sum(map(_cycles, between)),
+    )
+
+
+def _large(
+  computations: Mapping[str, list[Instruction]],
+) -> tuple[int, int]:
+  """Counts large gathers and scatters, in kernels too."""
+  gathers = scatters = 0
+  for instructions in computations.values():
+    elements = {x.name: x.elements for x in instructions}
+    for x in instructions:
+      if x.opcode == 'gather':
+        gathers += x.elements > LARGE
+      elif x.opcode == 'scatter':
+        # The operands: what is written to, where, and what.
+        updates = x.operands[2 * len(x.operands) // 3 :]
+        scatters += sum(elements.get(name, 0) for name in updates) > LARGE
+  return gathers, scatters

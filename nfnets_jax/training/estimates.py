@@ -1,0 +1,412 @@
+"""What the devices' own compiler says of a run's steps.
+
+The figures are estimates of a compiler, or follow from them by the devices'
+speeds; nothing runs. The steps are those of the training loop.
+"""
+
+import importlib.metadata
+import sys
+from typing import Any
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+from ml_collections import config_dict
+
+from nfnets_jax import hlo, models, topologies
+from nfnets_jax.training import fit, parallel, train
+from nfnets_jax.training import optimizer as optimizers
+from nfnets_jax.training import train_step as steps
+
+# Classes and training images, where they are not at hand.
+_IMAGENET = (1000, 1_281_167)
+
+
+def measure(
+  config: config_dict.ConfigDict,
+  topology: topologies.Topology,
+  memory: int | None = None,
+  evaluation: bool = True,
+  data: tuple[int, int] | None = None,
+) -> tuple[dict[str, Any], str | None]:
+  """Compiles the steps of a config.
+
+  Args:
+    config: of a run.
+    topology: from `topologies.get`.
+    memory: bytes of a device that programs can have; the topology's if None.
+    evaluation: whether the evaluation step is compiled too.
+    data: the number of classes and of training examples; read from the data
+      set if None.
+
+  Returns:
+    The figures, JSON-serialisable, and the text of the compiled training step,
+    None if it does not fit. `fits` says whether it does; if not, `reason` says
+    why and `remedy` has the fewest `micro_batches` that do, and `remat`.
+  """
+  memory = topology.memory if memory is None else memory
+  count = len(topology.devices)
+  train.check_config(config, count)
+  num_classes, examples = data or _facts(config)
+  share = config.batch_size // count
+  result: dict[str, Any] = {
+    'model': config.model.name,
+    'topology': topology.name,
+    'platform': topology.platform,
+    'devices': count,
+    'batch_size': config.batch_size,
+    'share': share,
+    'image_size': config.data.image_size,
+    'compute_dtype': config.compute_dtype,
+    'eval_dtype': config.eval_dtype,
+    'remat': config.remat,
+    'device_memory': memory,
+    'usable_memory': round(fit.USABLE * memory),
+    'compiler': _compiler(topology),
+  }
+  epoch_steps = examples / config.batch_size
+  try:
+    found = fit_training(config, topology, memory, num_classes, epoch_steps)
+  except fit.TooLargeError as error:
+    remedy = _remedy(config, topology, memory, num_classes, epoch_steps)
+    return result | {
+      'fits': False,
+      'reason': str(error),
+      'remedy': remedy,
+      'micro_batches': config.micro_batches,
+    }, None
+  text = found.compiled.as_text() or ''
+  figures = _figures(found, text, topology, config, share)
+  result |= {
+    'fits': True,
+    'micro_batches': found.parts,
+    'refused': found.refused,
+    'training': figures,
+  }
+  if figures['seconds']:
+    speed = config.batch_size / figures['seconds']
+    result |= {
+      'images_per_second': speed,
+      'days': config.epochs * examples / speed / 86400,
+      'epochs': config.epochs,
+    }
+  if evaluation:
+    evaluated = fit_evaluation(config, topology, found.parts, num_classes)
+    result['evaluation'] = _figures(
+      evaluated,
+      evaluated.compiled.as_text() or '',
+      topology,
+      config,
+      config.eval_batch_size // count,
+      evaluation=True,
+    )
+  return result, text
+
+
+def _compiler(topology: topologies.Topology) -> str:
+
+  text = f'jax {jax.__version__}'
+  if topology.platform == 'tpu' and topology.name != 'local':
+    text += f', libtpu {importlib.metadata.version("libtpu")}'
+  return text
+
+
+def _facts(config: config_dict.ConfigDict) -> tuple[int, int]:
+  """The number of classes and of training examples."""
+  try:
+    train_set, _ = train.load_data(config)
+  except FileNotFoundError:
+    if config.data.name != 'imagenet2012' or config.data.classes is not None:
+      raise
+    _say(f'{config.data.name} is not here: taken as it was published')
+    return _IMAGENET
+  return train_set.num_classes, len(train_set)
+
+
+def fit_training(
+  config: config_dict.ConfigDict,
+  topology: topologies.Topology,
+  memory: int | None,
+  num_classes: int,
+  epoch_steps: float,
+  counts: list[int] | None = None,
+) -> fit.Fitting:
+  """Compiles the training step with the fewest micro-batches that fit.
+
+  Args:
+    config: of a run.
+    topology: to compile for.
+    memory: bytes of a device; None is as much as its compiler lets it have.
+    num_classes: K.
+    epoch_steps: steps of an epoch, not necessarily whole.
+    counts: numbers of micro-batches to try; by default the config's, or all.
+
+  Returns:
+    The first that fits.
+
+  Raises:
+    fit.TooLargeError: if none does.
+  """
+  count = len(topology.devices)
+  net = train.create_net(config, num_classes)
+  optimizer = optimizers.create_optimizer(config.optimizer, lambda step: 0.0)
+  state = steps.state_shapes(net, optimizer, config.data.image_size)
+  batch = steps.batch_shapes(config, count, _several(topology))
+  if counts is None and config.micro_batches is not None:
+    counts = [config.micro_batches]
+  elif counts is None:
+    counts = fit.valid_micro_batches(config.batch_size // count)
+
+  def lower(parts: int) -> jax.stages.Lowered:
+    _say(
+      f'compiling the training step in {parts} part(s) for {topology.name}'
+      + (f', remat {config.remat}' if config.remat else '')
+    )
+    return parallel.lower_train_step(
+      train.create_train_step(config, net, num_classes, epoch_steps, parts),
+      state,
+      batch,
+      optimizers.step_inputs(config.optimizer),
+      devices=topology.devices,
+    )
+
+  return fit.compile_fewest(
+    lower,
+    counts,
+    memory,
+    beside=fit.bytes_beside(batch),
+    options=topology.options,
+  )
+
+
+def fit_evaluation(
+  config: config_dict.ConfigDict,
+  topology: topologies.Topology,
+  micro_batches: int,
+  num_classes: int,
+) -> fit.Fitting:
+  """Compiles the evaluation step as the training loop has it.
+
+  Args:
+    config: of a run.
+    topology: to compile for.
+    micro_batches: of the training step.
+    num_classes: K.
+
+  Returns:
+    The program.
+
+  Raises:
+    fit.TooLargeError: if the compiler refuses it.
+  """
+  count = len(topology.devices)
+  net = train.create_net(config, num_classes)
+  optimizer = optimizers.create_optimizer(config.optimizer, lambda step: 0.0)
+  state = steps.state_shapes(net, optimizer, config.data.image_size)
+  batch = steps.eval_batch_shapes(config, count)
+  _say(f'compiling the evaluation step for {topology.name}')
+  return fit.compile_fewest(
+    lambda _: parallel.lower_eval_step(
+      train.create_eval_step(config, net, count, micro_batches),
+      state,
+      batch,
+      devices=topology.devices,
+    ),
+    [micro_batches],
+    memory=None,
+    beside=fit.bytes_beside(batch),
+    options=topology.options,
+  )
+
+
+def _several(topology: topologies.Topology) -> bool:
+  return len({device.process_index for device in topology.devices}) > 1
+
+
+def _remedy(
+  config: config_dict.ConfigDict,
+  topology: topologies.Topology,
+  memory: int,
+  num_classes: int,
+  epoch_steps: float,
+) -> dict[str, Any] | None:
+  """The fewest micro-batches that fit, first with the config's `remat`."""
+  share = config.batch_size // len(topology.devices)
+  valid = fit.valid_micro_batches(share)
+  tried = config.micro_batches or share
+  for remat in dict.fromkeys([config.remat, 'block']):
+    counts = valid if remat != config.remat else [x for x in valid if x > tried]
+    planned = config.copy_and_resolve_references()
+    planned.remat = remat
+    if not counts:
+      continue
+    try:
+      found = fit_training(
+        planned, topology, memory, num_classes, epoch_steps, counts
+      )
+    except fit.TooLargeError:
+      continue
+    return {'micro_batches': found.parts, 'remat': remat, 'bytes': found.total}
+  return None
+
+
+def _figures(
+  found: fit.Fitting,
+  text: str,
+  topology: topologies.Topology,
+  config: config_dict.ConfigDict,
+  share: int,
+  evaluation: bool = False,
+) -> dict[str, Any]:
+  """What a compiled step takes and does on each device."""
+  need, program = fit.need(found.compiled), hlo.read(text)
+  cost = found.compiled.cost_analysis() or {}
+  figures: dict[str, Any] = {
+    'arguments': need.arguments,
+    'outputs': need.outputs,
+    'temporaries': need.temporaries,
+    'code': need.code,
+    'total': found.total,
+    'traffic': program.traffic,
+    'cycles': program.cycles,
+    'large_gathers': program.large_gathers,
+    'large_scatters': program.large_scatters,
+    'collectives': [x._asdict() for x in program.collectives],
+    'collective_bytes': sum(x.times * x.bytes for x in program.collectives),
+    'overlapped_bytes': sum(
+      x.times * x.bytes for x in program.collectives if x.work
+    ),
+    'compile_seconds': found.seconds,
+    'seconds': None,
+    'cycle_seconds': None,
+    'bound': None,
+  }
+  # The compiler counts a loop as if it ran once.
+  if 'flops' in cost:
+    figures['flops'] = cost['flops'] * program.trips
+    figures['bytes_accessed'] = (
+      cost.get('bytes accessed', 0.0) * program.traffic / program.traffic_once
+    )
+  else:
+    figures['flops'] = _flops(config, share, evaluation)
+    figures['bytes_accessed'] = program.traffic
+  kind = topology.kind
+  if kind is None:
+    return figures
+  compute = figures['flops'] / kind.flops
+  transfer = figures['bytes_accessed'] / kind.bandwidth
+  figures |= {
+    'compute_seconds': compute,
+    'memory_seconds': transfer,
+    'bound': 'compute' if compute > transfer else 'memory',
+  }
+  if 'optimal_seconds' in cost and program.cycles_once:
+    repeated = program.cycles / program.cycles_once
+    figures['seconds'] = cost['optimal_seconds'] * repeated
+  else:
+    figures['seconds'] = max(compute, transfer)
+  if kind.clock and program.cycles:
+    figures['cycle_seconds'] = program.cycles / kind.clock
+  return figures
+
+
+def _flops(
+  config: config_dict.ConfigDict, share: int, evaluation: bool
+) -> float:
+  """Operations of the passes alone, where the compiler does not count them."""
+  size = config.data.eval_image_size if evaluation else config.data.image_size
+  # Nothing is mapped here, so there is no axis of devices.
+  unset = ('name', 'cross_replica_axis')
+  overrides = {k: v for k, v in config.model.items() if k not in unset}
+
+  def forward(images: jax.Array) -> dict[str, jax.Array]:
+    net = models.create(config.model.name, 1000, **overrides)
+    return net(images, is_training=False)
+
+  macs = models.count_macs(
+    hk.transform_with_state(forward).init,
+    jax.eval_shape(lambda: jax.random.key(0)),
+    jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32),
+  )
+  # Two nets forwards; or forwards, and backwards twice as much.
+  return share * macs * (4 if evaluation else 6)
+
+
+def _say(text: str) -> None:
+  print(text, file=sys.stderr, flush=True)
+
+
+def table(result: dict[str, Any]) -> str:
+  """Returns the figures as text.
+
+  Args:
+    result: from `measure`.
+  """
+  gib, x = 2**30, result
+  lines = [
+    f'{x["model"]}, {x["image_size"]} px, {x["compute_dtype"]}, batch '
+    f'{x["batch_size"]:,} on {x["topology"]}: {x["devices"]:,} device(s) of '
+    f'{x["share"]:,} images ({x["compiler"]})'
+  ]
+  room = (
+    f'{x["usable_memory"] / gib:.2f} GiB of the {x["device_memory"] / gib:.2f} '
+    'that a device has'
+  )
+  if not x['fits']:
+    lines += ['', f'It does not fit into {room}: {x["reason"]}']
+    if remedy := x['remedy']:
+      again = f' and remat={remedy["remat"]!r}' if remedy['remat'] else ''
+      lines.append(
+        f'micro_batches={remedy["micro_batches"]}{again} fits, with '
+        f'{remedy["bytes"] / gib:.2f} GiB'
+      )
+    else:
+      lines.append('No number of micro-batches fits, with remat or without.')
+    return '\n'.join(lines)
+  again = f', remat {x["remat"]}' if x['remat'] else ''
+  lines += [
+    f'It fits into {room}: {x["micro_batches"]} micro-batch(es){again}',
+    '',
+  ]
+  columns = [x[name] for name in ('training', 'evaluation') if name in x]
+  titles = ['training', 'evaluation'][: len(columns)]
+
+  def row(what: str, *cells: str) -> None:
+    lines.append(f'{what:46}' + ''.join(f'{cell:>12}' for cell in cells))
+
+  row('estimates for each device and step', *titles)
+  for what, name, scale, digits in (
+    ('arguments: state and batch, GiB', 'arguments', gib, 3),
+    ('results beside them, GiB', 'outputs', gib, 3),
+    ('temporaries, GiB', 'temporaries', gib, 3),
+    ('program, GiB', 'code', gib, 3),
+    ('total with the two batches that wait, GiB', 'total', gib, 3),
+    ('TFLOP', 'flops', 1e12, 3),
+    ('bytes accessed, GB', 'bytes_accessed', 1e9, 2),
+    ('collectives, MB', 'collective_bytes', 1e6, 1),
+    ('of these with work during them, MB', 'overlapped_bytes', 1e6, 1),
+    (f'gathers of more than {hlo.LARGE:,} elements', 'large_gathers', 1, 0),
+    ('scatters of as many', 'large_scatters', 1, 0),
+    ('all operations at peak, ms', 'compute_seconds', 1e-3, 1),
+    ('all bytes at peak, ms', 'memory_seconds', 1e-3, 1),
+    ('estimated time, ms', 'seconds', 1e-3, 1),
+    ("by the compiler's cycles, ms", 'cycle_seconds', 1e-3, 1),
+    ('compiled in, s', 'compile_seconds', 1, 1),
+  ):
+    values = [column.get(name) for column in columns]
+    if any(value is not None for value in values):
+      row(
+        what,
+        *(
+          '' if value is None else f'{value / scale:,.{digits}f}'
+          for value in values
+        ),
+      )
+  if 'images_per_second' in x:
+    lines += [
+      '',
+      f'{x["images_per_second"]:,.0f} images/s and {x["days"]:.2f} days for '
+      f'{x["epochs"]:g} epochs, if collectives, input and evaluation take no '
+      f'time; bound by {x["training"]["bound"]}',
+    ]
+  return '\n'.join(lines)

@@ -1,0 +1,103 @@
+"""What is read from the texts of real programs, and from a few lines."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nfnets_jax import hlo
+from nfnets_jax.training import parallel
+
+N = 64
+
+
+def _text(function, *shapes):
+  args = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+  return jax.jit(function).lower(*args).compile().as_text()
+
+
+def test_traffic_of_a_product_is_its_operands_and_its_result():
+  found = hlo.read(_text(jnp.dot, (N, N), (N, N)))
+  assert found.traffic == found.traffic_once == 3 * 4 * N * N
+  assert (found.cycles, found.trips, found.collectives) == (0, 1, [])
+
+
+def test_loop_counts_as_often_as_it_runs():
+  def step(x, y):
+    return jax.lax.scan(lambda x, _: (jnp.dot(x, y), None), x, length=7)[0]
+
+  found = hlo.read(_text(step, (N, N), (N, N)))
+  assert found.trips == 7
+  once = 3 * 4 * N * N
+  assert 7 * once <= found.traffic <= 14 * once  # with copies of the carry
+  assert found.traffic_once < found.traffic / 3
+
+
+def test_collectives_of_devices():
+  def step(state, batch):
+    both = jax.lax.psum((batch, jnp.sum(batch, axis=0)), 'devices')
+    return state, (both, jax.lax.all_gather(batch, 'devices'))
+
+  lowered = parallel.lower_train_step(
+    step,
+    jax.ShapeDtypeStruct((), jnp.float32),
+    jax.ShapeDtypeStruct((8, N, N), jnp.float32),
+  )
+  found = hlo.read(lowered.compile().as_text())
+  size = {'all-reduce': 0, 'all-gather': 0}
+  for each in found.collectives:
+    assert (each.times, each.work) == (1, 0)
+    size[each.opcode] += each.bytes
+  assert size == {
+    'all-reduce': 4 * (N * N + N),
+    'all-gather': 8 * 4 * N * N,
+  }
+
+
+@pytest.mark.parametrize('count', [100, 20_000])
+def test_large_gathers_and_scatters(count):
+  index = np.arange(count)[::-1].copy()
+
+  def step(x):
+    return x[index], jnp.zeros(2 * count).at[index].add(x[:count])
+
+  found = hlo.read(_text(step, (2 * count,)))
+  large = int(count > hlo.LARGE)
+  assert (found.large_gathers, found.large_scatters) == (large, large)
+
+
+_ASYNCHRONOUS = """
+HloModule step, is_scheduled=true
+
+%work (a: bf16[8,128]) -> bf16[8,128] {
+  %a = bf16[8,128]{1,0} parameter(0)
+  ROOT %b = bf16[8,128]{1,0} negate(%a)
+}
+
+ENTRY %main (x: f32[1000], y: bf16[8,128]) -> (f32[1000], bf16[8,128]) {
+  %x = f32[1000]{0:T(256)} parameter(0)
+  %y = bf16[8,128]{1,0:T(8,128)(2,1)} parameter(1)
+  %start = f32[1000]{0:T(256)} all-reduce-start(%x), to_apply=%add
+  %fusion.1 = bf16[8,128]{1,0:T(8,128)(2,1)} fusion(%y), kind=kLoop, \
+calls=%work, backend_config={"window_config":{"estimated_cycles":"300"}}
+  %free = bf16[8,128]{1,0} bitcast(%fusion.1)
+  %done = f32[1000]{0:T(256)} all-reduce-done(%start)
+  %fusion.2 = bf16[8,128]{1,0:T(8,128)(2,1)} fusion(%free), kind=kLoop, \
+calls=%work, backend_config={"window_config":{"estimated_cycles":"200"}}
+  ROOT %t = (f32[1000]{0}, /*index=1*/bf16[8,128]{1,0}) tuple(%done, %fusion.2)
+}
+"""
+
+
+def test_work_during_a_collective_and_estimated_cycles():
+  found = hlo.read(_ASYNCHRONOUS)
+  assert found.collectives == [
+    hlo.Collective('all-reduce', 4000, 1, True, work=1, cycles=300)
+  ]
+  assert found.cycles == 500
+  assert found.traffic == 2 * 4000 + 2 * 2 * 2 * 8 * 128
+
+
+def test_text_without_an_entry():
+  with pytest.raises(ValueError, match='no entry computation'):
+    hlo.read('HloModule nothing\n')
