@@ -427,7 +427,9 @@ class SqueezeExcite(hk.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps `[B, H, W, C]` to the gate `[B, 1, 1, C]`."""
-    pooled = jnp.mean(x, axis=(1, 2))
+    # In float32: there is nothing to compute, but weights to read, which else
+    # would be cast first.
+    pooled = jnp.mean(widen(x), axis=(1, 2))
     gate = jax.nn.sigmoid(self.expand(self.act(self.reduce(pooled))))
     return gate[:, None, None, :]
 
@@ -552,9 +554,7 @@ def _mean_of_windows(x: jax.Array, size: int) -> jax.Array:
   window = (1, size, size, 1)
 
   def total(x: jax.Array) -> jax.Array:
-    return lax.reduce_window(
-      x, 0.0, lax.add, window, window, 'SAME'
-    )
+    return lax.reduce_window(x, 0.0, lax.add, window, window, 'SAME')
 
   if x.shape[1] % size == 0 and x.shape[2] % size == 0:
     return total(x) * (1.0 / size**2)
