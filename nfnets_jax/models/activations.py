@@ -28,6 +28,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 Activation = Callable[[jax.Array], jax.Array]
 
@@ -84,14 +85,7 @@ def gelu(x: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def _gelu(x: jax.Array) -> jax.Array:
-  # (1 + tanh u)/2 = 1/(1 + exp(−2u)), which takes fewer operations. The other
-  # form is left to the gradient: what both had in common, XLA would keep.
-  wide = _float32(x)
-  return (wide / (1.0 + jnp.exp(-2.0 * _gelu_argument(wide)))).astype(x.dtype)
-
-
-def _gelu_argument(x: jax.Array) -> jax.Array:
-  return _GELU_SCALE * x * (1.0 + _GELU_CUBIC * x * x)
+  return lax.platform_dependent(x, tpu=jax.nn.gelu, default=_wide_gelu)
 
 
 def _gelu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -99,14 +93,42 @@ def _gelu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _gelu_backward(x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
+  dx = lax.platform_dependent(
+    x,
+    dy,
+    cpu=_wide_gelu_gradient,
+    tpu=_gelu_gradient,
+    # Else a bfloat16 gradient is written as float32, since the bias below sums
+    # it in float32.
+    default=lambda x, dy: lax.optimization_barrier(_wide_gelu_gradient(x, dy)),
+  )
+  return (dx,)
+
+
+_gelu.defvjp(_gelu_forward, _gelu_backward)
+
+
+def _gelu_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
+  return jax.vjp(jax.nn.gelu, x)[1](dy)[0]
+
+
+def _wide_gelu(x: jax.Array) -> jax.Array:
+  # (1 + tanh u)/2 = 1/(1 + exp(−2u)), which takes fewer operations. The other
+  # form is left to the gradient: what both had in common, XLA would keep.
+  wide = _float32(x)
+  return (wide / (1.0 + jnp.exp(-2.0 * _gelu_argument(wide)))).astype(x.dtype)
+
+
+def _wide_gelu_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
   wide = _float32(x)
   tanh = jnp.tanh(_gelu_argument(wide))
   slope = _GELU_SCALE * (1.0 + 3.0 * _GELU_CUBIC * wide * wide)
   dx = 0.5 * (1.0 + tanh) + 0.5 * wide * (1.0 - tanh * tanh) * slope
-  return ((dx * _float32(dy)).astype(x.dtype),)
+  return (dx * _float32(dy)).astype(x.dtype)
 
 
-_gelu.defvjp(_gelu_forward, _gelu_backward)
+def _gelu_argument(x: jax.Array) -> jax.Array:
+  return _GELU_SCALE * x * (1.0 + _GELU_CUBIC * x * x)
 
 
 def _float32(x: jax.Array) -> jax.Array:

@@ -1,8 +1,8 @@
-"""The convolution beneath all layers, in the fastest known form per backend."""
+"""The convolution beneath all layers, in the fastest form of each platform."""
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,9 @@ Padding = list[tuple[int, int]]
 _MAX_CONVOLUTIONS = 16
 
 
+# Compiled functions are traced once for each shape, however many blocks there
+# are: both forms, of the convolution and of its gradients, take Python's time.
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
 def conv2d(
   x: jax.Array,
   w: jax.Array,
@@ -22,31 +25,33 @@ def conv2d(
   groups: int = 1,
   padding: str = 'same',
 ) -> jax.Array:
-  """Convolves, with padding, in the fastest known form per backend.
+  """Convolves, with padding, in the fastest known form of each platform.
 
-  The forms agree to rounding; which one runs is decided here and nowhere else:
+  The forms agree to rounding. On a TPU and a GPU it is XLA's convolution, into
+  which their compilers fuse what comes before and after. On CPU:
 
   * A 1×1 convolution is a matrix product, and written as one: XLA for CPU is
     several times slower at the weight gradient of the convolution. At a stride
     it is that of the pixels that it meets.
     The gradients are written as products too, of arrays as they lie in memory:
     differentiated by JAX, dw's would first turn dy, in a pass of its own.
-  * On CPU a depthwise convolution, of one channel a group, is a sum over the
-    kernel's pixels of shifted inputs times weights, and so are its gradients:
-    faster than XLA's own by an order, which has no such convolution there.
-  * On CPU any other grouped convolution is one convolution per group,
-    concatenated: XLA's own gradient of a grouped convolution is slower there by
-    one or two orders. Of more than 16 groups, neighbours go together, as one
-    convolution with zeros between them, so that 16 are left at most: a program
-    of a hundred small convolutions takes seconds to compile.
-  * On CPU the gradients are written with channels last, as the convolution is.
-    XLA brings them into that form itself, but not inside a loop, such as that
-    over micro-batches; there they would be slower by an order.
-  * On CPU the gradient of the input of a strided convolution is a convolution
-    for each of stride² phases of the pixels: XLA's own is a single one that
-    multiplies with zeros, three times of four at stride 2.
+  * A depthwise convolution, of one channel a group, is a sum over the kernel's
+    pixels of shifted inputs times weights, and so are its gradients: faster
+    than XLA's own by an order, which has no such convolution there.
+  * Any other grouped convolution is one convolution per group, concatenated:
+    XLA's own gradient of a grouped convolution is slower there by one or two
+    orders. Of more than 16 groups, neighbours go together, as one convolution
+    with zeros between them, so that 16 are left at most: a program of a hundred
+    small convolutions takes seconds to compile.
+  * The gradients are written with channels last, as the convolution is. XLA
+    brings them into that form itself, but not inside a loop, such as that over
+    micro-batches; there they would be slower by an order.
+  * The gradient of the input of a strided convolution is a convolution for each
+    of stride² phases of the pixels: XLA's own is a single one that multiplies
+    with zeros, three times of four at stride 2.
 
-  `experiments/benchmarks/speed.py` measures them on a whole net, and
+  `experiments/benchmarks/compiled.py` shows what the compilers of TPUs and GPUs
+  say of a whole net, `experiments/benchmarks/speed.py` measures one, and
   `experiments/benchmarks/convolutions.py` a grouped one alone;
   `experiments/README.md` holds what came out.
 
@@ -67,20 +72,119 @@ def conv2d(
     >>> conv2d(x, w, stride=2, groups=2).shape
     (2, 4, 4, 6)
   """
+  options = (stride, groups, padding)
+  return per_platform(
+    cpu=lambda x, w: _cpu_conv2d(x, w, *options),
+    default=lambda x, w: _xla_conv2d(x, w, *options),
+  )(x, w)
+
+
+def per_platform(
+  *, cpu: Callable[..., jax.Array], default: Callable[..., jax.Array]
+) -> Callable[..., jax.Array]:
+  """Chooses a form by the platform that a program is compiled for.
+
+  Not by the machine that compiles: a program for a TPU may be compiled without
+  one, and a program for several platforms holds all forms.
+
+  Args:
+    cpu: maps arrays to an array, on CPU.
+    default: the same function but for rounding, elsewhere.
+
+  Returns:
+    That function. The forward pass keeps its arguments alone for the backward
+    pass, which is the chosen form's. It has no forward-mode derivative.
+
+  Example:
+    >>> twice = per_platform(cpu=lambda x: x + x, default=lambda x: 2 * x)
+    >>> float(jax.grad(twice)(3.0))
+    2.0
+  """
+
+  @jax.custom_vjp
+  def call(*args: jax.Array) -> jax.Array:
+    return lax.platform_dependent(*args, cpu=cpu, default=default)
+
+  def forward(*args: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    return call(*args), args
+
+  # Differentiated as a whole, it would keep what any of the forms needs.
+  def pull_back(function: Callable[..., jax.Array]) -> Callable[..., Any]:
+    return lambda args, dy: jax.vjp(function, *args)[1](dy)
+
+  def backward(args: tuple[jax.Array, ...], dy: jax.Array) -> Any:
+    return lax.platform_dependent(
+      args, dy, cpu=pull_back(cpu), default=pull_back(default)
+    )
+
+  call.defvjp(forward, backward)
+  return call
+
+
+@jax.custom_vjp
+def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
+  """Adds a bias in the dtype of the features, so that it fuses.
+
+  A convolution's compiler takes the addition in where it has the same dtype;
+  the gradient of the bias, a sum over all pixels, is float32 all the same.
+
+  Args:
+    x: features `[B, H, W, C]`.
+    bias: `[C]`, float32 or of the dtype of `x`.
+
+  Returns:
+    `[B, H, W, C]` of the dtype of `x`.
+
+  Example:
+    >>> add_bias(jnp.zeros((1, 1, 1, 2)), jnp.arange(2.0)).ravel().tolist()
+    [0.0, 1.0]
+  """
+  return x + bias.astype(x.dtype).reshape(1, 1, 1, -1)
+
+
+def _add_bias_forward(
+  x: jax.Array, bias: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  return add_bias(x, bias), bias
+
+
+def _add_bias_backward(
+  bias: jax.Array, dy: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  total = jnp.sum(dy.astype(bias.dtype), axis=(0, 1, 2))
+  return dy, total
+
+
+add_bias.defvjp(_add_bias_forward, _add_bias_backward)
+
+
+def _around(w: jax.Array, stride: int, padding: str) -> str | Padding:
+  if padding == 'symmetric' and stride > 1:
+    return [((k - 1) // 2, (k - 1) // 2) for k in w.shape[:2]]
+  return 'SAME'
+
+
+def _xla_conv2d(
+  x: jax.Array, w: jax.Array, stride: int, groups: int, padding: str
+) -> jax.Array:
+  around = _around(w, stride, padding)
+  return _conv(x, w, around, stride=stride, groups=groups)
+
+
+def _cpu_conv2d(
+  x: jax.Array, w: jax.Array, stride: int, groups: int, padding: str
+) -> jax.Array:
   if w.shape[:2] == (1, 1) and groups == 1:
     return _pointwise(x[:, ::stride, ::stride], w[0, 0])
   if padding == 'symmetric' and stride > 1:
-    around = [((k - 1) // 2, (k - 1) // 2) for k in w.shape[:2]]
-    if groups == 1 or jax.default_backend() != 'cpu':
-      return _conv(x, w, around, stride=stride, groups=groups)
-    return grouped_conv2d(x, w, stride, groups, padding)
-  if jax.default_backend() != 'cpu':
-    return _conv(x, w, 'SAME', stride=stride, groups=groups)
+    if groups == 1:
+      return _conv(x, w, _around(w, stride, padding), stride=stride)
+    return _grouped_conv2d(x, w, stride, groups, padding)
   if groups == 1:
     return _conv_for_loops(x, w, stride)
   if groups == x.shape[3] == w.shape[3]:
     return _depthwise(x, w, stride)
-  return grouped_conv2d(x, w, stride, groups)
+  return _grouped_conv2d(x, w, stride, groups)
 
 
 @jax.custom_vjp
@@ -246,10 +350,7 @@ def _input_gradient(
   return dx[:, : size[0], : size[1]]
 
 
-# Compiled functions keep their name in a traced form: `cost` knows these two by
-# it, whose products are not those that the net asks for.
-@functools.partial(jax.jit, static_argnums=(2, 3, 4))
-def grouped_conv2d(
+def _grouped_conv2d(
   x: jax.Array, w: jax.Array, stride: int, groups: int, padding: str = 'same'
 ) -> jax.Array:
   """Convolves groups of channels with at most 16 convolutions."""
@@ -265,17 +366,12 @@ def grouped_conv2d(
     dense = jnp.where(same, jnp.tile(part, (1, 1, count, 1)), 0)
     inputs = x[..., first * fan_in : (first + count) * fan_in]
     weights = dense if count > 1 else part
-    parts.append(conv2d(inputs, weights, stride, padding=padding))
+    parts.append(_cpu_conv2d(inputs, weights, stride, 1, padding))
   return jnp.concatenate(parts, axis=3)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _depthwise(x: jax.Array, w: jax.Array, stride: int) -> jax.Array:
-  return depthwise_conv2d(x, w, stride)
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def depthwise_conv2d(x: jax.Array, w: jax.Array, stride: int) -> jax.Array:
   """Convolves each channel by itself."""
   strides = (stride, stride)
   around = lax.padtype_to_pads(x.shape[1:3], w.shape[:2], strides, 'SAME')

@@ -64,13 +64,53 @@ def standardize_weight(
   Reference:
     Brock et al. 2021, section 2, equation 1.
   """
+  return _standardize(w, gain, eps)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _standardize(w: jax.Array, gain: jax.Array, eps: float) -> jax.Array:
+  return _standardize_forward(w, gain, eps)[0]
+
+
+def _standardize_forward(
+  w: jax.Array, gain: jax.Array, eps: float
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
   # As a matrix: XLA for CPU takes ten times as long for the gradient of sums
   # over leading axes of length one, which 1×1 convolutions have.
   flat = w.reshape(-1, w.shape[3])
-  mean = jnp.mean(flat, axis=0, keepdims=True)
-  var = jnp.var(flat, axis=0, keepdims=True)
-  scale = lax.rsqrt(jnp.maximum(var * flat.shape[0], eps))
-  return ((flat - mean) * (scale * gain.reshape(1, -1))).reshape(w.shape)
+  fan_in = flat.shape[0]
+  # Both moments in one pass, about an element of each filter: about zero,
+  # nothing would be left of the variance of a filter far from it.
+  shifted = flat - flat[:1]
+  shift = jnp.mean(shifted, axis=0, keepdims=True)
+  power = jnp.sum(jnp.square(shifted), axis=0, keepdims=True)
+  power = power - fan_in * jnp.square(shift)
+  mean = flat[:1] + shift
+  scale = lax.rsqrt(jnp.maximum(power, eps))
+  out = (flat - mean) * (scale * gain.reshape(1, -1))
+  return out.reshape(w.shape), (w, gain, mean, scale, power > eps)
+
+
+def _standardize_backward(
+  eps: float, kept: tuple[jax.Array, ...], dy: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Two passes over the weights: for the sums, and for what they are taken of.
+
+  With û = (W − μ)·s, of length one, dgain = Σ dy·û and
+  dW = gain·s·(dy − mean(dy) − û·dgain); without the last term where eps counts.
+  """
+  del eps
+  w, gain, mean, scale, varies = kept
+  flat, dy_flat = (x.reshape(-1, x.shape[3]) for x in (w, dy))
+  unit = (flat - mean) * scale
+  dgain = jnp.sum(dy_flat * unit, axis=0, keepdims=True)
+  along = unit * jnp.where(varies, dgain, 0.0)
+  dw = dy_flat - jnp.mean(dy_flat, axis=0, keepdims=True) - along
+  dw = dw * (scale * gain.reshape(1, -1))
+  return dw.reshape(w.shape), dgain.reshape(gain.shape)
+
+
+_standardize.defvjp(_standardize_forward, _standardize_backward)
 
 
 def fold(params: hk.MutableParams) -> hk.MutableParams:
@@ -183,7 +223,7 @@ class WSConv2D(hk.Module):
     out = convolution.conv2d(
       x, w.astype(x.dtype), self.stride, self.groups, self.padding
     )
-    return (widen(out) + bias.reshape(1, 1, 1, -1)).astype(x.dtype)
+    return convolution.add_bias(out, bias)
 
 
 class Conv2D(hk.Module):
@@ -240,7 +280,7 @@ class Conv2D(hk.Module):
     if not self.with_bias:
       return out
     b = _parameter('b', (channels,), hk.initializers.Constant(0.0))
-    return (widen(out) + b.reshape(1, 1, 1, -1)).astype(x.dtype)
+    return convolution.add_bias(out, b)
 
 
 class BatchNorm(hk.Module):
@@ -387,7 +427,9 @@ class SqueezeExcite(hk.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps `[B, H, W, C]` to the gate `[B, 1, 1, C]`."""
-    pooled = jnp.mean(x, axis=(1, 2))
+    # In float32: there is nothing to compute, but weights to read, which else
+    # would be cast first.
+    pooled = jnp.mean(widen(x), axis=(1, 2))
     gate = jax.nn.sigmoid(self.expand(self.act(self.reduce(pooled))))
     return gate[:, None, None, :]
 
@@ -501,11 +543,30 @@ def avg_pool(x: jax.Array, size: int) -> jax.Array:
     >>> avg_pool(jnp.ones((1, 3, 3, 1)), 2)[0, :, :, 0].tolist()
     [[1.0, 1.0], [1.0, 1.0]]
   """
+  pool = convolution.per_platform(
+    cpu=lambda x: _mean_of_reshaped(x, size),
+    default=lambda x: _mean_of_windows(x, size),
+  )
+  return pool(x)
+
+
+def _mean_of_windows(x: jax.Array, size: int) -> jax.Array:
+  window = (1, size, size, 1)
+
+  def total(x: jax.Array) -> jax.Array:
+    return lax.reduce_window(x, 0.0, lax.add, window, window, 'SAME')
+
+  if x.shape[1] % size == 0 and x.shape[2] % size == 0:
+    return total(x) * (1.0 / size**2)
+  return total(x) / total(jnp.ones_like(x[:1, ..., :1]))
+
+
+def _mean_of_reshaped(x: jax.Array, size: int) -> jax.Array:
+  """On CPU, whose gradient is far cheaper than that of `reduce_window`."""
   _, height, width, _ = x.shape
   rows = -(-height // size)
   columns = -(-width // size)
-  # Multiples of the window, the usual case, need neither padding nor counts,
-  # and a mean over reshaped axes has a far cheaper gradient than reduce_window.
+  # Multiples of the window, the usual case, need neither padding nor counts.
   pad = (rows * size - height, columns * size - width)
   before = (pad[0] // 2, pad[1] // 2)
   if pad != (0, 0):
@@ -551,11 +612,25 @@ def max_pool(
   )
   if padding == 'symmetric':
     around = [((size - 1) // 2, (size - 1) // 2)] * 2
-  if jax.default_backend() != 'cpu':
-    window, strides = (1, size, size, 1), (1, stride, stride, 1)
-    pads = ((0, 0), *around, (0, 0))
-    return lax.reduce_window(x, -jnp.inf, lax.max, window, strides, pads)
-  # XLA's own gradient is slower there by an order than that of shifted maxima.
+  pool = convolution.per_platform(
+    cpu=lambda x: _max_of_shifted(x, size, stride, around),
+    default=lambda x: _max_of_windows(x, size, stride, around),
+  )
+  return pool(x)
+
+
+def _max_of_windows(
+  x: jax.Array, size: int, stride: int, around: convolution.Padding
+) -> jax.Array:
+  window, strides = (1, size, size, 1), (1, stride, stride, 1)
+  pads = ((0, 0), *around, (0, 0))
+  return lax.reduce_window(x, -jnp.inf, lax.max, window, strides, pads)
+
+
+def _max_of_shifted(
+  x: jax.Array, size: int, stride: int, around: convolution.Padding
+) -> jax.Array:
+  """On CPU, where XLA's own gradient is slower by an order."""
   x = jnp.pad(x, ((0, 0), *around, (0, 0)), constant_values=-jnp.inf)
   rows, columns = x.shape[1] - size, x.shape[2] - size
   shifted = [
