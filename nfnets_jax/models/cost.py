@@ -8,9 +8,6 @@ import haiku as hk
 import jax
 from jax.extend import core
 
-# Compiled functions of `layers`.
-_GROUPED_CONVS = ('grouped_conv2d', 'depthwise_conv2d')
-
 
 def count_macs(function: Callable[..., Any], *args: Any) -> int:
   """Counts the multiply-accumulates of a function's products.
@@ -129,22 +126,14 @@ def _jaxpr_macs(jaxpr: core.Jaxpr) -> int:
       total += math.prod(_shape(eqn.outvars[0])) * math.prod(
         rhs[axis] for axis in spec[1:]
       )
-    elif _is_grouped_conv(eqn):
-      fan_in = math.prod(_shape(eqn.invars[1])[:3])
-      total += math.prod(_shape(eqn.outvars[0])) * fan_in
+    elif eqn.params.get('branches_platforms'):
+      # A form for each platform. The last is the one for all others, and has
+      # the products that the net asks for.
+      total += _jaxpr_macs(eqn.params['branches'][-1].jaxpr)
     else:
       inner = sum(_jaxpr_macs(sub) for sub in core.jaxprs_in_params(eqn.params))
       total += inner * eqn.params.get('length', 1)
   return total
-
-
-def _is_grouped_conv(eqn: core.JaxprEqn) -> bool:
-  """Whether it is a convolution that is computed in another way on CPU.
-
-  That way has fewer products, or more. Under differentiation there are more
-  outputs than one, and what is computed counts.
-  """
-  return eqn.params.get('name') in _GROUPED_CONVS and len(eqn.outvars) == 1
 
 
 def _shape(variable: Any) -> tuple[int, ...]:
