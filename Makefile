@@ -25,7 +25,7 @@ config_data_dir = $(if $(DATA_DIR),--config.data.data_dir='$(DATA_DIR)')
 
 .DEFAULT_GOAL := help
 .PHONY: help install train test test-thorough test-slow lint format bench \
-  bench-input show-augment signal-plots tables prepare imagenet clean \
+  bench-compiled bench-input show-augment signal-plots tables prepare imagenet clean \
   gpu gpu-pack compile compile-table \
   $(VARIANTS:%=reproduce-%) $(VARIANTS:%=rehearse-%) reproduce report \
   $(CLAIMS:%=reproduce-%)
@@ -129,6 +129,10 @@ bench: PEER ?= released
 bench: $(STAMP) $(if $(findstring timm,$(PEER)),$(TIMM_STAMP))  ## Time a net beside PEER='released timm' or another net.
 	$(BIN)/python -m experiments.benchmarks.speed --peer $(PEER) \
 	  --peer_python=$(TIMM_BIN)/python $(ARGS)
+
+bench-compiled: TOPOLOGY = v3:2x2
+bench-compiled: $(COMPILE_VENV)/.installed  ## Estimate a net beside the released form for TOPOLOGY, as in v5e:2x2, h100.
+	$(COMPILE_VENV)/bin/python -m experiments.benchmarks.compiled --topology='$(TOPOLOGY)' $(ARGS)
 
 bench-input: $(TF_STAMP)  ## Time the input pipeline beside tf.data, on photographs.
 	$(TF_BIN)/python -m experiments.benchmarks.input_pipeline $(data_dir) $(ARGS)

@@ -11,8 +11,7 @@ What a run says of its images and classes goes with its weights into .npz and
 .safetensors, but for the authors' form, which holds parameters alone.
 
 A StableHLO file maps uint8 photographs `[B, px, px, 3]` to logits. jax and
-flatbuffers run it without this package, on the kind of device that it was
-written on and on no other:
+flatbuffers run it without this package, on CPUs, GPUs and TPUs:
 
     forward = jax.export.deserialize(open('f0.stablehlo', 'rb').read())
     logits = forward.call(images)
@@ -32,6 +31,8 @@ from nfnets_jax import devices, paths, predict, weights
 from nfnets_jax.weights import files
 
 _STABLEHLO = '.stablehlo'
+# That an exported program is for, as jax calls them.
+PLATFORMS = ('cpu', 'cuda', 'tpu')
 _ENDINGS = ('.npz', '.safetensors', _STABLEHLO)
 
 
@@ -45,8 +46,8 @@ def export(
 ) -> None:
   """Writes a network with its weights, folded, as a StableHLO program.
 
-  It is for the kind of device that jax uses here, for which the forms of the
-  convolutions are chosen.
+  One file is for all of `PLATFORMS`, with the forms of the convolutions that
+  each takes.
 
   Args:
     path: of the new file.
@@ -65,7 +66,9 @@ def export(
   size = str(batch_size) if batch_size else 'b'
   shape = jax.export.symbolic_shape(f'{size}, {px}, {px}, 3')
   forward = jax.jit(predict.create_forward(net_weights, precision))
-  program = jax.export.export(forward)(jax.ShapeDtypeStruct(shape, np.uint8))
+  program = jax.export.export(forward, platforms=PLATFORMS)(
+    jax.ShapeDtypeStruct(shape, np.uint8)
+  )
   with files.new_file(path) as partial:
     partial.write_bytes(program.serialize())
 
@@ -167,7 +170,7 @@ def _told(
   px, crop = predict.evaluation_of(found)
   if target.suffix == _STABLEHLO:
     return (
-      f'; for {jax.default_backend()} alone, images of '
+      f'; for {", ".join(PLATFORMS)}; images of '
       f'{args.image_size or px} px, crop {crop}'
     )
   known = (found.image_size, found.crop, found.class_names)

@@ -358,9 +358,9 @@ def test_program_takes_images_of_the_size_of_the_weights(
     convert.main([str(animal_file), str(target), '--batch=2', *flags])
     program = jax.export.deserialize(bytearray(target.read_bytes()))
     assert program.in_avals[0].shape == (2, px, px, 3)
-    assert program.platforms == ('cpu',)
+    assert program.platforms == ('cpu', 'cuda', 'tpu')
     told = capsys.readouterr().out
-    assert f'for cpu alone, images of {px} px, crop resize' in told
+    assert f'for cpu, cuda, tpu; images of {px} px, crop resize' in told
   assert target.stat().st_mode & 0o777 == animal_file.stat().st_mode & 0o777
   with pytest.raises(SystemExit, match='an exported program, which cannot be'):
     convert.main([str(target), str(tmp_path / 'x.npz')])

@@ -26,6 +26,7 @@ def formulation() -> Iterator[None]:
   gelu = {'gelu': (jax.nn.gelu, activations.gain('gelu'))}
   with (
     mock.patch.object(convolution, 'conv2d', conv2d),
+    mock.patch.object(convolution, 'add_bias', add_bias),
     mock.patch.object(layers, 'avg_pool', avg_pool),
     mock.patch.object(layers, 'standardize_weight', standardize_weight),
     mock.patch.dict(activations._TABLE, gelu),
@@ -51,6 +52,11 @@ def conv2d(
     dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
     feature_group_count=groups,
   )
+
+
+def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
+  """Adds, as `convolution.add_bias` does."""
+  return x + bias.astype(x.dtype).reshape(1, 1, 1, -1)
 
 
 def avg_pool(x: jax.Array, size: int) -> jax.Array:
