@@ -80,8 +80,11 @@ def define_config(
     default: an experiment file, with its argument.
 
   Returns:
-    The flag; its value is a locked config.
+    The flag; its value is a locked config. Commands that are imported beside
+    one another, as by a test, share it.
   """
+  if 'config' in flags.FLAGS:
+    return flags.FlagHolder(flags.FLAGS, flags.FLAGS['config'])
   holder = config_flags.DEFINE_config_file(
     'config',
     None,

@@ -128,9 +128,7 @@ def get(name: str) -> Topology:
   Example:
     >>> get('v3:four')
     Traceback (most recent call last):
-    ValueError: there is no topology 'v3:four'; give local, h100, h100x8 or
-    another number, or the chips of a TPU slice, as in v2:2x2, v3:4x4, v4:2x2x1,
-    v5e:8x8, v5p:4x4x4, v6e:8x8
+    ValueError: there is no topology 'v3:four'; give local, h100, h100x8 or ...
   """
   if name == 'local':
     devices.start()

@@ -182,8 +182,8 @@ class NFNet(blocks.ResidualNet):
     ...   return net(images, is_training=False)
     >>> net = hk.transform(forward)
     >>> images = jnp.ones((2, 32, 32, 3))
-    >>> params = net.init(jax.random.key(0), images)
-    >>> net.apply(params, None, images)['logits'].shape
+    >>> params = jax.jit(net.init)(jax.random.key(0), images)
+    >>> jax.jit(net.apply)(params, None, images)['logits'].shape
     (2, 10)
 
   Reference:

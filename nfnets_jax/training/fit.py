@@ -145,8 +145,8 @@ def compile_fewest(
   Example:
     >>> step = jax.jit(lambda x: x + 1)
     >>> def lower(count):
-    ...   return step.lower(jax.ShapeDtypeStruct((256 // count,), 'float32'))
-    >>> compile_fewest(lower, [1, 2, 4], memory=1500).parts
+    ...   return step.lower(jax.ShapeDtypeStruct((2**20 // count,), 'float32'))
+    >>> compile_fewest(lower, [1, 2, 4], memory=5 * 2**20).parts
     2
   """
   usable = math.inf if memory is None else USABLE * memory

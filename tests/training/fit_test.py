@@ -133,7 +133,7 @@ def _config(**changes):
   ('count', 'message'),
   [
     (3, 'the 64 images of each of 8 devices .*; use 2 or 4'),
-    (64, 'even for MixUp and CutMix; use 32'),
+    (65, 'use 64'),
     (0, 'use 1'),
   ],
 )

@@ -98,6 +98,7 @@ def test_metrics_do_not_depend_on_the_devices(trained):
   assert trained['metrics'][0][0]['loss'] != trained['metrics'][1][0]['loss']
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('part', ['params', 'ema_params', 'opt_state'])
 def test_state_does_not_depend_on_the_devices(trained, part):
   eight, one, start = (
