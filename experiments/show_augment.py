@@ -29,7 +29,6 @@ _COLUMNS = flags.DEFINE_integer('columns', 8, 'Images in a row.', lower_bound=1)
 _CELL = flags.DEFINE_integer(
   'cell', 160, 'Pixels that an image is wide in the picture.', lower_bound=64
 )
-flags.mark_flag_as_required('config')
 
 # Pixels.
 _GAP = 8
@@ -207,4 +206,6 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
+  # Here, so that tests may import it beside other commands.
+  flags.mark_flag_as_required('config')
   app.run(main, flags_parser=command_line.parse_flags)

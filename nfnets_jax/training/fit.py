@@ -146,8 +146,8 @@ def compile_fewest(
     >>> step = jax.jit(lambda x: x + 1)
     >>> def lower(count):
     ...   return step.lower(jax.ShapeDtypeStruct((2**20 // count,), 'float32'))
-    >>> compile_fewest(lower, [1, 2, 4], memory=5 * 2**20).parts
-    2
+    >>> compile_fewest(lower, [1, 2, 4], memory=2**24).parts
+    1
   """
   usable = math.inf if memory is None else USABLE * memory
   refused: dict[int, int | None] = {}
