@@ -21,9 +21,7 @@ from nfnets_jax.data import loader, pipeline
 from nfnets_jax.training import train
 
 _CONFIG = command_line.define_config()
-_OUTPUT = flags.DEFINE_string(
-  'output', None, 'The picture, such as FILE.png.', required=True
-)
+_OUTPUT = flags.DEFINE_string('output', None, 'The picture, such as FILE.png.')
 _IMAGES = flags.DEFINE_integer('images', 32, 'Augmented images.', lower_bound=1)
 _COLUMNS = flags.DEFINE_integer('columns', 8, 'Images in a row.', lower_bound=1)
 _CELL = flags.DEFINE_integer(
@@ -207,5 +205,5 @@ def main(argv: list[str]) -> None:
 
 if __name__ == '__main__':
   # Here, so that tests may import it beside other commands.
-  flags.mark_flag_as_required('config')
+  flags.mark_flags_as_required(['config', 'output'])
   app.run(main, flags_parser=command_line.parse_flags)
