@@ -197,6 +197,7 @@ def main(argv: list[str]) -> None:
   captions = [describe(label, names) for label in labels]
   title = describe_policy(config)
   sheet = draw(crops, images, captions, title, _COLUMNS.value, _CELL.value)
+  assert _OUTPUT.value is not None  # it is required
   path = paths.expand(_OUTPUT.value, '--output')
   path.parent.mkdir(parents=True, exist_ok=True)
   sheet.save(path)

@@ -22,10 +22,10 @@ _SMALL = (
   '--config.model.stem_strides=(2,)',
   '--config.model.drop_rate=0.0',
   '--config.model.stochdepth_rate=0.0',
-  '--config.data.image_size=8',
+  '--config.data.image_size=16',
   '--config.data.eval_image_size=8',
   '--config.optimizer.warmup_epochs=0.0',
-  '--config.batch_size=32',
+  '--config.batch_size=256',
   '--config.eval_batch_size=32',
 )
 

@@ -2,6 +2,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import jax
 import pytest
@@ -75,3 +76,45 @@ def test_commands_name_the_variable(tmp_path, module, arguments):
   assert 'error: JAX_PLATFORMS=nonsense, but jax finds no' in done.stderr
   assert 'Traceback' not in done.stderr
   assert not (tmp_path / 'new').exists()
+
+
+def _device(stats):
+  return types.SimpleNamespace(
+    platform='gpu', device_kind='Abacus', memory_stats=lambda: stats
+  )
+
+
+def test_accelerator_says_how_much_memory_it_has():
+  assert devices.memory(_device({'bytes_limit': 7 * 2**30})) == 7 * 2**30
+
+
+@pytest.mark.parametrize('stats', [None, {}])
+def test_accelerator_that_does_not_say(stats):
+  with pytest.raises(ValueError, match='Abacus .* set config.micro_batches'):
+    devices.memory(_device(stats))
+
+
+def test_devices_of_a_host_share_its_memory():
+  assert jax.local_device_count() == 8
+  assert devices.memory() == devices._host_memory() // 8
+  assert devices.memory() > 2**24
+
+
+@pytest.mark.parametrize(
+  ('files', 'expected'),
+  [
+    ({}, None),
+    ({'memory.max': 'max\n'}, None),
+    ({'memory.max': '1000000\n'}, 10**6),
+    ({'memory/memory.limit_in_bytes': '2000000\n'}, 2 * 10**6),
+    # No limit, as the first version writes it.
+    ({'memory/memory.limit_in_bytes': '9223372036854771712\n'}, None),
+  ],
+)
+def test_control_group_limits_the_host(tmp_path, files, expected):
+  machine = devices._host_memory(tmp_path / 'missing')
+  for name, text in files.items():
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+  assert devices._host_memory(tmp_path) == (expected or machine)

@@ -196,6 +196,7 @@ def train_batches(
   block_size = _block_size(dataset, batch_size, process_index, process_count)
   size = len(dataset)
 
+  # Of data in memory: that an example is whole need not be checked again.
   kept: dict[int, tuple[dict[str, Any], int]] = {}
 
   def read(index: int) -> tuple[dict[str, Any], int]:

@@ -74,10 +74,6 @@ def mix(
   if not use_cutmix:
     return mixup(first, second, uniform[:, 0], mixup_alpha)
   even = index % 2 == 0
-  if even.all():
-    return mixup(first, second, uniform[:, 0], mixup_alpha)
-  if not even.any():
-    return cutmix(first, second, uniform)
   images, ratio = np.empty_like(first), np.empty(len(first), np.float32)
   for half, mixed in (
     (even, mixup(first[even], second[even], uniform[even, 0], mixup_alpha)),

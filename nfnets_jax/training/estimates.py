@@ -91,7 +91,7 @@ def measure(
       'epochs': config.epochs,
     }
   if evaluation:
-    evaluated = fit_evaluation(config, topology, found.parts, num_classes)
+    evaluated = fit_evaluation(config, topology, memory, num_classes)
     result['evaluation'] = _figures(
       evaluated,
       evaluated.compiled.as_text() or '',
@@ -104,7 +104,6 @@ def measure(
 
 
 def _compiler(topology: topologies.Topology) -> str:
-
   text = f'jax {jax.__version__}'
   if topology.platform == 'tpu' and topology.name != 'local':
     text += f', libtpu {importlib.metadata.version("libtpu")}'
@@ -182,22 +181,22 @@ def fit_training(
 def fit_evaluation(
   config: config_dict.ConfigDict,
   topology: topologies.Topology,
-  micro_batches: int,
+  memory: int | None,
   num_classes: int,
 ) -> fit.Fitting:
-  """Compiles the evaluation step as the training loop has it.
+  """Compiles the evaluation step in the fewest parts that fit.
 
   Args:
     config: of a run.
     topology: to compile for.
-    micro_batches: of the training step.
+    memory: bytes of a device; None is as much as its compiler lets it have.
     num_classes: K.
 
   Returns:
-    The program.
+    The first that fits.
 
   Raises:
-    fit.TooLargeError: if the compiler refuses it.
+    fit.TooLargeError: if none does.
   """
   count = len(topology.devices)
   net = train.create_net(config, num_classes)
@@ -206,14 +205,14 @@ def fit_evaluation(
   batch = steps.eval_batch_shapes(config, count)
   _say(f'compiling the evaluation step for {topology.name}')
   return fit.compile_fewest(
-    lambda _: parallel.lower_eval_step(
-      train.create_eval_step(config, net, count, micro_batches),
+    lambda parts: parallel.lower_eval_step(
+      steps.create_eval_step(net, parallel.AXIS, parts, config.eval_dtype),
       state,
       batch,
       devices=topology.devices,
     ),
-    [micro_batches],
-    memory=None,
+    fit.valid_micro_batches(config.eval_batch_size // count),
+    memory,
     beside=fit.bytes_beside(batch),
     options=topology.options,
   )

@@ -17,7 +17,7 @@ def evaluate(
   """Averages the loss and the hits over all images.
 
   Args:
-    eval_step: from `parallel.parallel_eval_step`.
+    eval_step: the compiled evaluation step, of all devices.
     state: replicated; both its current and its averaged parameters are used.
     batches: this process's batches, with `image`, `label` and `mask`.
 

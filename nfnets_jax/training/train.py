@@ -160,12 +160,10 @@ def train_and_evaluate(
     # Steps, compiled before the run leaves a trace of itself.
     keep_compiled(config, workdir)
     compiling = stack.enter_context(metrics.CompileTimes())
-    micro_batches, train_step = compile_train_step(
+    train_step = compile_train_step(
       config, net, state, train_set.num_classes, epoch_steps
     )
-    eval_step = parallel.parallel_eval_step(
-      create_eval_step(config, net, jax.device_count(), micro_batches)
-    )
+    eval_step = compile_eval_step(config, net, state)
     progress.say(str(compiling))
 
     writer = None
@@ -484,7 +482,7 @@ def compile_train_step(
   state: steps.TrainState,
   num_classes: int,
   epoch_steps: float,
-) -> tuple[int, parallel.Program]:
+) -> parallel.Program:
   """Compiles the training step with the fewest micro-batches that fit.
 
   Args:
@@ -495,8 +493,8 @@ def compile_train_step(
     epoch_steps: steps of an epoch, not necessarily whole.
 
   Returns:
-    The number of micro-batches, the same in all processes, and the compiled
-    `step(state, batch) → (state, metrics)`.
+    The compiled `step(state, batch) → (state, metrics)`, with the same number
+    of micro-batches in all processes.
 
   Raises:
     fit.TooLargeError: if no number fits.
@@ -532,31 +530,7 @@ def compile_train_step(
       f'batch normalisation takes statistics of {found.parts} parts of a '
       "device's share of a batch; set micro_batches for the same elsewhere"
     )
-  return found.parts, parallel.Program(found.compiled, inputs)
-
-
-def create_eval_step(
-  config: config_dict.ConfigDict,
-  net: hk.TransformedWithState,
-  devices: int,
-  micro_batches: int,
-) -> Callable:
-  """Returns the evaluation step, to be mapped over `parallel.AXIS`.
-
-  Args:
-    config: of the run.
-    net: as of `create_net`.
-    devices: of all processes.
-    micro_batches: of the training step. A part of an evaluation has no more
-      images than one of those: without gradients, and with no more than three
-      times the pixels, they take less memory.
-  """
-  most = config.batch_size // devices // micro_batches
-  share = config.eval_batch_size // devices
-  parts = next(
-    x for x in range(1, share + 1) if not share % x and share // x <= most
-  )
-  return steps.create_eval_step(net, parallel.AXIS, parts, config.eval_dtype)
+  return parallel.Program(found.compiled, inputs)
 
 
 def compile_eval_step(
