@@ -337,7 +337,7 @@ def gated(
   Returns:
     An array like `x`.
   """
-  gate = scale * squeeze_excite(x)
+  gate = layers.widen(scale * squeeze_excite(x))
   return (layers.widen(x) * gate).astype(x.dtype)
 
 

@@ -426,10 +426,8 @@ class SqueezeExcite(hk.Module):
     self.expand = Linear(channels, w_init=w_init, name='linear_1')
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps `[B, H, W, C]` to the gate `[B, 1, 1, C]`, at least float32."""
-    # In float32: the time goes to reading the weights, which a cast would
-    # read and write first.
-    pooled = jnp.mean(widen(x), axis=(1, 2))
+    """Maps `[B, H, W, C]` to the gate `[B, 1, 1, C]`."""
+    pooled = jnp.mean(x, axis=(1, 2))
     gate = jax.nn.sigmoid(self.expand(self.act(self.reduce(pooled))))
     return gate[:, None, None, :]
 
