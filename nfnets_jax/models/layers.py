@@ -29,6 +29,8 @@ from nfnets_jax.models import activations, convolution
 
 # Guards the standard deviation of a constant filter; published value.
 WS_EPS = 1e-4
+# Elements of a filter whose mean is near that of all.
+_NEAR_MEAN = 32
 
 _places: contextvars.ContextVar[jax.Array | None] = contextvars.ContextVar(
   'places', default=None
@@ -79,16 +81,16 @@ def _standardize_forward(
   # over leading axes of length one, which 1×1 convolutions have.
   flat = w.reshape(-1, w.shape[3])
   fan_in = flat.shape[0]
-  # Both moments in one pass, about an element of each filter: about zero,
-  # nothing would be left of the variance of a filter far from it.
-  shifted = flat - flat[:1]
+  # Both moments in one pass, about a mean of some: far from the mean, little
+  # would be left of the variance.
+  origin = jnp.mean(flat[:_NEAR_MEAN], axis=0, keepdims=True)
+  shifted = flat - origin
   shift = jnp.mean(shifted, axis=0, keepdims=True)
   power = jnp.sum(jnp.square(shifted), axis=0, keepdims=True)
   power = power - fan_in * jnp.square(shift)
-  mean = flat[:1] + shift
   scale = lax.rsqrt(jnp.maximum(power, eps))
-  out = (flat - mean) * (scale * gain.reshape(1, -1))
-  return out.reshape(w.shape), (w, gain, mean, scale, power > eps)
+  out = (shifted - shift) * (scale * gain.reshape(1, -1))
+  return out.reshape(w.shape), (w, gain, origin, shift, scale, power > eps)
 
 
 def _standardize_backward(
@@ -100,9 +102,9 @@ def _standardize_backward(
   dW = gain·s·(dy − mean(dy) − û·dgain); without the last term where eps counts.
   """
   del eps
-  w, gain, mean, scale, varies = kept
+  w, gain, origin, shift, scale, varies = kept
   flat, dy_flat = (x.reshape(-1, x.shape[3]) for x in (w, dy))
-  unit = (flat - mean) * scale
+  unit = (flat - origin - shift) * scale
   dgain = jnp.sum(dy_flat * unit, axis=0, keepdims=True)
   along = unit * jnp.where(varies, dgain, 0.0)
   dw = dy_flat - jnp.mean(dy_flat, axis=0, keepdims=True) - along
