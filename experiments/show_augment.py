@@ -17,7 +17,7 @@ from ml_collections import config_dict
 from PIL import Image, ImageDraw, ImageFont
 
 from nfnets_jax import command_line, devices, paths
-from nfnets_jax.data import loader, pipeline
+from nfnets_jax.data import loader, transforms
 from nfnets_jax.training import train
 
 _CONFIG = command_line.define_config()
@@ -52,9 +52,9 @@ def make_images(
     FileNotFoundError: if there are no such data.
   """
   dataset, _ = train.load_data(config)
-  whole = train.create_pipeline(config)
+  whole = train.create_transform(config)
   data = config.data
-  crop = pipeline.TrainPipeline(data.image_size, data.crop, data.flip)
+  crop = transforms.train_transform(data.image_size, data.crop, data.flip)
 
   def transform(
     first: loader.Examples,
@@ -64,8 +64,8 @@ def make_images(
   ) -> loader.Batch:
     batch = whole(first, second, uniform, index)
     crops = [crop(first, first, uniform, index)['image']]
-    if whole.mixes:
-      partners = pipeline.numbers_of_second(uniform)
+    if train.mixes(config):
+      partners = transforms.numbers_of_second(uniform)
       crops.append(crop(second, second, partners, index)['image'])
     return {**batch, 'crops': np.stack(crops, axis=1)}
 
@@ -73,7 +73,7 @@ def make_images(
     dataset,
     batch_size=count,
     transform=transform,
-    partners=whole.mixes,
+    partners=train.mixes(config),
     seed=config.seed,
     num_workers=0,
   )

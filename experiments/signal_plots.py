@@ -91,7 +91,7 @@ import numpy as np
 from sklearn import datasets
 
 from nfnets_jax import devices, models, paths
-from nfnets_jax.data import pipeline
+from nfnets_jax.data import transforms
 from nfnets_jax.models import blocks, factory
 from nfnets_jax.predict import find_images
 from nfnets_jax.training import normalize
@@ -327,12 +327,12 @@ def make_crops(
     ValueError: if a photograph cannot be decoded.
   """
   rng = np.random.default_rng(seed)
-  make = pipeline.TrainPipeline(image_size)
+  make = transforms.train_transform(image_size)
   crops = []
   for i in range(count):
     example = {'image': photos[i % len(photos)], 'label': 0}
-    examples = [pipeline.decode_example(example)]
-    uniform = rng.random((1, pipeline.NUM_DRAWS))
+    examples = [transforms.decode_example(example)]
+    uniform = rng.random((1, transforms.NUM_DRAWS))
     crops.append(make(examples, examples, uniform, np.array([i]))['image'])
   return np.asarray(normalize.normalize(jnp.asarray(np.concatenate(crops))))
 

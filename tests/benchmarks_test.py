@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from experiments import digits, show_augment
-from nfnets_jax.data import decode, loader, operations, transforms
+from nfnets_jax.data import crops, decode, operations, resize
 from nfnets_jax.training import train
 
 
@@ -197,16 +197,9 @@ def test_contact_sheet_is_of_the_first_step(tmp_path):
   config.data.data_dir = str(tmp_path)
   config.augment.rand_augment = '2x5'
   crops, images, labels, _ = show_augment.make_images(config, 6)
-  pipeline = train.create_pipeline(config)
+  config.data.num_workers = 0
   dataset, _ = train.load_data(config)
-  batches = loader.train_batches(
-    dataset,
-    batch_size=config.batch_size,
-    transform=pipeline,
-    partners=pipeline.mixes,
-    seed=config.seed,
-    num_workers=0,
-  )
+  batches = train.train_batches(config, dataset)
   batch = next(batches)
   batches.close()
   np.testing.assert_array_equal(images, batch['image'][:6])
@@ -253,7 +246,7 @@ def test_resize_in_tensorflow_is_ours(pipeline):
   image = decode.decode(photos(1)[0])
   np.testing.assert_array_equal(
     pipeline.resize(pipeline.tf.constant(image), 32).numpy(),
-    transforms.resize(image, 32, 32),
+    resize.resize(image, 32, 32),
   )
 
 
@@ -265,7 +258,7 @@ def test_random_crops_in_tensorflow_are_as_large_as_ours(pipeline):
     [np.prod(crop().shape[:2]) / (50 * 70) for _ in range(600)]
     for crop in (
       lambda: pipeline.decode_random_crop(photo),
-      lambda: transforms.random_resized_crop(pixels, rng.random(40)),
+      lambda: crops.random_resized_crop(pixels, rng.random(40)),
     )
   )
   assert min(theirs) == pytest.approx(0.1, abs=0.02)

@@ -24,7 +24,7 @@ from experiments import (
   resnet_imagenet,
 )
 from nfnets_jax import models
-from nfnets_jax.data import pipeline
+from nfnets_jax.data import transforms
 from nfnets_jax.training import optimizer, train
 
 # The paper's table 1: dropout, training and test size, RandAugment.
@@ -264,7 +264,7 @@ def test_ablation_adds_one_thing_a_row():
 def test_ablation_mixes_the_share_of_a_batch_that_it_says(row, share):
   """Of 64 black and 64 white photographs, how many come out grey."""
   augment = ablation_imagenet.get_config(f'F0,{row}').augment
-  make = pipeline.TrainPipeline(
+  make = transforms.train_transform(
     4,
     # So that hardly one is nearly black or white.
     mixup_alpha=10.0 if augment.mixup_alpha else None,
@@ -274,7 +274,7 @@ def test_ablation_mixes_the_share_of_a_batch_that_it_says(row, share):
     [{'image': np.full((4, 4, 3), level, np.uint8), 'label': 0}] * 64
     for level in (0, 255)
   )
-  uniform = np.random.default_rng(0).random((64, pipeline.NUM_DRAWS))
+  uniform = np.random.default_rng(0).random((64, transforms.NUM_DRAWS))
   images = make(black, white, uniform, np.arange(64))['image']
   grey = (images > 0).all((1, 2, 3)) & (images < 255).all((1, 2, 3))
   assert float(grey.mean()) == share

@@ -34,8 +34,8 @@ from nfnets_jax.data import (
   decode,
   loader,
   mixing,
-  pipeline,
   randaugment,
+  transforms,
 )
 
 _NAME = flags.DEFINE_string('name', 'imagenet2012', 'A prepared data set.')
@@ -96,10 +96,10 @@ def read_photos() -> list[bytes]:
 
 def contenders(photos: list[bytes], threads: int) -> dict[str, Batches]:
   """Returns what makes batches, by name."""
-  whole = pipeline.TrainPipeline(
+  whole = transforms.train_transform(
     _SIZE.value, mixup_alpha=_ALPHA, cutmix=True, rand_augment=_POLICY
   )
-  plain = pipeline.TrainPipeline(_SIZE.value)
+  plain = transforms.train_transform(_SIZE.value)
   dataset = datasets.Dataset(
     name='photos',
     split='train',
@@ -107,19 +107,19 @@ def contenders(photos: list[bytes], threads: int) -> dict[str, Batches]:
     class_names=('photo',),
   )
 
-  def bare(make: pipeline.TrainPipeline) -> Iterator[np.ndarray]:
+  def bare(make: transforms.TrainTransform) -> Iterator[np.ndarray]:
     rng = np.random.default_rng(0)
     place = 0
 
-    def read(i: int) -> list[pipeline.Example]:
-      return [pipeline.decode_example(dataset.source[i % len(photos)])]
+    def read(i: int) -> list[transforms.Example]:
+      return [transforms.decode_example(dataset.source[i % len(photos)])]
 
     while True:
       images = []
       for i in range(place, place + _BATCH.value):
-        uniform = rng.random((1, pipeline.NUM_DRAWS))
+        uniform = rng.random((1, transforms.NUM_DRAWS))
         first = read(i)
-        second = read(i + 1) if make.mixes else first
+        second = read(i + 1) if make is whole else first
         images.append(make(first, second, uniform, np.array([i]))['image'])
       place += _BATCH.value
       yield np.concatenate(images)
@@ -195,12 +195,12 @@ def stages(photos: list[bytes]) -> dict[str, float]:
   """
   rng = np.random.default_rng(0)
   policy = randaugment.parse_policy(_POLICY)
-  plain = pipeline.TrainPipeline(_SIZE.value)
+  plain = transforms.train_transform(_SIZE.value)
   times: dict[str, list[float]] = {
     name: [] for name in ('decode', 'crop, resize, flip', 'mix', 'RandAugment')
   }
   for index in range(_REPEATS.value * len(photos)):
-    uniform = rng.random((1, pipeline.NUM_DRAWS))
+    uniform = rng.random((1, transforms.NUM_DRAWS))
     at = [clock()]
     pixels = [
       decode.decode(photos[(index + i) % len(photos)]) for i in range(2)
@@ -210,7 +210,7 @@ def stages(photos: list[bytes]) -> dict[str, float]:
       plain(examples, examples, numbers, np.array([index]))['image']
       for examples, numbers in zip(
         ([{'image': x, 'label': 0}] for x in pixels),
-        (uniform, pipeline.numbers_of_second(uniform)),
+        (uniform, transforms.numbers_of_second(uniform)),
         strict=True,
       )
     )
@@ -244,7 +244,7 @@ def small_images(size: int = 16, count: int = 20_000) -> float:
   batches = loader.train_batches(
     dataset,
     batch_size=batch_size,
-    transform=pipeline.TrainPipeline(
+    transform=transforms.train_transform(
       size, 'pad_2', mixup_alpha=_ALPHA, cutmix=True
     ),
     partners=True,

@@ -21,7 +21,7 @@ from ml_collections import config_dict
 
 from experiments import cifar10_fast
 from experiments.gpu import common, data
-from nfnets_jax.data import datasets, loader
+from nfnets_jax.data import datasets
 from nfnets_jax.training import metrics, train
 from nfnets_jax.training import workdir as workdirs
 
@@ -39,16 +39,7 @@ def measure_loader(config: config_dict.ConfigDict) -> float:
   dataset = datasets.load(
     config.data.name, config.data.train_split, config.data.data_dir
   )
-  pipeline = train.create_pipeline(config)
-  batches = loader.train_batches(
-    datasets.keep_in_memory(dataset),
-    batch_size=config.batch_size,
-    transform=pipeline,
-    partners=pipeline.mixes,
-    seed=0,
-    num_workers=config.data.num_workers,
-    worker_type=config.data.worker_type,
-  )
+  batches = train.train_batches(config, datasets.keep_in_memory(dataset))
   for _ in range(8):
     next(batches)
   count = 4 if common.dry_run() else 60

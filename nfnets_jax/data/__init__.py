@@ -5,9 +5,9 @@
 * `prepare` makes one, by `python -m nfnets_jax.data.prepare NAME`: `imagenet`
   checks archives, `tfrecord` converts and `storage` looks at the disk;
 * `decode` makes uint8 RGB of an image of any type;
-* `transforms` crops and resizes it, `mixing` makes one image of two, and
+* `crops` and `resize` make a square of it, `mixing` one image of two, and
   `randaugment` distorts that by random `operations`;
-* `pipeline` is all of these in order, the images of training;
+* `transforms` does these in order, for training and for evaluation;
 * `loader` shuffles, batches and shares the batches among processes.
 
 What leaves here is uint8; the device only normalises it.

@@ -36,12 +36,10 @@ import grain
 import numpy as np
 from absl import flags, logging
 
-from nfnets_jax.data import datasets, pipeline
+from nfnets_jax.data import datasets, transforms
 
-Batch = dict[str, np.ndarray]
-Examples = Sequence[pipeline.Example]
-# Of n examples, their partners, random numbers and indices in the stream.
-Transform = Callable[[Examples, Examples, np.ndarray, np.ndarray], Batch]
+Batch = transforms.Batch
+Examples = transforms.Examples
 WorkerType = Literal['threads', 'processes']
 
 WORKER_TYPES = ('threads', 'processes')
@@ -132,7 +130,7 @@ def train_batches(
   dataset: datasets.Dataset,
   *,
   batch_size: int,
-  transform: Transform,
+  transform: transforms.TrainTransform,
   seed: int,
   partners: bool = False,
   process_index: int = 0,
@@ -149,10 +147,11 @@ def train_batches(
   Args:
     dataset: the examples.
     batch_size: the size of the global batch, over all processes.
-    transform: maps n decoded examples, their partners, numbers that are uniform
-      in [0, 1), `[n, pipeline.NUM_DRAWS]`, and indices in the stream, `[n]`, to
-      a dict of arrays `[n, ...]`; see `pipeline.TrainPipeline`. Whatever n is,
-      an image must be the same: it is above 1 for data in memory.
+    transform: maps n decoded examples, their partners, `[n,
+      transforms.NUM_DRAWS]` numbers, uniform in [0, 1), and `[n]` indices in
+      the stream to a dict of arrays `[n, ...]`; see
+      `transforms.train_transform`. Whatever n is, an image must be the same: it
+      is above 1 for data in memory.
     seed: determines the order and the transforms, in [0, 2^32).
     partners: whether each example gets another one as its partner; else its
       partner is the example itself.
@@ -183,7 +182,7 @@ def train_batches(
     >>> batches = train_batches(
     ...   datasets.load('fake', split='train[:10]'),
     ...   batch_size=4,
-    ...   transform=pipeline.TrainPipeline(image_size=32),
+    ...   transform=transforms.train_transform(image_size=32),
     ...   seed=0,
     ... )
     >>> batch = next(batches)
@@ -203,9 +202,9 @@ def train_batches(
     if index in kept:
       return kept[index]
     if skip_corrupt:
-      found = _read_next(dataset, index, pipeline.decode_example)
+      found = _read_next(dataset, index, transforms.decode_example)
     else:
-      found = read_example(dataset, index, pipeline.decode_example), 0
+      found = read_example(dataset, index, transforms.decode_example), 0
     if dataset.in_memory:
       kept[index] = found
     return found
@@ -261,9 +260,11 @@ def _uniform(seed: int, indices: range) -> np.ndarray:
   """Numbers in [0, 1) of images that follow one another, `[n, NUM_DRAWS]`."""
   # A counter-based generator: each image has a stretch of one long stream.
   philox = np.random.Philox(
-    key=seed, counter=indices.start * pipeline.NUM_DRAWS // 4
+    key=seed, counter=indices.start * transforms.NUM_DRAWS // 4
   )
-  return np.random.Generator(philox).random((len(indices), pipeline.NUM_DRAWS))
+  return np.random.Generator(philox).random(
+    (len(indices), transforms.NUM_DRAWS)
+  )
 
 
 def eval_batches(
@@ -303,7 +304,6 @@ def eval_batches(
     ValueError: as in `train_batches`.
 
   Example:
-    >>> from nfnets_jax.data import transforms
     >>> batches = eval_batches(
     ...   datasets.load('fake', split='validation[:3]'),
     ...   batch_size=2,

@@ -17,7 +17,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import config_dict
 
 from nfnets_jax import devices, models, paths, weights
-from nfnets_jax.data import datasets, pipeline, prepare, transforms
+from nfnets_jax.data import datasets, prepare, transforms
 from nfnets_jax.data import loader as loaders
 from nfnets_jax.models import variants
 from nfnets_jax.training import (
@@ -99,15 +99,7 @@ def train_and_evaluate(
   if same_run and report is not None:
     progress.say(f'this run is finished after {report["steps"]} steps')
     return report
-  train_pipeline = create_pipeline(config)
-  loader = loaders.train_batches(
-    train_set,
-    batch_size=config.batch_size,
-    transform=train_pipeline,
-    partners=train_pipeline.mixes,
-    seed=config.seed,
-    **loader_options(config),
-  )
+  loader = train_batches(config, train_set)
   test_batches = functools.partial(eval_batches, config, test_set)
 
   # Model and optimiser.
@@ -608,7 +600,7 @@ def check_config(config: config_dict.ConfigDict, devices: int) -> None:
   """
   optimizers.create_optimizer(config.optimizer, lambda step: 0.0)
   data = config.data
-  create_pipeline(config)
+  create_transform(config)
   transforms.eval_transform(data.eval_image_size, data.eval_crop)
   if config.compilation_cache:
     paths.expand_literal(config.compilation_cache, 'config.compilation_cache')
@@ -682,10 +674,12 @@ def _load_split(config: config_dict.ConfigDict, split: str) -> datasets.Dataset:
   return datasets.keep_in_memory(dataset) if config.data.in_memory else dataset
 
 
-def create_pipeline(config: config_dict.ConfigDict) -> pipeline.TrainPipeline:
+def create_transform(
+  config: config_dict.ConfigDict,
+) -> transforms.TrainTransform:
   """Returns what makes the config's training images."""
   data, augment = config.data, config.augment
-  return pipeline.TrainPipeline(
+  return transforms.train_transform(
     data.image_size,
     data.crop,
     data.flip,
@@ -693,6 +687,11 @@ def create_pipeline(config: config_dict.ConfigDict) -> pipeline.TrainPipeline:
     augment.cutmix,
     augment.rand_augment,
   )
+
+
+def mixes(config: config_dict.ConfigDict) -> bool:
+  """Returns whether a training image is made of two photographs."""
+  return config.augment.mixup_alpha is not None or config.augment.cutmix
 
 
 def loader_options(config: config_dict.ConfigDict) -> dict[str, Any]:
@@ -704,6 +703,20 @@ def loader_options(config: config_dict.ConfigDict) -> dict[str, Any]:
     'worker_type': config.data.worker_type,
     'skip_corrupt': config.data.skip_corrupt,
   }
+
+
+def train_batches(
+  config: config_dict.ConfigDict, train_set: datasets.Dataset
+) -> loaders.Batches:
+  """Returns this process's training batches, an endless stream."""
+  return loaders.train_batches(
+    train_set,
+    batch_size=config.batch_size,
+    transform=create_transform(config),
+    partners=mixes(config),
+    seed=config.seed,
+    **loader_options(config),
+  )
 
 
 def eval_batches(

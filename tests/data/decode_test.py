@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageOps
 
-from nfnets_jax.data import decode, pipeline, transforms
+from nfnets_jax.data import decode, transforms
 
 
 def encode(image, image_format='PNG', **options):
@@ -149,7 +149,7 @@ def test_decode_jpeg_with_bytes_after_its_end():
 def check_damage_is_an_error(encoded):
   example = {'image': encoded, 'label': 0}
   with pytest.raises(ValueError, match='cannot decode an image of'):
-    pipeline.decode_example(example)
+    transforms.decode_example(example)
   with pytest.raises(ValueError, match='cannot decode an image of'):
     transforms.eval_transform(8)(example)
 

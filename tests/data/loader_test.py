@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 import pytest
 
-from nfnets_jax.data import datasets, decode, loader, pipeline, transforms
+from nfnets_jax.data import datasets, decode, loader, transforms
 
 
 class Indices:
@@ -101,7 +101,7 @@ def test_every_epoch_has_each_example_once_as_a_partner():
 
 def test_random_numbers_are_uniform_and_each_images_own():
   uniform = loader._uniform(3, range(1000, 1400))
-  assert uniform.shape == (400, pipeline.NUM_DRAWS)
+  assert uniform.shape == (400, transforms.NUM_DRAWS)
   counts, _ = np.histogram(uniform, 100, (0, 1))
   expected = uniform.size / 100
   # Chi-square with 99 degrees of freedom: above 161 once in 10,000 times.
@@ -127,7 +127,7 @@ MIXED = {'mixup_alpha': 0.2, 'cutmix': True, 'rand_augment': '2x5'}
 @pytest.mark.parametrize('process_count', [1, 2])
 def test_data_in_memory_give_the_same_images(num_workers, process_count):
   """One by one and in whole chunks, in any share."""
-  transform = pipeline.TrainPipeline(4, 'pad_1', **MIXED)
+  transform = transforms.train_transform(4, 'pad_1', **MIXED)
   kwargs = {'transform': transform, 'partners': True}
   dataset = indices(50)
   one_by_one = take(train(dataset, 24, num_workers=0, **kwargs), 5)
@@ -300,7 +300,7 @@ def test_batches_of_a_real_data_set(digits_dir):
   batches = loader.train_batches(
     datasets.load('digits', 'train', digits_dir),
     batch_size=16,
-    transform=pipeline.TrainPipeline(12, 'pad_1'),
+    transform=transforms.train_transform(12, 'pad_1'),
     seed=0,
     process_index=1,
     process_count=2,
@@ -333,7 +333,7 @@ def test_unreadable_example_is_named(worker_type):
     r'cannot read example 17 of indices split train \(17.jpg\): '
     'cannot decode an image'
   )
-  transform = pipeline.TrainPipeline(4)
+  transform = transforms.train_transform(4)
   with pytest.raises(ValueError, match=message):
     take(train(dataset, 5, transform=transform, **kwargs), 4)
   with pytest.raises(ValueError, match=message):
@@ -349,7 +349,7 @@ def test_unreadable_example_is_named(worker_type):
 
 def test_damaged_examples_are_left_out_when_told_to(caplog):
   dataset = indices(20, broken=[16, 17])
-  transform = pipeline.TrainPipeline(4, 'none')
+  transform = transforms.train_transform(4, 'none')
   epochs = take(train(dataset, 5, transform=transform, skip_corrupt=True), 8)
   for epoch in (epochs[:4], epochs[4:]):
     labels = np.concatenate([batch['label'] for batch in epoch])
@@ -372,7 +372,7 @@ def test_damaged_partners_are_replaced_too(in_memory):
   dataset = indices(20, broken=[16, 17])
   if in_memory:
     dataset = datasets.keep_in_memory(dataset)
-  transform = pipeline.TrainPipeline(4, 'none', cutmix=True)
+  transform = transforms.train_transform(4, 'none', cutmix=True)
   batches = take(
     train(dataset, 5, transform=transform, partners=True, skip_corrupt=True), 8
   )
@@ -388,7 +388,7 @@ def test_processes_without_shared_memory(monkeypatch, caplog):
   monkeypatch.setattr(
     loader.shutil, 'disk_usage', lambda path: Usage(1 << 10, 0, 1 << 10)
   )
-  transform = pipeline.TrainPipeline(32, 'none')
+  transform = transforms.train_transform(32, 'none')
   kwargs = {'transform': transform, 'num_workers': 8}
   with pytest.raises(ValueError, match=r'/dev/shm has 0 MiB; .*--shm-size'):
     take(train(indices(20), 8, worker_type='processes', **kwargs), 1)
@@ -421,7 +421,7 @@ def test_evaluation_masks_damaged_examples():
 
 
 def test_ten_damaged_examples_in_a_row_are_too_many():
-  transform = pipeline.TrainPipeline(4)
+  transform = transforms.train_transform(4)
   for size, broken, count in [(50, range(3, 50), 10), (4, range(4), 4)]:
     dataset = indices(size, broken=broken)
     batches = train(dataset, 4, transform=transform, skip_corrupt=True)
@@ -434,12 +434,12 @@ def test_ten_damaged_examples_in_a_row_are_too_many():
 # A program whose loader works in processes, and that is killed.
 _KILLED = """
 import os, signal, psutil
-from nfnets_jax.data import datasets, loader, pipeline
+from nfnets_jax.data import datasets, loader, transforms
 
 if __name__ == '__main__':
   batches = loader.train_batches(
     datasets.load('fake', 'train[:100]'), batch_size=4, seed=0,
-    transform=pipeline.TrainPipeline(8), num_workers=2,
+    transform=transforms.train_transform(8), num_workers=2,
     worker_type='processes',
   )
   next(batches)
@@ -538,7 +538,7 @@ def test_labels_that_are_none_of_the_classes_are_refused(bad, skip_corrupt):
   )
   message = r'animals split test\[:5\]: example 4 has the label .* 0 to 2'
   kwargs = {'batch_size': 5, 'skip_corrupt': skip_corrupt, 'num_workers': 0}
-  transform = pipeline.TrainPipeline(4, 'none')
+  transform = transforms.train_transform(4, 'none')
   with pytest.raises(datasets.LabelError, match=message):
     take(
       loader.train_batches(dataset, transform=transform, seed=0, **kwargs), 1
@@ -558,13 +558,13 @@ def test_label_errors_come_out_of_workers(worker_type):
 
 # A script without flags, whose loader works in processes.
 _SCRIPT = """
-from nfnets_jax.data import datasets, loader, pipeline, transforms
+from nfnets_jax.data import datasets, loader, transforms
 
 if __name__ == '__main__':
   options = dict(num_workers=2, worker_type='processes', batch_size=4)
   data = datasets.load('fake', 'train[:8]')
   batches = loader.train_batches(
-    data, transform=pipeline.TrainPipeline(8), seed=0, **options)
+    data, transform=transforms.train_transform(8), seed=0, **options)
   print(next(batches)['image'].shape)
   batches.close()
   print(len(list(loader.eval_batches(

@@ -19,7 +19,7 @@ import pytest
 import tensorflow_datasets as tfds
 from array_record.python import array_record_data_source
 
-from nfnets_jax.data import datasets, loader, pipeline
+from nfnets_jax.data import datasets, loader, transforms
 
 ROOT = pathlib.Path(__file__).parents[2]
 PYTHON = os.environ.get('NFNETS_TENSORFLOW_PYTHON') or sys.executable
@@ -195,7 +195,7 @@ def test_prepared_sample_makes_batches(built):
   batches = loader.train_batches(
     datasets.load('imagenet2012', 'train[56:]', folder),
     batch_size=200,
-    transform=pipeline.TrainPipeline(image_size=32),
+    transform=transforms.train_transform(image_size=32),
     seed=0,
   )
   batch = next(batches)
