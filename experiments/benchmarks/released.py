@@ -27,6 +27,7 @@ def formulation() -> Iterator[None]:
   with (
     mock.patch.object(convolution, 'conv2d', conv2d),
     mock.patch.object(convolution, 'add_bias', add_bias),
+    mock.patch.object(convolution, 'pointwise_with_mean', pointwise_with_mean),
     mock.patch.object(layers, 'avg_pool', avg_pool),
     mock.patch.object(layers, 'standardize_weight', standardize_weight),
     mock.patch.dict(activations._TABLE, gelu),
@@ -57,6 +58,14 @@ def conv2d(
 def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
   """Adds, as `convolution.add_bias` does."""
   return x + bias.astype(x.dtype).reshape(1, 1, 1, -1)
+
+
+def pointwise_with_mean(
+  x: jax.Array, w: jax.Array, bias: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Convolves, as `convolution.pointwise_with_mean` does."""
+  y = add_bias(conv2d(x, w), bias)
+  return y, jnp.mean(y, axis=(1, 2))
 
 
 def avg_pool(x: jax.Array, size: int) -> jax.Array:

@@ -325,7 +325,10 @@ class NormAct:
 
 
 def gated(
-  x: jax.Array, squeeze_excite: layers.SqueezeExcite, scale: float = 2.0
+  x: jax.Array,
+  squeeze_excite: layers.SqueezeExcite,
+  scale: float = 2.0,
+  mean: jax.Array | None = None,
 ) -> jax.Array:
   """Multiplies by the gate and by two: it is one half on average at first.
 
@@ -333,11 +336,14 @@ def gated(
     x: `[B, H, W, C]`.
     squeeze_excite: the gate.
     scale: factor of the gate.
+    mean: of `x` over the pixels, `[B, C]`; taken here if None.
 
   Returns:
     An array like `x`.
   """
-  gate = layers.widen(scale * squeeze_excite(x))
+  if mean is None:
+    mean = jnp.mean(x, axis=(1, 2))
+  gate = layers.widen(scale * squeeze_excite(mean))
   return (layers.widen(x) * gate).astype(x.dtype)
 
 

@@ -80,41 +80,43 @@ def conv2d(
 
 
 def per_platform(
-  *, cpu: Callable[..., jax.Array], default: Callable[..., jax.Array]
-) -> Callable[..., jax.Array]:
+  *, default: Callable[..., Any], **others: Callable[..., Any]
+) -> Callable[..., Any]:
   """Chooses a form by the platform that a program is compiled for.
 
   Not by the machine that compiles: a program for a TPU may be compiled without
   one, and a program for several platforms holds all forms.
 
   Args:
-    cpu: maps arrays to an array, on CPU.
-    default: the same function but for rounding, elsewhere.
+    default: maps arrays to an array or a tuple of them.
+    **others: the same function but for rounding, on the platforms of these
+      names, such as `cpu` and `tpu`.
 
   Returns:
     That function. The forward pass keeps its arguments alone for the backward
     pass, which is the chosen form's. It has no forward-mode derivative.
 
   Example:
-    >>> twice = per_platform(cpu=lambda x: x + x, default=lambda x: 2 * x)
+    >>> twice = per_platform(default=lambda x: 2 * x, cpu=lambda x: x + x)
     >>> float(jax.grad(twice)(3.0))
     2.0
   """
 
   @jax.custom_vjp
-  def call(*args: jax.Array) -> jax.Array:
-    return lax.platform_dependent(*args, cpu=cpu, default=default)
+  def call(*args: jax.Array) -> Any:
+    return lax.platform_dependent(*args, default=default, **others)
 
-  def forward(*args: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+  def forward(*args: jax.Array) -> tuple[Any, tuple[jax.Array, ...]]:
     return call(*args), args
 
   # Differentiated as a whole, it would keep what any of the forms needs.
   def pull_back(function: Callable[..., jax.Array]) -> Callable[..., Any]:
     return lambda args, dy: jax.vjp(function, *args)[1](dy)
 
-  def backward(args: tuple[jax.Array, ...], dy: jax.Array) -> Any:
+  def backward(args: tuple[jax.Array, ...], dy: Any) -> Any:
+    pulled = {name: pull_back(function) for name, function in others.items()}
     return lax.platform_dependent(
-      args, dy, cpu=pull_back(cpu), default=pull_back(default)
+      args, dy, default=pull_back(default), **pulled
     )
 
   call.defvjp(forward, backward)
@@ -156,6 +158,48 @@ def _add_bias_backward(
 
 
 add_bias.defvjp(_add_bias_forward, _add_bias_backward)
+
+
+@jax.jit
+def pointwise_with_mean(
+  x: jax.Array, w: jax.Array, bias: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Convolves by 1×1 pixels, adds a bias, and returns the mean as well.
+
+  The mean over the pixels of what is linear in them is that of their mean. On a
+  TPU it is taken so, before the convolution, which then fuses with what
+  multiplies it by a gate that depends on the mean.
+
+  Args:
+    x: inputs `[B, H, W, I]`.
+    w: weights `[1, 1, I, O]`, of the dtype of `x`.
+    bias: `[O]`.
+
+  Returns:
+    Outputs `[B, H, W, O]`, and their mean over the pixels, `[B, O]`.
+
+  Example:
+    >>> x, w = jnp.ones((2, 8, 8, 4)), jnp.ones((1, 1, 4, 6))
+    >>> y, mean = pointwise_with_mean(x, w, jnp.ones(6))
+    >>> y.shape, mean.shape, float(mean[0, 0])
+    ((2, 8, 8, 6), (2, 6), 5.0)
+  """
+  return per_platform(default=_mean_after, tpu=_mean_before)(x, w, bias)
+
+
+def _mean_after(
+  x: jax.Array, w: jax.Array, bias: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  y = add_bias(conv2d(x, w), bias)
+  return y, jnp.mean(y, axis=(1, 2))
+
+
+def _mean_before(
+  x: jax.Array, w: jax.Array, bias: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  mean = jnp.mean(x, axis=(1, 2), keepdims=True)
+  mean = add_bias(conv2d(mean, w), bias)
+  return add_bias(conv2d(x, w), bias), mean[:, 0, 0]
 
 
 def _around(w: jax.Array, stride: int, padding: str) -> str | Padding:

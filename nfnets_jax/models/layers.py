@@ -211,6 +211,31 @@ class WSConv2D(hk.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Convolves `x` `[B, H, W, I]`; returns `[B, H', W', O]` of its dtype."""
+    w, bias = self._weights(x)
+    out = convolution.conv2d(x, w, self.stride, self.groups, self.padding)
+    return convolution.add_bias(out, bias)
+
+  def with_mean(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Convolves by 1×1 pixels; see `convolution.pointwise_with_mean`.
+
+    Args:
+      x: inputs `[B, H, W, I]`.
+
+    Returns:
+      `[B, H, W, O]`, and its mean over the pixels, `[B, O]`.
+
+    Raises:
+      ValueError: if the convolution has a larger kernel, a stride or groups.
+    """
+    if (self.kernel_size, self.stride, self.groups) != (1, 1, 1):
+      raise ValueError(
+        f'with_mean is for 1×1 convolutions, not for kernel_size '
+        f'{self.kernel_size}, stride {self.stride} and groups {self.groups}'
+      )
+    return convolution.pointwise_with_mean(x, *self._weights(x))
+
+  def _weights(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The weight, in the dtype of `x`, and the bias."""
     _check_input_groups(x.shape[3], self.groups)
     k, channels = self.kernel_size, self.output_channels
     w = _parameter(
@@ -222,10 +247,7 @@ class WSConv2D(hk.Module):
       gain = _parameter('gain', (channels,), hk.initializers.Constant(1.0))
       w = standardize_weight(w, gain)
     bias = _parameter('bias', (channels,), hk.initializers.Constant(0.0))
-    out = convolution.conv2d(
-      x, w.astype(x.dtype), self.stride, self.groups, self.padding
-    )
-    return convolution.add_bias(out, bias)
+    return w.astype(x.dtype), bias
 
 
 class Conv2D(hk.Module):
@@ -392,8 +414,8 @@ def widen(x: jax.Array) -> jax.Array:
 class SqueezeExcite(hk.Module):
   """Squeeze-and-excitation gate: sigmoid(W₂·act(W₁·mean(h))).
 
-  Returns the gate alone, in (0, 1); the caller multiplies, with the factor of 2
-  that keeps the variance in the normaliser-free nets.
+  Takes the mean and returns the gate alone, in (0, 1); the caller multiplies,
+  with the factor of 2 that keeps the variance in the normaliser-free nets.
 
   Differences:
     The paper's formula has the scaled GELU between the two layers; the released
@@ -427,10 +449,9 @@ class SqueezeExcite(hk.Module):
     self.reduce = Linear(hidden_channels, w_init=w_init, name='linear')
     self.expand = Linear(channels, w_init=w_init, name='linear_1')
 
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps `[B, H, W, C]` to the gate `[B, 1, 1, C]`."""
-    pooled = jnp.mean(x, axis=(1, 2))
-    gate = jax.nn.sigmoid(self.expand(self.act(self.reduce(pooled))))
+  def __call__(self, mean: jax.Array) -> jax.Array:
+    """Maps the mean over the pixels `[B, C]` to the gate `[B, 1, 1, C]`."""
+    gate = jax.nn.sigmoid(self.expand(self.act(self.reduce(mean))))
     return gate[:, None, None, :]
 
 

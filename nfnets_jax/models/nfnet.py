@@ -146,9 +146,12 @@ class NFBlock(hk.Module):
     out = self.conv1(self.act1(out, is_training))
     if self.act1b is not None and self.conv1b is not None:
       out = self.conv1b(self.act1b(out, is_training))
-    branch = self.conv2(self.act2(out, is_training))
-    scale = 2.0 if self.norm is None else 1.0
-    branch = blocks.gated(branch, self.squeeze_excite, scale)
+    out = self.act2(out, is_training)
+    if self.norm is None:
+      branch, mean = self.conv2.with_mean(out)
+      branch = blocks.gated(branch, self.squeeze_excite, mean=mean)
+    else:
+      branch = blocks.gated(self.conv2(out), self.squeeze_excite, scale=1.0)
     out = layers.stochastic_depth(branch, self.stochdepth_rate, is_training)
     if self.norm is not None:
       return out + shortcut, branch

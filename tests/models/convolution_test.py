@@ -123,3 +123,23 @@ def test_many_groups_in_loops_maps_and_float64(groups, channels):
     for a, b in zip(wide, expected, strict=True):
       assert a.dtype == jnp.float64
       np.testing.assert_allclose(a, b[0], atol=2e-4)
+
+
+def test_mean_before_a_pointwise_convolution_is_the_mean_after():
+  x, w, bias = (
+    _normal(i, shape)
+    for i, shape in enumerate([(2, 5, 4, 16), (1, 1, 16, 8), (8,)])
+  )
+  cotangents = _normal(3, (2, 5, 4, 8)), _normal(4, (2, 8))
+
+  def with_gradients(function):
+    out, vjp = jax.vjp(function, x, w, bias)
+    return *out, *vjp(cotangents)
+
+  after = with_gradients(convolution._mean_after)
+  y = np.asarray(_plain_conv(x, w, 1, 1)) + np.asarray(bias)
+  np.testing.assert_allclose(after[0], y, atol=1e-5)
+  np.testing.assert_allclose(after[1], y.mean((1, 2)), atol=1e-5)
+  for function in (convolution._mean_before, convolution.pointwise_with_mean):
+    for got, want in zip(with_gradients(function), after, strict=True):
+      np.testing.assert_allclose(got, want, atol=2e-5)

@@ -92,18 +92,27 @@ def test_linear_equals_haiku():
 
 def test_squeeze_excite_gate():
   net = hk.transform(lambda x: layers.SqueezeExcite(6, 3)(x))
-  x = _normal(0, (2, 4, 4, 6))
-  params = net.init(jax.random.key(0), x)
+  pooled = _normal(0, (2, 6))
+  params = net.init(jax.random.key(0), pooled)
   first, second = (
     params[f'squeeze_excite/~/{name}'] for name in ('linear', 'linear_1')
   )
-  pooled = np.asarray(x, np.float64).mean((1, 2))
-  first, second = jax.tree.map(np.asarray, (first, second))
+  first, second, pooled = jax.tree.map(np.asarray, (first, second, pooled))
   hidden = np.maximum(pooled @ first['w'] + first['b'], 0)
   expected = 1 / (1 + np.exp(-(hidden @ second['w'] + second['b'])))
-  gate = net.apply(params, None, x)
+  gate = net.apply(params, None, pooled)
   assert gate.shape == (2, 1, 1, 6)
   np.testing.assert_allclose(gate[:, 0, 0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  'options', [{'kernel_size': 3}, {'stride': 2}, {'groups': 2}]
+)
+def test_the_mean_is_of_1x1_convolutions_alone(options):
+  options = {'kernel_size': 1} | options
+  net = hk.transform(lambda x: layers.WSConv2D(4, **options).with_mean(x))
+  with pytest.raises(ValueError, match='is for 1×1 convolutions, not for'):
+    net.init(jax.random.key(0), jnp.ones((1, 4, 4, 2)))
 
 
 @pytest.mark.parametrize('drop', [layers.dropout, layers.stochastic_depth])
