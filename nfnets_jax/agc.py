@@ -504,25 +504,9 @@ def _clip(
   axis_name: Any,
 ) -> _Clipped:
   g, w = _wide(grad), _wide(param)
-  g_sum = _sum_of_squares(g, axes, axis_name)
-  w_sum = _sum_of_squares(w, axes, axis_name)
-
-  def plain() -> tuple[jax.Array, ...]:
-    # A 1 of the kind that the others are: `shard_map` tells them apart.
-    one = jnp.where(jnp.isnan(g_sum), 1.0, 1.0).astype(g.dtype)
-    return one, _sqrt(g_sum), _sqrt(w_sum)
-
-  def scaled() -> tuple[jax.Array, ...]:
-    g_scale, g_norm = _scaled_norm(g, g_sum, axes, axis_name)
-    w_scale, w_norm = _scaled_norm(w, w_sum, axes, axis_name)
-    return g_scale, g_norm, w_norm / w_scale
-
-  # Squares overflow above 1e19 in float32: rare enough for a second pass.
-  overflow = jnp.any(jnp.isinf(g_sum)) | jnp.any(jnp.isinf(w_sum))
-  if axis_name is None:
-    scale, g_norm, w_norm = jax.lax.cond(overflow, scaled, plain)
-  else:
-    scale, g_norm, w_norm = scaled()
+  scale, g_norm = _scaled_norm(g, axes, axis_name)
+  w_scale, w_norm = _scaled_norm(w, axes, axis_name)
+  w_norm = w_norm / w_scale
   max_norm = clipping * jnp.maximum(w_norm, eps)
   limit = max_norm * scale
   factor = max_norm / jnp.maximum(g_norm, _DIV_EPS * scale)
@@ -545,13 +529,17 @@ def _clip(
 
 
 def _scaled_norm(
-  x: jax.Array, total: jax.Array, axes: tuple[int, ...], axis_name: Any
+  x: jax.Array, axes: tuple[int, ...], axis_name: Any
 ) -> tuple[jax.Array, jax.Array]:
-  """For each unit a power of two s, 1 unless `total` is infinite, and ‖s·x‖."""
-  # So scaled, the squares of such a unit neither overflow nor vanish.
+  """For each unit a power of two s, 1 unless squares overflow, and ‖s·x‖."""
+  # Squares overflow above 1e19 in float32. So scaled, those of such a unit
+  # neither overflow nor vanish. Both sums are taken in one pass.
   small = np.asarray(2.0 ** (-5 * jnp.finfo(x.dtype).maxexp // 8), x.dtype)
-  scale = jnp.where(jnp.isinf(total), small, small.dtype.type(1))
-  return scale, _sqrt(_sum_of_squares(x * scale, axes, axis_name))
+  total = _sum_of_squares(x, axes, axis_name)
+  scaled = _sum_of_squares(x * small, axes, axis_name)
+  overflows = jnp.isinf(total)
+  scale = jnp.where(overflows, small, small.dtype.type(1))
+  return scale, _sqrt(jnp.where(overflows, scaled, total))
 
 
 def _sum_of_squares(

@@ -78,7 +78,7 @@ def test_layouts_by_the_number_of_axes():
 
 
 @pytest.mark.thorough
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
   seed=st.integers(0, 2**31),
   units=st.sampled_from(['HWIO', 'OIHW', 'IO', 'OI', 'WIO', 'SIO', 'IOO']),

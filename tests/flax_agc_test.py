@@ -118,6 +118,7 @@ def test_the_node_of_a_parameter_is_no_part_of_its_path(key):
   whole.update(params, whole.init(params), params)
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 def test_clipping_bears_a_rate_that_diverges_without():
   plain, accuracy = flax_agc.train(0.128, None, seed=0, steps=60)

@@ -379,6 +379,7 @@ def test_signal_to_one_process_stops_all_of_them(folders, tmp_path):
   assert stopped[0] < stopped[1]
 
 
+@pytest.mark.thorough
 def test_flags_that_are_not_all_there(tmp_path):
   (arguments,) = main((tmp_path, None), tmp_path / 'run', 1)
   with started([[*arguments, '--num_processes=2']], 1) as processes:
@@ -403,6 +404,7 @@ def test_different_configs_are_refused(folders, tmp_path):
     assert 'the config is not the same in all processes: [1]' in text
 
 
+@pytest.mark.thorough
 def test_others_that_never_come(tmp_path):
   flags = cluster(2)[1]
   arguments = [

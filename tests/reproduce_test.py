@@ -52,6 +52,7 @@ def test_the_papers_nets_are_ours(name):
   assert variants.get(name)
 
 
+@pytest.mark.thorough
 def test_macs_are_those_of_the_training_size():
   # Counted from the released code's formulas, at 192 and 224 px.
   for name, expected in [('F0', 6.98), ('F1', 17.44)]:

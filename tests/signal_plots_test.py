@@ -38,6 +38,7 @@ def _plain(**overrides):
   return signal_plots.Net('', 'resnet50', signal_plots.predict_plain, overrides)
 
 
+@pytest.mark.thorough
 def test_normaliser_free_net_grows_as_predicted(noise):
   net = signal_plots.Net(
     '', 'nf_resnet50', signal_plots.predict_normaliser_free, _STAGE
@@ -78,6 +79,7 @@ def test_pooled_shortcut_quarters_noise_but_not_pixels_that_agree(noise):
   assert 0.5 < kept[1] < 1.1
 
 
+@pytest.mark.thorough
 def test_second_moment_doubles_without_normalisation(noise):
   measured, predicted = _signals(_plain(), noise)
   moment = measured.sq_mean + measured.variance
@@ -90,6 +92,7 @@ def test_second_moment_doubles_without_normalisation(noise):
   assert (np.diff(measured.sq_mean / moment) > 0).all()
 
 
+@pytest.mark.thorough
 def test_first_relu_after_max_pooling_cuts_little_off(noise):
   measured, predicted = _signals(_plain(stem_pool=True), noise)
   moment = measured.sq_mean + measured.variance

@@ -43,6 +43,7 @@ def asked(tiny, monkeypatch):
   return calls
 
 
+@pytest.mark.thorough
 def test_counts_of_f0_are_the_released(golden):
   families = json.loads((golden / 'families.json').read_text())
   released = families['NFNet/F0']
@@ -64,6 +65,7 @@ def test_config_is_that_of_the_paper():
       assert value == paper[field]
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 def test_memory_is_what_the_compiler_says():
   """Of the step of a run."""

@@ -91,6 +91,7 @@ def test_metrics_are_there_when_asked_for(name):
   }
 
 
+@pytest.mark.thorough
 def test_metrics_change_nothing():
   net = _net('nf_resnet50')
   params, state = _filled(net)
@@ -176,6 +177,7 @@ def test_what_is_computed_again_is_the_same(remat):
     np.testing.assert_allclose(x, y, rtol=2e-4, atol=2e-5, err_msg=where)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('name', SMALL)
 def test_bfloat16_computes_with_float32_parameters_and_state(name):
   net, images = _net(name), IMAGES

@@ -43,6 +43,7 @@ def _transform(is_training=False, return_metrics=False, **overrides):
   return hk.TransformedWithState(jax.jit(net.init), jax.jit(net.apply))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
   'name',
   [

@@ -230,6 +230,7 @@ def _two_convolutions():
   return net, params, x
 
 
+@pytest.mark.thorough
 def test_folded_weights_compute_the_same():
   net, params, x = _two_convolutions()
   folded = layers.fold(params)

@@ -128,6 +128,7 @@ def test_b0_logits(golden):
   assert reference.relative_error(outputs['logits'], expected) <= 2e-5
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('beta', [1.0, 1.3])
 def test_branch_has_unit_variance_for_the_variance_that_beta_predicts(beta):
   def forward(x):

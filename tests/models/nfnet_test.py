@@ -140,6 +140,7 @@ def _white_noise_block(beta, **kwargs):
   return net, params, x
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('beta', [1.0, 1.3])
 def test_branch_has_unit_variance_for_the_variance_that_beta_predicts(beta):
   net, params, x = _white_noise_block(beta)

@@ -80,6 +80,7 @@ def test_resnet50_shapes(golden):
   } == expected
 
 
+@pytest.mark.thorough
 def test_resnet50_logits(golden):
   net = hk.transform_with_state(lambda x: models.create('resnet50')(x, False))
   shapes, state = _shapes('resnet50')
@@ -180,6 +181,7 @@ def test_training_updates_the_running_statistics():
   )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize('axis', ['devices', None])
 def test_statistics_are_of_all_devices_or_of_each(axis):
   images = reference.image(16, 16)

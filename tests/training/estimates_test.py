@@ -74,7 +74,7 @@ def test_what_does_not_fit_names_the_fewest_micro_batches(config, local, whole):
 
 def test_nothing_fits(config, local):
   config = config.copy_and_resolve_references()
-  config.batch_size = 16
+  config.batch_size = 8  # one image a device, so one number of micro-batches
   result, _ = estimates.measure(config, local, 2**16, evaluation=False)
   assert (result['fits'], result['remedy']) == (False, None)
   assert 'No number of micro-batches fits' in estimates.table(result)

@@ -42,6 +42,7 @@ def _needs(lower):
   return {count: fit.need(lower(count).compile()).total for count in counts}
 
 
+@pytest.mark.thorough
 def test_fewest_parts_that_fit(lower):
   needs = _needs(lower)
   assert sorted(needs.values(), reverse=True) == list(needs.values())

@@ -113,10 +113,12 @@ def test_state_does_not_depend_on_the_devices(trained, part):
     assert reference.relative_error(x - old, y - old) <= 1e-3, path
 
 
+@pytest.mark.thorough
 def test_replicas_stay_identical(trained):
   assert parallel.replica_spread(trained['eight']) == 0
 
 
+@pytest.mark.thorough
 def test_state_counts_and_keeps_its_key(trained):
   assert int(trained['eight'].step) == 2
   np.testing.assert_array_equal(trained['eight'].key, trained['start'].key)
@@ -234,6 +236,7 @@ def test_micro_batches_take_less_memory(splits):
   assert parts < whole / 2
 
 
+@pytest.mark.thorough
 def test_share_that_cannot_be_split(make_config):
   net, optimizer = train.create_net(make_config(), 10), optax.sgd(0.1)
   state = train_step.init_state(net, optimizer, 0, image_size=8)

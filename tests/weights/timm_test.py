@@ -55,6 +55,7 @@ def small():
   return params, state
 
 
+@pytest.mark.thorough
 def test_logits_are_those_of_timm(tensors, golden):
   params, state = timm.from_timm(tensors, 'efficientnet_b0')
   net = hk.transform_with_state(
@@ -68,6 +69,7 @@ def test_logits_are_those_of_timm(tensors, golden):
   jax.tree.map(np.testing.assert_array_equal, after, state)
 
 
+@pytest.mark.thorough
 def test_there_and_back(tensors):
   converted = timm.from_timm(tensors, 'efficientnet_b0')
   back = timm.to_timm(*converted, 'efficientnet_b0')
@@ -92,6 +94,7 @@ def test_back_and_there(small):
     assert leaves['counter'].dtype == np.int32
 
 
+@pytest.mark.thorough
 def test_what_does_not_fit_is_listed(tensors, small):
   wrong = dict(tensors)
   del wrong['blocks.1.0.conv_dw.weight']
