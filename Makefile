@@ -110,8 +110,9 @@ pytest = $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=loa
 test: $(STAMP)  ## Run the fast tests and the examples of the docstrings.
 	$(pytest) -m 'not slow and not thorough'
 
-test-thorough: $(STAMP)  ## Run the tests that take several seconds each.
-	$(pytest) -m 'thorough and not slow' tests
+test-thorough: TESTS ?= tests
+test-thorough: $(STAMP)  ## Run the tests that take several seconds each, all or those of TESTS.
+	$(pytest) -m 'thorough and not slow' $(TESTS)
 
 test-slow: $(STAMP) $(TF_STAMP)  ## Run the slow tests.
 	NFNETS_TENSORFLOW_PYTHON=$(abspath $(TF_BIN)/python) $(BIN)/python -m pytest -m slow tests

@@ -604,6 +604,11 @@ def check_config(config: config_dict.ConfigDict, devices: int) -> None:
   transforms.eval_transform(data.eval_image_size, data.eval_crop)
   if config.compilation_cache:
     paths.expand_literal(config.compilation_cache, 'config.compilation_cache')
+  for name in ('compute_dtype', 'eval_dtype'):
+    if config[name] not in steps.DTYPES:
+      raise ValueError(
+        f'{name} is {config[name]!r}; choose one of {", ".join(steps.DTYPES)}'
+      )
   for name in ('batch_size', 'eval_batch_size'):
     if config[name] < 1 or config[name] % devices:
       raise ValueError(

@@ -67,6 +67,10 @@ class TrainState(NamedTuple):
   ema_model_state: hk.MutableState
 
 
+# What a pass can compute in. A loss would have to be scaled for float16.
+DTYPES = ('float32', 'bfloat16')
+
+
 def create_policy(compute_dtype: str) -> jmp.Policy:
   """Returns float32 parameters and outputs with `compute_dtype` in between."""
   return jmp.get_policy(

@@ -560,3 +560,32 @@ def test_evaluation_is_float32_whatever_the_training_computes_in(golden):
   assert len(seen) == 2  # the weights and their average
   for logits in seen:
     assert reference.relative_error(logits, expected) <= 2e-5
+
+
+@pytest.mark.parametrize('dtype', train_step.DTYPES)
+def test_evaluation_computes_in_the_dtype_of_the_config(make_config, dtype):
+  config = make_config(1, {'eval_dtype': dtype, 'compute_dtype': 'bfloat16'})
+  seen = set()
+
+  def forward(images, is_training):
+    del is_training
+    seen.add(images.dtype.name)
+    logits = hk.Linear(10)(hk.Flatten()(images).astype(jnp.float32))
+    return {'logits': logits.astype(images.dtype)}
+
+  net = hk.transform_with_state(forward)
+  state = train_step.init_state(
+    net, optax.sgd(0.1), seed=0, image_size=config.data.eval_image_size
+  )
+  seen.clear()
+  step = train.compile_eval_step(config, net, parallel.replicate(state))
+  assert seen == {dtype}
+  count, size = config.eval_batch_size, config.data.eval_image_size
+  batch = {
+    'image': np.zeros((count, size, size, 3), np.uint8),
+    'label': np.zeros(count, np.int32),
+    'mask': np.ones(count, np.float32),
+  }
+  sums = step(parallel.replicate(state), parallel.shard(batch))
+  assert float(sums['eval']['count']) == count
+  assert sums['eval']['loss'].dtype == jnp.float32
