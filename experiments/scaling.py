@@ -1,6 +1,7 @@
 """Prints what data-parallel training should gain from more devices.
 
     python -m experiments.scaling
+    python -m experiments.scaling --compiled runs/compiled/F1,v3_4x4.json
 
 This is arithmetic, nothing is measured: it follows from the number of
 parameters, the multiply-accumulates, and stated speeds of devices and links.
@@ -13,12 +14,20 @@ pass: 2 forwards, 4 backwards. Its gradient, in float32, is summed in three
 parts: inside each node the devices reduce it so that each holds its share of
 the sum; with its fellows in the other nodes each reduces that share; inside the
 node all shares are gathered. Each part is a ring.
+
+With `--compiled`, the time of the arithmetic and the bytes that are summed are
+the compiler's estimates instead, from the JSON of `nfnets_jax.compile` or the
+cells of `experiments.compiled`, and what the compiled program can do meanwhile
+is told apart from what it cannot.
 """
 
 import argparse
-from typing import NamedTuple
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-from nfnets_jax import summary
+from nfnets_jax import command_line, summary
 from nfnets_jax.devices import start_or_exit
 from nfnets_jax.models import variants
 
@@ -248,6 +257,103 @@ def report(works: list[Work], images: int) -> str:
   return '\n'.join(lines) + '\n'
 
 
+def system_of(topology: str) -> System:
+  """Returns the links of a topology of `nfnets_jax.compile`.
+
+  Args:
+    topology: its name.
+
+  Returns:
+    The first of `SYSTEMS` of such devices.
+
+  Raises:
+    ValueError: if the speed of its links is not among them.
+
+  Example:
+    >>> system_of('v3:4x4').name
+    'TPUv3 cores, torus'
+  """
+  if topology.startswith('h100'):
+    return SYSTEMS[0]
+  if topology.startswith('v3:'):
+    return SYSTEMS[-1]
+  raise ValueError(
+    f'the links of {topology} are not known here; give results for v3 or h100'
+  )
+
+
+def compiled_report(results: Sequence[dict[str, Any]]) -> str:
+  """Returns the table of compiled steps in Markdown.
+
+  Args:
+    results: of `nfnets_jax.compile --json`, of steps that fit.
+
+  Returns:
+    For each, the efficiency on as many devices as in `DEVICES`, with the bytes
+    of collectives that nothing is done during after the arithmetic, and the
+    others beside it.
+
+  Raises:
+    ValueError: if a step does not fit, or its links are not known.
+  """
+  lines = [
+    _row(
+      'step',
+      'images a device',
+      'arithmetic, ms',
+      'collectives, MB (overlapped)',
+      *(f'{n:,} devices' for n in DEVICES),
+    ),
+    _rule(4 + len(DEVICES)),
+  ]
+  for result in results:
+    topology = result['topology']
+    if not result['fits']:
+      raise ValueError(f'{result["model"]} does not fit on {topology}')
+    system, step = system_of(topology), result['training']
+    seconds = step['cycle_seconds'] or step['seconds']
+    total, overlapped = step['collective_bytes'], step['overlapped_bytes']
+    cells = []
+    for devices in DEVICES:
+      beside = reduce_seconds(overlapped, system, devices)
+      after = reduce_seconds(total - overlapped, system, devices)
+      share = seconds / (max(seconds, beside) + after)
+      cells.append(f'{100 * share:.1f} % ({1000 * (beside + after):.1f} ms)')
+    lines.append(
+      _row(
+        f'{_short(result["model"])} on {topology}',
+        str(result['share']),
+        f'{1000 * seconds:,.1f}',
+        f'{total / 1e6:,.1f} ({overlapped / 1e6:,.1f})',
+        *cells,
+      )
+    )
+  return '\n'.join(lines) + '\n'
+
+
+def read_compiled(path: str) -> dict[str, Any]:
+  """Reads a result of `nfnets_jax.compile --json` or `experiments.compiled`.
+
+  Args:
+    path: of the JSON.
+
+  Returns:
+    The result.
+
+  Raises:
+    ValueError: if it is neither.
+  """
+  try:
+    result = json.loads(pathlib.Path(path).read_text())
+    result = result.get('result', result)
+    _ = result['topology'], result['fits']
+  except (json.JSONDecodeError, AttributeError, KeyError) as error:
+    raise ValueError(
+      f'{path} is no result of nfnets_jax.compile --json'
+    ) from error
+  return result
+
+
 def _cells(work: Work, system: System, images: int) -> list[str]:
   cells = []
   for devices in DEVICES:
@@ -270,7 +376,7 @@ def _rule(columns: int) -> str:
   return '|' + columns * '---|'
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
   """Prints the tables."""
   parser = argparse.ArgumentParser(
     prog='python -m experiments.scaling',
@@ -282,7 +388,17 @@ def main() -> None:
     default=32,
     help='on each device in a step (default: 32)',
   )
-  args = parser.parse_args()
+  parser.add_argument(
+    '--compiled',
+    nargs='+',
+    metavar='FILE',
+    help='results of nfnets_jax.compile --json, for their estimates',
+  )
+  args = parser.parse_args(argv)
+  if args.compiled:
+    with command_line.telling():
+      print(compiled_report([read_compiled(x) for x in args.compiled]), end='')
+    return
   start_or_exit()
   if args.images < 1:
     parser.error(f'--images is {args.images}; give 1 or more')

@@ -1,6 +1,7 @@
 """The arithmetic of the scaling sheet."""
 
 import json
+import re
 
 import pytest
 
@@ -87,3 +88,56 @@ def test_report():
   assert len(tables) == 1 + len(scaling.SYSTEMS)
   # 32 TFLOP at 346 TFLOP/s; 14 GB at 450 GB/s.
   assert '| F0 | 74.8 / 100.0 (31.1 ms) |' in tables[1]
+
+
+def _compiled(**changes):
+  step = {
+    'seconds': 0.01,
+    'cycle_seconds': 0.02,
+    'collective_bytes': 280e6,
+    'overlapped_bytes': 0,
+  }
+  return {
+    'model': 'nfnet_f0',
+    'topology': 'v3:4x4',
+    'fits': True,
+    'share': 32,
+    'training': step | changes,
+  }
+
+
+def _shares(result):
+  row = scaling.compiled_report([result]).splitlines()[2]
+  return [float(x) for x in re.findall(r'([0-9.]+) %', row)]
+
+
+def test_compiled_steps_wait_for_what_is_not_overlapped():
+  # 280 MB in a ring of eight: 490 MB at 140 GB/s, 3.5 ms after 20.
+  assert _shares(_compiled())[0] == pytest.approx(100 * 20 / 23.5, abs=0.1)
+  overlapped = _compiled(overlapped_bytes=280e6)
+  assert _shares(overlapped) == [100.0] * len(scaling.DEVICES)
+  # XLA for GPUs counts no cycles.
+  assert _shares(_compiled(cycle_seconds=None))[0] == pytest.approx(
+    100 * 10 / 13.5, abs=0.1
+  )
+
+
+def test_compiled_results_are_read_from_files(tmp_path, capsys):
+  result = _compiled()
+  paths = [tmp_path / 'result.json', tmp_path / 'cell.json']
+  paths[0].write_text(json.dumps(result))
+  paths[1].write_text(json.dumps({'command': [], 'result': result}))
+  scaling.main(['--compiled', *map(str, paths)])
+  expected = scaling.compiled_report([result, result])
+  assert capsys.readouterr().out == expected
+  for text in ('[]', '{}', 'x'):
+    paths[0].write_text(text)
+    with pytest.raises(ValueError, match='is no result of nfnets_jax.compile'):
+      scaling.read_compiled(str(paths[0]))
+
+
+def test_compiled_steps_that_tell_nothing():
+  with pytest.raises(ValueError, match='nfnet_f0 does not fit on v3:4x4'):
+    scaling.compiled_report([_compiled() | {'fits': False}])
+  with pytest.raises(ValueError, match='the links of v5e:8x8 are not known'):
+    scaling.compiled_report([_compiled() | {'topology': 'v5e:8x8'}])

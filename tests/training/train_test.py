@@ -412,6 +412,14 @@ def test_batches_that_cannot_be_split(make_config, changes, message):
     train.check_config(make_config(1, changes), devices=8)
 
 
+@pytest.mark.parametrize('field', ['compute_dtype', 'eval_dtype'])
+def test_unknown_dtypes_are_refused(make_config, field):
+  config = make_config(1, {field: 'float16'})
+  message = f"^{field} is 'float16'; choose one of float32, bfloat16"
+  with pytest.raises(ValueError, match=message):
+    train.check_config(config, devices=8)
+
+
 def test_batches_that_can_be_split(make_config):
   train.check_config(make_config(), devices=8)
   train.check_config(make_config(1, {'batch_size': 36}), devices=2)
