@@ -23,11 +23,10 @@ is told apart from what it cannot.
 
 import argparse
 import json
-import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from nfnets_jax import command_line, summary
+from nfnets_jax import command_line, paths, summary
 from nfnets_jax.devices import start_or_exit
 from nfnets_jax.models import variants
 
@@ -343,8 +342,9 @@ def read_compiled(path: str) -> dict[str, Any]:
   Raises:
     ValueError: if it is neither.
   """
+  file = paths.existing(path, '--compiled')
   try:
-    result = json.loads(pathlib.Path(path).read_text())
+    result = json.loads(file.read_text())
     result = result.get('result', result)
     _ = result['topology'], result['fits']
   except (json.JSONDecodeError, AttributeError, KeyError) as error:
