@@ -24,6 +24,16 @@ USABLE = 0.9
 # starts up to two steps before it waits for the first (`metrics.Window`).
 _WAITING_BATCHES = 2
 
+# What helps where nothing fits.
+TRAINING_REMEDY = (
+  "Set remat to 'block', make data.image_size or batch_size smaller, take more "
+  'devices or another model'
+)
+EVALUATION_REMEDY = (
+  'Make eval_batch_size or data.eval_image_size smaller, set eval_dtype to '
+  "'bfloat16', take more devices or another model"
+)
+
 # A program is not compiled if the one before leaves no doubt that it is too
 # large, with this much to spare.
 _DOUBT = 1.1
@@ -123,6 +133,7 @@ def compile_fewest(
   beside: int = 0,
   agree: Callable[[bool], bool] = bool,
   options: Mapping[str, bool] | None = None,
+  remedy: str = TRAINING_REMEDY,
 ) -> Fitting:
   """Compiles a step in ever more parts until it fits.
 
@@ -134,6 +145,7 @@ def compile_fewest(
     beside: bytes that lie on the device beside the program.
     agree: whether all processes say yes, so that they choose alike.
     options: of the compiler.
+    remedy: what the error advises.
 
   Returns:
     The first program that fits, in all processes.
@@ -176,14 +188,11 @@ def compile_fewest(
       text = (
         f'a step in {count} part(s) needs {total / GIB:.3f} GiB of each '
         f'device: {found.arguments / GIB:.3f} for parameters, averages and '
-        f'images, {found.temporaries / GIB:.3f} for activations and gradients; '
+        f'images, {found.temporaries / GIB:.3f} for activations and the like; '
         f'it has {usable / GIB:.3f}, {USABLE:.0%} of its memory'
       )
     refused[count] = total
-  raise TooLargeError(
-    f"{text}. Set remat to 'block', make data.image_size or batch_size "
-    'smaller, take more devices or another model'
-  )
+  raise TooLargeError(f'{text}. {remedy}')
 
 
 def _compile(
