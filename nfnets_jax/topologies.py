@@ -170,8 +170,9 @@ def get(name: str) -> Topology:
   # This process computes nothing, and a host without a TPU need not look for
   # one.
   os.environ['TPU_SKIP_MDS_QUERY'] = '1'
-  for variable in ('TPU_ACCELERATOR_TYPE', 'TPU_WORKER_HOSTNAMES'):
-    os.environ.setdefault(variable, 'none')  # else libtpu warns
+  # Any type that there is, or libtpu warns; the slice is that of the name.
+  os.environ.setdefault('TPU_ACCELERATOR_TYPE', 'v3-8')
+  os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'none')
   # Else one process at a time.
   os.environ['ALLOW_MULTIPLE_LIBTPU_LOAD'] = '1'
   jax.config.update('jax_platforms', 'cpu')

@@ -78,10 +78,10 @@ def measure(
   try:
     found = fit_training(config, topology, memory, num_classes, epoch_steps)
   except fit.TooLargeError as error:
-    remedy = _remedy(config, topology, memory, num_classes, epoch_steps)
+    remedy = _remedy(config, topology, memory, num_classes, epoch_steps, error)
     return result | {
       'fits': False,
-      'reason': str(error),
+      'reason': str(error).partition('. Set ')[0],
       'remedy': remedy,
       'micro_batches': config.micro_batches,
     }, None
@@ -142,6 +142,7 @@ def fit_training(
   num_classes: int,
   epoch_steps: float,
   counts: list[int] | None = None,
+  before: fit.TooLargeError | None = None,
 ) -> fit.Fitting:
   """Compiles the training step with the fewest micro-batches that fit.
 
@@ -152,6 +153,7 @@ def fit_training(
     num_classes: K.
     epoch_steps: steps of an epoch, not necessarily whole.
     counts: numbers of micro-batches to try; by default the config's, or all.
+    before: of the same step in fewer micro-batches.
 
   Returns:
     The first that fits.
@@ -188,6 +190,7 @@ def fit_training(
     memory,
     beside=fit.bytes_beside(batch),
     options=topology.options,
+    before=before,
   )
 
 
@@ -242,6 +245,7 @@ def _remedy(
   memory: int,
   num_classes: int,
   epoch_steps: float,
+  before: fit.TooLargeError,
 ) -> dict[str, Any] | None:
   """The fewest micro-batches that fit, first with the config's `remat`."""
   share = config.batch_size // len(topology.devices)
@@ -255,7 +259,13 @@ def _remedy(
       continue
     try:
       found = fit_training(
-        planned, topology, memory, num_classes, epoch_steps, counts
+        planned,
+        topology,
+        memory,
+        num_classes,
+        epoch_steps,
+        counts,
+        before if remat == config.remat else None,
       )
     except fit.TooLargeError:
       continue
@@ -393,7 +403,10 @@ def table(result: dict[str, Any]) -> str:
         f'{remedy["bytes"] / gib:.2f} GiB'
       )
     else:
-      lines.append('No number of micro-batches fits, with remat or without.')
+      lines.append(
+        'No number of micro-batches fits, with remat or without. Make '
+        'data.image_size or batch_size smaller, or take more devices'
+      )
     return '\n'.join(lines)
   again = f', remat {x["remat"]}' if x['remat'] else ''
   lines += [

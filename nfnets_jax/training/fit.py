@@ -40,7 +40,23 @@ _DOUBT = 1.1
 
 
 class TooLargeError(ValueError):
-  """A step does not fit into a device."""
+  """A step does not fit into a device.
+
+  Attributes:
+    fixed: bytes that stay however many parts there are, as far as is known.
+    divided: those that n parts divide by n at best.
+  """
+
+  def __init__(self, message: str, fixed: int = 0, divided: int = 0):
+    """Keeps what the attempts told.
+
+    Args:
+      message: with the figures and the remedy.
+      fixed: as in the attribute.
+      divided: as in the attribute.
+    """
+    super().__init__(message)
+    self.fixed, self.divided = fixed, divided
 
 
 class Need(NamedTuple):
@@ -134,6 +150,7 @@ def compile_fewest(
   agree: Callable[[bool], bool] = bool,
   options: Mapping[str, bool] | None = None,
   remedy: str = TRAINING_REMEDY,
+  before: TooLargeError | None = None,
 ) -> Fitting:
   """Compiles a step in ever more parts until it fits.
 
@@ -146,6 +163,7 @@ def compile_fewest(
     agree: whether all processes say yes, so that they choose alike.
     options: of the compiler.
     remedy: what the error advises.
+    before: of the same step in fewer parts.
 
   Returns:
     The first program that fits, in all processes.
@@ -164,9 +182,8 @@ def compile_fewest(
   usable = math.inf if memory is None else USABLE * memory
   refused: dict[int, int | None] = {}
   text = ''
-  # Of the step before: what stays however many parts there are, and what they
-  # divide at best.
-  fixed, divided = 0, 0
+  # Of the step before, as in `TooLargeError`.
+  fixed, divided = (before.fixed, before.divided) if before else (0, 0)
   for count in counts:
     hopeless = fixed + divided / count > _DOUBT * usable
     if count != counts[-1] and not agree(not hopeless):
@@ -192,7 +209,7 @@ def compile_fewest(
         f'it has {usable / GIB:.3f}, {USABLE:.0%} of its memory'
       )
     refused[count] = total
-  raise TooLargeError(f'{text}. {remedy}')
+  raise TooLargeError(f'{text}. {remedy}', fixed, divided)
 
 
 def _compile(
