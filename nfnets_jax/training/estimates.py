@@ -325,7 +325,8 @@ def _figures(
     'memory_seconds': transfer,
     'bound': 'compute' if compute > transfer else 'memory',
   }
-  if 'optimal_seconds' in cost and program.cycles_once:
+  # Of a v5e its sum may be below zero.
+  if cost.get('optimal_seconds', 0.0) > 0 and program.cycles_once:
     figures['seconds'] = cost['optimal_seconds'] * worked_again
   else:
     figures['seconds'] = max(compute, transfer)
