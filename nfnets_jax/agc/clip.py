@@ -53,7 +53,7 @@ def adaptive_grad_clip(
     clipping: λ > 0, the largest allowed ratio of gradient norm to weight norm,
       or a schedule from the number of updates. The paper uses 0.01 for batches
       of 1024 to 4096; smaller batches tolerate larger values.
-    eps: ε > 0, lower bound of the weight norm, so that parameters initialized
+    eps: ε > 0, lower bound of the weight norm, so that parameters initialised
       to zero can move.
     units: array layouts, which give the axes of a unit. A name such as 'HWIO'
       applies to leaves of that rank, a list of names to those of each rank, and
@@ -147,7 +147,7 @@ def adaptive_grad_clip(
     if statistics and new:
       raise ValueError(
         f'`init` saw no parameter in the group {", ".join(map(repr, new))}; '
-        'initialize with the parameters that are updated'
+        'pass it the parameters that are updated'
       )
     # All groups of `init`, so that `lax.scan` can carry the state.
     latest = {k: unit_statistics(groups.get(k, [])) for k in state.statistics}
@@ -176,7 +176,7 @@ def _clip(
   keep = (g_norm < limit) & is_finite
   factor = max_norm / jnp.maximum(g_norm, _DIV_EPS * g_scale)
   factor = jnp.where(is_finite, factor, jnp.nan)
-  # Behind the barrier, products by one number per unit fuse into the optimizer;
+  # Behind the barrier, products by one number per unit fuse into the optimiser;
   # a select per element would be another pass that writes a copy.
   first, second = jax.lax.optimization_barrier(
     (jnp.where(keep, 1.0, g_scale), jnp.where(keep, 1.0, factor))

@@ -12,10 +12,12 @@ def scaled_norm(
 ) -> tuple[jax.Array, jax.Array]:
   """Returns s and ‖s·x‖ of each unit; s is 1 unless the squares overflow."""
   # In float32 they overflow above 1e19, but not times s, a power of two. Both
-  # sums are computed in one pass.
+  # sums are computed in one pass. Without the barrier, XLA may compute s²·x² of
+  # a scalar, which is 0·∞.
   small = np.asarray(2.0 ** (-5 * jnp.finfo(x.dtype).maxexp // 8), x.dtype)
   total = sum_of_squares(x, axes, axis_name)
-  scaled = sum_of_squares(x * small, axes, axis_name)
+  barred = jax.lax.optimization_barrier(small)
+  scaled = sum_of_squares(x * barred, axes, axis_name)
   overflows = jnp.isinf(total)
   scale = jnp.where(overflows, small, small.dtype.type(1))
   return scale, sqrt(jnp.where(overflows, scaled, total))

@@ -54,3 +54,15 @@ def test_float64_of_numpy_is_float32_as_in_jax(shape):
     found, oracle(g, w, 0 if shape else (), 0.01), 1e-5
   )
   assert agc.unitwise_norm(w).dtype == jnp.float32
+
+
+@pytest.mark.parametrize('shape', [(), (1,), (1, 3), (3, 1), (1, 1, 1, 2)])
+def test_norms_of_few_elements_do_not_overflow_when_compiled(shape):
+  """Of a SkipInit gain, for one."""
+  g, w = draw(shape, 1, 1e25), draw(shape, 2)
+  units = 'HWIO'[-len(shape) :] if len(shape) > 1 else None
+  transform = agc.adaptive_grad_clip(0.01, units=lambda path, leaf: units)
+  update = jax.jit(lambda g, w: transform.update([g], transform.init([w]), [w]))
+  (found,), _ = update(jnp.asarray(g), jnp.asarray(w))
+  axes = tuple(range(len(shape) - 1)) if len(shape) > 1 else None
+  np.testing.assert_allclose(found, oracle(g, w, axes, 0.01), rtol=1e-5)

@@ -562,9 +562,9 @@ def test_clipping_metrics_of_a_skipped_step_are_its_own():
   assert all((x == 0).all() for x in jax.tree.leaves(updates))
   assert not optax.tree.get(state, 'last_finite')
   metrics = optimizers.clipping_metrics(state)
-  assert metrics['clipped_head'] == 1
+  assert metrics['clipped_head'] == pytest.approx(1 / 7)
   assert metrics['clipped_stage_1'] == 0
-  # Four kernels, gain, bias and SkipInit gain, and the classifier's bias.
+  # Units: four kernels, gain, bias, SkipInit gain and the head's bias.
   assert metrics['clipped'] == pytest.approx(1 / 8)
   # What is checked before a checkpoint.
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
