@@ -79,7 +79,7 @@ def is_whole(params: Any) -> bool:
 def included(
   exclude: Callable[[str, Any], bool] | None, params: Any
 ) -> list[tuple[str, Any]]:
-  """Returns the leaves that are not excluded; raises if all would be."""
+  """Returns the leaves that are not excluded; `exclude` must match some."""
   every = leaves(params)
   if exclude is None:
     return every

@@ -95,8 +95,8 @@ def unit_axes(
 
 
 def _is_axis(axis: Any, ndim: int) -> bool:
-  is_integer = isinstance(axis, int | np.integer) and axis is not True
-  return is_integer and axis is not False and -ndim <= axis < ndim
+  is_integer = isinstance(axis, int | np.integer)
+  return is_integer and not isinstance(axis, bool) and -ndim <= axis < ndim
 
 
 def _released_axes(

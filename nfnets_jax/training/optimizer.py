@@ -318,8 +318,7 @@ def create_optimizer(
       `name`: 'sgd' (Nesterov momentum), 'rmsprop' (as of EfficientNet),
         'lars', 'adam' or 'adamw';
       `clip`: 'agc', 'global_norm' or None;
-      `clipping` and `clip_eps`: λ and ε of AGC; a λ that is traced goes
-        unchecked;
+      `clipping` and `clip_eps`: λ and ε of AGC; a traced λ is not checked;
       `unclipped`: a regular expression, searched for in 'module/parameter', of
         the parameters that AGC excludes: in the paper the classifier's weights,
         of the net's own module `linear`; None excludes nothing;
@@ -389,15 +388,15 @@ def create_optimizer(
     )
   if config.skip_nonfinite:
     optimizer = _skip_nonfinite(optimizer, config.skip_nonfinite)
-  # Clipping precedes the check: its statistics are of skipped steps, too, and
-  # what is not finite stays so.
+  # AGC precedes the check, so that it has statistics of skipped steps too. What
+  # is not finite is not finite after clipping.
   return optax.chain(clips[config.clip](), optimizer)
 
 
 def _adaptive_grad_clip(
   config: config_dict.ConfigDict, depth: Sequence[int]
 ) -> optax.GradientTransformation:
-  """AGC with statistics by part of the net."""
+  """AGC as configured, with statistics by part of the net."""
   pattern = None if config.unclipped is None else re.compile(config.unclipped)
   clip = agc.adaptive_grad_clip(
     config.clipping,

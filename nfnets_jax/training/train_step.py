@@ -317,11 +317,11 @@ def create_train_step(
     `mix_label` int32 `[B]` and `ratio` float32 `[B]`. The metrics are float32
     scalars of the whole batch: `loss`, `top_1` (a fraction, against the
     likelier label of a mixed image), `grad_norm` before clipping,
-    `learning_rate`, the shares of units that AGC clipped
-    (`optimizer.clipping_metrics`). With
-    `skip_nonfinite`: `nonfinite`, whether the step was left out, and
-    `nonfinite_in_a_row`. Two more if the batch has them, summed over it: how
-    many examples were `skipped` before each, and which processes ask to `stop`.
+    `learning_rate`, and the fractions of units that AGC clipped
+    (`optimizer.clipping_metrics`). With `skip_nonfinite`: `nonfinite`, whether
+    the step was skipped, and `nonfinite_in_a_row`. Two more if the batch has
+    them, summed over it: how many examples were `skipped` before each, and
+    which processes ask to `stop`.
     It raises a ValueError when it is traced with a share that cannot be split
     so.
   """
