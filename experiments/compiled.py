@@ -10,6 +10,7 @@ each TPUv3 core. All other times are estimates of the devices' compilers.
 """
 
 import argparse
+import hashlib
 import json
 import pathlib
 import subprocess
@@ -44,6 +45,14 @@ def cell_file(
   return output / f'{variant},{topology.replace(":", "_")}.json'
 
 
+def sources_digest() -> str:
+  """Returns the digest of the package's sources, which the programs are of."""
+  found = hashlib.sha256()
+  for path in sorted((ROOT / 'nfnets_jax').rglob('*.py')):
+    found.update(path.read_bytes())
+  return found.hexdigest()[:16]
+
+
 def make(
   path: pathlib.Path, python: str, arguments: list[str]
 ) -> dict[str, Any]:
@@ -62,6 +71,8 @@ def make(
   """
   if path.exists():
     kept = json.loads(path.read_text())
+    if kept.get('sources') != sources_digest():
+      print(f'{path} was made by other sources', file=sys.stderr, flush=True)
     if kept['command'] != arguments:
       raise ValueError(
         f'{path} was made by other arguments, {" ".join(kept["command"])}; '
@@ -77,7 +88,12 @@ def make(
     raise ValueError(
       f'{python} {" ".join(arguments)} failed with code {done.returncode}'
     ) from error
-  text = json.dumps({'command': arguments, 'result': result}, indent=2)
+  cell = {
+    'command': arguments,
+    'sources': sources_digest(),
+    'result': result,
+  }
+  text = json.dumps(cell, indent=2)
   partial = path.with_suffix('.partial')
   partial.write_text(f'{text}\n')
   partial.replace(path)
@@ -104,6 +120,7 @@ def report(cells: dict[tuple[str, str], dict[str, Any]]) -> str:
     'days',
     'collectives, MB (overlapped)',
     'compiled in, s',
+    'by',
   )
   lines = [_row(columns), '|' + len(columns) * '---|']
   for (variant, topology), x in cells.items():
@@ -138,6 +155,7 @@ def report(cells: dict[tuple[str, str], dict[str, Any]]) -> str:
           f'{step["collective_bytes"] / 1e6:,.0f} '
           f'({step["overlapped_bytes"] / 1e6:,.0f})',
           f'{step["compile_seconds"]:,.0f}',
+          x['compiler'],
         )
       )
     )
@@ -171,10 +189,11 @@ def main(argv: list[str] | None = None) -> None:
   parser.add_argument(
     '--kept', action='store_true', help='compile nothing, print what there is'
   )
-  parser.add_argument(
-    'overrides', nargs='*', metavar='--config.field=value', help='of the config'
-  )
-  args = parser.parse_args(argv)
+  parser.epilog = '--config.field=value overrides a field of the configs.'
+  args, overrides = parser.parse_known_args(argv)
+  for text in overrides:
+    if not text.startswith('--config.'):
+      parser.error(f'unrecognized argument: {text}')
   cells = {}
   with command_line.telling():
     output = paths.expand_literal(args.output, '--output')
@@ -190,7 +209,7 @@ def main(argv: list[str] | None = None) -> None:
         cells[variant, topology] = make(
           path,
           python,
-          command(variant, topology, args.batch_size, args.overrides),
+          command(variant, topology, args.batch_size, overrides),
         )
   print(report(cells))
 

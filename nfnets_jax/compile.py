@@ -3,8 +3,8 @@ r"""Compiles a run's steps for devices that need not be here: do they fit?
 python -m nfnets_jax.compile --config=experiments/nfnet_imagenet.py:F1 \
   --topology=v3:4x4
 
-It compiles the very steps of the training loop, and exits with code 1 if the
-training step does not fit. All figures are those of the devices' own compiler
+It compiles the very steps of the training loop, and exits with code 1 if one of
+them does not fit. All figures are those of the devices' own compiler
 or follow from them: estimates, not measurements. `make compile` installs the
 compilers of TPUs and GPUs in environments apart.
 """
@@ -54,16 +54,18 @@ def main(argv: list[str]) -> None:
 
   with command_line.telling():
     text_file = _TEXT.value and paths.expand(_TEXT.value, '--text')
+    if text_file:
+      paths.existing(text_file.parent, '--text', 'folder')
     topology = topologies.get(_TOPOLOGY.value)
     memory = None if _MEMORY.value is None else round(_MEMORY.value * 2**30)
     result, text = estimates.measure(
       _CONFIG.value, topology, memory, _EVALUATION.value
     )
-    if text_file and text:
-      text_file.write_text(text)
   print(
     json.dumps(result, indent=2) if _JSON.value else estimates.table(result)
   )
+  if text_file and text:
+    text_file.write_text(text)
   sys.exit(not result['fits'])
 
 

@@ -111,15 +111,22 @@ def memory(device: jax.Device | None = None) -> int:
     True
   """
   device = device or jax.local_devices()[0]
-  if device.platform == 'cpu':
-    return _host_memory() // jax.local_device_count()
-  limit = (device.memory_stats() or {}).get('bytes_limit')
-  if not limit:
+  limit = known_memory(device)
+  if limit is None:
     raise ValueError(
       f'{device.device_kind} does not say how much memory it has, so the '
       'number of micro-batches cannot be chosen; set config.micro_batches'
     )
-  return int(limit)
+  return limit
+
+
+def known_memory(device: jax.Device | None = None) -> int | None:
+  """As `memory`, but None if the device does not say."""
+  device = device or jax.local_devices()[0]
+  if device.platform == 'cpu':
+    return _host_memory() // jax.local_device_count()
+  limit = (device.memory_stats() or {}).get('bytes_limit')
+  return int(limit) if limit else None
 
 
 def _host_memory(groups: pathlib.Path = pathlib.Path('/sys/fs/cgroup')) -> int:

@@ -4,7 +4,7 @@
 
 It is a reading of XLA's text, not of XLA: instructions are taken in the order
 in which they are scheduled, a loop as often as it runs if its bound is a
-constant, and once if not.
+constant, and once if not, and a conditional as if it took all branches.
 """
 
 import math
@@ -91,8 +91,6 @@ class Program(NamedTuple):
     traffic_once: the same with each loop run once.
     cycles: the sum of the compiler's estimates; 0 if it makes none.
     cycles_once: the same with each loop run once.
-    trips: of the loop that most of the cycles, or the traffic, are in; 1 if
-      they are in none.
     large_gathers: gathers of more than `LARGE` elements.
     large_scatters: scatters of as many.
     collectives: all of them.
@@ -102,7 +100,6 @@ class Program(NamedTuple):
   traffic_once: int
   cycles: int
   cycles_once: int
-  trips: int
   large_gathers: int
   large_scatters: int
   collectives: list[Collective]
@@ -122,7 +119,6 @@ def read(text: str) -> Program:
   """
   computations, entry = parse(text)
   traffic = traffic_once = cycles = cycles_once = 0
-  by_trips: dict[int, int] = {}
   collectives: list[Collective] = []
   for name, times in _executed(computations, entry):
     instructions = computations[name]
@@ -133,16 +129,13 @@ def read(text: str) -> Program:
     traffic_once += moved
     cycles += times * estimated
     cycles_once += estimated
-    by_trips[times] = by_trips.get(times, 0) + times * (estimated or moved)
     collectives += _collectives(instructions, sizes, times, computations)
   gathers, scatters = _large(computations)
-  trips = max(by_trips, key=lambda times: by_trips[times])
   return Program(
     traffic,
     traffic_once,
     cycles,
     cycles_once,
-    trips,
     gathers,
     scatters,
     collectives,
@@ -253,7 +246,11 @@ def _executed(
     elif instruction.opcode == 'call':
       inner = _called(instruction, 'to_apply')
     elif instruction.opcode == 'conditional':
-      inner = _called(instruction, 'branch_computations')
+      inner = [
+        name
+        for attribute in ('branch', 'true', 'false')
+        for name in _called(instruction, rf'{attribute}_computations?')
+      ]
     for each in inner:
       yield from _executed(computations, each, times * trips)
 
@@ -282,7 +279,12 @@ def _moved(instruction: Instruction, sizes: Mapping[str, int]) -> int:
   if instruction.opcode in _FREE or instruction.opcode.endswith('-done'):
     return 0
   read = sum(sizes.get(name, 0) for name in instruction.operands)
-  return read + instruction.bytes
+  written = instruction.bytes
+  if instruction.opcode.endswith('-start') and instruction.opcode != (
+    'all-reduce-start'
+  ):
+    written = max(0, written - read)  # the operands are among the results
+  return read + written
 
 
 def _cycles(instruction: Instruction) -> int:

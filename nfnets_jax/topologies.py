@@ -5,9 +5,10 @@ libtpu and CUDA's plugin bring their compilers, and those run on a CPU.
 """
 
 import importlib.util
+import math
 import os
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -19,11 +20,18 @@ GIB = 2**30
 class Kind(NamedTuple):
   """A kind of device; of a TPU v2 or v3 a device is one of a chip's two cores.
 
+  Of a v4 or v5p, whose chips have two as well, it is the whole chip, as jax has
+  it on one.
+
   Attributes:
     platform: as jax calls it.
     memory: bytes that a device has.
     allocated: the part of them that jax lets programs have.
     flops: operations a second in bfloat16, at most.
+    float32_flops: the same of float32 products as jax makes them by default: in
+      bfloat16 on a TPU, in TF32 on a GPU.
+    exact_flops: the same of float32 products at the precision 'float32': six
+      passes in bfloat16 on a TPU.
     bandwidth: bytes a second between a device and its memory.
     clock: cycles a second; None if it is not published.
     example: the name of a topology.
@@ -33,22 +41,34 @@ class Kind(NamedTuple):
   memory: int
   allocated: float
   flops: float
+  float32_flops: float
+  exact_flops: float
   bandwidth: float
   clock: float | None
   example: str
+
+
+def _tpu(
+  memory: int, flops: float, bandwidth: float, clock: float | None, example: str
+) -> Kind:
+  return Kind(
+    'tpu', memory, 1.0, flops, flops, flops / 6, bandwidth, clock, example
+  )
 
 
 # TPUs: cloud.google.com/tpu/docs, "TPU versions", halved for v2 and v3; clocks:
 # Jouppi et al. 2021 and 2023. H100: NVIDIA's data sheet of the SXM5, dense; the
 # memory is what its driver tells, and jax takes three quarters.
 KINDS = {
-  'v2': Kind('tpu', 8 * GIB, 1.0, 22.5e12, 350e9, 700e6, 'v2:2x2'),
-  'v3': Kind('tpu', 16 * GIB, 1.0, 61.5e12, 450e9, 940e6, 'v3:4x4'),
-  'v4': Kind('tpu', 32 * GIB, 1.0, 275e12, 1228e9, 1050e6, 'v4:2x2x1'),
-  'v5e': Kind('tpu', 16 * GIB, 1.0, 197e12, 819e9, None, 'v5e:8x8'),
-  'v5p': Kind('tpu', 95 * GIB, 1.0, 459e12, 2765e9, None, 'v5p:4x4x4'),
-  'v6e': Kind('tpu', 32 * GIB, 1.0, 918e12, 1640e9, None, 'v6e:8x8'),
-  'h100': Kind('cuda', 84978958336, 0.75, 989e12, 3352e9, None, 'h100x8'),
+  'v2': _tpu(8 * GIB, 22.5e12, 350e9, 700e6, 'v2:2x2'),
+  'v3': _tpu(16 * GIB, 61.5e12, 450e9, 940e6, 'v3:4x4'),
+  'v4': _tpu(32 * GIB, 275e12, 1228e9, 1050e6, 'v4:2x2x1'),
+  'v5e': _tpu(16 * GIB, 197e12, 819e9, None, 'v5e:8x8'),
+  'v5p': _tpu(95 * GIB, 459e12, 2765e9, None, 'v5p:4x4x4'),
+  'v6e': _tpu(32 * GIB, 918e12, 1640e9, None, 'v6e:8x8'),
+  'h100': Kind(
+    'cuda', 84978958336, 0.75, 989e12, 494e12, 67e12, 3352e9, None, 'h100x8'
+  ),
 }
 
 # As jax calls them.
@@ -98,7 +118,7 @@ class Topology(NamedTuple):
     platform: of its devices.
     devices: all of them.
     kind: what is known of them; None for those of this machine.
-    memory: bytes of a device that programs can have.
+    memory: bytes of a device that programs can have; None if it does not say.
     options: of the compiler.
   """
 
@@ -106,7 +126,7 @@ class Topology(NamedTuple):
   platform: str
   devices: list[jax.Device]
   kind: Kind | None
-  memory: int
+  memory: int | None
   options: dict[str, bool]
 
 
@@ -135,20 +155,24 @@ def get(name: str) -> Topology:
     found = jax.devices()
     here = _KIND_NAMES.get(found[0].device_kind)
     kind = KINDS[here] if here else None
-    return Topology(name, found[0].platform, found, kind, devices.memory(), {})
+    memory = devices.known_memory()
+    return Topology(name, found[0].platform, found, kind, memory, {})
   tpu = re.fullmatch(r'(v\d+[ep]?):(\d+(?:x\d+){1,2})', name)
   gpu = re.fullmatch(r'(h100)(?:x([1-9]\d*))?', name)
   match = tpu or gpu
   if match is None or match[1] not in KINDS:
     raise ValueError(_unknown(name))
   kind = KINDS[match[1]]
+  if tpu and tpu[2].count('x') != kind.example.count('x'):
+    raise ValueError(_unknown(name))
   memory = int(kind.allocated * kind.memory)
   _need_compiler(kind.platform, name)
   # This process computes nothing, and a host without a TPU need not look for
   # one.
   os.environ['TPU_SKIP_MDS_QUERY'] = '1'
-  for variable in ('TPU_ACCELERATOR_TYPE', 'TPU_WORKER_HOSTNAMES'):
-    os.environ.setdefault(variable, 'none')  # else libtpu warns
+  # Any type that there is, or libtpu warns; the slice is that of the name.
+  os.environ.setdefault('TPU_ACCELERATOR_TYPE', 'v3-8')
+  os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'none')
   # Else one process at a time.
   os.environ['ALLOW_MULTIPLE_LIBTPU_LOAD'] = '1'
   jax.config.update('jax_platforms', 'cpu')
@@ -168,12 +192,22 @@ def get(name: str) -> Topology:
     options = {}
     try:
       described = topologies.get_topology_desc(
-        platform='tpu', topology_name=name
+        platform='tpu', topology_name=name, **_layout(match[1], match[2])
       )
     except (RuntimeError, ValueError) as error:
       reason = ' '.join(str(error).split())
       raise ValueError(f'{_unknown(name)}; libtpu says: {reason}') from error
   return Topology(name, kind.platform, described.devices, kind, memory, options)
+
+
+def _layout(kind: str, chips: str) -> dict[str, Any]:
+  """What libtpu is told of a slice beside its name."""
+  layout: dict[str, Any] = {}
+  if kind == 'v4':
+    layout['chip_config_name'] = 'megacore'  # a chip is one device
+  if math.prod(map(int, chips.split('x'))) == 1:
+    layout['chips_per_host_bounds'] = (1, 1, 1)  # less than a host
+  return layout
 
 
 def _unknown(name: str) -> str:

@@ -8,6 +8,7 @@ from experiments import compiled
 
 _FITS = {
   'fits': True,
+  'compiler': 'jax 1.2.3',
   'devices': 32,
   'share': 128,
   'micro_batches': 2,
@@ -60,6 +61,18 @@ def test_cell_of_other_arguments_is_refused(tmp_path):
   arguments = compiled.command('F1', 'v3:4x4', 1024, [])
   with pytest.raises(ValueError, match='made by other arguments, .*=4096'):
     compiled.make(path, 'python', arguments)
+
+
+def test_overrides_reach_the_command(tmp_path, capsys):
+  _keep(tmp_path, 'F1', 'v3:4x4', _FITS)
+  arguments = [f'--output={tmp_path}', '--kept']
+  with pytest.raises(SystemExit):
+    compiled.main([*arguments, '--config.remat=block'])
+  error = capsys.readouterr().err
+  assert 'made by other arguments' in error or 'other sources' in error
+  with pytest.raises(SystemExit):
+    compiled.main([*arguments, '--remat=block'])
+  assert 'unrecognized argument: --remat=block' in capsys.readouterr().err
 
 
 def test_cell_is_made_once(tmp_path):

@@ -92,6 +92,7 @@ def test_accelerator_says_how_much_memory_it_has():
 def test_accelerator_that_does_not_say(stats):
   with pytest.raises(ValueError, match='Abacus .* set config.micro_batches'):
     devices.memory(_device(stats))
+  assert devices.known_memory(_device(stats)) is None
 
 
 def test_devices_of_a_host_share_its_memory():

@@ -19,7 +19,7 @@ def _text(function, *shapes):
 def test_traffic_of_a_product_is_its_operands_and_its_result():
   found = hlo.read(_text(jnp.dot, (N, N), (N, N)))
   assert found.traffic == found.traffic_once == 3 * 4 * N * N
-  assert (found.cycles, found.trips, found.collectives) == (0, 1, [])
+  assert (found.cycles, found.collectives) == (0, [])
 
 
 def test_loop_counts_as_often_as_it_runs():
@@ -27,7 +27,6 @@ def test_loop_counts_as_often_as_it_runs():
     return jax.lax.scan(lambda x, _: (jnp.dot(x, y), None), x, length=7)[0]
 
   found = hlo.read(_text(step, (N, N), (N, N)))
-  assert found.trips == 7
   once = 3 * 4 * N * N
   assert 7 * once <= found.traffic <= 14 * once  # with copies of the carry
   assert found.traffic_once < found.traffic / 3
@@ -96,6 +95,39 @@ def test_work_during_a_collective_and_estimated_cycles():
   ]
   assert found.cycles == 500
   assert found.traffic == 2 * 4000 + 2 * 2 * 2 * 8 * 128
+
+
+def test_copies_that_start_are_read_and_written_once():
+  found = hlo.read("""
+ENTRY %main (x: f32[1000]) -> f32[1000] {
+  %x = f32[1000]{0} parameter(0)
+  %start = (f32[1000]{0:S(1)}, f32[1000]{0}, u32[]) copy-start(%x)
+  ROOT %done = f32[1000]{0:S(1)} copy-done(%start)
+}
+""")
+  assert found.traffic == 2 * 4000 + 4  # and its context
+
+
+def test_all_branches_count():
+  found = hlo.read("""
+%yes (a: f32[10]) -> f32[10] {
+  %a = f32[10]{0} parameter(0)
+  ROOT %b = f32[10]{0} negate(%a)
+}
+
+%no (c: f32[10]) -> f32[10] {
+  %c = f32[10]{0} parameter(0)
+  ROOT %d = f32[10]{0} exponential(%c)
+}
+
+ENTRY %main (p: pred[], x: f32[10]) -> f32[10] {
+  %p = pred[] parameter(0)
+  %x = f32[10]{0} parameter(1)
+  ROOT %y = f32[10]{0} conditional(%p, %x, %x), true_computation=%yes, \
+false_computation=%no
+}
+""")
+  assert found.traffic == 2 * 2 * 40
 
 
 def test_text_without_an_entry():

@@ -31,6 +31,8 @@ def test_local_devices():
     'v3:4',
     'v3:4x',
     'v9:2x2',
+    'v3:2x2x2',
+    'v4:2x2',
     'h100x0',
     'V3:4x4',
     'gpu',
@@ -63,6 +65,7 @@ def test_kinds_are_possible(kind):
   found = topologies.KINDS[kind]
   assert 8 * 2**30 <= found.memory <= 100 * 2**30
   assert 0 < found.allocated <= 1
+  assert found.exact_flops < found.float32_flops <= found.flops
   # Operations for each byte, at peak: of the order of a hundred.
   assert 50 < found.flops / found.bandwidth < 600
 
@@ -91,6 +94,8 @@ print(count, jax.default_backend(), *opcodes)
   ('name', 'module', 'expected'),
   [
     ('v3:2x2', 'libtpu', '8 cpu all-reduce'),
+    ('v4:2x2x1', 'libtpu', '4 cpu all-reduce'),
+    ('v5e:1x1', 'libtpu', '1 cpu'),
     ('h100x8', 'jax_cuda13_plugin', '8 cpu all-reduce'),
     ('h100', 'jax_cuda13_plugin', '1 cpu'),
   ],

@@ -170,6 +170,8 @@ def main(argv: Sequence[str] | None = None) -> None:
       if value < 1:
         raise ValueError(f'--{flag} must be at least 1, got {value}')
     output = args.output and paths.expand(args.output, '--output')
+    if output:
+      paths.existing(output.parent, '--output', 'folder')
     results = {}
     for name in args.topology:
       topology = topologies.get(name)

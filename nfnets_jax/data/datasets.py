@@ -124,7 +124,8 @@ def load(
     return Dataset(name, split, images, images.class_names)
 
   builder = find(name, data_dir)
-  if not builder.is_prepared():
+  # TFDS warns of a folder that is not there.
+  if not (builder.data_path.exists() and builder.is_prepared()):
     raise FileNotFoundError(
       f'data set {name!r} is not prepared in {builder.data_dir}'
       f'{_other_versions(builder)}; prepare it with: '

@@ -50,7 +50,7 @@ _MAX_THREADS = 6
 # Large enough to make handing over cheap, small enough to share a batch evenly.
 _MAX_CHUNK = 16
 _MAX_CHUNK_IN_MEMORY = 64
-# So many damaged examples in a row are no accident.
+# Give up after this many consecutive corrupt examples.
 _MAX_SKIPPED = 10
 
 
@@ -426,6 +426,17 @@ def _read_next(
       logging.warning('left out: %s', str(error).rpartition(';')[0])
 
 
+def check_workers(num_workers: int | None, worker_type: str | None) -> None:
+  """Raises a ValueError for workers that there cannot be."""
+  if num_workers is not None and num_workers < 0:
+    raise ValueError(f'num_workers must be 0 or more, got {num_workers}')
+  if worker_type not in (None, *WORKER_TYPES):
+    raise ValueError(
+      f'worker_type must be one of {", ".join(WORKER_TYPES)}, got '
+      f'{worker_type!r}'
+    )
+
+
 def _batches(
   make_chunk: Callable[[range], Batch],
   stream_size: int,
@@ -440,15 +451,9 @@ def _batches(
 
   `make_chunk` makes what has these indices in the stream of `stream_size`.
   """
+  check_workers(num_workers, worker_type)
   if num_workers is None:
     num_workers = len(os.sched_getaffinity(0))
-  if num_workers < 0:
-    raise ValueError(f'num_workers must be 0 or more, got {num_workers}')
-  if worker_type not in (None, *WORKER_TYPES):
-    raise ValueError(
-      f'worker_type must be one of {", ".join(WORKER_TYPES)}, got '
-      f'{worker_type!r}'
-    )
   # A chunk is part of a block, and each worker has one to do.
   chunk_size = max(
     size

@@ -22,6 +22,8 @@ Reference:
   Brock et al., 2021, appendix A, https://arxiv.org/abs/2102.06171
 """
 
+import math
+
 import numpy as np
 from scipy import special
 
@@ -116,7 +118,7 @@ def mixup(
   Reference:
     Zhang et al., 2018, section 2, https://arxiv.org/abs/1710.09412
   """
-  if alpha <= 0:
+  if not 0 < alpha < math.inf:
     raise ValueError(f'mixup alpha must be positive, not {alpha}')
   beta = special.betaincinv(alpha, alpha, uniform)  # of its distribution
   weight = np.rint(_STEPS * beta).astype(np.uint16)

@@ -4,8 +4,8 @@ Their names, what a magnitude means to each, and their application to an image.
 Pillow does what it does as the released code, numpy the rest.
 
 Differences from the released code:
-  * AutoContrast computes in whole numbers, where rounding in float32 may give
-    one level more or less.
+  * AutoContrast is exact, where the released code's rounding in float32 may
+    give one level more or less.
 
 As in the released code, and unlike in Pillow or in the papers:
   * Contrast blends with the constant `H · W / 256`, at most 255, where the mean
@@ -25,7 +25,6 @@ Reference:
 
 import itertools
 import math
-from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
@@ -139,16 +138,16 @@ def apply(
   height, width, _ = image.shape
   match name:
     case 'AutoContrast':
-      return _by_channel(image, _auto_contrast)
+      return _auto_contrast(image)
     case 'Equalize':
-      return _by_channel(image, _equalize)
+      return _equalize(image)
     case 'Invert':
       return ~image
     case 'Posterize':
       return image & (0xFF << (8 - min(max(int(argument), 1), 8)) & 0xFF)
     case 'Solarize':
-      threshold = int(argument) % 256
-      return _look_up(image, np.where(threshold > LEVELS, LEVELS, 255 - LEVELS))
+      # All ones, which invert the bits, from the threshold on.
+      return image ^ -(image >= int(argument) % 256).view(np.uint8)
     case 'SolarizeAdd':
       added = np.minimum(LEVELS + int(argument), 255)
       return _look_up(image, np.where(LEVELS < 128, added, LEVELS))
@@ -189,31 +188,32 @@ def _look_up(image: np.ndarray, table: np.ndarray) -> np.ndarray:
   return np.frombuffer(pixels, np.uint8).reshape(image.shape)
 
 
-def _by_channel(
-  image: np.ndarray, make_table: Callable[[np.ndarray], np.ndarray]
-) -> np.ndarray:
-  """Looks each channel up in a table made of how often each level occurs."""
+def _auto_contrast(image: np.ndarray) -> np.ndarray:
+  """Stretches each channel to 0..255, unless it is a single level."""
+  height, width, channels = image.shape
+  # By rows, as numpy is slow where the last axis is short.
+  rows = image.reshape(height, -1)
+  low = rows.min(0).reshape(width, channels).min(0)
+  high = rows.max(0).reshape(width, channels).max(0)
+  flat = low == high
+  low[flat], high[flat] = 0, 255
+  # Slightly more than 255, as rounding must not take whole numbers below
+  # themselves. All other values are at least 1/255 below the next one.
+  factor = np.float32(255.0001) / (high - low)
+  stretched = (rows - np.tile(low, width)) * np.tile(factor, width)
+  return stretched.astype(np.uint8).reshape(image.shape)
+
+
+def _equalize(image: np.ndarray) -> np.ndarray:
+  """Flattens each channel's histogram, in steps of whole pixel counts."""
   picture = Image.fromarray(image)
   counts = np.reshape(picture.histogram(), (3, 256))
-  tables = np.concatenate([make_table(channel) for channel in counts])
-  return np.asarray(picture.point(tables.tolist()))
-
-
-def _auto_contrast(counts: np.ndarray) -> np.ndarray:
-  """Stretches the range to 0..255, unless it is a single level."""
-  used = np.flatnonzero(counts)
-  low, high = used[0], used[-1]
-  if low == high:
-    return LEVELS
-  return np.clip((LEVELS - low) * 255 // (high - low), 0, 255)
-
-
-def _equalize(counts: np.ndarray) -> np.ndarray:
-  """Flattens the histogram, in steps of whole pixel counts."""
-  below = np.cumsum(counts) - counts
+  below = np.cumsum(counts, axis=1) - counts
   # The pixels of the highest level do not count: there is no step above them.
-  step = below[counts > 0].max() // 255
-  return np.minimum((below + step // 2) // step, 255) if step else LEVELS
+  step = (below * (counts > 0)).max(1, keepdims=True) // 255
+  flat = (below + step // 2) // np.maximum(step, 1)
+  tables = np.where(step > 0, np.minimum(flat, 255), LEVELS)
+  return np.asarray(picture.point(tables.ravel().tolist()))
 
 
 def _blend(start: np.ndarray, end: np.ndarray, factor: float) -> np.ndarray:
@@ -246,25 +246,28 @@ def _smooth(image: np.ndarray) -> np.ndarray:
   smooth = image.copy()
   if min(height, width) < 3:
     return smooth
-  # Rows are flat: the neighbour to the right is `channels` values away.
-  pixels = image.reshape(height, -1).astype(np.uint16)
-  rows = pixels[:-2] + pixels[1:-1] + pixels[2:]
-  total = rows[:, : -2 * channels] + rows[:, channels:-channels]
-  total += rows[:, 2 * channels :]
-  total += 4 * pixels[1:-1, channels:-channels]
+  # Flat, which is faster: the neighbour below is `row` values away. What
+  # comes of this in the first and last columns is undone in the end.
+  row, values = width * channels, image.ravel()
+  pixels = values.astype(np.uint16)
+  rows = pixels[: -2 * row] + pixels[row:-row]
+  rows += pixels[2 * row :]
+  total = rows[: -2 * channels] + rows[channels:-channels]
+  total += rows[2 * channels :]
+  inner = slice(row + channels, -row - channels)
+  total += 4 * pixels[inner]
   mean = total // 13
   # A mean that is a whole number may come out one less in float32. The released
   # code has this chain of fused multiply-adds, which float64 rounds likewise.
   whole = np.flatnonzero(13 * mean == total)
-  y, x = np.divmod(whole, mean.shape[1])
-  start = y * pixels.shape[1] + x
   chain = np.zeros(len(whole), np.float32)
   for i, j in itertools.product(range(3), range(3)):
     weight = np.float64(np.float32((5 if i == j == 1 else 1) / 13))
-    neighbour = pixels.take(start + (i * width + j) * channels)
-    chain = (weight * neighbour + chain).astype(np.float32)
-  mean.put(whole, chain)
-  smooth.reshape(height, -1)[1:-1, channels:-channels] = mean
+    neighbour = values[i * row + j * channels :].take(whole)
+    np.add(weight * neighbour, chain, out=chain, casting='same_kind')
+  mean[whole] = chain.astype(np.uint16)
+  smooth.reshape(-1)[inner] = mean
+  smooth[:, 0], smooth[:, -1] = image[:, 0], image[:, -1]
   return smooth
 
 
@@ -296,24 +299,26 @@ def _rotate(image: np.ndarray, degrees: float) -> np.ndarray:
 
 def _shear(image: np.ndarray, slope: float, axis: int) -> np.ndarray:
   """Moves along an axis by `slope` pixels for each pixel along the other."""
-  xy, yx = (slope, 0.0) if axis == 1 else (0.0, slope)
-  moved = np.array(_warp(image, 1, xy, 0, yx, 1, 0))
-  # The lines that move by about half a pixel: as in the released code, float32
-  # decides, where Pillow has 16 bits of fraction.
-  lines, result = image, moved
+  height, width, channels = image.shape
+  y, x = np.ogrid[:height, :width]
+  along, across = (y, x) if axis == 0 else (x, y)
+  # As in the released code, float32 decides where it is half a pixel; Pillow
+  # has 16 bits of fraction.
+  source = np.float32(slope) * across.astype(np.float32)
+  source = source + along.astype(np.float32)
+  source += np.float32(0.5)
+  index = source.astype(np.int32)
   if axis == 0:
-    lines, result = lines.swapaxes(0, 1), result.swapaxes(0, 1)
-  count, length, _ = lines.shape
-  shift = np.float32(slope) * np.arange(count, dtype=np.float32)
-  half = np.flatnonzero(np.abs(shift % 1 - 0.5) < 0.01 + count / 2**16)
-  source = np.arange(length, dtype=np.float32) + shift[half, None]
-  # Half way goes away from zero, hence out of the image.
-  outside = (source <= -0.5) | (source >= length - 0.5)
-  index = np.clip(source + 0.5, 0, length - 1).astype(np.int32)
-  exact = np.take_along_axis(lines[half], index[..., None], axis=1)
-  exact[outside] = FILL
-  result[half] = exact
-  return moved
+    index *= width
+    index += x.astype(np.int32)
+  else:
+    index += (y * width).astype(np.int32)
+  # Half way goes away from zero, hence out of the image. What comes in from
+  # there is one more pixel, the last.
+  index[(source <= 0) | (source >= image.shape[axis])] = height * width
+  outside = np.full((1, channels), FILL, np.uint8)
+  pixels = np.concatenate([image.reshape(-1, channels), outside])
+  return pixels.take(index, axis=0)
 
 
 def _warp(

@@ -10,6 +10,7 @@ differ from image to image.
 Evaluation: decode, crop, resize.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -71,7 +72,7 @@ def train_transform(
     ((1, 32, 32, 3), [3])
   """
   cut = crops.train_crop(crop, image_size)
-  if mixup_alpha is not None and mixup_alpha <= 0:
+  if mixup_alpha is not None and not 0 < mixup_alpha < math.inf:
     raise ValueError(f'mixup alpha must be positive, not {mixup_alpha}')
   policy = None
   if rand_augment is not None:

@@ -67,16 +67,26 @@ def conv2d(
   Returns:
     Outputs `[B, ceil(H / stride), ceil(W / stride), O]`.
 
+  Raises:
+    ValueError: for another padding.
+
   Example:
     >>> x, w = jnp.ones((2, 8, 8, 4)), jnp.ones((3, 3, 2, 6))
     >>> conv2d(x, w, stride=2, groups=2).shape
     (2, 4, 4, 6)
   """
+  check_padding(padding)
   options = (stride, groups, padding)
   return per_platform(
     cpu=lambda x, w: _cpu_conv2d(x, w, *options),
     default=lambda x, w: _xla_conv2d(x, w, *options),
   )(x, w)
+
+
+def check_padding(padding: str) -> None:
+  """Raises a ValueError if there is no such padding."""
+  if padding not in ('same', 'symmetric'):
+    raise ValueError(f"padding {padding!r} is neither 'same' nor 'symmetric'")
 
 
 def per_platform(

@@ -2,8 +2,8 @@
 
 All layers take and return `[B, H, W, C]` arrays, create float32 parameters and
 compute in the dtype of their input: give bfloat16 images and the net runs in
-bfloat16 with float32 parameters. Sums over pixels and images are float32 all
-the same, in the forward and in the backward pass.
+bfloat16 with float32 parameters. Sums over all pixels and images are float32
+all the same, in the forward and in the backward pass.
 
 Differences:
   * The released code casts all parameters to bfloat16 before a pass, so that it
@@ -202,7 +202,7 @@ class WSConv2D(hk.Module):
     """
     super().__init__(name=name)
     _check_groups(output_channels, groups)
-    _check_padding(padding)
+    convolution.check_padding(padding)
     self.output_channels = output_channels
     self.kernel_size = kernel_size
     self.stride = stride
@@ -627,7 +627,7 @@ def max_pool(
     >>> max_pool(x, 3, stride=2)[0, 0, :, 0].tolist()
     [1.0, 3.0, 4.0]
   """
-  _check_padding(padding)
+  convolution.check_padding(padding)
   around = lax.padtype_to_pads(
     x.shape[1:3], (size, size), (stride, stride), 'SAME'
   )
@@ -668,11 +668,6 @@ def _check_groups(output_channels: int, groups: int) -> None:
       f'{output_channels} output channels cannot be split into {groups} '
       'groups; give a multiple of the number of groups'
     )
-
-
-def _check_padding(padding: str) -> None:
-  if padding not in ('same', 'symmetric'):
-    raise ValueError(f"padding {padding!r} is neither 'same' nor 'symmetric'")
 
 
 def _check_input_groups(channels: int, groups: int) -> None:

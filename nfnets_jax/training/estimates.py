@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from ml_collections import config_dict
 
 from nfnets_jax import hlo, models, topologies
-from nfnets_jax.training import fit, parallel, train
+from nfnets_jax.training import fit, parallel, sam, train
 from nfnets_jax.training import optimizer as optimizers
 from nfnets_jax.training import train_step as steps
 
@@ -41,10 +41,20 @@ def measure(
 
   Returns:
     The figures, JSON-serialisable, and the text of the compiled training step,
-    None if it does not fit. `fits` says whether it does; if not, `reason` says
-    why and `remedy` has the fewest `micro_batches` that do, and `remat`.
+    None if it does not fit. `fits` says whether both steps do; if not, `reason`
+    says why, and if it is the training step, `remedy` has the fewest
+    `micro_batches` that do, and `remat`.
+
+  Raises:
+    ValueError: if the config is impossible, or the device does not say how much
+      memory it has and `memory` is None.
   """
   memory = topology.memory if memory is None else memory
+  if memory is None:
+    raise ValueError(
+      f'a device of {topology.name} does not say how much memory it has; give '
+      '--memory'
+    )
   count = len(topology.devices)
   train.check_config(config, count)
   num_classes, examples = data or _facts(config)
@@ -68,10 +78,10 @@ def measure(
   try:
     found = fit_training(config, topology, memory, num_classes, epoch_steps)
   except fit.TooLargeError as error:
-    remedy = _remedy(config, topology, memory, num_classes, epoch_steps)
+    remedy = _remedy(config, topology, memory, num_classes, epoch_steps, error)
     return result | {
       'fits': False,
-      'reason': str(error),
+      'reason': str(error).partition('. Set ')[0],
       'remedy': remedy,
       'micro_batches': config.micro_batches,
     }, None
@@ -91,7 +101,10 @@ def measure(
       'epochs': config.epochs,
     }
   if evaluation:
-    evaluated = fit_evaluation(config, topology, memory, num_classes)
+    try:
+      evaluated = fit_evaluation(config, topology, memory, num_classes)
+    except fit.TooLargeError as error:
+      return result | {'fits': False, 'reason': str(error)}, text
     result['evaluation'] = _figures(
       evaluated,
       evaluated.compiled.as_text() or '',
@@ -129,6 +142,7 @@ def fit_training(
   num_classes: int,
   epoch_steps: float,
   counts: list[int] | None = None,
+  before: fit.TooLargeError | None = None,
 ) -> fit.Fitting:
   """Compiles the training step with the fewest micro-batches that fit.
 
@@ -139,6 +153,7 @@ def fit_training(
     num_classes: K.
     epoch_steps: steps of an epoch, not necessarily whole.
     counts: numbers of micro-batches to try; by default the config's, or all.
+    before: of the same step in fewer micro-batches.
 
   Returns:
     The first that fits.
@@ -177,6 +192,7 @@ def fit_training(
     memory,
     beside=fit.bytes_beside(batch),
     options=topology.options,
+    before=before,
   )
 
 
@@ -219,6 +235,7 @@ def fit_evaluation(
     memory,
     beside=fit.bytes_beside(batch),
     options=topology.options,
+    remedy=fit.EVALUATION_REMEDY,
   )
 
 
@@ -232,6 +249,7 @@ def _remedy(
   memory: int,
   num_classes: int,
   epoch_steps: float,
+  before: fit.TooLargeError,
 ) -> dict[str, Any] | None:
   """The fewest micro-batches that fit, first with the config's `remat`."""
   share = config.batch_size // len(topology.devices)
@@ -245,7 +263,13 @@ def _remedy(
       continue
     try:
       found = fit_training(
-        planned, topology, memory, num_classes, epoch_steps, counts
+        planned,
+        topology,
+        memory,
+        num_classes,
+        epoch_steps,
+        counts,
+        before if remat == config.remat else None,
       )
     except fit.TooLargeError:
       continue
@@ -285,18 +309,20 @@ def _figures(
     'bound': None,
   }
   # The compiler counts a loop as if it ran once.
+  moved_again = program.traffic / program.traffic_once
+  worked_again = moved_again
+  if program.cycles_once:
+    worked_again = program.cycles / program.cycles_once
   if 'flops' in cost:
-    figures['flops'] = cost['flops'] * program.trips
-    figures['bytes_accessed'] = (
-      cost.get('bytes accessed', 0.0) * program.traffic / program.traffic_once
-    )
+    figures['flops'] = cost['flops'] * worked_again
+    figures['bytes_accessed'] = cost.get('bytes accessed', 0.0) * moved_again
   else:
-    figures['flops'] = _flops(config, share, evaluation)
+    figures['flops'] = _flops(config, share, found.parts, evaluation)
     figures['bytes_accessed'] = program.traffic
   kind = topology.kind
   if kind is None:
     return figures
-  compute = figures['flops'] / kind.flops
+  compute = figures['flops'] / _peak(kind, config, evaluation)
   transfer = figures['bytes_accessed'] / kind.bandwidth
   figures |= {
     'compute_seconds': compute,
@@ -304,8 +330,7 @@ def _figures(
     'bound': 'compute' if compute > transfer else 'memory',
   }
   if 'optimal_seconds' in cost and program.cycles_once:
-    repeated = program.cycles / program.cycles_once
-    figures['seconds'] = cost['optimal_seconds'] * repeated
+    figures['seconds'] = cost['optimal_seconds'] * worked_again
   else:
     figures['seconds'] = max(compute, transfer)
   if kind.clock and program.cycles:
@@ -313,8 +338,18 @@ def _figures(
   return figures
 
 
+def _peak(
+  kind: topologies.Kind, config: config_dict.ConfigDict, evaluation: bool
+) -> float:
+  """Operations a second of a step's products."""
+  dtype = config.eval_dtype if evaluation else config.compute_dtype
+  if dtype == 'bfloat16':
+    return kind.flops
+  return kind.exact_flops if evaluation else kind.float32_flops
+
+
 def _flops(
-  config: config_dict.ConfigDict, share: int, evaluation: bool
+  config: config_dict.ConfigDict, share: int, parts: int, evaluation: bool
 ) -> float:
   """Operations of the passes alone, where the compiler does not count them."""
   size = config.data.eval_image_size if evaluation else config.data.image_size
@@ -331,8 +366,14 @@ def _flops(
     jax.eval_shape(lambda: jax.random.key(0)),
     jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32),
   )
-  # Two nets forwards; or forwards, and backwards twice as much.
-  return share * macs * (4 if evaluation else 6)
+  if evaluation:
+    return 4.0 * share * macs  # two nets forwards
+  # Forwards, perhaps again, and backwards twice as much.
+  passes = 3 if config.remat is None else 4
+  images = share
+  if config.optimizer.sam_rho is not None:
+    images += sam.ascent_images(share, config.optimizer.sam_fraction, parts)[0]
+  return 2.0 * passes * images * macs
 
 
 def _say(text: str) -> None:
@@ -357,14 +398,19 @@ def table(result: dict[str, Any]) -> str:
   )
   if not x['fits']:
     lines += ['', f'It does not fit into {room}: {x["reason"]}']
-    if remedy := x['remedy']:
+    if 'training' in x:
+      lines.append('The training step fits; its figures are in the JSON.')
+    elif remedy := x['remedy']:
       again = f' and remat={remedy["remat"]!r}' if remedy['remat'] else ''
       lines.append(
         f'micro_batches={remedy["micro_batches"]}{again} fits, with '
         f'{remedy["bytes"] / gib:.2f} GiB'
       )
     else:
-      lines.append('No number of micro-batches fits, with remat or without.')
+      lines.append(
+        'No number of micro-batches fits, with remat or without. Make '
+        'data.image_size or batch_size smaller, or take more devices'
+      )
     return '\n'.join(lines)
   again = f', remat {x["remat"]}' if x['remat'] else ''
   lines += [

@@ -24,13 +24,39 @@ USABLE = 0.9
 # starts up to two steps before it waits for the first (`metrics.Window`).
 _WAITING_BATCHES = 2
 
+# What helps where nothing fits.
+TRAINING_REMEDY = (
+  "Set remat to 'block', make data.image_size or batch_size smaller, take more "
+  'devices or another model'
+)
+EVALUATION_REMEDY = (
+  'Make eval_batch_size or data.eval_image_size smaller, set eval_dtype to '
+  "'bfloat16', take more devices or another model"
+)
+
 # A program is not compiled if the one before leaves no doubt that it is too
 # large, with this much to spare.
 _DOUBT = 1.1
 
 
 class TooLargeError(ValueError):
-  """A step does not fit into a device."""
+  """A step does not fit into a device.
+
+  Attributes:
+    fixed: bytes that stay however many parts there are, as far as is known.
+    divided: those that n parts divide by n at best.
+  """
+
+  def __init__(self, message: str, fixed: int = 0, divided: int = 0):
+    """Keeps what the attempts told.
+
+    Args:
+      message: with the figures and the remedy.
+      fixed: as in the attribute.
+      divided: as in the attribute.
+    """
+    super().__init__(message)
+    self.fixed, self.divided = fixed, divided
 
 
 class Need(NamedTuple):
@@ -123,6 +149,8 @@ def compile_fewest(
   beside: int = 0,
   agree: Callable[[bool], bool] = bool,
   options: Mapping[str, bool] | None = None,
+  remedy: str = TRAINING_REMEDY,
+  before: TooLargeError | None = None,
 ) -> Fitting:
   """Compiles a step in ever more parts until it fits.
 
@@ -134,6 +162,8 @@ def compile_fewest(
     beside: bytes that lie on the device beside the program.
     agree: whether all processes say yes, so that they choose alike.
     options: of the compiler.
+    remedy: what the error advises.
+    before: of the same step in fewer parts.
 
   Returns:
     The first program that fits, in all processes.
@@ -152,9 +182,8 @@ def compile_fewest(
   usable = math.inf if memory is None else USABLE * memory
   refused: dict[int, int | None] = {}
   text = ''
-  # Of the step before: what stays however many parts there are, and what they
-  # divide at best.
-  fixed, divided = 0, 0
+  # Of the step before, as in `TooLargeError`.
+  fixed, divided = (before.fixed, before.divided) if before else (0, 0)
   for count in counts:
     hopeless = fixed + divided / count > _DOUBT * usable
     if count != counts[-1] and not agree(not hopeless):
@@ -176,14 +205,11 @@ def compile_fewest(
       text = (
         f'a step in {count} part(s) needs {total / GIB:.3f} GiB of each '
         f'device: {found.arguments / GIB:.3f} for parameters, averages and '
-        f'images, {found.temporaries / GIB:.3f} for activations and gradients; '
+        f'images, {found.temporaries / GIB:.3f} for activations and the like; '
         f'it has {usable / GIB:.3f}, {USABLE:.0%} of its memory'
       )
     refused[count] = total
-  raise TooLargeError(
-    f"{text}. Set remat to 'block', make data.image_size or batch_size "
-    'smaller, take more devices or another model'
-  )
+  raise TooLargeError(f'{text}. {remedy}', fixed, divided)
 
 
 def _compile(

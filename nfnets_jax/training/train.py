@@ -32,6 +32,7 @@ from nfnets_jax.training import (
   metrics,
   parallel,
   progress,
+  sam,
 )
 from nfnets_jax.training import optimizer as optimizers
 from nfnets_jax.training import train_step as steps
@@ -548,8 +549,8 @@ def compile_eval_step(
     The compiled `step(state, batch) → sums`.
 
   Raises:
-    fit.TooLargeError: if no number of parts fits.
-    ValueError: if a device does not say how much memory it has.
+    fit.TooLargeError: if no number of parts fits; where a device does not say
+      how much memory it has, if the compiler refuses them all.
   """
   batch = _local_part(steps.eval_batch_shapes(config, jax.device_count()))
   found = fit.compile_fewest(
@@ -559,9 +560,10 @@ def compile_eval_step(
       batch,
     ),
     fit.valid_micro_batches(config.eval_batch_size // jax.device_count()),
-    memory=devices.memory(),
+    memory=devices.known_memory(),
     beside=fit.bytes_beside(batch),
     agree=distributed.all_agree,
+    remedy=fit.EVALUATION_REMEDY,
   )
   return parallel.Program(found.compiled)
 
@@ -609,6 +611,14 @@ def check_config(config: config_dict.ConfigDict, devices: int) -> None:
     config.optimizer, lambda step: 0.0, config.model.depth
   )
   data = config.data
+  if not 0 <= config.seed < 2**32:
+    raise ValueError(f'seed {config.seed} is not in [0, 2^32)')
+  for name in ('image_size', 'eval_image_size'):
+    if data[name] < 1:
+      raise ValueError(f'data.{name} must be at least 1, got {data[name]}')
+  loaders.check_workers(data.num_workers, data.worker_type)
+  if config.optimizer.sam_rho is not None:
+    sam.ascent_images(1, config.optimizer.sam_fraction, 1)
   create_transform(config)
   transforms.eval_transform(data.eval_image_size, data.eval_crop)
   if config.compilation_cache:

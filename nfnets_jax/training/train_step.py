@@ -89,7 +89,7 @@ def init_state(
   Args:
     net: takes `(images, is_training)`.
     optimizer: of the parameters.
-    seed: of the parameters and of everything random on the device.
+    seed: of the parameters, dropout and stochastic depth.
     image_size: side of the training images in pixels.
 
   Returns:

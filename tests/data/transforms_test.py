@@ -169,6 +169,8 @@ def test_decoded_photographs_are_turned_when_told_to():
   ('options', 'message'),
   [
     ({'mixup_alpha': 0.0}, 'mixup alpha must be positive, not 0.0'),
+    ({'mixup_alpha': float('nan')}, 'must be positive, not nan'),
+    ({'mixup_alpha': float('inf')}, 'must be positive, not inf'),
     ({'rand_augment': '4y5'}, '4y5'),
     ({'rand_augment': '43x5'}, 'has more than 42 layers'),
     ({'crop': 'pad'}, 'unknown crop'),

@@ -105,3 +105,13 @@ def test_gelu_and_its_gradient_equal_those_of_jax(dtype, rtol):
 def test_gelu_keeps_its_input_alone():
   _, vjp = jax.vjp(activations.gelu, jnp.ones((4, 8)))
   assert [x.shape for x in jax.tree.leaves(vjp)] == [(4, 8)]
+
+
+def test_gelu_of_all_platforms():
+  x = jnp.linspace(-6.0, 6.0, 101)
+  dy = jnp.cos(x)
+  exact, pull_back = jax.vjp(jax.nn.gelu, x)
+  for function in (activations.gelu, activations._wide_gelu):
+    np.testing.assert_allclose(function(x), exact, atol=2e-6)
+  for gradient in (activations._gelu_gradient, activations._wide_gelu_gradient):
+    np.testing.assert_allclose(gradient(x, dy), pull_back(dy)[0], atol=2e-6)

@@ -143,3 +143,33 @@ def test_mean_before_a_pointwise_convolution_is_the_mean_after():
   for function in (convolution._mean_before, convolution.pointwise_with_mean):
     for got, want in zip(with_gradients(function), after, strict=True):
       np.testing.assert_allclose(got, want, atol=2e-5)
+
+
+# What TPUs and GPUs run, beside what the CPU runs: nothing else executes it.
+@pytest.mark.parametrize('padding', ['same', 'symmetric'])
+@pytest.mark.parametrize(
+  ('size', 'stride', 'groups'), [(1, 1, 1), (1, 2, 1), (3, 1, 2), (3, 2, 4)]
+)
+def test_convolution_for_accelerators_is_that_of_the_cpu(
+  size, stride, groups, padding
+):
+  x = _normal(0, (2, 9, 8, 16))
+  w = _normal(1, (size, size, 16 // groups, 8))
+  options = (stride, groups, padding)
+  ours, pull_back = jax.vjp(
+    lambda x, w: convolution._cpu_conv2d(x, w, *options), x, w
+  )
+  theirs, their_pull_back = jax.vjp(
+    lambda x, w: convolution._xla_conv2d(x, w, *options), x, w
+  )
+  np.testing.assert_allclose(theirs, ours, atol=1e-4)
+  dy = _normal(2, ours.shape)
+  for found, expected in zip(their_pull_back(dy), pull_back(dy), strict=True):
+    np.testing.assert_allclose(found, expected, atol=2e-4)
+
+
+def test_unknown_padding():
+  with pytest.raises(ValueError, match="'valid' is neither 'same' nor 'symm"):
+    convolution.conv2d(
+      jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 1)), padding='valid'
+    )

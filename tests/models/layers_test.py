@@ -263,3 +263,28 @@ def test_nets_know_folded_weights_only_inside():
   net, params, x = _two_convolutions()
   with pytest.raises(ValueError, match='gain'):
     net.apply(layers.fold(params), x)
+
+
+# What TPUs and GPUs run, beside what the CPU runs: nothing else executes it.
+@pytest.mark.parametrize('shape', [(2, 8, 8, 3), (1, 5, 7, 2)])
+def test_pooling_for_accelerators_is_that_of_the_cpu(shape):
+  x = _normal(0, shape)
+  around = lax.padtype_to_pads(shape[1:3], (3, 3), (2, 2), 'SAME')
+  pairs = [
+    (
+      lambda x: layers._mean_of_windows(x, 2),
+      lambda x: layers._mean_of_reshaped(x, 2),
+    ),
+    (
+      lambda x: layers._max_of_windows(x, 3, 2, around),
+      lambda x: layers._max_of_shifted(x, 3, 2, around),
+    ),
+  ]
+  for theirs, ours in pairs:
+    expected, pull_back = jax.vjp(ours, x)
+    found, their_pull_back = jax.vjp(theirs, x)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    dy = _normal(1, expected.shape)
+    np.testing.assert_allclose(
+      their_pull_back(dy)[0], pull_back(dy)[0], atol=1e-6
+    )

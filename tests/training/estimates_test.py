@@ -78,3 +78,37 @@ def test_nothing_fits(config, local):
   result, _ = estimates.measure(config, local, 2**16, evaluation=False)
   assert (result['fits'], result['remedy']) == (False, None)
   assert 'No number of micro-batches fits' in estimates.table(result)
+
+
+def test_an_evaluation_that_does_not_fit(config, local, whole):
+  config = config.copy_and_resolve_references()
+  config.eval_batch_size = 8  # one image a device
+  config.data.eval_image_size = 512
+  memory = math.ceil(whole[0]['training']['total'] / fit.USABLE) + 1000
+  result, text = estimates.measure(config, local, memory)
+  assert not result['fits'] and text.startswith('HloModule')
+  assert 'eval_batch_size or data.eval_image_size' in result['reason']
+  assert result['training']['total'] == whole[0]['training']['total']
+  assert 'The training step fits' in estimates.table(result)
+
+
+def test_a_device_that_tells_no_memory(config, local):
+  with pytest.raises(ValueError, match='of local does not say .* --memory'):
+    estimates.measure(config, local._replace(memory=None))
+
+
+def test_operations_of_parts_and_of_what_is_done_again(config, local, whole):
+  """A loop counts as often as it runs, and an H100 at the peak of its dtype."""
+  config = config.copy_and_resolve_references()
+  once = estimates._flops(config, 16, 1, evaluation=False)
+  config.remat = 'block'
+  assert estimates._flops(config, 16, 1, False) == pytest.approx(once * 4 / 3)
+  config.optimizer.sam_rho = 0.05
+  config.optimizer.sam_fraction = 0.5
+  assert estimates._flops(config, 16, 1, False) == pytest.approx(once * 2)
+  kind = topologies.KINDS['h100']
+  config.compute_dtype = config.eval_dtype = 'float32'
+  assert estimates._peak(kind, config, False) == kind.float32_flops
+  assert estimates._peak(kind, config, True) == kind.exact_flops
+  config.compute_dtype = config.eval_dtype = 'bfloat16'
+  assert estimates._peak(kind, config, True) == kind.flops

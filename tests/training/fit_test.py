@@ -89,6 +89,18 @@ def test_nothing_fits(lower):
     assert text in str(error.value)
 
 
+def test_what_was_told_before_spares_compilations(lower):
+  needs = _needs(lower)
+  memory = math.ceil(needs[SHARE] / fit.USABLE)
+  with pytest.raises(fit.TooLargeError) as told:
+    fit.compile_fewest(lower, [1], memory)
+  lower.compiled.clear()
+  rest = [count for count in needs if count > 1]
+  found = fit.compile_fewest(lower, rest, memory, before=told.value)
+  assert found.parts == SHARE
+  assert lower.compiled[0] > 2
+
+
 def test_without_a_limit_the_first_is_taken(lower):
   assert fit.compile_fewest(lower, [2, 4], None).parts == 2
   assert lower.compiled == [2]

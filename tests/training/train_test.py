@@ -422,6 +422,26 @@ def test_unknown_dtypes_are_refused(make_config, field):
     train.check_config(config, devices=8)
 
 
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'seed': -1}, 'seed -1 is not in'),
+    ({'seed': 2**32}, 'seed 4294967296 is not in'),
+    ({'data.image_size': 0}, 'data.image_size must be at least 1, got 0'),
+    ({'data.eval_image_size': -4}, 'data.eval_image_size must be at least 1'),
+    ({'data.num_workers': -1}, 'num_workers must be 0 or more, got -1'),
+    ({'data.worker_type': 'x'}, 'worker_type must be one of threads'),
+    (
+      {'optimizer.sam_rho': 0.05, 'optimizer.sam_fraction': 2.0},
+      'sam_fraction 2 is no part of a batch',
+    ),
+  ],
+)
+def test_impossible_numbers_are_refused(make_config, changes, message):
+  with pytest.raises(ValueError, match=f'^{message}'):
+    train.check_config(make_config(1, changes), devices=8)
+
+
 def test_batches_that_can_be_split(make_config):
   train.check_config(make_config(), devices=8)
   train.check_config(make_config(1, {'batch_size': 36}), devices=2)
