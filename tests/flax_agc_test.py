@@ -43,7 +43,7 @@ def test_nnx_paths_are_the_same_in_init_and_update():
     return path
 
   clip = agc.adaptive_grad_clip(
-    dict.fromkeys(PATHS - {'head/kernel'}, 0.01),
+    0.01,
     exclude=is_last,
     group=group,
     statistics=True,

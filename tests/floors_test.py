@@ -72,7 +72,7 @@ def _identifiers(path):
 
 def test_there_is_something_to_look_at():
   assert {_name(path) for path in FILES} >= {
-    'nfnets_jax/agc.py',
+    'nfnets_jax/agc/clip.py',
     'nfnets_jax/data/prepare.py',
     'nfnets_jax/training/parallel.py',
   }

@@ -84,7 +84,7 @@ def step_of(config, devices=8, micro_batches=1, learning_rate=0.1):
   """A training step on the first `devices`, and the state before it."""
   net = train.create_net(config, num_classes=10)
   optimizer = optimizers.create_optimizer(
-    config.optimizer, lambda step: learning_rate
+    config.optimizer, lambda step: learning_rate, config.model.depth
   )
   state = train_step.init_state(net, optimizer, 0, config.data.image_size)
   step = train_step.create_train_step(

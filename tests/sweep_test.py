@@ -32,7 +32,9 @@ def test_runs_have_names_of_their_own_and_sound_configs(scale, row):
   for run in runs:
     train.check_config(run.config, 1)
     train.create_net(run.config, 10)  # called by its own name
-    optimizers.create_optimizer(run.config.optimizer, lambda step: 0.0)
+    optimizers.create_optimizer(
+      run.config.optimizer, lambda step: 0.0, run.config.model.depth
+    )
     json.dumps(run.labels)
     assert run.name.startswith(f'{scale}/')
     assert run.after is None or run.after in {x.name for x in runs}
@@ -108,7 +110,9 @@ def _paper_configs():
 def test_a_shrunk_step_of_the_paper(config):
   """A block a stage, few channels, pixels and images; one of equal ways."""
   net = train.create_net(config, 10)
-  optimizer = optimizers.create_optimizer(config.optimizer, lambda step: 0.01)
+  optimizer = optimizers.create_optimizer(
+    config.optimizer, lambda step: 0.01, config.model.depth
+  )
   state = train_step.init_state(net, optimizer, 0, config.data.image_size)
   step = train_step.create_train_step(
     net, optimizer, lambda step: 0.01, config, 10, 'devices', 1

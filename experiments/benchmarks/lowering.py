@@ -70,7 +70,9 @@ def measure(
   """
   net = train.create_net(config, _NUM_CLASSES)
   schedule = optax.constant_schedule(0.1)
-  optimizer = optimizers.create_optimizer(config.optimizer, schedule)
+  optimizer = optimizers.create_optimizer(
+    config.optimizer, schedule, config.model.depth
+  )
   step = parallel.parallel_train_step(
     steps.create_train_step(
       net,

@@ -104,7 +104,9 @@ def programs(
   """
   net = train.create_net(config, _NUM_CLASSES)
   schedule = optax.constant_schedule(1e-6)
-  optimizer = optimizers.create_optimizer(config.optimizer, schedule)
+  optimizer = optimizers.create_optimizer(
+    config.optimizer, schedule, config.model.depth
+  )
   state = _draw(steps.state_shapes(net, optimizer, size))
   params, model_state = jax.device_put(
     (state.params, state.model_state), jax.local_devices()[0]
@@ -137,6 +139,7 @@ def programs(
         }
       ),
       optax.constant_schedule(-1.0),
+      config.model.depth,
     )
     return only.update(grads, only.init(params), params)[0]
 

@@ -70,7 +70,9 @@ def build(
   """
   net = train.create_net(config, NUM_CLASSES)
   schedule = optax.constant_schedule(learning_rate)
-  optimizer = optimizers.create_optimizer(config.optimizer, schedule)
+  optimizer = optimizers.create_optimizer(
+    config.optimizer, schedule, config.model.depth
+  )
   state = speed._draw(steps.state_shapes(net, optimizer, size))
   pixels = np.random.default_rng(0).integers(
     256, size=(1, batch, size, size, 3), dtype=np.uint8

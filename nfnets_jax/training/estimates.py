@@ -163,7 +163,9 @@ def fit_training(
   """
   count = len(topology.devices)
   net = train.create_net(config, num_classes)
-  optimizer = optimizers.create_optimizer(config.optimizer, lambda step: 0.0)
+  optimizer = optimizers.create_optimizer(
+    config.optimizer, lambda step: 0.0, config.model.depth
+  )
   state = steps.state_shapes(net, optimizer, config.data.image_size)
   batch = steps.batch_shapes(config, count, _several(topology))
   if counts is None and config.micro_batches is not None:
@@ -216,7 +218,9 @@ def fit_evaluation(
   """
   count = len(topology.devices)
   net = train.create_net(config, num_classes)
-  optimizer = optimizers.create_optimizer(config.optimizer, lambda step: 0.0)
+  optimizer = optimizers.create_optimizer(
+    config.optimizer, lambda step: 0.0, config.model.depth
+  )
   state = steps.state_shapes(net, optimizer, config.data.image_size)
   batch = steps.eval_batch_shapes(config, count)
   _say(f'compiling the evaluation step for {topology.name}')

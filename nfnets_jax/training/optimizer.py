@@ -244,39 +244,6 @@ def decay_mask(params: chex.ArrayTree) -> chex.ArrayTree:
   return _mark(params, lambda module, name: name == 'w')
 
 
-def clip_mask(params: chex.ArrayTree, unclipped: str | None) -> chex.ArrayTree:
-  """Marks the parameters that AGC acts on.
-
-  Args:
-    params: a Haiku parameter tree.
-    unclipped: a regular expression, searched for in 'module/parameter', of what
-      it leaves alone; the paper's is the classifier's weight matrix, which is
-      that of the module `linear` of the net itself. None clips everything.
-
-  Returns:
-    The same structure with True or False at each leaf.
-
-  Raises:
-    ValueError: if the expression is found in no parameter.
-
-  Example:
-    >>> params = {'NFNet/~/linear': {'w': 0, 'b': 0}}
-    >>> marks = clip_mask(params, '^[^/]+/~/linear/w$')
-    >>> marks['NFNet/~/linear']['w'], marks['NFNet/~/linear']['b']
-    (False, True)
-
-  Reference:
-    Brock et al. 2021, section 4.1.
-  """
-  if unclipped is None:
-    return _mark(params, lambda module, name: True)
-  pattern = re.compile(unclipped)
-  _check_found('unclipped', pattern, params)
-  return _mark(
-    params, lambda module, name: not pattern.search(f'{module}/{name}')
-  )
-
-
 def global_norm(grads: chex.ArrayTree) -> jax.Array:
   """Returns the L2 norm of a whole gradient, as `optax.tree.norm`.
 
@@ -297,52 +264,30 @@ def global_norm(grads: chex.ArrayTree) -> jax.Array:
   return jnp.sqrt(sum(jnp.sum(jnp.square(norm)) for norm in units))
 
 
-def clipped_shares(
-  grads: chex.ArrayTree,
-  params: chex.ArrayTree,
-  config: config_dict.ConfigDict,
-  depth: Sequence[int],
-) -> dict[str, jax.Array]:
-  """Measures how many units AGC clips.
+def clipping_metrics(opt_state: optax.OptState) -> dict[str, jax.Array]:
+  """Reads the fractions of units that AGC clipped in the last update.
 
   Args:
-    grads: of the whole batch, before clipping.
-    params: a Haiku parameter tree.
-    config: as for `create_optimizer`.
-    depth: blocks of each stage.
+    opt_state: of `create_optimizer`.
 
   Returns:
-    `clipped`, the share of all units that AGC acts on, and the shares of parts
-    of the net: `clipped_stem`, `clipped_stage_1` and so on, and `clipped_head`
-    for what follows. Float32 scalars in [0, 1]. Nothing if `config.clip` is not
-    'agc'.
+    `clipped`, of all units that AGC applies to, and of parts of the net:
+    `clipped_stem`, `clipped_stage_1` and so on, and `clipped_head` for what
+    follows. Float32 scalars in [0, 1]. Empty without AGC.
   """
-  if config.clip != 'agc':
+  parts = optax.tree.get(opt_state, 'statistics', {})
+  if not parts:
     return {}
-  counts: dict[str, list[tuple[jax.Array, int]]] = {}
-
-  def count(path: tuple, marked: bool, grad: jax.Array, param: jax.Array):
-    if marked:
-      norm = agc.unitwise_norm(param)
-      limit = config.clipping * jnp.maximum(norm, config.clip_eps)
-      clipped = jnp.sum(agc.unitwise_norm(grad) > limit, dtype=jnp.float32)
-      part = _part(path[0].key, depth)
-      counts.setdefault(part, []).append((clipped, norm.size))
-
-  marks = clip_mask(params, config.unclipped)
-  jax.tree_util.tree_map_with_path(count, marks, grads, params)
-  counts['all'] = [unit for units in counts.values() for unit in units]
+  clipped = sum(part.clipped * part.units for part in parts.values())
+  units = sum(part.units for part in parts.values())
   return {
-    'clipped' if part == 'all' else f'clipped_{part}': (
-      jnp.sum(jnp.stack([clipped for clipped, _ in units]))
-      / sum(size for _, size in units)
-    )
-    for part, units in counts.items()
+    'clipped': clipped / units,
+    **{f'clipped_{name}': part.clipped for name, part in parts.items()},
   }
 
 
 def _part(module: str, depth: Sequence[int]) -> str:
-  """Returns which part of the net a module belongs to."""
+  """Returns the part of the net that a module belongs to."""
   if 'stem' in module or 'initial_conv' in module:
     return 'stem'
   match = re.search(r'block(?:_v2)?(?:_(\d+))?(?:/|$)', module)
@@ -364,7 +309,7 @@ def _mark(
 
 
 def create_optimizer(
-  config: config_dict.ConfigDict, schedule: Schedule
+  config: config_dict.ConfigDict, schedule: Schedule, depth: Sequence[int]
 ) -> optax.GradientTransformation:
   """Builds the optimiser that a config describes.
 
@@ -373,9 +318,10 @@ def create_optimizer(
       `name`: 'sgd' (Nesterov momentum), 'rmsprop' (as of EfficientNet),
         'lars', 'adam' or 'adamw';
       `clip`: 'agc', 'global_norm' or None;
-      `clipping` and `clip_eps`: λ and ε of AGC; a λ that is traced goes
-        unchecked;
-      `unclipped`: what AGC leaves alone, as for `clip_mask`;
+      `clipping` and `clip_eps`: λ and ε of AGC; a traced λ is not checked;
+      `unclipped`: a regular expression, searched for in 'module/parameter', of
+        the parameters that AGC excludes: in the paper the classifier's weights,
+        of the net's own module `linear`; None excludes nothing;
       `max_norm`: the largest norm that 'global_norm' lets pass; may be traced;
       `learning_rate_groups`: as for `parse_groups`, or None;
       `skip_nonfinite`: how many consecutive steps may have a gradient that is
@@ -385,9 +331,11 @@ def create_optimizer(
       `weight_decay`: added to the gradient of the weights (L2), at least 0; for
         'adamw' decoupled from it.
     schedule: step → learning rate.
+    depth: blocks per stage, for `clipping_metrics`.
 
   Returns:
-    A transformation of the gradient of the whole batch into the update.
+    A transformation of the gradient of the whole batch into the update. Its
+    `init` raises a ValueError if `unclipped` matches no parameter.
 
   Raises:
     ValueError: for an unknown `name` or `clip`, listing the known ones, or an
@@ -395,10 +343,7 @@ def create_optimizer(
   """
   clips = {
     None: optax.identity,
-    'agc': lambda: optax.masked(
-      agc.adaptive_grad_clip(config.clipping, config.clip_eps),
-      lambda params: clip_mask(params, config.unclipped),
-    ),
+    'agc': lambda: _adaptive_grad_clip(config, depth),
     'global_norm': lambda: optax.clip_by_global_norm(config.max_norm),
   }
   decay, momentum = config.weight_decay, config.momentum
@@ -436,14 +381,37 @@ def create_optimizer(
   _check_known('clip', config.clip, clips)
   _check_pattern(config.unclipped)
   _check_known('name', config.name, optimizers)
-  optimizer = optax.chain(clips[config.clip](), optimizers[config.name]())
+  optimizer = optimizers[config.name]()
   if config.learning_rate_groups is not None:
     optimizer = optax.chain(
       optimizer, scale_groups(parse_groups(config.learning_rate_groups))
     )
   if config.skip_nonfinite:
-    return _skip_nonfinite(optimizer, config.skip_nonfinite)
-  return optimizer
+    optimizer = _skip_nonfinite(optimizer, config.skip_nonfinite)
+  # AGC precedes the check, so that it has statistics of skipped steps too. What
+  # is not finite is not finite after clipping.
+  return optax.chain(clips[config.clip](), optimizer)
+
+
+def _adaptive_grad_clip(
+  config: config_dict.ConfigDict, depth: Sequence[int]
+) -> optax.GradientTransformation:
+  """AGC as configured, with statistics by part of the net."""
+  pattern = None if config.unclipped is None else re.compile(config.unclipped)
+  clip = agc.adaptive_grad_clip(
+    config.clipping,
+    config.clip_eps,
+    exclude=pattern and (lambda path, _: bool(pattern.search(path))),
+    group=lambda path, _: _part(path.rpartition('/')[0], depth),
+    statistics=True,
+  )
+
+  def init(params: chex.ArrayTree) -> Any:
+    if pattern is not None:
+      _check_found('unclipped', pattern, params)
+    return clip.init(params)
+
+  return optax.GradientTransformation(init, clip.update)
 
 
 def _skip_nonfinite(

@@ -111,6 +111,7 @@ def train_and_evaluate(
     optimizers.create_schedule(
       config.optimizer, config.batch_size, epoch_steps, total_steps
     ),
+    config.model.depth,
   )
   first_state = steps.init_state(
     net, optimizer, config.seed, config.data.image_size
@@ -320,7 +321,9 @@ def evaluate_checkpoint(
   if config.init_from is None:
     workdirs.check_data(workdir, names, allow_config_change)
   net = create_net(config, test_set.num_classes)
-  optimizer = optimizers.create_optimizer(config.optimizer, lambda step: 0.0)
+  optimizer = optimizers.create_optimizer(
+    config.optimizer, lambda step: 0.0, config.model.depth
+  )
   size = config.data.image_size
   if config.init_from is not None:
     found = initial_weights(config)
@@ -405,7 +408,9 @@ def load_average(workdir: str | pathlib.Path) -> weights.Weights:
     # The classifier's; blocks have gates of that name, and come after `~/`.
     (num_classes,) = checkpoints.shape_of('Net/~/linear.b')
     net = create_net(config, num_classes)
-    optimizer = optimizers.create_optimizer(config.optimizer, lambda step: 0.0)
+    optimizer = optimizers.create_optimizer(
+      config.optimizer, lambda step: 0.0, config.model.depth
+    )
     state, _ = checkpoints.restore(
       steps.state_shapes(net, optimizer, config.data.image_size)
     )
@@ -457,7 +462,9 @@ def create_train_step(
     )
     train_step = steps.create_train_step(
       net,
-      optimizers.create_optimizer(traced.optimizer, schedule),
+      optimizers.create_optimizer(
+        traced.optimizer, schedule, config.model.depth
+      ),
       schedule,
       traced,
       num_classes,
@@ -600,7 +607,9 @@ def check_config(config: config_dict.ConfigDict, devices: int) -> None:
     ValueError: for a name that is not known, or if the batches cannot be split
       so.
   """
-  optimizers.create_optimizer(config.optimizer, lambda step: 0.0)
+  optimizers.create_optimizer(
+    config.optimizer, lambda step: 0.0, config.model.depth
+  )
   data = config.data
   if not 0 <= config.seed < 2**32:
     raise ValueError(f'seed {config.seed} is not in [0, 2^32)')

@@ -317,11 +317,11 @@ def create_train_step(
     `mix_label` int32 `[B]` and `ratio` float32 `[B]`. The metrics are float32
     scalars of the whole batch: `loss`, `top_1` (a fraction, against the
     likelier label of a mixed image), `grad_norm` before clipping,
-    `learning_rate`, the shares of units that AGC clipped
-    (`optimizer.clipped_shares`). With
-    `skip_nonfinite`: `nonfinite`, whether the step was left out, and
-    `nonfinite_in_a_row`. Two more if the batch has them, summed over it: how
-    many examples were `skipped` before each, and which processes ask to `stop`.
+    `learning_rate`, and the fractions of units that AGC clipped
+    (`optimizer.clipping_metrics`). With `skip_nonfinite`: `nonfinite`, whether
+    the step was skipped, and `nonfinite_in_a_row`. Two more if the batch has
+    them, summed over it: how many examples were `skipped` before each, and
+    which processes ask to `stop`.
     It raises a ValueError when it is traced with a share that cannot be split
     so.
   """
@@ -360,19 +360,19 @@ def create_train_step(
       metrics['skipped'] = jax.lax.psum(jnp.sum(skipped), axis_name)
     metrics['grad_norm'] = optimizers.global_norm(grads)
     metrics['learning_rate'] = jnp.asarray(schedule(state.step), jnp.float32)
-    metrics |= optimizers.clipped_shares(
-      grads, state.params, config.optimizer, config.model.depth
-    )
     old_step, old_model_state = state.step, state.model_state
     state = apply_gradients(state, grads, optimizer, config.ema_decay)
+    metrics |= optimizers.clipping_metrics(state.opt_state)
     if config.optimizer.skip_nonfinite:
       # A step that is left out leaves no trace in the net's state either.
-      finite = state.opt_state.last_finite
+      finite = optax.tree.get(state.opt_state, 'last_finite')
       model_state = jax.tree.map(
         functools.partial(jnp.where, finite), model_state, old_model_state
       )
       metrics['nonfinite'] = jnp.logical_not(finite).astype(jnp.float32)
-      metrics['nonfinite_in_a_row'] = state.opt_state.notfinite_count
+      metrics['nonfinite_in_a_row'] = optax.tree.get(
+        state.opt_state, 'notfinite_count'
+      )
     ema_model_state = ema.update(
       state.ema_model_state, model_state, old_step, config.ema_decay
     )

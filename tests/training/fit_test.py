@@ -165,7 +165,9 @@ def test_run_takes_the_fewest_that_fit(make_config, monkeypatch, capsys):
   """And the program that was looked at is the one that runs."""
   config = make_config(40, {'batch_size': 128})
   net = train.create_net(config, 10)
-  optimizer = optimizers.create_optimizer(config.optimizer, lambda step: 0.0)
+  optimizer = optimizers.create_optimizer(
+    config.optimizer, lambda step: 0.0, config.model.depth
+  )
   state = steps.state_shapes(net, optimizer, config.data.image_size)
   needs = {}
   for count in (1, 2):

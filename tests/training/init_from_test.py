@@ -90,7 +90,9 @@ def test_same_classes_keep_the_head(trained, make_config, said):
   from nfnets_jax.training import init_from, train_step
   from nfnets_jax.training import optimizer as optimizers
 
-  optimizer = optimizers.create_optimizer(config.optimizer, lambda step: 0.0)
+  optimizer = optimizers.create_optimizer(
+    config.optimizer, lambda step: 0.0, config.model.depth
+  )
   net = train.create_net(config, 5)
   state = train_step.init_state(net, optimizer, 1, 8)
   same = init_from.merge(state, found, 5)

@@ -13,6 +13,9 @@ from nfnets_jax.training import optimizer as optimizers
 from nfnets_jax.training import train_step
 from tests import golden as reference
 
+DEPTH = (1,)
+F0_DEPTH = (1, 2, 6, 3)
+
 
 def _config(**changes):
   """The released settings of the recipe, with `changes`."""
@@ -94,7 +97,7 @@ def test_eight_steps_are_the_released(golden):
     atol=1e-7,
   )
 
-  optimizer = optimizers.create_optimizer(_config(), schedule)
+  optimizer = optimizers.create_optimizer(_config(), schedule, DEPTH)
   params = _float32(_golden_tree(arrays, 'param0'))
   state = train_step.TrainState(
     step=jnp.zeros((), jnp.int32),
@@ -149,8 +152,20 @@ def test_matrices_and_kernels_decay(f0):
   assert len(gates) == 2 * 12  # two matrices in each of F0's twelve blocks
 
 
+def _clipped(params, unclipped):
+  """Marks what AGC clips: gradients of 1 where parameters are 0."""
+  config = _config(unclipped=unclipped, weight_decay=0.0, momentum=0.0)
+  optimizer = optimizers.create_optimizer(config, lambda step: -1.0, F0_DEPTH)
+  zeros = jax.tree.map(
+    lambda x: jnp.zeros([min(n, 2) for n in x.shape]), params
+  )
+  ones = jax.tree.map(jnp.ones_like, zeros)
+  updates, _ = optimizer.update(ones, optimizer.init(zeros), zeros)
+  return jax.tree.map(lambda x: bool((x < 0.5).all()), updates)
+
+
 def test_all_but_the_classifiers_matrix_is_clipped(f0):
-  marks = optimizers.clip_mask(f0, _config().unclipped)
+  marks = _clipped(f0, _config().unclipped)
   assert _marked(marks, False) == {('NFNet/~/linear', 'w')}
   assert len(_marked(marks, True)) == len(jax.tree.leaves(f0)) - 1
 
@@ -158,11 +173,11 @@ def test_all_but_the_classifiers_matrix_is_clipped(f0):
 def test_agc_needs_a_classifier_to_leave_out():
   params = {'net/~/head': {'w': jnp.ones((2, 3))}}
   with pytest.raises(ValueError, match='unclipped: .*linear.* net/~/head/w'):
-    optimizers.create_optimizer(_config(), lambda step: 1.0).init(params)
+    optimizers.create_optimizer(_config(), lambda step: 1.0, DEPTH).init(params)
 
 
 def test_everything_is_clipped_if_nothing_is_left_out(f0):
-  marks = optimizers.clip_mask(f0, None)
+  marks = _clipped(f0, None)
   assert len(_marked(marks, True)) == len(jax.tree.leaves(f0))
 
 
@@ -171,21 +186,21 @@ def test_what_is_left_out_is_an_expression():
   params = jax.tree.map(jnp.float32, _random_tree(0))
   grads = jax.tree.map(lambda x: jnp.float32(1e3 * x), _random_tree(1))
   config = _config(unclipped='conv/(w|gain)$', weight_decay=0.0, momentum=0.0)
-  optimizer = optimizers.create_optimizer(config, lambda step: -1.0)
-  updates, _ = optimizer.update(grads, optimizer.init(params), params)
+  optimizer = optimizers.create_optimizer(config, lambda step: -1.0, DEPTH)
+  updates, state = optimizer.update(grads, optimizer.init(params), params)
   same = jax.tree.map(lambda x, y: bool(np.allclose(x, y)), updates, grads)
   assert same == {
     'NFNet/~/conv': {'w': True, 'gain': True, 'bias': False},
     'NFNet/~/nf_block': {'skip_gain': False},
     'NFNet/~/linear': {'w': False, 'b': False},
   }
-  shares = optimizers.clipped_shares(grads, params, config, depth=(1,))
+  shares = optimizers.clipping_metrics(state)
   assert shares['clipped_head'] == 1
 
 
 def test_an_expression_that_is_none_is_named():
   with pytest.raises(ValueError, match=r"unclipped '\(' is no regular"):
-    optimizers.create_optimizer(_config(unclipped='('), lambda step: 1.0)
+    optimizers.create_optimizer(_config(unclipped='('), lambda step: 1.0, DEPTH)
 
 
 def test_weights_decay_by_what_clipping_never_saw():
@@ -198,7 +213,7 @@ def test_weights_decay_by_what_clipping_never_saw():
     'NFNet/~/linear': {'w': np.full((3, 1), 50.0)},
   }
   config = _config(weight_decay=0.5, momentum=0.0)
-  optimizer = optimizers.create_optimizer(config, lambda step: 1.0)
+  optimizer = optimizers.create_optimizer(config, lambda step: 1.0, DEPTH)
   new = _run(optimizer, params, [grads])
   conv, classifier = new['NFNet/~/conv'], new['NFNet/~/linear']
   # A column's gradient is as long as λ times its weights, then λ_decay · 2 is
@@ -281,7 +296,7 @@ def _adamw_update(name, param, grad, memory, i):
 def test_without_clipping_it_equals_float64(name, update):
   params, grads = _random_tree(0), [_random_tree(i) for i in (1, 2, 3)]
   config = _config(name=name, clip=None, weight_decay=0.01)
-  optimizer = optimizers.create_optimizer(config, _schedule)
+  optimizer = optimizers.create_optimizer(config, _schedule, DEPTH)
   _assert_close(
     _run(optimizer, params, grads), _oracle(params, grads, update), rtol=2e-5
   )
@@ -290,7 +305,7 @@ def test_without_clipping_it_equals_float64(name, update):
 def _step_of(config, grads):
   """The change that one update of learning rate 1 makes."""
   params = _random_tree(0)
-  optimizer = optimizers.create_optimizer(config, lambda step: 1.0)
+  optimizer = optimizers.create_optimizer(config, lambda step: 1.0, DEPTH)
   updates, _ = jax.jit(optimizer.update)(
     _float32(grads), optimizer.init(_float32(params)), _float32(params)
   )
@@ -356,7 +371,7 @@ def test_every_combination_moves_every_parameter(name, clip):
 )
 def test_unknown_choices_list_the_known(changes, message):
   with pytest.raises(ValueError, match=message):
-    optimizers.create_optimizer(_config(**changes), lambda step: 1.0)
+    optimizers.create_optimizer(_config(**changes), lambda step: 1.0, DEPTH)
 
 
 def test_fractional_warmup():
@@ -440,7 +455,7 @@ def test_rmsprop_is_that_of_tensorflow():
   """Averages of squares from 1, ε inside the root, the rate inside the sum."""
   config = _config(name='rmsprop', clip=None, weight_decay=0.0)
   rate, momentum = 0.01, config.momentum
-  optimizer = optimizers.create_optimizer(config, lambda step: rate)
+  optimizer = optimizers.create_optimizer(config, lambda step: rate, DEPTH)
   params = {'net/~/linear': {'w': jnp.ones((2, 2))}}
   state = optimizer.init(params)
   square, moved = np.ones((2, 2)), np.zeros((2, 2))
@@ -469,7 +484,14 @@ def test_parts_of_all_families_are_known(module, part):
   assert optimizers._part(module, (3, 4)) == part
 
 
-def test_clipped_shares_are_those_of_the_units():
+def _shares(config, grads, params, depth):
+  optimizer = optimizers.create_optimizer(config, lambda step: 0.1, depth)
+  grads, params = _float32(grads), _float32(params)
+  _, state = optimizer.update(grads, optimizer.init(params), params)
+  return optimizers.clipping_metrics(state)
+
+
+def test_clipping_metrics_are_those_of_the_units():
   params = {
     'NFNet/~/stem_conv0': {'w': np.ones((3, 3, 2, 4)), 'gain': np.ones(4)},
     'NFNet/~/nf_block': {'skip_gain': np.zeros(())},
@@ -480,9 +502,7 @@ def test_clipped_shares_are_those_of_the_units():
   grads = jax.tree.map(
     lambda x: np.asarray(rng.normal(0, 0.1, x.shape)), params
   )
-  shares = optimizers.clipped_shares(
-    _float32(grads), _float32(params), _config(clipping=0.2), depth=(2, 2)
-  )
+  shares = _shares(_config(clipping=0.2), grads, params, depth=(2, 2))
 
   def clipped(module, name, axes):
     def norm(tree):
@@ -511,21 +531,43 @@ def test_clipped_shares_are_those_of_the_units():
 
 
 def test_nothing_is_clipped_without_agc():
-  tree = _float32(_random_tree(0))
-  config = _config(clip='global_norm')
-  assert optimizers.clipped_shares(tree, tree, config, depth=(1,)) == {}
+  tree = _random_tree(0)
+  assert _shares(_config(clip='global_norm'), tree, tree, DEPTH) == {}
 
 
 def test_a_gradient_that_is_not_finite_is_left_out():
   params, grads = _random_tree(0), [_random_tree(i) for i in (1, 2)]
   broken = jax.tree.map(np.copy, grads[0])
   broken['NFNet/~/conv']['w'][0, 0, 0, 0] = np.nan
-  create = optimizers.create_optimizer
-  expected = _run(create(_config(), lambda step: 0.1), params, grads)
-  skipping = create(_config(skip_nonfinite=2), lambda step: 0.1)
+
+  def create(config):
+    return optimizers.create_optimizer(config, lambda step: 0.1, DEPTH)
+
+  expected = _run(create(_config()), params, grads)
+  skipping = create(_config(skip_nonfinite=2))
   left_out = [grads[0], broken, broken, grads[1]]
   actual = _run(skipping, params, left_out)
   jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+def test_clipping_metrics_of_a_skipped_step_are_its_own():
+  params, grads = _float32(_random_tree(0)), _float32(_random_tree(1))
+  config = _config(skip_nonfinite=2, clipping=1e3)
+  optimizer = optimizers.create_optimizer(config, lambda step: 0.1, DEPTH)
+  _, state = optimizer.update(grads, optimizer.init(params), params)
+  metrics = optimizers.clipping_metrics(state)
+  assert metrics['clipped'] == 0
+  grads['NFNet/~/linear']['b'] = jnp.full(5, jnp.inf)
+  updates, state = optimizer.update(grads, state, params)
+  assert all((x == 0).all() for x in jax.tree.leaves(updates))
+  assert not optax.tree.get(state, 'last_finite')
+  metrics = optimizers.clipping_metrics(state)
+  assert metrics['clipped_head'] == pytest.approx(1 / 7)
+  assert metrics['clipped_stage_1'] == 0
+  # Units: four kernels, gain, bias, SkipInit gain and the head's bias.
+  assert metrics['clipped'] == pytest.approx(1 / 8)
+  # What is checked before a checkpoint.
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
 
 
 @pytest.mark.parametrize(
@@ -538,7 +580,9 @@ def test_the_rate_follows_the_steps_also_those_that_are_skipped(name, update):
   broken['NFNet/~/linear']['b'][0] = np.inf
   config = _config(name=name, clip=None, weight_decay=0.01, skip_nonfinite=2)
   rates = jnp.asarray([RATES[0], 7.0, 7.0, RATES[1]])
-  optimizer = optimizers.create_optimizer(config, lambda step: rates[step])
+  optimizer = optimizers.create_optimizer(
+    config, lambda step: rates[step], DEPTH
+  )
   actual = _run(optimizer, params, [grads[0], broken, broken, grads[1]])
   _assert_close(actual, _oracle(params, grads, update), rtol=2e-5)
 
@@ -550,7 +594,7 @@ def test_rate_and_thresholds_may_be_inputs(clip):
 
   def create(config):
     schedule = optimizers.create_schedule(config, 384, 2.5, total_steps=40)
-    return optimizers.create_optimizer(config, schedule)
+    return optimizers.create_optimizer(config, schedule, DEPTH)
 
   def update(values, config, params, grads, step):
     programs.append(values)

@@ -30,7 +30,9 @@ def _batch(size, seed=0):
 def _create(config, micro_batches=1):
   """Net, train step and initial state, away from the SkipInit zeros."""
   net = train.create_net(config, num_classes=10)
-  optimizer = optimizers.create_optimizer(config.optimizer, lambda step: 0.1)
+  optimizer = optimizers.create_optimizer(
+    config.optimizer, lambda step: 0.1, config.model.depth
+  )
   state = train_step.init_state(net, optimizer, config.seed, image_size=8)
   params = reference.fill_tree(state.params)
   state = state._replace(
@@ -285,7 +287,9 @@ def test_forgotten_mean_is_seen(make_config):
   """Every device trains alone, on an axis that holds only itself."""
   config = make_config()
   net = train.create_net(config, num_classes=10)
-  optimizer = optimizers.create_optimizer(config.optimizer, lambda step: 0.1)
+  optimizer = optimizers.create_optimizer(
+    config.optimizer, lambda step: 0.1, config.model.depth
+  )
   step = train_step.create_train_step(
     net, optimizer, lambda step: 0.1, config, 10, axis_name='alone'
   )
@@ -422,7 +426,9 @@ def test_bfloat16_is_for_products_and_float32_for_sums(
     lambda state, grads: train_step.apply_gradients(
       state,
       grads,
-      optimizers.create_optimizer(config.optimizer, lambda step: 0.1),
+      optimizers.create_optimizer(
+        config.optimizer, lambda step: 0.1, config.model.depth
+      ),
       config.ema_decay,
     )
   )(state, state.params)

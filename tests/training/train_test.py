@@ -55,7 +55,9 @@ def copy(straight, tmp_path):
 def _restore(config, workdir):
   """The newest checkpoint's state and loader state."""
   net = train.create_net(config, num_classes=10)
-  optimizer = optimizers.create_optimizer(config.optimizer, lambda step: 0.0)
+  optimizer = optimizers.create_optimizer(
+    config.optimizer, lambda step: 0.0, config.model.depth
+  )
   template = train_step.init_state(net, optimizer, 0, config.data.image_size)
   checkpoints = checkpoint.Checkpointer(workdir / 'checkpoints', keep=3)
   try:

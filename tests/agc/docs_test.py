@@ -10,8 +10,9 @@ import optax
 import pytest
 
 from nfnets_jax import agc
+from nfnets_jax.agc import clip
 
-TEXT = (pathlib.Path(__file__).parents[1] / 'docs' / 'agc.md').read_text()
+TEXT = (pathlib.Path(__file__).parents[2] / 'docs' / 'agc.md').read_text()
 BLOCKS = re.findall(r'^```python\n(.*?)^```', TEXT, re.M | re.S)
 
 
@@ -19,14 +20,14 @@ BLOCKS = re.findall(r'^```python\n(.*?)^```', TEXT, re.M | re.S)
 @pytest.mark.parametrize('code', BLOCKS)
 def test_recipes_run(code, monkeypatch):
   clipped = {}
-  original = agc._clip
+  original = clip._clip
 
   def spy(grad, param, *arguments):
-    done = original(grad, param, *arguments)
-    clipped[len(clipped)] = done.is_clipped
-    return done
+    updates, is_clipped, ratio = original(grad, param, *arguments)
+    clipped[len(clipped)] = is_clipped
+    return updates, is_clipped, ratio
 
-  monkeypatch.setattr(agc, '_clip', spy)
+  monkeypatch.setattr(clip, '_clip', spy)
   names = {}
   with jax.numpy_dtype_promotion('standard'), jax.numpy_rank_promotion('allow'):
     exec(compile(code, 'docs/agc.md', 'exec'), names)

@@ -1,0 +1,185 @@
+"""The equation of AGC, and the gradient transformation.
+
+Let W_i be the weights that feed output i, a unit, and G_i their gradient:
+
+  G_i ← λ ‖W_i‖* / ‖G_i‖ · G_i   if ‖G_i‖ / ‖W_i‖* > λ
+  G_i ← G_i                      otherwise
+
+with Frobenius norms and ‖W_i‖* = max(‖W_i‖, ε).
+
+Differences:
+  * Norms are computed in float32 or wider, and do not overflow.
+  * Subnormal numbers, below 1.2e-38 in float32, may be flushed to zero.
+
+Reference:
+  Brock et al. 2021, section 4.1, equation 3.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nfnets_jax.agc import checks, norms, paths
+from nfnets_jax.agc import units as layouts
+from nfnets_jax.agc.state import AGCState, unit_statistics
+
+# Keeps the division finite where a gradient is zero; released value.
+_DIV_EPS = 1e-6
+
+Number = float | jax.Array
+Schedule = Callable[[jax.Array], Number]
+
+
+def adaptive_grad_clip(
+  clipping: Number | Schedule,
+  eps: Number = 1e-3,
+  *,
+  units: layouts.Units | Sequence[str] | layouts.UnitsRule | Any = None,
+  strict: bool = False,
+  exclude: Callable[[str, Any], bool] | None = None,
+  group: Callable[[str, Any], str] | None = None,
+  axis_name: Any = None,
+  statistics: bool = False,
+) -> optax.GradientTransformation:
+  """Clips each unit's gradient to a multiple of the norm of its weights.
+
+  Functions of `(path, leaf)` get a parameter and its path, such as
+  'params/Dense_0/kernel'.
+
+  Args:
+    clipping: λ > 0, the largest allowed ratio of gradient norm to weight norm,
+      or a schedule from the number of updates. The paper uses 0.01 for batches
+      of 1024 to 4096; smaller batches tolerate larger values.
+    eps: ε > 0, lower bound of the weight norm, so that parameters initialised
+      to zero can move.
+    units: array layouts, which give the axes of a unit. A name such as 'HWIO'
+      applies to leaves of that rank, a list of names to those of each rank, and
+      a tuple of axes to sum over to all leaves; or a function `(path, leaf)` or
+      a tree of any of these. None is the released rule, for outputs last. See
+      `nfnets_jax.agc.units`.
+    strict: whether to reject leaves for which the released rule is ambiguous.
+    exclude: `(path, leaf)` to whether a leaf is not clipped, such as `is_head`,
+      the paper's choice.
+    group: `(path, leaf)` to the group of a leaf in `statistics`.
+    axis_name: mapped axes that units are sharded over, in `shard_map`: a name,
+      a tuple, or a function `(path, leaf)` to either or None. Leaves of more
+      than one axis then need `units`.
+    statistics: whether to keep `Statistics` of the last update in the state;
+      in `shard_map` they are those of the shard.
+
+  Returns:
+    A transformation that keeps each leaf's dtype and needs `params` in
+    `update`. Its state is an `AGCState`, or empty without a schedule and
+    statistics.
+
+  Raises:
+    ValueError: for invalid arguments; in `init`, if `units` or `exclude` match
+      no parameter; in `update`, for missing or mismatched `params`, or a leaf
+      of unknown layout.
+    TypeError: in `update`, for leaves that are not real floating-point arrays.
+
+  Example:
+    >>> params = {'w': jnp.array([[3.0], [4.0]])}
+    >>> grads = {'w': jnp.array([[30.0], [40.0]])}
+    >>> agc = adaptive_grad_clip(0.1)
+    >>> clipped, _ = agc.update(grads, agc.init(params), params)
+    >>> bool(jnp.allclose(clipped['w'], 0.01 * grads['w']))  # norm 50 to 0.5
+    True
+  """
+
+  def positive(value: Any, shown: Any) -> Any:
+    return checks.positive(
+      value,
+      f'clipping and eps must be positive, got {shown!r} and {eps!r}; use '
+      'finite scalars, or drop the transformation to train without clipping',
+    )
+
+  if not callable(clipping):
+    clipping = positive(clipping, clipping)
+  min_norm = positive(eps, clipping)
+
+  def group_of(path: str, leaf: Any) -> str:
+    return 'all' if group is None else group(path, leaf)
+
+  def init(params: Any) -> Any:
+    layouts.units_rule(units, params)
+    groups = {group_of(*leaf) for leaf in paths.included(exclude, params)}
+    if not statistics and not callable(clipping):
+      return optax.EmptyState()
+    zeros = {name: unit_statistics([]) for name in sorted(groups)}
+    return AGCState(jnp.zeros((), jnp.int32), zeros if statistics else {})
+
+  def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    if params is None:
+      raise ValueError(
+        'adaptive_grad_clip needs the parameters: call '
+        'update(updates, state, params)'
+      )
+    max_ratio = clipping
+    if callable(max_ratio):
+      if not isinstance(state, AGCState):
+        raise ValueError('a schedule needs the state that `init` returns')
+      value = max_ratio(state.count)
+      max_ratio = positive(value, value)
+    rule = layouts.units_rule(units, params)
+    groups: dict[str, list[list[jax.Array]]] = {}
+
+    def clip(keys: tuple, grad: Any, param: Any) -> Any:
+      path = paths.join(keys)
+      if grad is None or (exclude is not None and exclude(path, param)):
+        return grad
+      checks.check_leaf(path, grad, param)
+      names = axis_name(path, param) if callable(axis_name) else axis_name
+      axes = layouts.unit_axes(path, param, rule(path, param), strict, names)
+      clipped, *unit = _clip(grad, param, max_ratio, min_norm, axes, names)
+      groups.setdefault(group_of(path, param), []).append(unit)
+      return clipped
+
+    clipped = jax.tree_util.tree_map_with_path(
+      clip, updates, params, is_leaf=lambda x: x is None
+    )
+    if not isinstance(state, AGCState):
+      return clipped, state
+    new = sorted(groups.keys() - state.statistics.keys())
+    if statistics and new:
+      raise ValueError(
+        f'`init` saw no parameter in the group {", ".join(map(repr, new))}; '
+        'pass it the parameters that are updated'
+      )
+    # All groups of `init`, so that `lax.scan` can carry the state.
+    latest = {k: unit_statistics(groups.get(k, [])) for k in state.statistics}
+    return clipped, AGCState(optax.safe_increment(state.count), latest)
+
+  return optax.GradientTransformation(init, update)
+
+
+def _clip(
+  grad: jax.Array,
+  param: jax.Array,
+  clipping: Number,
+  eps: Number,
+  axes: tuple[int, ...],
+  axis_name: Any,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Equation 3 for a leaf; returns which units were clipped, and the ratios."""
+  g = norms.widen(grad)
+  g_scale, g_norm = norms.scaled_norm(g, axes, axis_name)
+  w_scale, w_norm = norms.scaled_norm(norms.widen(param), axes, axis_name)
+  w_norm = jnp.maximum(w_norm / w_scale, eps)
+  max_norm = clipping * w_norm
+  limit = max_norm * g_scale
+  # A unit that is not finite becomes NaN as a whole.
+  is_finite = jnp.isfinite(g_norm) & jnp.isfinite(w_norm)
+  keep = (g_norm < limit) & is_finite
+  factor = max_norm / jnp.maximum(g_norm, _DIV_EPS * g_scale)
+  factor = jnp.where(is_finite, factor, jnp.nan)
+  # Behind the barrier, products by one number per unit fuse into the optimiser;
+  # a select per element would be another pass that writes a copy.
+  first, second = jax.lax.optimization_barrier(
+    (jnp.where(keep, 1.0, g_scale), jnp.where(keep, 1.0, factor))
+  )
+  updates = (g * first * second).astype(norms.canonical_dtype(grad))
+  return updates, g_norm > limit, g_norm / g_scale / w_norm

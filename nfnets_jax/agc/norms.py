@@ -1,0 +1,49 @@
+"""Norms in float32 or wider that do not overflow."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def scaled_norm(
+  x: jax.Array, axes: tuple[int, ...], axis_name: Any
+) -> tuple[jax.Array, jax.Array]:
+  """Returns s and ‖s·x‖ of each unit; s is 1 unless the squares overflow."""
+  # In float32 they overflow above 1e19, but not times s, a power of two. Both
+  # sums are computed in one pass. Without the barrier, XLA may compute s²·x² of
+  # a scalar, which is 0·∞.
+  small = np.asarray(2.0 ** (-5 * jnp.finfo(x.dtype).maxexp // 8), x.dtype)
+  total = sum_of_squares(x, axes, axis_name)
+  barred = jax.lax.optimization_barrier(small)
+  scaled = sum_of_squares(x * barred, axes, axis_name)
+  overflows = jnp.isinf(total)
+  scale = jnp.where(overflows, small, small.dtype.type(1))
+  return scale, sqrt(jnp.where(overflows, scaled, total))
+
+
+def sum_of_squares(
+  x: jax.Array, axes: tuple[int, ...], axis_name: Any
+) -> jax.Array:
+  """Sums squares over array axes, kept as 1, and mapped axes."""
+  total = jnp.sum(x**2, axis=axes, keepdims=True)
+  return total if axis_name is None else jax.lax.psum(total, axis_name)
+
+
+def sqrt(x: jax.Array) -> jax.Array:
+  """The square root, with gradient 0 at 0."""
+  zero = x == 0  # false for NaN, which stays NaN
+  return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, x)))
+
+
+def widen(x: jax.Array) -> jax.Array:
+  """Casts 16-bit floats to float32."""
+  return jnp.asarray(
+    x, jnp.float32 if x.dtype.itemsize < 4 else canonical_dtype(x)
+  )
+
+
+def canonical_dtype(x: jax.Array) -> Any:
+  """The dtype of `x` in jax: float64 is float32 without `jax_enable_x64`."""
+  return jax.dtypes.canonicalize_dtype(x.dtype)
