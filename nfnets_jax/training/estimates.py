@@ -6,6 +6,7 @@ speeds; nothing runs. The steps are those of the training loop.
 
 import importlib.metadata
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import haiku as hk
@@ -329,14 +330,27 @@ def _figures(
     'memory_seconds': transfer,
     'bound': 'compute' if compute > transfer else 'memory',
   }
-  # Of a v5e its sum may be below zero.
-  if cost.get('optimal_seconds', 0.0) > 0 and program.cycles_once:
-    figures['seconds'] = cost['optimal_seconds'] * worked_again
+  if (optimal := optimal_seconds(cost)) and program.cycles_once:
+    figures['seconds'] = optimal * worked_again
   else:
     figures['seconds'] = max(compute, transfer)
   if kind.clock and program.cycles:
     figures['cycle_seconds'] = program.cycles / kind.clock
   return figures
+
+
+def optimal_seconds(cost: Mapping[str, float]) -> float | None:
+  """Returns XLA's estimate of a program's time, None if there is none.
+
+  Args:
+    cost: of `compiled.cost_analysis()`; libtpu's may be below zero for a v5e.
+
+  Example:
+    >>> optimal_seconds({'optimal_seconds': -407.9}) is None
+    True
+  """
+  seconds = cost.get('optimal_seconds', 0.0)
+  return seconds if seconds > 0 else None
 
 
 def _peak(
