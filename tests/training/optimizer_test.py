@@ -164,6 +164,7 @@ def _clipped(params, unclipped):
   return jax.tree.map(lambda x: bool((x < 0.5).all()), updates)
 
 
+@pytest.mark.thorough
 def test_all_but_the_classifiers_matrix_is_clipped(f0):
   marks = _clipped(f0, _config().unclipped)
   assert _marked(marks, False) == {('NFNet/~/linear', 'w')}

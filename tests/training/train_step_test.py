@@ -271,6 +271,7 @@ def test_state_of_the_network_goes_through_the_micro_batches(make_config):
   assert float(state.model_state['~']['calls']) == before + 4
 
 
+@pytest.mark.thorough
 def test_average_follows_the_parameters(trained):
   start, first, second = trained['classifiers']
   # The decays of the first two updates are 1/10 and 2/11.
