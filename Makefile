@@ -26,7 +26,7 @@ config_data_dir = $(if $(DATA_DIR),--config.data.data_dir='$(DATA_DIR)')
 .DEFAULT_GOAL := help
 .PHONY: help install train test test-thorough test-slow lint format bench \
   bench-compiled bench-input show-augment signal-plots tables prepare imagenet clean \
-  gpu gpu-pack compile compile-table \
+  gpu gpu-pack compile compile-table check-topology \
   $(VARIANTS:%=reproduce-%) $(VARIANTS:%=rehearse-%) reproduce report \
   $(CLAIMS:%=reproduce-%)
 
@@ -132,7 +132,7 @@ bench: $(STAMP) $(if $(findstring timm,$(PEER)),$(TIMM_STAMP))  ## Time a net be
 	  --peer_python=$(TIMM_BIN)/python $(ARGS)
 
 bench-compiled: TOPOLOGY = v3:2x2
-bench-compiled: $(COMPILE_VENV)/.installed  ## Estimate a net beside the released form for TOPOLOGY, as in v5e:2x2, h100.
+bench-compiled: check-topology $(COMPILE_VENV)/.installed  ## Estimate a net beside the released form for TOPOLOGY, as in v5e:2x2, h100.
 	$(COMPILE_VENV)/bin/python -m experiments.benchmarks.compiled --topology='$(TOPOLOGY)' $(ARGS)
 
 bench-input: $(TF_STAMP)  ## Time the input pipeline beside tf.data, on photographs.
@@ -143,7 +143,14 @@ show-augment: $(STAMP)  ## Draw augmented training images with their labels.
 	$(BIN)/python -m experiments.show_augment --output='$(WORKDIR)'/augment.png \
 	  --config=experiments/nfnet_imagenet.py:F1 $(config_data_dir) $(ARGS)
 
-compile: $(COMPILE_VENV)/.installed  ## Compile CONFIG's steps for TOPOLOGY, as in h100x8: do they fit?
+# Before an environment of gigabytes is made for a name that does not exist.
+check-topology:
+	@echo '$(TOPOLOGY)' | grep -qxE \
+	  'local|h100(x[1-9][0-9]*)?|v(2|3|4|5e|5p|6e):[0-9]+(x[0-9]+){1,2}' || \
+	  { echo "error: there is no topology '$(TOPOLOGY)'; give local, h100, h100x8," \
+	  "or the chips of a TPU slice, as in v3:4x4, v4:2x2x1, v5e:8x8" >&2; exit 1; }
+
+compile: check-topology $(COMPILE_VENV)/.installed  ## Compile CONFIG's steps for TOPOLOGY, as in h100x8: do they fit?
 	$(COMPILE_VENV)/bin/python -m nfnets_jax.compile --config='$(CONFIG)' --topology='$(TOPOLOGY)' $(ARGS)
 
 compile-table: WORKDIR ?= runs/compiled
