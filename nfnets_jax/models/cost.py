@@ -34,6 +34,10 @@ def count_macs(function: Callable[..., Any], *args: Any) -> int:
   return _jaxpr_macs(jax.make_jaxpr(function)(*args).jaxpr)
 
 
+# Methods of modules that map features to features.
+_CALLS = ('__call__', 'with_mean')
+
+
 class ModuleCost(NamedTuple):
   """What one module of a net costs.
 
@@ -82,7 +86,7 @@ def module_costs(
   def note(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
     out = call(*args, **kwargs)
     path = context.module.module_name.split('/~/')
-    if context.method_name != '__call__' or len(path) < 2:
+    if context.method_name not in _CALLS or len(path) < 2:
       return out
     params = context.module.params_dict()
     own = params.get(f'{context.module.module_name}/w')
