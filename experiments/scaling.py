@@ -342,15 +342,16 @@ def read_compiled(path: str) -> dict[str, Any]:
   Raises:
     ValueError: if it is neither.
   """
-  file = paths.existing(path, '--compiled')
+  message = f'{path} is not a result of nfnets_jax.compile --json'
+  text = paths.existing(path, '--compiled').read_text()
   try:
-    result = json.loads(file.read_text())
+    result = json.loads(text)
+  except json.JSONDecodeError as error:
+    raise ValueError(message) from error
+  if isinstance(result, dict):
     result = result.get('result', result)
-    _ = result['topology'], result['fits']
-  except (json.JSONDecodeError, AttributeError, KeyError) as error:
-    raise ValueError(
-      f'{path} is no result of nfnets_jax.compile --json'
-    ) from error
+  if not isinstance(result, dict) or not {'topology', 'fits'} <= result.keys():
+    raise ValueError(message)
   return result
 
 

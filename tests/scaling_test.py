@@ -132,7 +132,7 @@ def test_compiled_results_are_read_from_files(tmp_path, capsys):
   assert capsys.readouterr().out == expected
   for text in ('[]', '{}', 'x'):
     paths[0].write_text(text)
-    with pytest.raises(ValueError, match='is no result of nfnets_jax.compile'):
+    with pytest.raises(ValueError, match='is not a result of nfnets_jax.comp'):
       scaling.read_compiled(str(paths[0]))
 
 

@@ -85,6 +85,11 @@ def mix(
   return images, ratio
 
 
+def is_on(mixup_alpha: float | None, cutmix: bool) -> bool:
+  """Returns whether images are mixed with others."""
+  return mixup_alpha is not None or cutmix
+
+
 def mixup(
   first: np.ndarray, second: np.ndarray, uniform: np.ndarray, alpha: float = 0.2
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -100,7 +100,7 @@ def train_transform(
     images = photographs(first, uniform[:, :_PHOTO])
     label = mix_label = _labels(first)
     ratio = np.ones(len(first), np.float32)
-    if mixup_alpha is not None or cutmix:
+    if mixing.is_on(mixup_alpha, cutmix):
       partners = photographs(second, uniform[:, _PHOTO:_MIX])
       mix_label = _labels(second)
       numbers = uniform[:, _MIX:_POLICY]

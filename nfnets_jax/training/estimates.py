@@ -82,7 +82,7 @@ def measure(
     remedy = _remedy(config, topology, memory, num_classes, epoch_steps, error)
     return result | {
       'fits': False,
-      'reason': str(error).partition('. Set ')[0],
+      'reason': error.reason,
       'remedy': remedy,
       'micro_batches': config.micro_batches,
     }, None

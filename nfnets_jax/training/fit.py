@@ -43,20 +43,24 @@ class TooLargeError(ValueError):
   """A step does not fit into a device.
 
   Attributes:
+    reason: the message without the remedy.
     fixed: bytes that stay however many parts there are, as far as is known.
     divided: those that n parts divide by n at best.
   """
 
-  def __init__(self, message: str, fixed: int = 0, divided: int = 0):
-    """Keeps what the attempts told.
+  def __init__(
+    self, reason: str, remedy: str = '', fixed: int = 0, divided: int = 0
+  ):
+    """Makes the message of a reason and a remedy.
 
     Args:
-      message: with the figures and the remedy.
+      reason: with the figures.
+      remedy: what would help; a sentence.
       fixed: as in the attribute.
       divided: as in the attribute.
     """
-    super().__init__(message)
-    self.fixed, self.divided = fixed, divided
+    super().__init__(f'{reason}. {remedy}' if remedy else reason)
+    self.reason, self.fixed, self.divided = reason, fixed, divided
 
 
 class Need(NamedTuple):
@@ -209,7 +213,7 @@ def compile_fewest(
         f'it has {usable / GIB:.3f}, {USABLE:.0%} of its memory'
       )
     refused[count] = total
-  raise TooLargeError(f'{text}. {remedy}', fixed, divided)
+  raise TooLargeError(text, remedy, fixed, divided)
 
 
 def _compile(

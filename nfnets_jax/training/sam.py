@@ -65,13 +65,18 @@ def ascent_images(
     >>> ascent_images(4096, 0.2, 128)  # 26 parts of 32
     (832, 26)
   """
-  if not 0 < fraction <= 1:
-    raise ValueError(
-      f'sam_fraction {fraction:g} is no part of a batch; use one in (0, 1]'
-    )
+  check_fraction(fraction)
   wanted = max(1, round(share * fraction))
   part = share // micro_batches
   if wanted <= part:
     return wanted, 1
   parts = max(1, round(wanted / part))
   return parts * part, parts
+
+
+def check_fraction(fraction: float) -> None:
+  """Raises a ValueError for an impossible `sam_fraction`."""
+  if not 0 < fraction <= 1:
+    raise ValueError(
+      f'sam_fraction {fraction:g} is no part of a batch; use one in (0, 1]'
+    )

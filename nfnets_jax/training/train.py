@@ -17,7 +17,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import config_dict
 
 from nfnets_jax import devices, models, paths, weights
-from nfnets_jax.data import datasets, prepare, transforms
+from nfnets_jax.data import datasets, mixing, prepare, transforms
 from nfnets_jax.data import loader as loaders
 from nfnets_jax.models import variants
 from nfnets_jax.training import (
@@ -618,7 +618,7 @@ def check_config(config: config_dict.ConfigDict, devices: int) -> None:
       raise ValueError(f'data.{name} must be at least 1, got {data[name]}')
   loaders.check_workers(data.num_workers, data.worker_type)
   if config.optimizer.sam_rho is not None:
-    sam.ascent_images(1, config.optimizer.sam_fraction, 1)
+    sam.check_fraction(config.optimizer.sam_fraction)
   create_transform(config)
   transforms.eval_transform(data.eval_image_size, data.eval_crop)
   if config.compilation_cache:
@@ -715,7 +715,7 @@ def create_transform(
 
 def mixes(config: config_dict.ConfigDict) -> bool:
   """Returns whether a training image is made of two photographs."""
-  return config.augment.mixup_alpha is not None or config.augment.cutmix
+  return mixing.is_on(config.augment.mixup_alpha, config.augment.cutmix)
 
 
 def loader_options(config: config_dict.ConfigDict) -> dict[str, Any]:
