@@ -126,8 +126,11 @@ class NFResBlock(hk.Module):
       shortcut = self.conv_shortcut(pooled)
     out = self.conv0(out)
     out = self.conv1(self.act(out))
-    branch, mean = self.conv2.with_mean(self.act(out))
-    if self.squeeze_excite is not None:
+    out = self.act(out)
+    if self.squeeze_excite is None:
+      branch = self.conv2(out)
+    else:
+      branch, mean = self.conv2.with_mean(out)
       branch = blocks.gated(branch, self.squeeze_excite, mean=mean)
     out = layers.stochastic_depth(branch, self.stochdepth_rate, is_training)
     if self.skipinit:
