@@ -11,16 +11,29 @@ def scaled_norm(
   x: jax.Array, axes: tuple[int, ...], axis_name: Any
 ) -> tuple[jax.Array, jax.Array]:
   """Returns s and ‖s·x‖ of each unit; s is 1 unless the squares overflow."""
-  # In float32 they overflow above 1e19, but not times s, a power of two. Both
-  # sums are computed in one pass. Without the barrier, XLA may compute s²·x² of
-  # a scalar, which is 0·∞.
+  # In float32 they overflow above 1e19, but not times s, a power of two.
   small = np.asarray(2.0 ** (-5 * jnp.finfo(x.dtype).maxexp // 8), x.dtype)
   total = sum_of_squares(x, axes, axis_name)
-  barred = jax.lax.optimization_barrier(small)
-  scaled = sum_of_squares(x * barred, axes, axis_name)
   overflows = jnp.isinf(total)
+
+  def scaled(x: jax.Array, overflows: jax.Array) -> jax.Array:
+    del overflows
+    # Without the barrier, XLA may compute s²·x² of a scalar, which is 0·∞.
+    barred = jax.lax.optimization_barrier(small)
+    return sum_of_squares(x * barred, axes, axis_name)
+
+  def scaled_if_needed(x: jax.Array, overflows: jax.Array) -> jax.Array:
+    return jax.lax.cond(
+      jnp.any(overflows), scaled, lambda x, _: total, x, overflows
+    )
+
+  # Accelerators compute both sums in one pass; on CPU each is a pass.
+  cpu = scaled_if_needed if axis_name is None else scaled
+  small_total = jax.lax.platform_dependent(
+    x, overflows, cpu=cpu, default=scaled
+  )
   scale = jnp.where(overflows, small, small.dtype.type(1))
-  return scale, sqrt(jnp.where(overflows, scaled, total))
+  return scale, sqrt(jnp.where(overflows, small_total, total))
 
 
 def sum_of_squares(
