@@ -242,7 +242,8 @@ def replica_spread(tree: chex.ArrayTree) -> float:
   """
   if jax.device_count() == 1 and jax.devices()[0].platform == 'cpu':
     # There is no other copy, and the host has it: it takes no program.
-    finite = (np.isfinite(x).all() for x in jax.tree.leaves(tree))
+    leaves = jax.tree.leaves(jax.device_get(tree))
+    finite = (np.isfinite(x).all() for x in leaves)
     return 0.0 if all(finite) else np.nan
   return float(_spread(tree, np.zeros(jax.local_device_count(), np.int32)))
 

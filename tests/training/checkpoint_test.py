@@ -188,7 +188,7 @@ def test_no_checkpoint_to_keep(tmp_path, keep):
 
 def _state_files(folder, step):
   """The files with the arrays, the largest first."""
-  files = [x for x in (folder / str(step) / 'state').rglob('*') if x.is_file()]
+  files = (folder / str(step) / 'state').rglob('d/*')
   return sorted(files, key=lambda path: -path.stat().st_size)
 
 
@@ -222,8 +222,11 @@ DAMAGES = {
   'half a file': lambda x: _truncate(_state_files(x.parent, x.name)[0]),
   'a missing file': lambda x: _state_files(x.parent, x.name)[0].unlink(),
   'no description': lambda x: (x / 'state' / '_METADATA').unlink(),
-  'another name': lambda x: (x / 'state' / '_METADATA').write_text(
-    (x / 'state' / '_METADATA').read_text().replace('gain', 'gaim')
+  'another dtype': lambda x: (x / 'state' / '_METADATA').write_text(
+    (x / 'state' / '_METADATA').read_text().replace('uint32', 'uint16')
+  ),
+  'another name': lambda x: (x / 'fingerprint' / 'metadata').write_text(
+    (x / 'fingerprint' / 'metadata').read_text().replace('gain', 'gaim')
   ),
   'another position': _change_position,
   'no fingerprint': lambda x: shutil.rmtree(x / 'fingerprint'),
@@ -320,19 +323,38 @@ def test_fingerprint_changes_with_every_bit(x):
   assert checkpoint.fingerprint_of({'x': x}, {'next_index': 0}) != mark
 
 
-def test_fingerprint_is_the_same_where_the_sums_are_compiled(monkeypatch):
+def test_fingerprint_is_the_same_where_the_sums_are_compiled():
   """Those of small arrays are numpy's, which must not tell them apart."""
   state = [
-    *jax.tree.leaves(_state()),
+    *map(np.asarray, jax.tree.leaves(_state())),
     np.array(True),
-    jnp.ones((5, 3), jnp.bfloat16),
+    np.ones((5, 3), jnp.bfloat16),
     np.zeros((0, 3), np.float32),
     np.linspace(-1, 1, 35, dtype=np.float32).reshape(5, 7).T,
     np.full(9, 2**32 - 1, np.uint32),
   ]
-  mark = checkpoint.fingerprint_of(state, {})
-  monkeypatch.setattr(checkpoint, '_SMALL', -1)
-  assert checkpoint.fingerprint_of(state, {}) == mark
+  for x in state:
+    assert checkpoint._sum_of_bits(x) == checkpoint._compiled_sum_of_bits(x)
+
+
+@pytest.mark.parametrize('joined', [1, 4, 12, 1 << 16])
+def test_arrays_of_any_size_come_back(tmp_path, monkeypatch, joined):
+  """Whichever of them are joined."""
+  monkeypatch.setattr(checkpoint, '_SMALL', joined)
+  state = _state(3)._replace(
+    model_state={
+      'half': jnp.linspace(-1, 1, 12, dtype=jnp.bfloat16).reshape(3, 4),
+      'flags': np.array([True, False]),
+      'none': np.zeros((0, 3), np.float32),
+      'counts': np.arange(6, dtype=np.uint8),
+    }
+  )
+  state = parallel.replicate(state)
+  checkpoints = checkpoint.Checkpointer(tmp_path, keep=1)
+  checkpoints.save(3, state, {})
+  checkpoints.close()
+  restored, _ = _restore(tmp_path, jax.tree.map(jnp.zeros_like, state))
+  _assert_identical(restored, state)
 
 
 def test_fingerprint_changes_when_elements_change_places():
