@@ -9,7 +9,9 @@ import pathlib
 import matplotlib.figure
 
 from nfnets_jax import paths
-from nfnets_jax.training import metrics
+from nfnets_jax.runtime import (
+  logbook,
+)
 
 
 def draw(runs: dict[str, pathlib.Path], output: pathlib.Path) -> None:
@@ -25,7 +27,7 @@ def draw(runs: dict[str, pathlib.Path], output: pathlib.Path) -> None:
   figure = matplotlib.figure.Figure(figsize=(9, 3.5), layout='constrained')
   loss, accuracy = figure.subplots(1, 2)
   for name, workdir in runs.items():
-    lines = metrics.read(workdir)
+    lines = logbook.read(workdir)
     train = [x for x in lines if x['split'] == 'train']
     test = [x for x in lines if x['split'] == 'test']
     if not train or not test:

@@ -64,13 +64,15 @@ def start(argv: list[str]) -> pathlib.Path:
     # Orbax says at level INFO what it does at each checkpoint.
     logging.set_verbosity(logging.WARNING)
   # Imported late, so that --help and a mistyped flag answer at once.
-  from nfnets_jax.training import distributed
+  from nfnets_jax.runtime import (
+    processes,
+  )
 
   with command_line.telling():
     workdir = paths.expand_literal(flags.FLAGS.workdir, '--workdir')
     if workdir.exists() and not workdir.is_dir():
       raise NotADirectoryError(f'--workdir={workdir} is not a folder')
-    distributed.initialize(
+    processes.initialize(
       _COORDINATOR_ADDRESS.value,
       _NUM_PROCESSES.value,
       _PROCESS_ID.value,
@@ -89,11 +91,18 @@ def start(argv: list[str]) -> pathlib.Path:
 def main(argv: list[str]) -> None:
   """Runs one mode."""
   workdir = start(argv)
-  from nfnets_jax.training import distributed, interrupt, progress, train
-  from nfnets_jax.training import workdir as workdirs
+  from nfnets_jax.runtime import (
+    interrupt,
+    processes,
+    progress,
+  )
+  from nfnets_jax.runtime import workdir as workdirs
+  from nfnets_jax.training import (
+    train,
+  )
 
   with (
-    distributed.ending_together(),
+    processes.ending_together(),
     command_line.telling(),
     interrupt.exiting(),
   ):

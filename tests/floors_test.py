@@ -15,6 +15,7 @@ PARTS = {
   'extras',
   'hlo',
   'paths',
+  'runtime',
   'topologies',
   'weights',
   'training',
@@ -28,6 +29,7 @@ ALLOWED = {
   'extras': set(),
   'hlo': set(),
   'paths': set(),
+  'runtime': {'devices', 'extras', 'paths'},
   'topologies': {'devices'},
   'data': {'extras', 'paths'},
   'weights': {'extras', 'models', 'paths'},
@@ -74,10 +76,10 @@ def test_there_is_something_to_look_at():
   assert {_name(path) for path in FILES} >= {
     'nfnets_jax/agc/clip.py',
     'nfnets_jax/data/prepare.py',
-    'nfnets_jax/training/parallel.py',
+    'nfnets_jax/runtime/parallel.py',
   }
   assert 'nfnets_jax.agc' in _imports(ROOT / 'nfnets_jax/training/optimizer.py')
-  assert 'pmap' in _identifiers(ROOT / 'nfnets_jax/training/parallel.py')
+  assert 'pmap' in _identifiers(ROOT / 'nfnets_jax/runtime/parallel.py')
 
 
 @pytest.mark.parametrize('path', FILES, ids=_name)
@@ -102,7 +104,7 @@ def test_foreign_imports(path):
 
 @pytest.mark.parametrize('path', FILES, ids=_name)
 def test_only_parallel_knows_pmap(path):
-  if _name(path) != 'nfnets_jax/training/parallel.py':
+  if _name(path) != 'nfnets_jax/runtime/parallel.py':
     assert 'pmap' not in _identifiers(path)
 
 

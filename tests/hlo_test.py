@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from nfnets_jax import hlo
-from nfnets_jax.training import parallel
+from nfnets_jax.runtime import (
+  parallel,
+)
 
 N = 64
 

@@ -13,7 +13,10 @@ import pytest
 from absl.testing import flagsaver
 
 from nfnets_jax import command_line, main
-from nfnets_jax.training import metrics
+from nfnets_jax.runtime import (
+  logbook,
+  meters,
+)
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -169,7 +172,7 @@ def _kill_at_random(process, workdir, rng, when):
     return (
       file.exists()
       and file.stat().st_mtime > began
-      and max((x['step'] for x in metrics.read(workdir)), default=0) > newest
+      and max((x['step'] for x in logbook.read(workdir)), default=0) > newest
     )
 
   def wait_until(condition, seconds, pause):
@@ -216,8 +219,8 @@ def test_signals_save_the_run_and_the_same_command_goes_on(tmp_path):
   stopped = []
   for number in (signal.SIGTERM, signal.SIGINT):
     process = _start(arguments, cache=tmp_path / 'compiled')
-    deadline, seen = time.monotonic() + 200, len(metrics.read(workdir))
-    while len(metrics.read(workdir)) <= seen and process.poll() is None:
+    deadline, seen = time.monotonic() + 200, len(logbook.read(workdir))
+    while len(logbook.read(workdir)) <= seen and process.poll() is None:
       assert time.monotonic() < deadline
       time.sleep(0.05)
     process.send_signal(number)
@@ -259,7 +262,7 @@ def test_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, norm):
   assert 'resumed after step' in out
 
   def without_speed(values):
-    return {k: x for k, x in values.items() if k not in metrics.SPEEDS}
+    return {k: x for k, x in values.items() if k not in meters.SPEEDS}
 
   reports = [
     without_speed(json.loads((folder / 'report.json').read_text()))
@@ -267,8 +270,8 @@ def test_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, norm):
   ]
   assert reports[0]['steps'] == 64
   assert reports[0] == reports[1]
-  assert [without_speed(line) for line in metrics.read(workdir)] == [
-    without_speed(line) for line in metrics.read(straight)
+  assert [without_speed(line) for line in logbook.read(workdir)] == [
+    without_speed(line) for line in logbook.read(straight)
   ]
 
 
@@ -309,8 +312,8 @@ def test_twenty_kills_at_random_moments_change_nothing(tmp_path):
 
   def lines(folder):
     return [
-      {k: x for k, x in line.items() if k not in metrics.SPEEDS}
-      for line in metrics.read(folder)
+      {k: x for k, x in line.items() if k not in meters.SPEEDS}
+      for line in logbook.read(folder)
     ]
 
   # The same loss at each step, so of the same images.

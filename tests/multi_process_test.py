@@ -1,7 +1,9 @@
 """Runs of several processes, each a real one, on devices of the CPU."""
 
+import collections
 import contextlib
 import json
+import math
 import os
 import pathlib
 import re
@@ -17,7 +19,9 @@ import orbax.checkpoint as ocp
 import pytest
 
 from nfnets_jax.data import prepare
-from nfnets_jax.training import metrics
+from nfnets_jax.runtime import (
+  logbook,
+)
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -150,20 +154,34 @@ def run(folders, workdir, count, devices, **changes):
 
 
 def stored_state(workdir, step):
-  folder = workdir / 'checkpoints' / str(step) / 'state'
-  return ocp.StandardCheckpointHandler().restore(folder)
+  """Reads a checkpoint's arrays, `{part: {name: array}}`, with Orbax alone."""
+  folder = workdir / 'checkpoints' / str(step)
+  packed = ocp.StandardCheckpointHandler().restore(folder / 'state')
+  fingerprint = ocp.JsonCheckpointHandler().restore(folder / 'fingerprint')
+  state, read = {}, collections.Counter()
+  for name, (dtype, shape) in fingerprint['arrays'].items():
+    part, _, rest = name.partition('.')
+    if name in packed:
+      state.setdefault(part, {})[rest] = packed[name]
+    else:
+      start, size = read[dtype], math.prod(shape)
+      array = packed[f'small {dtype}'][start : start + size].reshape(shape)
+      state.setdefault(part, {})[rest] = array
+      read[dtype] += size
+  return state
 
 
 _LIBRARY = """
 import pathlib, sys
 import jax, numpy as np
 from absl import logging
-from nfnets_jax.training import checkpoint, distributed, parallel, train_step
+from nfnets_jax.runtime import checkpoint, integrity, parallel, processes
+from nfnets_jax.training import train_step
 
 logging.set_verbosity(logging.WARNING)
 folder, address = pathlib.Path(sys.argv[1]), sys.argv[2]
 process = int(sys.argv[3])
-distributed.initialize(address, 2, process, start_timeout=60)
+processes.initialize(address, 2, process, start_timeout=60)
 devices, local = jax.devices(), jax.local_devices()
 assert (len(devices), len(local)) == (4, 2)
 
@@ -211,10 +229,10 @@ for number in (1, 2):
   state = state._replace(step=state.step.at[()].set(number))
   checkpoints.save(number, state, {'next_index': 8 * number})
 checkpoints.close()
-distributed.agree('the fingerprint', checkpoint.fingerprint_of(state, {}))
+processes.agree('the fingerprint', integrity.fingerprint_of(state, {}))
 if process == 0:
   (folder / 'checkpoints' / '2' / 'state' / '_METADATA').write_text('{')
-distributed.all_agree(True)
+processes.all_agree(True)
 checkpoints = checkpoint.Checkpointer(folder / 'checkpoints', keep=3)
 assert checkpoints.latest_step == 2
 state, loader_state = checkpoints.restore(state)
@@ -232,13 +250,13 @@ def refusal(function, *arguments):
   except ValueError as error:
     return str(error)
 
-distributed.agree('the config', {'seed': 1})
-text = refusal(distributed.agree, 'the config', {'seed': process})
+processes.agree('the config', {'seed': 1})
+text = refusal(processes.agree, 'the config', {'seed': process})
 assert 'the config is not the same in all processes: [1] differ' in text, text
-distributed._SHARED_TIMEOUT = 1.0
+processes._SHARED_TIMEOUT = 1.0
 text = refusal(checkpoint.Checkpointer, folder / f'own {process}', 3)
 assert 'is not one folder for all processes' in text and '[1] do not' in text
-assert distributed.all_agree(True) and not distributed.all_agree(process == 0)
+assert processes.all_agree(True) and not processes.all_agree(process == 0)
 print('all is well')
 """
 
@@ -280,7 +298,7 @@ def test_layouts_make_the_same_run(folders, tmp_path):
     printed = run(folders, workdir, count, devices)
     states[name] = stored_state(workdir, 10)
     reports[name] = json.loads((workdir / 'report.json').read_text())
-    lines[name] = metrics.read(workdir)
+    lines[name] = logbook.read(workdir)
     if count == 2:
       assert 'process 0 of 2, 4 local of 8 devices' in printed[0]
       assert 'eval_top_1' not in printed[1]  # one prints and writes
@@ -360,11 +378,11 @@ def test_signal_to_one_process_stops_all_of_them(folders, tmp_path):
   workdir = tmp_path / 'run'
   stopped = []
   for _ in range(2):
-    before = len(metrics.read(workdir))
+    before = len(logbook.read(workdir))
     arguments = main(folders, workdir, 2, **changes)
     with started(arguments, 1, folders[1]) as processes:
       deadline = time.monotonic() + 150
-      while len(metrics.read(workdir)) < before + 5:
+      while len(logbook.read(workdir)) < before + 5:
         assert time.monotonic() < deadline
         time.sleep(0.05)
       processes[1].send_signal(signal.SIGTERM)

@@ -18,8 +18,14 @@ from experiments import (
   nf_resnet_imagenet,
   resnet_imagenet,
 )
+from nfnets_jax.runtime import (
+  parallel,
+)
 from nfnets_jax.training import optimizer as optimizers
-from nfnets_jax.training import parallel, train, train_step
+from nfnets_jax.training import (
+  train,
+  train_step,
+)
 
 CONFIGS = {
   'nf_resnet': (nf_resnet_imagenet, '50'),

@@ -75,7 +75,7 @@ _COMPILE = """
 import sys
 import jax, jax.numpy as jnp
 from nfnets_jax import hlo, topologies
-from nfnets_jax.training import parallel
+from nfnets_jax.runtime import parallel
 topology = topologies.get(sys.argv[1])
 count = len(topology.devices)
 mean = lambda x: jax.lax.pmean(jnp.sum(x), 'devices')

@@ -23,8 +23,13 @@ from absl import app, flags
 from ml_collections import config_dict
 
 from nfnets_jax import command_line, devices, paths
+from nfnets_jax.runtime import (
+  parallel,
+)
 from nfnets_jax.training import optimizer as optimizers
-from nfnets_jax.training import parallel, train
+from nfnets_jax.training import (
+  train,
+)
 from nfnets_jax.training import train_step as steps
 
 _CONFIG = command_line.define_config(

@@ -42,7 +42,13 @@ from experiments import base
 from experiments.benchmarks import op_profile, peak, released, timm_peer
 from nfnets_jax import devices, models, paths
 from nfnets_jax.models import variants
-from nfnets_jax.training import host_memory, parallel, train
+from nfnets_jax.runtime import (
+  parallel,
+)
+from nfnets_jax.training import (
+  host_memory,
+  train,
+)
 from nfnets_jax.training import optimizer as optimizers
 from nfnets_jax.training import train_step as steps
 

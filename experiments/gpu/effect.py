@@ -12,7 +12,10 @@ from typing import Any
 
 from experiments.gpu import common, data
 from experiments.reproduce import rows, sweep
-from nfnets_jax.training import interrupt, metrics
+from nfnets_jax.runtime import (
+  interrupt,
+  logbook,
+)
 
 # Net, batch and λ.
 RUNS: tuple[tuple[str, int, float | None], ...] = (
@@ -66,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     result = made.make(run)
   except interrupt.StoppedError as error:
     (workdir,) = (folder / 'runs').glob(f'{run.name},*')
-    lines = metrics.read(workdir)
+    lines = logbook.read(workdir)
     result = {
       'name': run.name,
       'labels': dict(run.labels),

@@ -22,8 +22,13 @@ from ml_collections import config_dict
 from experiments import cifar10_fast
 from experiments.gpu import common, data
 from nfnets_jax.data import datasets
-from nfnets_jax.training import metrics, train
-from nfnets_jax.training import workdir as workdirs
+from nfnets_jax.runtime import (
+  logbook,
+)
+from nfnets_jax.runtime import workdir as workdirs
+from nfnets_jax.training import (
+  train,
+)
 
 # To start, to compile both steps, to start the readers twice, to evaluate.
 _OVERHEAD = 75.0
@@ -127,7 +132,7 @@ def main() -> None:
     status = 'stopped before its end'
     saved = json.loads((folder / 'config.json').read_text())
     report = train.evaluate_checkpoint(config_dict.ConfigDict(saved), folder)
-  lines = metrics.read(folder)
+  lines = logbook.read(folder)
   speeds = [x['images_per_second'] for x in lines if 'images_per_second' in x]
   common.add(
     4,

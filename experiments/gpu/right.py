@@ -27,7 +27,7 @@ import optax
 
 from experiments.gpu import common, step
 from nfnets_jax import agc, models
-from nfnets_jax.training import workdir as workdirs
+from nfnets_jax.runtime import workdir as workdirs
 
 # Beside the tests, which no type checker reads.
 reference = importlib.import_module('tests.golden')

@@ -11,8 +11,13 @@ from ml_collections import config_dict
 from experiments.benchmarks import speed
 from experiments.gpu import common
 from nfnets_jax.models import variants
+from nfnets_jax.runtime import (
+  parallel,
+)
 from nfnets_jax.training import optimizer as optimizers
-from nfnets_jax.training import parallel, train
+from nfnets_jax.training import (
+  train,
+)
 from nfnets_jax.training import train_step as steps
 
 NUM_CLASSES = 1000

@@ -33,8 +33,15 @@ from nfnets_jax import command_line, paths
 from nfnets_jax import main as main_lib
 from nfnets_jax.data import datasets, decode, loader
 from nfnets_jax.models import cost
-from nfnets_jax.training import distributed, interrupt, progress, train
-from nfnets_jax.training import workdir as workdirs
+from nfnets_jax.runtime import (
+  interrupt,
+  processes,
+  progress,
+)
+from nfnets_jax.runtime import workdir as workdirs
+from nfnets_jax.training import (
+  train,
+)
 
 _REHEARSE = flags.DEFINE_bool(
   'rehearse', False, 'Take any data; kill the training once and resume it.'
@@ -281,7 +288,7 @@ def main(argv: list[str], arguments: list[str]) -> None:
   rehearsal = None
   if _REHEARSE.value:
     with command_line.telling():
-      others = distributed.detect(os.environ)
+      others = processes.detect(os.environ)
     if others or flags.FLAGS.num_processes:
       raise app.UsageError('a rehearsal runs in one process, on one host')
     killed = None
@@ -296,7 +303,7 @@ def main(argv: list[str], arguments: list[str]) -> None:
       rehearsal += f' It was killed after step {killed} and resumed from there.'
   main_lib.start(argv)
   with (
-    distributed.ending_together(),
+    processes.ending_together(),
     command_line.telling(),
     interrupt.exiting(),
   ):

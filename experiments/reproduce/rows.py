@@ -27,7 +27,7 @@ from experiments import (
 )
 from experiments.reproduce import paper
 from experiments.reproduce.results import Results
-from nfnets_jax.training import workdir as workdirs
+from nfnets_jax.runtime import workdir as workdirs
 
 SCALES = ('small', 'gpu', 'paper')
 

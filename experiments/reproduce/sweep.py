@@ -34,7 +34,15 @@ from ml_collections import config_dict
 from experiments.reproduce import latency, results, rows
 from nfnets_jax import devices, paths
 from nfnets_jax.data import datasets
-from nfnets_jax.training import fit, host_memory, interrupt, lock, train
+from nfnets_jax.runtime import (
+  interrupt,
+  lock,
+)
+from nfnets_jax.training import (
+  fit,
+  host_memory,
+  train,
+)
 from nfnets_jax.training import optimizer as optimizers
 
 _CIFAR10 = 'cifar10'

@@ -15,7 +15,14 @@ import jax.numpy as jnp
 from ml_collections import config_dict
 
 from nfnets_jax import hlo, models, topologies
-from nfnets_jax.training import fit, parallel, sam, train
+from nfnets_jax.runtime import (
+  parallel,
+)
+from nfnets_jax.training import (
+  fit,
+  sam,
+  train,
+)
 from nfnets_jax.training import optimizer as optimizers
 from nfnets_jax.training import train_step as steps
 

@@ -6,7 +6,12 @@ from collections.abc import Callable, Iterable
 
 import jax
 
-from nfnets_jax.training import parallel, train_step
+from nfnets_jax.runtime import (
+  parallel,
+)
+from nfnets_jax.training import (
+  train_step,
+)
 
 
 def evaluate(

@@ -11,8 +11,13 @@ from ml_collections import config_dict
 
 from nfnets_jax import models, weights
 from nfnets_jax.models import variants
-from nfnets_jax.training import progress, train_step
-from nfnets_jax.training import workdir as workdirs
+from nfnets_jax.runtime import (
+  progress,
+)
+from nfnets_jax.runtime import workdir as workdirs
+from nfnets_jax.training import (
+  train_step,
+)
 from nfnets_jax.weights import table
 
 

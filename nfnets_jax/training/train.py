@@ -20,23 +20,28 @@ from nfnets_jax import devices, models, paths, weights
 from nfnets_jax.data import datasets, mixing, prepare, transforms
 from nfnets_jax.data import loader as loaders
 from nfnets_jax.models import variants
-from nfnets_jax.training import (
+from nfnets_jax.runtime import (
   checkpoint,
-  distributed,
+  integrity,
+  interrupt,
+  lock,
+  logbook,
+  meters,
+  parallel,
+  processes,
+  progress,
+)
+from nfnets_jax.runtime import workdir as workdirs
+from nfnets_jax.training import (
+  build,
   ema,
   evaluate,
   fit,
   init_from,
-  interrupt,
-  lock,
-  metrics,
-  parallel,
-  progress,
   sam,
 )
 from nfnets_jax.training import optimizer as optimizers
 from nfnets_jax.training import train_step as steps
-from nfnets_jax.training import workdir as workdirs
 from nfnets_jax.weights import recognize
 
 
@@ -78,13 +83,13 @@ def train_and_evaluate(
   # Set up.
   workdir = paths.expand_literal(workdir, '--workdir')
   check_config(config, jax.device_count())
-  distributed.agree('the config', config.to_json())
+  processes.agree('the config', config.to_json())
   same_run = workdirs.check(workdir, config, allow_config_change)
   first_process, several = jax.process_index() == 0, jax.process_count() > 1
   # A folder without a whole checkpoint is what a run killed early leaves.
   saved = (workdir / 'checkpoints').glob('*')
   begun = any(path.name.isdecimal() for path in saved)
-  distributed.agree(f'what has begun in {workdir}, a folder to share,', begun)
+  processes.agree(f'what has begun in {workdir}, a folder to share,', begun)
   if config.init_from is not None and not begun:
     weights.locate(config.init_from, config.model.name, 'config.init_from')
 
@@ -92,11 +97,11 @@ def train_and_evaluate(
   train_set, test_set = load_data(config)
   epoch_steps = len(train_set) / config.batch_size
   total_steps = count_steps(config.epochs, epoch_steps)
-  data = workdirs.describe_data(train_set, test_set)
-  distributed.agree('the data set', data)
+  data = build.describe_data(train_set, test_set)
+  processes.agree('the data set', data)
   same_run &= workdirs.check_data(workdir, data, allow_config_change)
   report = workdirs.read_report(workdir)
-  distributed.agree(f'report.json in {workdir}, a folder to share,', report)
+  processes.agree(f'report.json in {workdir}, a folder to share,', report)
   if same_run and report is not None:
     progress.say(f'this run is finished after {report["steps"]} steps')
     return report
@@ -144,7 +149,7 @@ def train_and_evaluate(
       progress.say(f'resumed after step {start}')
     if several:
       # Also where the versions of jax or the kinds of device differ.
-      distributed.agree('the state', checkpoint.fingerprint_of(state, {}))
+      processes.agree('the state', integrity.fingerprint_of(state, {}))
     if start > total_steps:
       raise ValueError(
         f'the run in {workdir} has made {start} steps, and this config asks '
@@ -153,7 +158,7 @@ def train_and_evaluate(
 
     # Steps, compiled before the run leaves a trace of itself.
     keep_compiled(config, workdir)
-    compiling = stack.enter_context(metrics.CompileTimes())
+    compiling = stack.enter_context(meters.CompileTimes())
     train_step = compile_train_step(
       config, net, state, train_set.num_classes, epoch_steps
     )
@@ -165,7 +170,7 @@ def train_and_evaluate(
       # Not before here, so that a config which cannot be run leaves no trace.
       workdirs.record(workdir, config)
       workdirs.write_json(workdir / 'data.json', data)
-      writer = stack.enter_context(metrics.Writer(workdir, start))
+      writer = stack.enter_context(logbook.Writer(workdir, start))
     progress.say(
       f'{config.model.name}: {num_params:,} parameters; {config.data.name}: '
       f'{len(train_set):,} images; {total_steps:,} steps of '
@@ -176,7 +181,7 @@ def train_and_evaluate(
     # Loop.
     eval_every = max(1, round(config.eval_every_epochs * epoch_steps))
     save_every = max(1, round(config.checkpoint_every_epochs * epoch_steps))
-    window = metrics.Window(
+    window = meters.Window(
       config.batch_size, config.optimizer.skip_nonfinite, config.max_loss
     )
     bar = stack.enter_context(
@@ -241,7 +246,7 @@ def train_and_evaluate(
     checkpoints.wait()
     if not results:  # all steps had been made, but the report not written
       results = evaluate.evaluate(eval_step, state, test_batches())
-    lines = metrics.read(workdir)
+    lines = logbook.read(workdir)
     speeds = [x['images_per_second'] for x in lines if 'images_per_second' in x]
     report = {
       'model': config.model.name,
@@ -259,7 +264,7 @@ def train_and_evaluate(
       'eval_skipped': len(test_set) - results['eval_count'],
     }
     if first_process:
-      metrics.plot_curves(workdir)
+      logbook.plot_curves(workdir)
       workdirs.write_json(workdir / 'report.json', report)
   return report
 
@@ -518,7 +523,7 @@ def compile_train_step(
     counts,
     memory=memory,
     beside=fit.bytes_beside(batch),
-    agree=distributed.all_agree,
+    agree=processes.all_agree,
   )
   if memory is not None:
     progress.say(
@@ -562,7 +567,7 @@ def compile_eval_step(
     fit.valid_micro_batches(config.eval_batch_size // jax.device_count()),
     memory=devices.known_memory(),
     beside=fit.bytes_beside(batch),
-    agree=distributed.all_agree,
+    agree=processes.all_agree,
     remedy=fit.EVALUATION_REMEDY,
   )
   return parallel.Program(found.compiled)

@@ -6,7 +6,14 @@ import optax
 import pytest
 
 from nfnets_jax.data import datasets, decode, loader, transforms
-from nfnets_jax.training import evaluate, normalize, parallel, train_step
+from nfnets_jax.runtime import (
+  parallel,
+)
+from nfnets_jax.training import (
+  evaluate,
+  normalize,
+  train_step,
+)
 
 
 @pytest.fixture(scope='module')

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 
 from nfnets_jax import weights
-from nfnets_jax.training import progress, train, workdir
+from nfnets_jax.runtime import (
+  progress,
+  workdir,
+)
+from nfnets_jax.training import (
+  train,
+)
 
 # Its runs take minutes together.
 pytestmark = pytest.mark.thorough

@@ -7,7 +7,15 @@ import numpy as np
 import optax
 import pytest
 
-from nfnets_jax.training import normalize, parallel, sam, train, train_step
+from nfnets_jax.runtime import (
+  parallel,
+)
+from nfnets_jax.training import (
+  normalize,
+  sam,
+  train,
+  train_step,
+)
 from tests import golden as reference
 
 

@@ -10,7 +10,14 @@ from jax.extend import core
 
 from experiments import nfnet_imagenet
 from nfnets_jax.models import layers
-from nfnets_jax.training import normalize, parallel, train, train_step
+from nfnets_jax.runtime import (
+  parallel,
+)
+from nfnets_jax.training import (
+  normalize,
+  train,
+  train_step,
+)
 from nfnets_jax.training import optimizer as optimizers
 from tests import golden as reference
 

@@ -12,16 +12,19 @@ from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 from experiments import digits
-from nfnets_jax.training import (
+from nfnets_jax.runtime import (
   checkpoint,
   lock,
-  metrics,
+  logbook,
+  meters,
   parallel,
   progress,
+)
+from nfnets_jax.training import optimizer as optimizers
+from nfnets_jax.training import (
   train,
   train_step,
 )
-from nfnets_jax.training import optimizer as optimizers
 
 # Its runs take minutes together.
 pytestmark = pytest.mark.thorough
@@ -146,7 +149,7 @@ def test_other_rates_thresholds_and_seeds_take_no_other_program(
   assert any(name.startswith('jit_init-') for name in first)
   assert programs_after('second', changes) == first
   one, other = (
-    metrics.read(tmp_path / name)[0] for name in ('first', 'second')
+    logbook.read(tmp_path / name)[0] for name in ('first', 'second')
   )
   expected = 0.03 * one['learning_rate']  # that of the digits is 1
   assert other['learning_rate'] == pytest.approx(expected)
@@ -163,9 +166,9 @@ def test_number_of_parameters(config, straight):
 
 def _metrics(workdir):
   """What was measured, but for the speed."""
-  lines = metrics.read(workdir)
+  lines = logbook.read(workdir)
   return [
-    {name: x for name, x in line.items() if name not in metrics.SPEEDS}
+    {name: x for name, x in line.items() if name not in meters.SPEEDS}
     for line in lines
   ]
 
@@ -181,7 +184,7 @@ def test_metrics_are_written_as_often_as_asked(straight):
 
 
 def test_metrics_tell_the_state_of_the_run(straight):
-  lines = [line for line in metrics.read(straight[0]) if 'loss' in line]
+  lines = [line for line in logbook.read(straight[0]) if 'loss' in line]
   for line in lines:
     assert line['step_seconds'] > line['data_wait_seconds'] >= 0
     assert line['ema_distance'] > 0
@@ -271,7 +274,7 @@ def test_run_killed_before_its_report_is_reported(config, straight, copy):
   (copy / 'report.json').unlink()
   report = train.train_and_evaluate(config, copy)
   assert report == straight[1]
-  assert metrics.read(copy) == metrics.read(straight[0])
+  assert logbook.read(copy) == logbook.read(straight[0])
 
 
 def test_another_config_is_refused_or_taken_on(
@@ -332,7 +335,7 @@ def test_too_many_steps_left_out_stop_the_run(make_config, tmp_path):
     FloatingPointError, match=r'at step 5, number 4 in a row.* allows 3'
   ):
     train.train_and_evaluate(make_config(STEPS, changes), tmp_path)
-  lines = metrics.read(tmp_path)
+  lines = logbook.read(tmp_path)
   assert [line['nonfinite'] for line in lines] == [0, 1, 1, 1]
   assert ['loss' in line for line in lines] == [True, False, False, False]
 
@@ -607,7 +610,7 @@ def test_damaged_images_stop_the_run_or_are_counted(make_config, tmp_path):
   config.data.skip_corrupt = True
   report = train.train_and_evaluate(config, tmp_path / 'skips')
   assert report['steps'] == 3
-  lines = metrics.read(tmp_path / 'skips')
+  lines = logbook.read(tmp_path / 'skips')
   counts = [line['skipped'] for line in lines if 'skipped' in line]
   assert len(counts) == 3
   assert 2 <= sum(counts) == report['skipped'] <= 3

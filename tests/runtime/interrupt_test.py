@@ -5,7 +5,9 @@ import threading
 
 import pytest
 
-from nfnets_jax.training import interrupt
+from nfnets_jax.runtime import (
+  interrupt,
+)
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])

@@ -7,8 +7,9 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from nfnets_jax.data import datasets
-from nfnets_jax.training import progress
+from nfnets_jax.runtime import (
+  progress,
+)
 
 # Fields that say where and how fast, not what: a run may go on with others.
 _CIRCUMSTANCES = (
@@ -70,39 +71,6 @@ def record(workdir: pathlib.Path, config: config_dict.ConfigDict) -> None:
   write_json(workdir / 'config.json', config.to_dict())
 
 
-def describe_data(
-  train_set: datasets.Dataset, test_set: datasets.Dataset
-) -> dict[str, Any]:
-  """Returns what a run depends on in its data, for `data.json`.
-
-  Args:
-    train_set: the training split.
-    test_set: the test split.
-
-  Returns:
-    JSON-serialisable: the `name` of the data set, the TFDS notation and the
-    number of examples of both `splits`, and the `class_names` in the order of
-    their labels.
-
-  Raises:
-    ValueError: if the two splits have different classes.
-  """
-  names = list(train_set.class_names)
-  if difference := _class_changes(names, list(test_set.class_names)):
-    raise ValueError(
-      f'{train_set.split} and {test_set.split} of {train_set.name} have '
-      f'different classes: {difference}'
-    )
-  return {
-    'name': train_set.name,
-    'splits': {
-      'train': {'split': train_set.split, 'count': len(train_set)},
-      'test': {'split': test_set.split, 'count': len(test_set)},
-    },
-    'class_names': names,
-  }
-
-
 def check_data(
   workdir: pathlib.Path, data: Mapping[str, Any], allow_change: bool
 ) -> bool:
@@ -110,7 +78,7 @@ def check_data(
 
   Args:
     workdir: of the run; need not exist.
-    data: as of `describe_data`, or its `class_names` alone.
+    data: as of `build.describe_data`, or its `class_names` alone.
     allow_change: whether a run may go on with other data.
 
   Returns:
@@ -164,7 +132,7 @@ def compare_data(
 
   Args:
     source: what was trained with the old data, for messages.
-    old: as of `describe_data`, with at least the fields of `new`.
+    old: as of `build.describe_data`, with at least the fields of `new`.
     new: as for `check_data`.
     allow_change: as for `check_data`.
 
@@ -185,7 +153,7 @@ def compare_data(
   }
   if 'test' in found:  # nothing depends on it but the accuracy
     progress.say(f'the data of {source} have changed: {found.pop("test")}')
-  if difference := _class_changes(old['class_names'], new['class_names']):
+  if difference := class_changes(old['class_names'], new['class_names']):
     found['classes'] = difference
   if not found:
     return True
@@ -201,8 +169,8 @@ def compare_data(
   return False
 
 
-def _class_changes(old: list[str], new: list[str]) -> str:
-  """Says how two lists of class names differ; '' if they do not."""
+def class_changes(old: list[str], new: list[str]) -> str:
+  """Returns how two lists of class names differ; '' if they do not."""
   if old == new:
     return ''
   if len(old) != len(new):

@@ -4,7 +4,8 @@ import pytest
 from ml_collections import config_dict
 
 from nfnets_jax.data import datasets
-from nfnets_jax.training import workdir as workdirs
+from nfnets_jax.runtime import workdir as workdirs
+from nfnets_jax.training import build
 
 
 def _config(**changes):
@@ -101,7 +102,7 @@ def _split(split, count, names=('cat', 'dog')):
 
 
 def _data(train=40, test=10, names=('cat', 'dog')):
-  return workdirs.describe_data(
+  return build.describe_data(
     _split('train', train, names), _split('test', test, names)
   )
 
@@ -171,9 +172,7 @@ def test_an_evaluation_looks_at_the_classes_alone(tmp_path):
 
 def test_both_splits_have_the_same_classes():
   with pytest.raises(ValueError, match="train and test .* 1: 'dog' -> 'cow'"):
-    workdirs.describe_data(
-      _split('train', 4), _split('test', 4, ['cat', 'cow'])
-    )
+    build.describe_data(_split('train', 4), _split('test', 4, ['cat', 'cow']))
 
 
 REPORT = {

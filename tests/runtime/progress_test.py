@@ -3,7 +3,9 @@ import sys
 
 import pytest
 
-from nfnets_jax.training import progress
+from nfnets_jax.runtime import (
+  progress,
+)
 
 
 def _show_two_steps():

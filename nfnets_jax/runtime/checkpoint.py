@@ -15,10 +15,7 @@ biases: small arrays of a dtype are written as one.
 """
 
 import contextlib
-import functools
-import hashlib
 import itertools
-import json
 import math
 import pathlib
 import shutil
@@ -26,22 +23,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from nfnets_jax.training import (
-  distributed,
-  parallel,
-  progress,
-  train_step,
-)
+from nfnets_jax.runtime import integrity, parallel, processes, progress
 
 # Parts of a checkpoint, each a folder.
 _STATE, _LOADER, _FINGERPRINT = 'state', 'loader', 'fingerprint'
-# Arrays of up to this many elements are joined in a checkpoint. Their sum takes
-# numpy less time than a program for their shape takes to compile.
-_SMALL = 1 << 16
 
 
 class DamagedError(Exception):
@@ -76,8 +64,8 @@ class Checkpointer:
     self._template: Any = None
     self._failed = False
     self._manager: ocp.CheckpointManager | None = None
-    distributed.check_shared(self._directory)
-    distributed.agree(f'what is in {self._directory}', self._steps())
+    processes.check_shared(self._directory)
+    processes.agree(f'what is in {self._directory}', self._steps())
 
   @property
   def latest_step(self) -> int | None:
@@ -119,7 +107,7 @@ class Checkpointer:
   def save(
     self,
     step: int,
-    state: train_step.TrainState,
+    state: Any,
     loader_state: dict[str, Any],
   ) -> None:
     """Copies the state to the host and writes it in the background.
@@ -138,12 +126,12 @@ class Checkpointer:
     if jax.process_index() != 0:
       return
     self.wait()  # so that what fails from here on is this step's
-    arrays = _describe(state)
-    packed = _pack(state)
+    arrays = integrity.describe(state)
+    packed = integrity.pack(state)
     fingerprint = {
       'arrays': arrays,
-      'description': _digest(arrays),
-      'content': _fingerprint(arrays, packed, loader_state),
+      'description': integrity.digest(arrays),
+      'content': integrity.fingerprint(arrays, packed, loader_state),
     }
     self._template = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state
@@ -257,9 +245,7 @@ class Checkpointer:
         with contextlib.suppress(Exception):
           manager.close()
 
-  def restore(
-    self, template: train_step.TrainState
-  ) -> tuple[train_step.TrainState, dict[str, Any]]:
+  def restore(self, template: Any) -> tuple[Any, dict[str, Any]]:
     """Reads the newest checkpoint that is not damaged; all processes do.
 
     One that is damaged is reported and left alone. If the run then comes to
@@ -289,9 +275,9 @@ class Checkpointer:
         problem = None
       except DamagedError as error:
         problem = str(error)
-      if distributed.all_agree(problem is None):
+      if processes.all_agree(problem is None):
         return parallel.replicate(state), loader_state
-      if not distributed.all_agree(folder.is_dir()):
+      if not processes.all_agree(folder.is_dir()):
         continue  # the run that it is of has removed it meanwhile
       self._damaged.append(step)
       reports.append(f'{folder}: {problem or "another process cannot read it"}')
@@ -315,18 +301,18 @@ class Checkpointer:
     try:
       fingerprint = texts.restore(folder / _FINGERPRINT)
       loader_state = texts.restore(folder / _LOADER)
-      description = _describe(states.metadata(folder / _STATE).tree)
+      description = integrity.describe(states.metadata(folder / _STATE).tree)
     except MemoryError:
       raise
     except Exception as error:
       raise DamagedError(_brief(error)) from error
-    stored, arrays = fingerprint.get('arrays'), _describe(template)
-    if fingerprint.get('description') != _digest(stored):
+    stored, arrays = fingerprint.get('arrays'), integrity.describe(template)
+    if fingerprint.get('description') != integrity.digest(stored):
       raise DamagedError('its description is not what was written')
     _check_arrays(folder, stored, arrays)
     like = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), template)
-    packed = _pack(like)
-    if description != _describe(packed):
+    packed = integrity.pack(like)
+    if description != integrity.describe(packed):
       raise DamagedError('its metadata are not what was written')
     try:
       packed = states.restore(
@@ -336,112 +322,10 @@ class Checkpointer:
       raise
     except Exception as error:
       raise DamagedError(_brief(error)) from error
-    content = _fingerprint(arrays, packed, loader_state)
+    content = integrity.fingerprint(arrays, packed, loader_state)
     if fingerprint.get('content') != content:
       raise DamagedError('its content is not what was written')
-    return _unpack(packed, like), loader_state
-
-
-def _pack(state: Any) -> dict[str, Any]:
-  """Joins the small arrays of each dtype on the host; keeps the others."""
-  copy = _named(jax.tree.map(parallel.local_copy, state))
-  large = {name: x for name, x in copy.items() if x.size > _SMALL}
-  small: dict[str, list[np.ndarray]] = {}
-  for x in jax.device_get([x for x in copy.values() if x.size <= _SMALL]):
-    small.setdefault(f'small {np.dtype(x.dtype).name}', []).append(np.ravel(x))
-  return large | {name: np.concatenate(parts) for name, parts in small.items()}
-
-
-def _unpack(packed: dict[str, Any], template: Any) -> Any:
-  """Undoes `_pack` for a state of the template's shapes and dtypes."""
-  read = dict.fromkeys(packed, 0)
-
-  def array(name: str, like: np.ndarray) -> np.ndarray:
-    if like.size > _SMALL:
-      return packed[name]
-    small = f'small {like.dtype.name}'
-    start, read[small] = read[small], read[small] + like.size
-    return packed[small][start : read[small]].reshape(like.shape)
-
-  leaves = [array(name, like) for name, like in _named(template).items()]
-  return jax.tree.unflatten(jax.tree.structure(template), leaves)
-
-
-def fingerprint_of(state: Any, loader_state: dict[str, Any]) -> str:
-  """Digests the bits of a state and of the loader's.
-
-  Every single changed bit changes it; that any other damage goes unnoticed has
-  a chance of 1 in 2^32 for each damaged array.
-
-  Args:
-    state: pytree of arrays of up to 32 bits an element, on the host or
-      replicated.
-    loader_state: JSON-serialisable.
-
-  Returns:
-    A hexadecimal number, the same on every kind of device.
-
-  Example:
-    >>> x = np.zeros(3, np.float32)
-    >>> fingerprint_of([x], {}) == fingerprint_of([-x], {})  # a 0 of other sign
-    False
-  """
-  return _fingerprint(_describe(state), _pack(state), loader_state)
-
-
-def _fingerprint(
-  arrays: dict[str, Any], packed: dict[str, Any], loader_state: dict[str, Any]
-) -> str:
-  sums = {
-    name: (_sum_of_bits if x.size <= _SMALL else _compiled_sum_of_bits)(x)
-    for name, x in packed.items()
-  }
-  sums = {name: int(x) for name, x in jax.device_get(sums).items()}
-  return _digest([arrays, sums, loader_state])
-
-
-def _sum_of_bits(x: Any, xp: Any = np) -> Any:
-  """Sums a scrambled value for each element and its index, modulo 2^32.
-
-  With `xp` jax.numpy instead of numpy the sum is the same.
-  """
-  if x.dtype == np.bool_:
-    x = x.astype(np.uint8)
-  bits = x.ravel().view(f'uint{8 * x.dtype.itemsize}').astype(np.uint32)
-  indices = xp.arange(bits.size, dtype=np.uint32)
-  return xp.sum(_scramble(bits + _scramble(indices)), dtype=np.uint32)
-
-
-# Where it is, and in one pass; each shape takes its time to compile.
-_compiled_sum_of_bits = jax.jit(functools.partial(_sum_of_bits, xp=jnp))
-
-
-def _scramble(x: Any) -> Any:
-  """Maps numbers of 32 bits one to one, so that each bit moves half of them."""
-  # Odd factors and shifts to the right can both be undone: nothing is lost.
-  for factor in (0x7FEB352D, 0x846CA68B):
-    x = (x ^ (x >> np.uint32(16))) * np.uint32(factor)
-  return x ^ (x >> np.uint32(15))
-
-
-def _digest(value: Any) -> str:
-  text = json.dumps(value, sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _named(tree: Any) -> dict[str, Any]:
-  return {
-    jax.tree_util.keystr(path, simple=True, separator='.'): leaf
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-  }
-
-
-def _describe(tree: Any) -> dict[str, list]:
-  """Returns the dtype and shape of each array, as JSON gives them back."""
-  return {
-    name: [np.dtype(x.dtype).name, list(x.shape)]
-    for name, x in _named(tree).items()
-  }
+    return integrity.unpack(packed, like), loader_state
 
 
 def _check_arrays(

@@ -1,17 +1,13 @@
-"""What a run measures: fetched late, written once, drawn at the end."""
+"""Metrics of the training steps, fetched late, and times of compilations."""
 
 import collections
 import contextlib
-import json
 import math
-import pathlib
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any, Self
+from typing import Self
 
 import jax
-import matplotlib.figure
-import tensorboardX
 
 # Steps whose metrics may still be on their way. The host runs ahead of the
 # devices by this much and no further, so a NaN is seen two steps later.
@@ -211,121 +207,3 @@ class Window:
         f'{self._max_loss:g}'
       )
     self._fetched.append(metrics)
-
-
-class Writer:
-  """Appends metrics to `metrics.jsonl` and to TensorBoard's event files."""
-
-  def __init__(self, workdir: pathlib.Path, step: int):
-    """Opens the files of a run that goes on after `step`.
-
-    What was written of later steps is removed: those steps are made again.
-
-    Args:
-      workdir: of the run.
-      step: the last step that counts, 0 for a new run.
-    """
-    self._path = workdir / 'metrics.jsonl'
-    kept = [line for line in read(workdir) if line['step'] <= step]
-    partial = self._path.with_suffix('.tmp')
-    partial.write_text(''.join(json.dumps(line) + '\n' for line in kept))
-    partial.replace(self._path)
-    self._events = tensorboardX.SummaryWriter(
-      str(workdir / 'tensorboard'), purge_step=step + 1, flush_secs=10
-    )
-
-  def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
-    """Writes the values of one step.
-
-    Args:
-      step: number of updates made.
-      split: 'train' or 'test'.
-      values: by name.
-    """
-    with self._path.open('a') as file:
-      file.write(json.dumps({'step': step, 'split': split, **values}) + '\n')
-    for name, value in values.items():
-      self._events.add_scalar(f'{split}/{name}', value, step)
-
-  def __enter__(self) -> Self:
-    return self
-
-  def __exit__(self, *exception: object) -> None:
-    self._events.close()
-
-
-def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
-  """Reads `metrics.jsonl`.
-
-  Args:
-    workdir: of a run.
-
-  Returns:
-    One dict per line, empty if there is no file. A last line that a killed
-    process left unfinished is left out.
-
-  Raises:
-    ValueError: if any other line is not JSON.
-  """
-  path = workdir / 'metrics.jsonl'
-  if not path.exists():
-    return []
-  lines = path.read_text().splitlines(keepends=True)
-  if lines and not lines[-1].endswith('\n'):
-    lines.pop()
-  metrics = []
-  for number, line in enumerate(lines, start=1):
-    try:
-      metrics.append(json.loads(line))
-    except json.JSONDecodeError as error:
-      raise ValueError(
-        f'{path}, line {number}, is not JSON: {line!r}'
-      ) from error
-  return metrics
-
-
-def plot_curves(workdir: pathlib.Path) -> None:
-  """Draws `metrics.jsonl` into `curves.png`: loss, top-1 and learning rate.
-
-  Args:
-    workdir: of a run.
-  """
-  metrics = read(workdir)
-
-  def series(split: str, name: str) -> tuple[list[float], list[float]]:
-    lines = [x for x in metrics if x['split'] == split and name in x]
-    return [x['step'] for x in lines], [x[name] for x in lines]
-
-  figure = matplotlib.figure.Figure(figsize=(12, 3.4), layout='constrained')
-  panels = (
-    (
-      'loss (nats)',
-      (
-        ('train', 'loss', 'training'),
-        ('test', 'eval_loss', 'test'),
-        ('test', 'ema_eval_loss', 'test, EMA'),
-      ),
-    ),
-    (
-      'top-1 error',
-      (
-        ('test', 'eval_top_1', 'test'),
-        ('test', 'ema_eval_top_1', 'test, EMA'),
-      ),
-    ),
-    ('learning rate', (('train', 'learning_rate', None),)),
-  )
-  for axes, (title, curves) in zip(
-    figure.subplots(1, len(panels)), panels, strict=True
-  ):
-    for split, name, label in curves:
-      steps, values = series(split, name)
-      if name.endswith('top_1'):
-        values = [1 - value for value in values]
-      axes.plot(steps, values, label=label)
-    axes.set_title(title)
-    axes.set_xlabel('step')
-    axes.grid(alpha=0.3)
-    if curves[0][2] is not None:
-      axes.legend()
-  figure.savefig(workdir / 'curves.png', dpi=100)

@@ -13,7 +13,14 @@ import numpy as np
 import optax
 import pytest
 
-from nfnets_jax.training import checkpoint, parallel, train_step
+from nfnets_jax.runtime import (
+  checkpoint,
+  integrity,
+  parallel,
+)
+from nfnets_jax.training import (
+  train_step,
+)
 
 # Where files cannot be read or written, Orbax's threads end with the error, and
 # what else they were about finds its event loop closed.
@@ -308,8 +315,8 @@ def test_checkpoint_of_another_net_is_not_taken_for_a_damaged_one(tmp_path):
 )
 def test_fingerprint_changes_with_every_bit(x):
   """Each bit of a few elements, and what leaves a plain sum as it was."""
-  mark = checkpoint.fingerprint_of({'x': x}, {})
-  assert mark == checkpoint.fingerprint_of({'x': parallel.replicate(x)}, {})
+  mark = integrity.fingerprint_of({'x': x}, {})
+  assert mark == integrity.fingerprint_of({'x': parallel.replicate(x)}, {})
   size = x.dtype.itemsize
   places = {0, x.size // 2, x.size - 1}
   for bit in (
@@ -318,9 +325,9 @@ def test_fingerprint_changes_with_every_bit(x):
     flipped = bytearray(x.tobytes())
     flipped[bit // 8] ^= 1 << (bit % 8)
     y = np.frombuffer(flipped, x.dtype).reshape(x.shape)
-    assert checkpoint.fingerprint_of({'x': y}, {}) != mark
-  assert checkpoint.fingerprint_of({'y': x}, {}) != mark
-  assert checkpoint.fingerprint_of({'x': x}, {'next_index': 0}) != mark
+    assert integrity.fingerprint_of({'x': y}, {}) != mark
+  assert integrity.fingerprint_of({'y': x}, {}) != mark
+  assert integrity.fingerprint_of({'x': x}, {'next_index': 0}) != mark
 
 
 def test_fingerprint_is_the_same_where_the_sums_are_compiled():
@@ -334,13 +341,13 @@ def test_fingerprint_is_the_same_where_the_sums_are_compiled():
     np.full(9, 2**32 - 1, np.uint32),
   ]
   for x in state:
-    assert checkpoint._sum_of_bits(x) == checkpoint._compiled_sum_of_bits(x)
+    assert integrity._sum_of_bits(x) == integrity._compiled_sum_of_bits(x)
 
 
 @pytest.mark.parametrize('joined', [1, 4, 12, 1 << 16])
 def test_arrays_of_any_size_come_back(tmp_path, monkeypatch, joined):
   """Whichever of them are joined."""
-  monkeypatch.setattr(checkpoint, '_SMALL', joined)
+  monkeypatch.setattr(integrity, '_SMALL', joined)
   state = _state(3)._replace(
     model_state={
       'half': jnp.linspace(-1, 1, 12, dtype=jnp.bfloat16).reshape(3, 4),
@@ -360,12 +367,12 @@ def test_arrays_of_any_size_come_back(tmp_path, monkeypatch, joined):
 def test_fingerprint_changes_when_elements_change_places():
   x = np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32)
   marks = {
-    checkpoint.fingerprint_of([y], {})
+    integrity.fingerprint_of([y], {})
     for y in (x, x[::-1], np.roll(x, 8), x.T.reshape(4, 8), x.reshape(8, 4))
   }
   assert len(marks) == 5
-  assert checkpoint.fingerprint_of([x, x + 1], {}) != (
-    checkpoint.fingerprint_of([x + 1, x], {})
+  assert integrity.fingerprint_of([x, x + 1], {}) != (
+    integrity.fingerprint_of([x + 1, x], {})
   )
 
 
@@ -471,7 +478,7 @@ def test_full_disk(small_disk):
 _SAVE_FOR_EVER = """
 import itertools, pathlib, sys
 from tests.training import checkpoint_test
-from nfnets_jax.training import checkpoint
+from nfnets_jax.runtime import checkpoint
 
 checkpoints = checkpoint.Checkpointer(pathlib.Path(sys.argv[1]), keep=2)
 start = checkpoints.latest_step

@@ -9,11 +9,13 @@ import threading
 
 import pytest
 
-from nfnets_jax.training import lock
+from nfnets_jax.runtime import (
+  lock,
+)
 
 HOLDER = """
 import pathlib, sys, time
-from nfnets_jax.training import lock
+from nfnets_jax.runtime import lock
 with lock.hold(pathlib.Path(sys.argv[1])):
   print('held', flush=True)
   time.sleep(60)

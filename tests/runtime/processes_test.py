@@ -6,8 +6,8 @@ import sys
 import jax
 import pytest
 
-from nfnets_jax.training import distributed
-from tests import multi_process_test as processes
+from nfnets_jax.runtime import processes
+from tests import multi_process_test as runs
 
 SRUN = {
   'SLURM_JOB_ID': '4711',
@@ -70,7 +70,7 @@ POD = {'KUBERNETES_SERVICE_HOST': '10.0.0.1', 'JOB_COMPLETION_INDEX': '1'}
   ],
 )
 def test_alone(environment):
-  assert distributed.detect(environment) is None
+  assert processes.detect(environment) is None
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_alone(environment):
   ],
 )
 def test_jax_finds_the_others(environment):
-  assert distributed.detect(environment) == {}
+  assert processes.detect(environment) == {}
 
 
 @pytest.fixture
@@ -103,10 +103,10 @@ def all_packages(monkeypatch):
 
 def test_open_mpi_5(no_packages):
   with pytest.raises(ValueError, match='set JAX_COORDINATOR_ADDRESS=host:port'):
-    distributed.detect(MPIRUN)
+    processes.detect(MPIRUN)
   with pytest.raises(ValueError, match='set JAX_COORDINATOR_ADDRESS=host:port'):
-    distributed.detect(MPIRUN | dict.fromkeys(ADDRESS, ''))
-  assert distributed.detect(MPIRUN | ADDRESS) == {
+    processes.detect(MPIRUN | dict.fromkeys(ADDRESS, ''))
+  assert processes.detect(MPIRUN | ADDRESS) == {
     'coordinator_address': 'node1:1234',
     'num_processes': 2,
     'process_id': 1,
@@ -117,7 +117,7 @@ def test_open_mpi_5(no_packages):
 
 def test_open_mpi_5_with_mpi4py(all_packages):
   expected = {'cluster_detection_method': 'mpi4py'}
-  assert distributed.detect(MPIRUN) == expected
+  assert processes.detect(MPIRUN) == expected
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_launchers_that_jax_does_not_know(environment, size, rank, local_rank):
     f'={size}, .*set JAX_COORDINATOR_ADDRESS=host:port .*--num_processes'
   )
   with pytest.raises(ValueError, match=message):
-    distributed.detect(environment)
+    processes.detect(environment)
   expected = {
     'coordinator_address': 'node1:1234',
     'num_processes': size,
@@ -146,7 +146,7 @@ def test_launchers_that_jax_does_not_know(environment, size, rank, local_rank):
   }
   if local_rank is not None:
     expected['local_device_ids'] = [local_rank]
-  assert distributed.detect(environment | ADDRESS) == expected
+  assert processes.detect(environment | ADDRESS) == expected
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_launchers_that_jax_does_not_know(environment, size, rank, local_rank):
 def test_launchers_that_tell_too_little(environment):
   (name, value), *_ = environment.items()
   with pytest.raises(ValueError, match=f'{name}={value}.* give --coordinator_'):
-    distributed.detect(environment | ADDRESS)
+    processes.detect(environment | ADDRESS)
 
 
 @pytest.mark.parametrize(
@@ -179,22 +179,22 @@ def test_variables_that_are_no_numbers(environment, name):
   with pytest.raises(
     ValueError, match=f'{name} in the environment is not a nu'
   ):
-    distributed.detect(environment)
+    processes.detect(environment)
 
 
 def test_addresses_in_the_environment_are_checked():
   for address in ('node1', ':80', 'node1:http'):
     with pytest.raises(ValueError, match=f'ADDRESS {address} is not host:port'):
-      distributed.detect(MPIEXEC | {'JAX_COORDINATOR_ADDRESS': address})
+      processes.detect(MPIEXEC | {'JAX_COORDINATOR_ADDRESS': address})
 
 
 def test_kubernetes_without_its_package(no_packages):
   with pytest.raises(ValueError, match=r"install 'jax\[k8s\]'"):
-    distributed.detect(POD)
+    processes.detect(POD)
 
 
 def test_kubernetes(all_packages):
-  assert distributed.detect(POD | {'JAX_PLATFORMS': 'cuda,cpu'}) == {}
+  assert processes.detect(POD | {'JAX_PLATFORMS': 'cuda,cpu'}) == {}
 
 
 @pytest.mark.parametrize(
@@ -214,10 +214,10 @@ def test_tpu(all_packages, monkeypatch, environment, expected):
     return [folder / 'accel0'] if str(folder) == '/dev' else []
 
   monkeypatch.setattr(pathlib.Path, 'glob', glob)
-  assert distributed.detect(environment) == expected
+  assert processes.detect(environment) == expected
   # Without a chip it is an ordinary host.
   monkeypatch.setattr(pathlib.Path, 'glob', lambda folder, pattern: [])
-  assert distributed.detect(environment) is None
+  assert processes.detect(environment) is None
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ def test_tpu(all_packages, monkeypatch, environment, expected):
 def test_flags_that_make_no_sense(flags, message, monkeypatch):
   monkeypatch.setenv('JAX_COORDINATOR_ADDRESS', '')
   with pytest.raises(ValueError, match=message):
-    distributed.initialize(*flags)
+    processes.initialize(*flags)
 
 
 def test_a_run_by_itself_joins_nobody(monkeypatch):
@@ -247,29 +247,29 @@ def test_a_run_by_itself_joins_nobody(monkeypatch):
   jax.devices()
   for name in SRUN:
     monkeypatch.delenv(name, raising=False)
-  distributed.initialize()
+  processes.initialize()
   for name, value in SRUN.items():
     monkeypatch.setenv(name, value)
-  distributed.initialize(num_processes=1)
+  processes.initialize(num_processes=1)
   with pytest.raises(RuntimeError, match='--num_processes=1 runs a process by'):
-    distributed.initialize()
+    processes.initialize()
 
 
 def test_one_process_agrees_with_itself(tmp_path):
-  distributed.agree('the seed', 0)
-  assert distributed.all_agree(True)
-  assert not distributed.all_agree(False)
-  distributed.check_shared(tmp_path / 'new')
+  processes.agree('the seed', 0)
+  assert processes.all_agree(True)
+  assert not processes.all_agree(False)
+  processes.check_shared(tmp_path / 'new')
   assert not (tmp_path / 'new').exists()
-  with pytest.raises(KeyError), distributed.ending_together():
+  with pytest.raises(KeyError), processes.ending_together():
     raise KeyError('as usual')
 
 
 _JOIN = """
 import jax
-from nfnets_jax.training import distributed
-distributed.initialize(start_timeout=60)
-distributed.agree('the number of devices', jax.device_count())
+from nfnets_jax.runtime import processes
+processes.initialize(start_timeout=60)
+processes.agree('the number of devices', jax.device_count())
 """
 
 
@@ -300,7 +300,7 @@ distributed.agree('the number of devices', jax.device_count())
 )
 def test_processes_find_one_another(environment, rank, monkeypatch):
   """With the variables that srun and mpirun set, in two real processes."""
-  port = processes.free_port()
+  port = runs.free_port()
   if environment in (MPIRUN, MPIEXEC):
     environment = environment | {'JAX_COORDINATOR_ADDRESS': f'localhost:{port}'}
   else:
@@ -311,7 +311,7 @@ def test_processes_find_one_another(environment, rank, monkeypatch):
       started.append(
         subprocess.Popen(
           [sys.executable, '-c', _JOIN],
-          cwd=processes.ROOT,
+          cwd=runs.ROOT,
           env={
             **os.environ,
             'JAX_PLATFORMS': 'cpu',
@@ -324,7 +324,7 @@ def test_processes_find_one_another(environment, rank, monkeypatch):
           text=True,
         )
       )
-    printed = processes.outputs(started, timeout=90)
+    printed = runs.outputs(started, timeout=90)
   finally:
     for process in started:
       process.kill()

@@ -3,7 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nfnets_jax.training import parallel
+from nfnets_jax.runtime import (
+  parallel,
+)
 
 DEVICES = 8
 

@@ -1,0 +1,1 @@
+"""What a run needs of devices, processes and disks; it knows no net."""
