@@ -26,7 +26,7 @@ Differences:
 
 from ml_collections import config_dict
 
-from experiments import base, nfnet_imagenet
+from experiments import arguments, nfnet_imagenet
 
 # Each row adds to the one before; `cutmix` is the full model and recipe. The
 # last two change it: the widths of a ResNet, and batch normalisation.
@@ -47,7 +47,7 @@ _RESNET_WIDTH = (256, 512, 1024, 2048)
 def get_config(name: str = 'F0,baseline') -> config_dict.ConfigDict:
   """Expands 'VARIANT,ROW', such as 'F1,mixup', into plain numbers."""
   variant, _, row = name.partition(',')
-  base.check_argument('row', row, ROWS)
+  arguments.check('row', row, ROWS)
   config = nfnet_imagenet.get_config(variant)
   step = ROWS.index(row)
   if row in ('baseline', 'default_width'):

@@ -10,7 +10,7 @@ for as many epochs as there is time.
 
 from ml_collections import config_dict
 
-from experiments import base
+from nfnets_jax.training import config as base
 
 
 def get_config() -> config_dict.ConfigDict:

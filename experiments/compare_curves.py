@@ -9,9 +9,7 @@ import pathlib
 import matplotlib.figure
 
 from nfnets_jax import paths
-from nfnets_jax.runtime import (
-  logbook,
-)
+from nfnets_jax.runtime import logbook
 
 
 def draw(runs: dict[str, pathlib.Path], output: pathlib.Path) -> None:

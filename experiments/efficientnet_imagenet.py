@@ -29,14 +29,15 @@ Differences from the original code:
 
 from ml_collections import config_dict
 
-from experiments import base
+from experiments import arguments
 from nfnets_jax.models import variants
+from nfnets_jax.training import config as base
 
 
 def get_config(name: str = 'B0') -> config_dict.ConfigDict:
   """Expands a variant, 'B0' to 'B8', into plain numbers."""
-  known = [x.upper() for x in base.suffixes('efficientnet_')]
-  base.check_argument('EfficientNet', name.upper(), known)
+  known = [x.upper() for x in arguments.suffixes('efficientnet_')]
+  arguments.check('EfficientNet', name.upper(), known)
   model = f'efficientnet_{name.lower()}'
   variant = variants.get(model)
   config = base.get_config()

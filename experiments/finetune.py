@@ -17,8 +17,9 @@ nobody else has: 89.2 % top-1 with NFNet-F4+.
 
 from ml_collections import config_dict
 
-from experiments import base
+from experiments import arguments
 from nfnets_jax.models import variants
+from nfnets_jax.training import config as base
 
 # Images of the training split, of which the number of epochs follows.
 _SIZES = {
@@ -40,7 +41,7 @@ def get_config(argument: str = 'nfnet_f0,cifar10') -> config_dict.ConfigDict:
       f"{argument!r} is no 'MODEL,DATA' or 'MODEL,DATA,head' with DATA one of "
       f'{", ".join(_SIZES)}'
     )
-  base.check_argument('model', name, variants.VARIANTS)
+  arguments.check('model', name, variants.VARIANTS)
   variant = variants.get(name)
   epoch_steps = _SIZES[data] / _BATCH_SIZE
   config = base.get_config()

@@ -15,14 +15,15 @@ Differences:
 
 from ml_collections import config_dict
 
-from experiments import base
+from experiments import arguments
 from nfnets_jax.models import variants
+from nfnets_jax.training import config as base
 
 
 def get_config(name: str = 'B0') -> config_dict.ConfigDict:
   """Expands a variant, 'B0' to 'B8', into plain numbers."""
-  known = [x.upper() for x in base.suffixes('nf_regnet_')]
-  base.check_argument('NF-RegNet', name.upper(), known)
+  known = [x.upper() for x in arguments.suffixes('nf_regnet_')]
+  arguments.check('NF-RegNet', name.upper(), known)
   model = f'nf_regnet_{name.lower()}'
   variant = variants.get(model)
   config = base.get_config()

@@ -19,12 +19,13 @@ Differences:
 
 from ml_collections import config_dict
 
-from experiments import base
+from experiments import arguments
+from nfnets_jax.training import config as base
 
 
 def get_config(depth: str = '50') -> config_dict.ConfigDict:
   """Expands a depth, 50, 101, 152, 200, 288 or 600, into plain numbers."""
-  base.check_argument('NF-ResNet', depth, base.suffixes('nf_resnet'))
+  arguments.check('NF-ResNet', depth, arguments.suffixes('nf_resnet'))
   config = base.get_config()
   config.epochs = 90.0
   config.batch_size = 1024

@@ -13,15 +13,16 @@ F6 is published with SAM only (86.5 / 97.9), F7 not at all.
 
 from ml_collections import config_dict
 
-from experiments import base
+from experiments import arguments
 from nfnets_jax.models import variants
+from nfnets_jax.training import config as base
 
 
 def get_config(name: str = 'F0') -> config_dict.ConfigDict:
   """Expands a variant, 'F0' to 'F7' or 'F0+' to 'F7+', into plain numbers."""
   name = name.upper().replace('PLUS', '+')
-  known = [f'F{x}'.replace('plus', '+') for x in base.suffixes('nfnet_f')]
-  base.check_argument('NFNet', name, known)
+  known = [f'F{x}'.replace('plus', '+') for x in arguments.suffixes('nfnet_f')]
+  arguments.check('NFNet', name, known)
   model = f'nfnet_{name.lower().replace("+", "plus")}'
   variant = variants.get(model)
   config = base.get_config()

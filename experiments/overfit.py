@@ -12,7 +12,7 @@ cores; see experiments/README.md.
 
 from ml_collections import config_dict
 
-from experiments import base
+from nfnets_jax.training import config as base
 
 
 def get_config() -> config_dict.ConfigDict:

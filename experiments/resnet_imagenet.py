@@ -13,7 +13,8 @@ and depth 200 78.9 at batch 1024.
 
 from ml_collections import config_dict
 
-from experiments import base
+from experiments import arguments
+from nfnets_jax.training import config as base
 
 _OTHERS = ('senet50', 'skipinit_resnet50', 'fixup_resnet50')
 
@@ -25,8 +26,8 @@ def get_config(depth: str = '50') -> config_dict.ConfigDict:
   normalise.
   """
   depth = depth.removeprefix('resnet')
-  known = [*base.suffixes('resnet'), *_OTHERS]
-  base.check_argument('ResNet', depth, known)
+  known = [*arguments.suffixes('resnet'), *_OTHERS]
+  arguments.check('ResNet', depth, known)
   config = base.get_config()
   config.epochs = 90.0
   config.batch_size = 1024

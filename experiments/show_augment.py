@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from nfnets_jax import command_line, devices, paths
 from nfnets_jax.data import loader, transforms
-from nfnets_jax.training import train
+from nfnets_jax.training import build
 
 _CONFIG = command_line.define_config()
 _OUTPUT = flags.DEFINE_string('output', None, 'The picture, such as FILE.png.')
@@ -51,8 +51,8 @@ def make_images(
     ValueError: if the data cannot be read.
     FileNotFoundError: if there are no such data.
   """
-  dataset, _ = train.load_data(config)
-  whole = train.create_transform(config)
+  dataset, _ = build.load_data(config)
+  whole = build.create_transform(config)
   data = config.data
   crop = transforms.train_transform(data.image_size, data.crop, data.flip)
 
@@ -64,7 +64,7 @@ def make_images(
   ) -> loader.Batch:
     batch = whole(first, second, uniform, index)
     crops = [crop(first, first, uniform, index)['image']]
-    if train.mixes(config):
+    if build.mixes(config):
       partners = transforms.numbers_of_second(uniform)
       crops.append(crop(second, second, partners, index)['image'])
     return {**batch, 'crops': np.stack(crops, axis=1)}
@@ -73,7 +73,7 @@ def make_images(
     dataset,
     batch_size=count,
     transform=transform,
-    partners=train.mixes(config),
+    partners=build.mixes(config),
     seed=config.seed,
     num_workers=0,
   )

@@ -178,7 +178,7 @@ def _hint(config: config_dict.ConfigDict, field: str) -> str:
     similar = [last[name] for name in found]
   if similar:
     return f'; did you mean {" or ".join(similar)}?'
-  return '; experiments/base.py lists the fields'
+  return '; nfnets_jax/training/config.py lists the fields'
 
 
 def _fields(config: config_dict.ConfigDict, prefix: str = '') -> Iterator[str]:

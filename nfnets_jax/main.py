@@ -11,6 +11,7 @@ import sys
 from absl import app, flags, logging
 
 from nfnets_jax import command_line, paths
+from nfnets_jax.training import evaluate
 
 _CONFIG = command_line.define_config()
 flags.DEFINE_string(
@@ -111,7 +112,7 @@ def main(argv: list[str]) -> None:
         _CONFIG.value, workdir, _ALLOW_CONFIG_CHANGE.value
       )
     else:
-      report = train.evaluate_checkpoint(
+      report = evaluate.evaluate_checkpoint(
         _CONFIG.value, workdir, _ALLOW_CONFIG_CHANGE.value
       )
     progress.say(workdirs.format_report(report, workdir))

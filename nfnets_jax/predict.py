@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from nfnets_jax import extras
+from nfnets_jax.training import init_from
 
 # ruff: noqa: E402
 extras.need('train', 'haiku')
@@ -288,9 +289,8 @@ def read_weights(
     return weights.read(weights.fetch(name or ''), name)
   if path.is_dir():
     # The training needs more than prediction does; only a run asks for it.
-    from nfnets_jax.training import train
 
-    found = train.load_average(path)
+    found = init_from.load_average(path)
     if name not in (None, found.name):
       raise ValueError(f'the run in {source} is of {found.name}, not of {name}')
     return found

@@ -27,6 +27,7 @@ from ml_collections import config_dict
 
 from nfnets_jax import devices, models, topologies
 from nfnets_jax.models import cost, published, variants
+from nfnets_jax.training import config as configs
 from nfnets_jax.training import estimates, fit
 
 _DEFAULT = tuple(f'nfnet_f{n}' for n in range(7))
@@ -143,42 +144,13 @@ def compiled_need(
 def _config(
   name: str, image_size: int, batch_size: int
 ) -> config_dict.ConfigDict:
-  """The paper's values of what a training step depends on."""
-  return config_dict.ConfigDict(
-    {
-      'batch_size': batch_size,
-      'micro_batches': 1,
-      'epochs': 360.0,
-      'model': {'name': name, **models.arguments(name)},
-      'data': {'image_size': image_size, 'skip_corrupt': False},
-      'augment': {
-        'mixup_alpha': 0.2,
-        'cutmix': True,
-        'rand_augment': variants.get(name).rand_augment,
-      },
-      'optimizer': {
-        'name': 'sgd',
-        'learning_rate_per_256': 0.1,
-        'warmup_epochs': 5.0,
-        'schedule': 'cosine',
-        'end_learning_rate': 0.0,
-        'momentum': 0.9,
-        'weight_decay': 2e-5,
-        'clip': 'agc',
-        'clipping': 0.01,
-        'clip_eps': 1e-3,
-        'unclipped': r'^[^/]+/~/linear/w$',
-        'skip_nonfinite': 0,
-        'learning_rate_groups': None,
-        'sam_rho': None,
-        'sam_fraction': 0.2,
-      },
-      'label_smoothing': 0.1,
-      'ema_decay': 0.99999,
-      'compute_dtype': 'bfloat16',
-      'remat': config_dict.placeholder(str),
-    }
-  )
+  """The paper's config, for another net."""
+  config = configs.get_config()
+  config.model = configs.model(name)
+  config.batch_size, config.micro_batches = batch_size, 1
+  config.data.image_size = image_size
+  config.augment.rand_augment = variants.get(name).rand_augment
+  return config
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from experiments import digits, show_augment
 from nfnets_jax.data import crops, decode, operations, resize
-from nfnets_jax.training import train
+from nfnets_jax.training import build
 
 
 def run_python(*args):
@@ -198,8 +198,8 @@ def test_contact_sheet_is_of_the_first_step(tmp_path):
   config.augment.rand_augment = '2x5'
   crops, images, labels, _ = show_augment.make_images(config, 6)
   config.data.num_workers = 0
-  dataset, _ = train.load_data(config)
-  batches = train.train_batches(config, dataset)
+  dataset, _ = build.load_data(config)
+  batches = build.train_batches(config, dataset)
   batch = next(batches)
   batches.close()
   np.testing.assert_array_equal(images, batch['image'][:6])

@@ -141,7 +141,7 @@ def test_configs_without_a_config(parse, text, message, tmp_path):
     ('clipping=0.1', r'did you mean optimizer\.clipping\?$'),
     ('optimizer.nmae=sgd', r'did you mean optimizer\.name\?$'),
     ('model.groupwidth=(8,)', r'did you mean model\.group_width\?$'),
-    ('zzz=1', r'there is no such field; experiments/base\.py lists'),
+    ('zzz=1', r'there is no such field; nfnets_jax/training/config\.py lists'),
     ('batch_size=abc', 'batch_size=abc: not a whole number'),
     ('batch_size=1.5', 'batch_size=1.5: not a whole number'),
     ('epochs=ten', 'epochs=ten: not a number'),

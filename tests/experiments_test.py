@@ -25,7 +25,8 @@ from experiments import (
 )
 from nfnets_jax import models
 from nfnets_jax.data import transforms
-from nfnets_jax.training import optimizer, train
+from nfnets_jax.training import build, optimizer, train
+from nfnets_jax.training import config as configs
 
 # The paper's table 1: dropout, training and test size, RandAugment.
 TABLE = {
@@ -138,7 +139,7 @@ def test_arguments_in_other_spellings():
   ],
 )
 def test_net_is_built_from_the_config(config):
-  net = train.create_net(config, num_classes=10)
+  net = build.create_net(config, num_classes=10)
   size = config.data.image_size
   images = jax.ShapeDtypeStruct((2, size, size, 3), 'float32')
 
@@ -156,9 +157,9 @@ def test_another_name_alone_is_refused():
   config = nfnet_imagenet.get_config('F1')
   config.model.name = 'nfnet_f3'
   with pytest.raises(ValueError, match='called nfnet_f3, but .* of nfnet_f1'):
-    train.create_net(config, num_classes=10)
+    build.create_net(config, num_classes=10)
   config.model.drop_rate = 0.1  # a net of one's own may have any name
-  train.create_net(config, num_classes=10)
+  build.create_net(config, num_classes=10)
 
 
 def test_every_field_off_is_none_and_can_be_switched():
@@ -216,7 +217,7 @@ def test_full_size_f0_takes_two_steps_on_made_up_images(tmp_path):
 )
 def test_ablation_has_the_sizes_of_the_released_code(row, params, macs):
   config = ablation_imagenet.get_config(f'F0,{row}')
-  net = train.create_net(config, num_classes=1000)
+  net = build.create_net(config, num_classes=1000)
   image = jax.ShapeDtypeStruct((1, 256, 256, 3), 'float32')
 
   def init(key: jax.Array, image: jax.Array):
@@ -244,7 +245,7 @@ def test_ablation_adds_one_thing_a_row():
       'cutmix': config.augment.cutmix,
       'norm': config.model.norm,
     }
-    train.check_config(config, devices=8)
+    configs.check(config, devices=8)
   rows = ablation_imagenet.ROWS
   full = fields['cutmix']
   for before, after in itertools.pairwise(rows[: rows.index('cutmix') + 1]):
@@ -282,7 +283,7 @@ def test_ablation_mixes_the_share_of_a_batch_that_it_says(row, share):
 
 def test_batch_normalised_nfnet_has_no_part_of_the_normaliser_free():
   config = ablation_imagenet.get_config('F0,batch_norm')
-  net = train.create_net(config, num_classes=10)
+  net = build.create_net(config, num_classes=10)
   image = jax.ShapeDtypeStruct((2, 64, 64, 3), 'float32')
   params, state = jax.eval_shape(
     lambda key, image: net.init(key, image, is_training=True),
@@ -321,7 +322,7 @@ def test_recipes_of_the_rivals_are_the_published():
   for name in ('skipinit_resnet50', 'fixup_resnet50'):
     config = resnet_imagenet.get_config(name)
     assert config.model.name == name
-    train.create_net(config, num_classes=10)
+    build.create_net(config, num_classes=10)
   config = efficientnet_imagenet.get_config('B7')
   assert config.data.image_size == config.data.eval_image_size == 600
   # A tenth of the area at least, as the original code has in effect.

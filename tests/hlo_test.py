@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 
 from nfnets_jax import hlo
-from nfnets_jax.runtime import (
-  parallel,
-)
+from nfnets_jax.runtime import parallel
 
 N = 64
 

@@ -13,10 +13,7 @@ import pytest
 from absl.testing import flagsaver
 
 from nfnets_jax import command_line, main
-from nfnets_jax.runtime import (
-  logbook,
-  meters,
-)
+from nfnets_jax.runtime import logbook, meters
 
 ROOT = pathlib.Path(__file__).parents[1]
 

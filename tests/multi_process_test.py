@@ -19,9 +19,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from nfnets_jax.data import prepare
-from nfnets_jax.runtime import (
-  logbook,
-)
+from nfnets_jax.runtime import logbook
 
 ROOT = pathlib.Path(__file__).parents[1]
 

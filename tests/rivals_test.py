@@ -18,14 +18,9 @@ from experiments import (
   nf_resnet_imagenet,
   resnet_imagenet,
 )
-from nfnets_jax.runtime import (
-  parallel,
-)
-from nfnets_jax.training import optimizer as optimizers
-from nfnets_jax.training import (
-  train,
-  train_step,
-)
+from nfnets_jax.runtime import parallel
+from nfnets_jax.training import build, train_step
+from tests import steps
 
 CONFIGS = {
   'nf_resnet': (nf_resnet_imagenet, '50'),
@@ -88,13 +83,11 @@ def shrunk(family, **model):
 
 def step_of(config, devices=8, micro_batches=1, learning_rate=0.1):
   """A training step on the first `devices`, and the state before it."""
-  net = train.create_net(config, num_classes=10)
-  optimizer = optimizers.create_optimizer(
-    config.optimizer, lambda step: learning_rate, config.model.depth
-  )
+  net = build.create_net(config, num_classes=10)
+  optimizer = build.create_optimizer(config, lambda step: learning_rate)
   state = train_step.init_state(net, optimizer, 0, config.data.image_size)
-  step = train_step.create_train_step(
-    net, optimizer, lambda step: 0.1, config, 10, parallel.AXIS, micro_batches
+  step = steps.constant_step(
+    config, net, optimizer, micro_batches=micro_batches
   )
   step = jax.pmap(
     step,

@@ -12,13 +12,15 @@ import optax
 import psutil
 import pytest
 
-from experiments import base, digits
+from experiments import digits
 from experiments.benchmarks import speed
 from experiments.reproduce import latency, paper, report, results, rows, sweep
 from nfnets_jax.data import prepare
 from nfnets_jax.models import variants
-from nfnets_jax.training import fit, train, train_step
-from nfnets_jax.training import optimizer as optimizers
+from nfnets_jax.training import build, fit, train, train_step
+from nfnets_jax.training import config as base
+from nfnets_jax.training import config as configs
+from tests import steps
 
 ALL = [(scale, row) for scale in rows.SCALES for row in rows.ROWS.values()]
 IDS = [f'{row.name}-{scale}' for scale, row in ALL]
@@ -30,11 +32,9 @@ def test_runs_have_names_of_their_own_and_sound_configs(scale, row):
   assert runs
   assert len({run.name for run in runs}) == len(runs)
   for run in runs:
-    train.check_config(run.config, 1)
-    train.create_net(run.config, 10)  # called by its own name
-    optimizers.create_optimizer(
-      run.config.optimizer, lambda step: 0.0, run.config.model.depth
-    )
+    configs.check(run.config, 1)
+    build.create_net(run.config, 10)  # called by its own name
+    build.create_optimizer(run.config, lambda step: 0.0)
     json.dumps(run.labels)
     assert run.name.startswith(f'{scale}/')
     assert run.after is None or run.after in {x.name for x in runs}
@@ -109,14 +109,10 @@ def _paper_configs():
 )
 def test_a_shrunk_step_of_the_paper(config):
   """A block a stage, few channels, pixels and images; one of equal ways."""
-  net = train.create_net(config, 10)
-  optimizer = optimizers.create_optimizer(
-    config.optimizer, lambda step: 0.01, config.model.depth
-  )
+  net = build.create_net(config, 10)
+  optimizer = build.create_optimizer(config, lambda step: 0.01)
   state = train_step.init_state(net, optimizer, 0, config.data.image_size)
-  step = train_step.create_train_step(
-    net, optimizer, lambda step: 0.01, config, 10, 'devices', 1
-  )
+  step = steps.constant_step(config, net, optimizer)
   count = config.batch_size
   rng = np.random.default_rng(0)
   shape = (1, count, config.data.image_size, config.data.image_size, 3)

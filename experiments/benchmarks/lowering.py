@@ -9,6 +9,7 @@ it hands to the compiler. On a machine that does other work as well the seconds
 of the CPU tell more than those of the clock; it is one thread that works.
 """
 
+import functools
 import itertools
 import json
 import os
@@ -23,13 +24,8 @@ from absl import app, flags
 from ml_collections import config_dict
 
 from nfnets_jax import command_line, devices, paths
-from nfnets_jax.runtime import (
-  parallel,
-)
-from nfnets_jax.training import optimizer as optimizers
-from nfnets_jax.training import (
-  train,
-)
+from nfnets_jax.runtime import parallel
+from nfnets_jax.training import build
 from nfnets_jax.training import train_step as steps
 
 _CONFIG = command_line.define_config(
@@ -73,20 +69,15 @@ def measure(
   Returns:
     The times, and the size of the result.
   """
-  net = train.create_net(config, _NUM_CLASSES)
+  net = build.create_net(config, _NUM_CLASSES)
   schedule = optax.constant_schedule(0.1)
-  optimizer = optimizers.create_optimizer(
-    config.optimizer, schedule, config.model.depth
-  )
+  optimizer = build.create_optimizer(config, schedule)
   step = parallel.parallel_train_step(
-    steps.create_train_step(
-      net,
-      optimizer,
-      schedule,
-      config,
-      _NUM_CLASSES,
-      parallel.AXIS,
-      micro_batches,
+    functools.partial(
+      build.create_train_step(
+        config, net, _NUM_CLASSES, lambda _: schedule, micro_batches
+      ),
+      hyperparams={},
     )
   )
   px = config.data.image_size

@@ -20,6 +20,7 @@ import argparse
 import contextlib
 import dataclasses
 import datetime
+import functools
 import importlib
 import json
 import math
@@ -38,18 +39,12 @@ import numpy as np
 import optax
 from ml_collections import config_dict
 
-from experiments import base
 from experiments.benchmarks import op_profile, peak, released, timm_peer
 from nfnets_jax import devices, models, paths
 from nfnets_jax.models import variants
-from nfnets_jax.runtime import (
-  parallel,
-)
-from nfnets_jax.training import (
-  host_memory,
-  train,
-)
-from nfnets_jax.training import optimizer as optimizers
+from nfnets_jax.runtime import parallel
+from nfnets_jax.training import build, host_memory
+from nfnets_jax.training import config as base
 from nfnets_jax.training import train_step as steps
 
 KINDS = ('forward', 'gradient', 'step')
@@ -108,11 +103,9 @@ def programs(
   Returns:
     A program for each of them.
   """
-  net = train.create_net(config, _NUM_CLASSES)
+  net = build.create_net(config, _NUM_CLASSES)
   schedule = optax.constant_schedule(1e-6)
-  optimizer = optimizers.create_optimizer(
-    config.optimizer, schedule, config.model.depth
-  )
+  optimizer = build.create_optimizer(config, schedule)
   state = _draw(steps.state_shapes(net, optimizer, size))
   params, model_state = jax.device_put(
     (state.params, state.model_state), jax.local_devices()[0]
@@ -135,18 +128,9 @@ def programs(
     return steps.apply_gradients(state, grads, optimizer, config.ema_decay)
 
   def clip(grads: Any, params: Any) -> Any:
-    only = optimizers.create_optimizer(
-      config_dict.ConfigDict(
-        {
-          **config.optimizer,
-          'name': 'sgd',
-          'momentum': 0.0,
-          'weight_decay': 0.0,
-        }
-      ),
-      optax.constant_schedule(-1.0),
-      config.model.depth,
-    )
+    plain = config.copy_and_resolve_references()
+    plain.optimizer.update(name='sgd', momentum=0.0, weight_decay=0.0)
+    only = build.create_optimizer(plain, optax.constant_schedule(-1.0))
     return only.update(grads, only.init(params), params)[0]
 
   def compiled(
@@ -195,8 +179,9 @@ def programs(
     )
   if 'step' in kinds:
     step = parallel.parallel_train_step(
-      steps.create_train_step(
-        net, optimizer, schedule, config, _NUM_CLASSES, parallel.AXIS
+      functools.partial(
+        build.create_train_step(config, net, _NUM_CLASSES, lambda _: schedule),
+        hyperparams={},
       )
     )
     pixels = np.random.default_rng(0).integers(
@@ -354,7 +339,7 @@ def _time(run: Callable[[], Any]) -> float:
 
 
 def _count_macs(config: config_dict.ConfigDict, batch: int, size: int) -> int:
-  net = train.create_net(config, _NUM_CLASSES)
+  net = build.create_net(config, _NUM_CLASSES)
   images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
   key = jax.eval_shape(lambda: jax.random.key(0))
   params, state = jax.eval_shape(

@@ -12,10 +12,7 @@ from typing import Any
 
 from experiments.gpu import common, data
 from experiments.reproduce import rows, sweep
-from nfnets_jax.runtime import (
-  interrupt,
-  logbook,
-)
+from nfnets_jax.runtime import interrupt, logbook
 
 # Net, batch and λ.
 RUNS: tuple[tuple[str, int, float | None], ...] = (

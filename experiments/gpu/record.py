@@ -22,13 +22,9 @@ from ml_collections import config_dict
 from experiments import cifar10_fast
 from experiments.gpu import common, data
 from nfnets_jax.data import datasets
-from nfnets_jax.runtime import (
-  logbook,
-)
+from nfnets_jax.runtime import logbook
 from nfnets_jax.runtime import workdir as workdirs
-from nfnets_jax.training import (
-  train,
-)
+from nfnets_jax.training import build, evaluate
 
 # To start, to compile both steps, to start the readers twice, to evaluate.
 _OVERHEAD = 75.0
@@ -44,7 +40,7 @@ def measure_loader(config: config_dict.ConfigDict) -> float:
   dataset = datasets.load(
     config.data.name, config.data.train_split, config.data.data_dir
   )
-  batches = train.train_batches(config, datasets.keep_in_memory(dataset))
+  batches = build.train_batches(config, datasets.keep_in_memory(dataset))
   for _ in range(8):
     next(batches)
   count = 4 if common.dry_run() else 60
@@ -131,7 +127,7 @@ def main() -> None:
       raise RuntimeError(f'the training ended with {process.returncode}')
     status = 'stopped before its end'
     saved = json.loads((folder / 'config.json').read_text())
-    report = train.evaluate_checkpoint(config_dict.ConfigDict(saved), folder)
+    report = evaluate.evaluate_checkpoint(config_dict.ConfigDict(saved), folder)
   lines = logbook.read(folder)
   speeds = [x['images_per_second'] for x in lines if 'images_per_second' in x]
   common.add(

@@ -144,7 +144,7 @@ def take_step(precision: str, path: pathlib.Path) -> None:
   size = 16 if common.dry_run() else 64
   config = step.recipe('nfnet_f0', precision)
   with jax.default_matmul_precision('highest'):
-    made = step.build(config, 4, size, learning_rate=0.1)
+    made = step.create(config, 4, size, learning_rate=0.1)
     before = jax.device_get(made.state.params)
     state, metrics = made.run(made.state, made.batch)
   after = jax.device_get(state.params)

@@ -52,7 +52,7 @@ class Program:
     config = step.recipe(model, 'bfloat16')
     taken = released.formulation if form == 'released' else None
     with taken() if taken else contextlib.nullcontext():
-      self._made = step.build(config, batch, size)
+      self._made = step.create(config, batch, size)
       self._lowered = self._made.run.lower(self._made.state, self._made.batch)
     self.rounds: list[float] = []
     self._count = 1

@@ -1,6 +1,7 @@
 """A training step as `main` runs it, ready on the device."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -11,13 +12,8 @@ from ml_collections import config_dict
 from experiments.benchmarks import speed
 from experiments.gpu import common
 from nfnets_jax.models import variants
-from nfnets_jax.runtime import (
-  parallel,
-)
-from nfnets_jax.training import optimizer as optimizers
-from nfnets_jax.training import (
-  train,
-)
+from nfnets_jax.runtime import parallel
+from nfnets_jax.training import build
 from nfnets_jax.training import train_step as steps
 
 NUM_CLASSES = 1000
@@ -56,7 +52,7 @@ def recipe(model: str, precision: str) -> config_dict.ConfigDict:
   return config
 
 
-def build(
+def create(
   config: config_dict.ConfigDict,
   batch: int,
   size: int,
@@ -73,19 +69,18 @@ def build(
   Returns:
     The step; it is compiled when it is first run.
   """
-  net = train.create_net(config, NUM_CLASSES)
+  net = build.create_net(config, NUM_CLASSES)
   schedule = optax.constant_schedule(learning_rate)
-  optimizer = optimizers.create_optimizer(
-    config.optimizer, schedule, config.model.depth
-  )
+  optimizer = build.create_optimizer(config, schedule)
   state = speed._draw(steps.state_shapes(net, optimizer, size))
   pixels = np.random.default_rng(0).integers(
     256, size=(1, batch, size, size, 3), dtype=np.uint8
   )
   labels = np.arange(batch, dtype=np.int32)[None] % NUM_CLASSES
   run = parallel.parallel_train_step(
-    steps.create_train_step(
-      net, optimizer, schedule, config, NUM_CLASSES, parallel.AXIS
+    functools.partial(
+      build.create_train_step(config, net, NUM_CLASSES, lambda _: schedule),
+      hyperparams={},
     )
   )
   shares = {

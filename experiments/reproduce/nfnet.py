@@ -33,15 +33,9 @@ from nfnets_jax import command_line, paths
 from nfnets_jax import main as main_lib
 from nfnets_jax.data import datasets, decode, loader
 from nfnets_jax.models import cost
-from nfnets_jax.runtime import (
-  interrupt,
-  processes,
-  progress,
-)
+from nfnets_jax.runtime import interrupt, processes, progress
 from nfnets_jax.runtime import workdir as workdirs
-from nfnets_jax.training import (
-  train,
-)
+from nfnets_jax.training import build, train
 
 _REHEARSE = flags.DEFINE_bool(
   'rehearse', False, 'Take any data; kill the training once and resume it.'
@@ -161,7 +155,7 @@ def _newest_checkpoint(workdir: pathlib.Path) -> int | None:
 
 def training_macs(config: config_dict.ConfigDict) -> int:
   """Counts the multiply-accumulates of one training image's forward pass."""
-  net = train.create_net(config, _NUM_CLASSES)
+  net = build.create_net(config, _NUM_CLASSES)
   px = config.data.image_size
   images = jax.ShapeDtypeStruct((1, px, px, 3), jnp.float32)
   key = jax.random.key(0)

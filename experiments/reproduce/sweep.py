@@ -34,16 +34,9 @@ from ml_collections import config_dict
 from experiments.reproduce import latency, results, rows
 from nfnets_jax import devices, paths
 from nfnets_jax.data import datasets
-from nfnets_jax.runtime import (
-  interrupt,
-  lock,
-)
-from nfnets_jax.training import (
-  fit,
-  host_memory,
-  train,
-)
-from nfnets_jax.training import optimizer as optimizers
+from nfnets_jax.runtime import interrupt, lock
+from nfnets_jax.training import build, evaluate, fit, host_memory, train
+from nfnets_jax.training import config as configs
 
 _CIFAR10 = 'cifar10'
 
@@ -199,7 +192,7 @@ class Sweep:
       'workdir': str(folder.relative_to(self._output)),
     }
     try:
-      train.check_config(config, jax.device_count())
+      configs.check(config, jax.device_count())
     except ValueError as error:
       return result | {'status': 'refused', 'message': str(error)}
     if before is not None:
@@ -217,7 +210,7 @@ class Sweep:
       result['top_1'] = report['ema_eval_top_1']
       if run.held_out is not None:
         config.data.test_split = run.held_out
-        held_out = train.evaluate_checkpoint(config, folder)
+        held_out = evaluate.evaluate_checkpoint(config, folder)
         result['held_out_top_1'] = held_out['ema_eval_top_1']
     except FloatingPointError as error:
       result |= {
@@ -252,7 +245,7 @@ class Sweep:
 
 def _order(run: rows.Run) -> tuple[float, ...]:
   """Puts runs of one program apart: the second finds it compiled."""
-  inputs = optimizers.step_inputs(run.config.optimizer)
+  inputs = build.hyperparams(run.config)
   return run.config.seed, *map(float, inputs.values())
 
 

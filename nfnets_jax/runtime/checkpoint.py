@@ -36,6 +36,12 @@ class DamagedError(Exception):
   """What is read is not what was written."""
 
 
+def begun(directory: pathlib.Path) -> bool:
+  """Returns whether a folder has a complete checkpoint; it need not exist."""
+  # A folder without one is what a run killed early leaves.
+  return any(path.name.isdecimal() for path in directory.glob('*'))
+
+
 class Checkpointer:
   """Writes and reads `<directory>/<step>/`.
 

@@ -15,9 +15,7 @@ from typing import Self
 
 from absl import logging
 
-from nfnets_jax.runtime import (
-  progress,
-)
+from nfnets_jax.runtime import progress
 
 # The exit code of a run that was stopped and can go on: EX_TEMPFAIL of the BSD
 # conventions, "try again later".

@@ -22,9 +22,7 @@ from typing import Any
 
 from absl import logging
 
-from nfnets_jax.runtime import (
-  progress,
-)
+from nfnets_jax.runtime import progress
 
 NAME = 'lock'
 # Seconds between heartbeats, and without one after which a holder is dead.

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import statistics
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -78,6 +79,25 @@ def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
         f'{path}, line {number}, is not JSON: {line!r}'
       ) from error
   return metrics
+
+
+def totals(workdir: pathlib.Path) -> dict[str, Any]:
+  """Returns what a report says of all steps of a run.
+
+  Args:
+    workdir: of a run.
+
+  Returns:
+    The median of `images_per_second`, None if it was not measured, and the sums
+    of `skipped` and `nonfinite`.
+  """
+  lines = read(workdir)
+  speeds = [x['images_per_second'] for x in lines if 'images_per_second' in x]
+  return {
+    'images_per_second': statistics.median(speeds) if speeds else None,
+    'skipped': sum(x.get('skipped', 0) for x in lines),
+    'nonfinite': sum(x.get('nonfinite', 0) for x in lines),
+  }
 
 
 def plot_curves(workdir: pathlib.Path) -> None:

@@ -24,9 +24,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from nfnets_jax import devices as platforms
-from nfnets_jax.runtime import (
-  interrupt,
-)
+from nfnets_jax.runtime import interrupt
 
 # Seconds that the processes wait for one another at the start.
 START_TIMEOUT = 300

@@ -7,9 +7,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from nfnets_jax.runtime import (
-  progress,
-)
+from nfnets_jax.runtime import progress
 
 # Fields that say where and how fast, not what: a run may go on with others.
 _CIRCUMSTANCES = (

@@ -1,9 +1,111 @@
 """The parts of a run from its config: data, net, optimizer and steps."""
 
+import functools
+import math
+import pathlib
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from nfnets_jax.data import datasets
+import haiku as hk
+import jax
+import numpy as np
+import optax
+from jax.experimental import multihost_utils
+from jax.experimental.compilation_cache import compilation_cache
+from ml_collections import config_dict
+
+from nfnets_jax import models, paths
+from nfnets_jax.data import datasets, mixing, prepare, transforms
+from nfnets_jax.data import loader as loaders
+from nfnets_jax.models import variants
+from nfnets_jax.runtime import parallel
 from nfnets_jax.runtime import workdir as workdirs
+from nfnets_jax.training import eval_step, optimizer, schedules, train_step
+
+# Fields of `config.optimizer` that are inputs of the compiled step.
+_HYPERPARAMS = ('learning_rate_per_256', 'clipping', 'max_norm')
+
+
+def load_data(
+  config: config_dict.ConfigDict,
+) -> tuple[datasets.Dataset, datasets.Dataset]:
+  """Opens the training and the test split, preparing them if told to."""
+  name, data_dir = config.data.name, config.data.data_dir
+  if config.data.prepare:
+    if jax.process_index() == 0:
+      prepare.prepare(name, data_dir)
+    multihost_utils.sync_global_devices('data prepared')
+  return (
+    load_split(config, config.data.train_split),
+    load_split(config, config.data.test_split),
+  )
+
+
+def load_split(config: config_dict.ConfigDict, split: str) -> datasets.Dataset:
+  """Opens a split, with the classes and in the memory that the config says."""
+  dataset = datasets.load(config.data.name, split, config.data.data_dir)
+  if config.data.classes is not None:
+    dataset = datasets.select_classes(dataset, config.data.classes)
+  return datasets.keep_in_memory(dataset) if config.data.in_memory else dataset
+
+
+def create_transform(
+  config: config_dict.ConfigDict,
+) -> transforms.TrainTransform:
+  """Returns what makes the config's training images."""
+  data, augment = config.data, config.augment
+  return transforms.train_transform(
+    data.image_size,
+    data.crop,
+    data.flip,
+    augment.mixup_alpha,
+    augment.cutmix,
+    augment.rand_augment,
+  )
+
+
+def mixes(config: config_dict.ConfigDict) -> bool:
+  """Returns whether a training image is made of two photographs."""
+  return mixing.is_on(config.augment.mixup_alpha, config.augment.cutmix)
+
+
+def loader_options(config: config_dict.ConfigDict) -> dict[str, Any]:
+  """Returns what all loaders of this process have in common."""
+  return {
+    'process_index': jax.process_index(),
+    'process_count': jax.process_count(),
+    'num_workers': config.data.num_workers,
+    'worker_type': config.data.worker_type,
+    'skip_corrupt': config.data.skip_corrupt,
+  }
+
+
+def train_batches(
+  config: config_dict.ConfigDict, train_set: datasets.Dataset
+) -> loaders.Batches:
+  """Returns this process's training batches, an endless stream."""
+  return loaders.train_batches(
+    train_set,
+    batch_size=config.batch_size,
+    transform=create_transform(config),
+    partners=mixes(config),
+    seed=config.seed,
+    **loader_options(config),
+  )
+
+
+def eval_batches(
+  config: config_dict.ConfigDict, test_set: datasets.Dataset
+) -> Iterable[train_step.Batch]:
+  """Returns this process's batches of the test split, from its beginning."""
+  return loaders.eval_batches(
+    test_set,
+    batch_size=config.eval_batch_size,
+    transform=transforms.eval_transform(
+      config.data.eval_image_size, config.data.eval_crop
+    ),
+    **loader_options(config),
+  )
 
 
 def describe_data(
@@ -37,3 +139,233 @@ def describe_data(
     },
     'class_names': names,
   }
+
+
+def count_steps(epochs: float, epoch_steps: float) -> int:
+  """Returns the whole steps of a run, as released: 112,602 of 112,602.57.
+
+  Args:
+    epochs: of the run.
+    epoch_steps: steps of an epoch, not necessarily whole.
+
+  Example:
+    >>> count_steps(360.0, 1_281_167 / 4096)
+    112602
+    >>> count_steps(15_000 / (50_000 / 2048), 50_000 / 2048)
+    15000
+  """
+  # Epochs that were computed from steps are off by the rounding of a float.
+  return math.floor(epochs * epoch_steps + 1e-6)
+
+
+def create_net(
+  config: config_dict.ConfigDict, num_classes: int
+) -> hk.TransformedWithState:
+  """Transforms the config's network, a function of `(images, is_training)`.
+
+  Args:
+    config: of the run.
+    num_classes: K.
+
+  Returns:
+    `init` and `apply`, also of `image_index` int32 `[B]`, the index of each
+    image in the global batch, and of `standardized`, whether the parameters are
+    those of `layers.fold`.
+
+  Raises:
+    ValueError: if the config names one variant and describes another, as when
+      only `model.name` is overridden.
+  """
+  overrides = {k: v for k, v in config.model.items() if k != 'name'}
+  for name in variants.VARIANTS:
+    if name != config.model.name and models.arguments(name) == overrides:
+      raise ValueError(
+        f'config.model is called {config.model.name}, but its fields are those '
+        f'of {name}; choose the variant in the argument of the config file'
+      )
+
+  def forward(
+    images: jax.Array,
+    is_training: bool,
+    image_index: jax.Array | None = None,
+    standardized: bool = False,
+  ) -> dict[str, jax.Array]:
+    net = models.create(
+      config.model.name,
+      num_classes,
+      remat=config.remat,
+      standardized=standardized,
+      **overrides,
+    )
+    return net(images, is_training, image_index)
+
+  return hk.transform_with_state(forward)
+
+
+def hyperparams(config: config_dict.ConfigDict) -> train_step.Hyperparams:
+  """Returns the inputs of the compiled training step.
+
+  Args:
+    config: of the run.
+
+  Returns:
+    Field to float32: the learning rate, and the thresholds of clipping.
+  """
+  fields = config.optimizer
+  return {
+    name: np.float32(fields[name])
+    for name in _HYPERPARAMS
+    if fields.get(name) is not None
+  }
+
+
+def create_schedule(
+  config: config_dict.ConfigDict,
+  epoch_steps: float,
+  hyperparams: train_step.Hyperparams | None = None,
+) -> schedules.Schedule:
+  """Builds the learning rate schedule.
+
+  Args:
+    config: of the run.
+    epoch_steps: steps of an epoch, not necessarily whole.
+    hyperparams: instead of the config's, perhaps traced.
+
+  Returns:
+    A function from the step, counted from 0, to the learning rate.
+
+  Raises:
+    ValueError: for an unknown schedule, or a warm-up that does not fit.
+  """
+  fields = {**config.optimizer, **(hyperparams or {})}
+  return schedules.create_schedule(
+    fields['schedule'],
+    fields['learning_rate_per_256'] * config.batch_size / 256,
+    fields['warmup_epochs'] * epoch_steps,
+    count_steps(config.epochs, epoch_steps),
+    end=fields['end_learning_rate'],
+    decay_rate=fields['decay_rate'],
+    decay_steps=fields['decay_epochs'] * epoch_steps,
+  )
+
+
+def create_optimizer(
+  config: config_dict.ConfigDict,
+  schedule: schedules.Schedule,
+  hyperparams: train_step.Hyperparams | None = None,
+) -> optax.GradientTransformation:
+  """Builds the optimizer; see `optimizer.create_optimizer`.
+
+  Args:
+    config: of the run.
+    schedule: step → learning rate.
+    hyperparams: instead of the config's, perhaps traced.
+
+  Returns:
+    The transformation of the whole batch's gradient into the update.
+
+  Raises:
+    ValueError: for impossible fields.
+  """
+  fields = {**config.optimizer, **(hyperparams or {})}
+  return optimizer.create_optimizer(
+    fields['name'],
+    schedule,
+    momentum=fields['momentum'],
+    weight_decay=fields['weight_decay'],
+    clip=fields['clip'],
+    clipping=fields['clipping'],
+    clip_eps=fields['clip_eps'],
+    unclipped=fields['unclipped'],
+    max_norm=fields['max_norm'],
+    learning_rate_groups=fields['learning_rate_groups'],
+    skip_nonfinite=fields['skip_nonfinite'],
+    depth=config.model.depth,
+  )
+
+
+def create_train_step(
+  config: config_dict.ConfigDict,
+  net: hk.TransformedWithState,
+  num_classes: int,
+  schedule: Callable[..., schedules.Schedule],
+  micro_batches: int = 1,
+) -> Callable[..., tuple[train_step.TrainState, train_step.Metrics]]:
+  """Returns `train_step.train_step` with the arguments of the config.
+
+  Args:
+    config: of the run.
+    net: as of `create_net`.
+    num_classes: K.
+    schedule: from the hyperparameters to the learning rate schedule.
+    micro_batches: parts that each device's share is computed in.
+
+  Returns:
+    `step(state, batch, hyperparams) → (state, metrics)`, to be mapped over
+    `parallel.AXIS`.
+  """
+  return functools.partial(
+    train_step.train_step,
+    gradient=functools.partial(
+      train_step.loss_gradient,
+      net=net,
+      num_classes=num_classes,
+      label_smoothing=config.label_smoothing,
+      compute_dtype=config.compute_dtype,
+    ),
+    create_schedule=schedule,
+    create_optimizer=lambda values: create_optimizer(
+      config, schedule(values), values
+    ),
+    ema_decay=config.ema_decay,
+    micro_batches=micro_batches,
+    sam_rho=config.optimizer.sam_rho,
+    sam_fraction=config.optimizer.sam_fraction,
+    axis_name=parallel.AXIS,
+  )
+
+
+def create_eval_step(
+  config: config_dict.ConfigDict,
+  net: hk.TransformedWithState,
+  micro_batches: int = 1,
+) -> Callable[..., dict[str, train_step.Metrics]]:
+  """Returns `eval_step.eval_step` with the arguments of the config.
+
+  Args:
+    config: of the run.
+    net: as of `create_net`.
+    micro_batches: parts that each device's share is computed in.
+
+  Returns:
+    `step(state, batch) → sums`, to be mapped over `parallel.AXIS`.
+  """
+  return functools.partial(
+    eval_step.eval_step,
+    net=net,
+    micro_batches=micro_batches,
+    compute_dtype=config.eval_dtype,
+    axis_name=parallel.AXIS,
+  )
+
+
+def keep_compiled(
+  config: config_dict.ConfigDict, workdir: pathlib.Path
+) -> None:
+  """Makes jax keep compiled programs, so that resuming starts fast.
+
+  A folder that jax was told of otherwise, as by the environment variable
+  JAX_COMPILATION_CACHE_DIR, comes first.
+
+  Args:
+    config: of the run.
+    workdir: of the run, which a relative folder belongs to.
+  """
+  name = 'jax_compilation_cache_dir'
+  if config.compilation_cache and not getattr(jax.config, name):
+    folder = workdir.absolute() / paths.expand_literal(
+      config.compilation_cache, 'config.compilation_cache'
+    )
+    jax.config.update(name, str(folder))
+    # jax decides at the first compilation whether to keep any.
+    compilation_cache.reset_cache()

@@ -15,16 +15,8 @@ import jax.numpy as jnp
 from ml_collections import config_dict
 
 from nfnets_jax import hlo, models, topologies
-from nfnets_jax.runtime import (
-  parallel,
-)
-from nfnets_jax.training import (
-  fit,
-  sam,
-  train,
-)
-from nfnets_jax.training import optimizer as optimizers
-from nfnets_jax.training import train_step as steps
+from nfnets_jax.training import build, fit, programs, sam, train_step
+from nfnets_jax.training import config as configs
 
 # Classes and training images, where they are not at hand.
 _IMAGENET = (1000, 1_281_167)
@@ -64,7 +56,7 @@ def measure(
       '--memory'
     )
   count = len(topology.devices)
-  train.check_config(config, count)
+  configs.check(config, count)
   num_classes, examples = data or _facts(config)
   share = config.batch_size // count
   result: dict[str, Any] = {
@@ -134,7 +126,7 @@ def _compiler(topology: topologies.Topology) -> str:
 def _facts(config: config_dict.ConfigDict) -> tuple[int, int]:
   """The number of classes and of training examples."""
   try:
-    train_set, _ = train.load_data(config)
+    train_set, _ = build.load_data(config)
   except FileNotFoundError:
     if config.data.name != 'imagenet2012' or config.data.classes is not None:
       raise
@@ -170,12 +162,10 @@ def fit_training(
     fit.TooLargeError: if none does.
   """
   count = len(topology.devices)
-  net = train.create_net(config, num_classes)
-  optimizer = optimizers.create_optimizer(
-    config.optimizer, lambda step: 0.0, config.model.depth
-  )
-  state = steps.state_shapes(net, optimizer, config.data.image_size)
-  batch = steps.batch_shapes(config, count, _several(topology))
+  net = build.create_net(config, num_classes)
+  optimizer = build.create_optimizer(config, lambda step: 0.0)
+  state = train_step.state_shapes(net, optimizer, config.data.image_size)
+  batch = programs.batch_shapes(config, count, _several(topology))
   if counts is None and config.micro_batches is not None:
     counts = [config.micro_batches]
   elif counts is None:
@@ -186,12 +176,15 @@ def fit_training(
       f'compiling the training step in {parts} part(s) for {topology.name}'
       + (f', remat {config.remat}' if config.remat else '')
     )
-    return parallel.lower_train_step(
-      train.create_train_step(config, net, num_classes, epoch_steps, parts),
+    return programs.lower_train_step(
+      config,
+      net,
       state,
       batch,
-      optimizers.step_inputs(config.optimizer),
-      devices=topology.devices,
+      num_classes,
+      epoch_steps,
+      parts,
+      topology.devices,
     )
 
   return fit.compile_fewest(
@@ -225,19 +218,14 @@ def fit_evaluation(
     fit.TooLargeError: if none does.
   """
   count = len(topology.devices)
-  net = train.create_net(config, num_classes)
-  optimizer = optimizers.create_optimizer(
-    config.optimizer, lambda step: 0.0, config.model.depth
-  )
-  state = steps.state_shapes(net, optimizer, config.data.image_size)
-  batch = steps.eval_batch_shapes(config, count)
+  net = build.create_net(config, num_classes)
+  optimizer = build.create_optimizer(config, lambda step: 0.0)
+  state = train_step.state_shapes(net, optimizer, config.data.image_size)
+  batch = programs.eval_batch_shapes(config, count)
   _say(f'compiling the evaluation step for {topology.name}')
   return fit.compile_fewest(
-    lambda parts: parallel.lower_eval_step(
-      steps.create_eval_step(net, parallel.AXIS, parts, config.eval_dtype),
-      state,
-      batch,
-      devices=topology.devices,
+    lambda parts: programs.lower_eval_step(
+      config, net, state, batch, parts, topology.devices
     ),
     fit.valid_micro_batches(config.eval_batch_size // count),
     memory,

@@ -1,17 +1,19 @@
 """Evaluation of a state on a data set, every image once."""
 
 import collections
+import contextlib
 import math
+import pathlib
 from collections.abc import Callable, Iterable
 
 import jax
+from ml_collections import config_dict
 
-from nfnets_jax.runtime import (
-  parallel,
-)
-from nfnets_jax.training import (
-  train_step,
-)
+from nfnets_jax import paths, weights
+from nfnets_jax.runtime import checkpoint, parallel
+from nfnets_jax.runtime import workdir as workdirs
+from nfnets_jax.training import build, init_from, programs, train_step
+from nfnets_jax.training import config as configs
 
 
 def evaluate(
@@ -54,3 +56,72 @@ def evaluate(
     if not math.isfinite(total['loss']):
       raise FloatingPointError(f'{prefix}_loss is {total["loss"]}')
   return results
+
+
+def evaluate_checkpoint(
+  config: config_dict.ConfigDict,
+  workdir: str | pathlib.Path,
+  allow_config_change: bool = False,
+) -> dict[str, float]:
+  """Evaluates a run's newest checkpoint, or other weights, on its test split.
+
+  Args:
+    config: of the run; fields of the evaluation, such as
+      `data.eval_image_size`, may differ from those of the training. With
+      `init_from` it is those weights that are evaluated.
+    workdir: of the run; need not be there with `init_from`.
+    allow_config_change: whether the classes may have other names than in the
+      training.
+
+  Returns:
+    As `evaluate`, and `num_classes`.
+
+  Raises:
+    FileNotFoundError: if there is no checkpoint.
+    ValueError: if the config is impossible, or the classes are not those of the
+      training.
+  """
+  workdir = paths.expand_literal(workdir, '--workdir')
+  configs.check(config, jax.device_count())
+  directory = workdir / 'checkpoints'
+  if config.init_from is None and not directory.is_dir():
+    raise FileNotFoundError(
+      f'there is no run to evaluate in {workdir}; train first, or give '
+      '--config.init_from=FILE'
+    )
+  if config.init_from is not None:
+    weights.locate(config.init_from, config.model.name, 'config.init_from')
+  if config.data.prepare:
+    build.load_data(config)
+  test_set = build.load_split(config, config.data.test_split)
+  names = {'class_names': list(test_set.class_names)}
+  if config.init_from is None:
+    workdirs.check_data(workdir, names, allow_config_change)
+  net = build.create_net(config, test_set.num_classes)
+  optimizer = build.create_optimizer(config, lambda step: 0.0)
+  size = config.data.image_size
+  if config.init_from is not None:
+    found = init_from.read_weights(config)
+    if found.num_classes != test_set.num_classes:
+      raise ValueError(
+        f'init_from holds weights for {found.num_classes} classes, and '
+        f'{config.data.name} has {test_set.num_classes}; train first'
+      )
+    if found.class_names is not None:
+      workdirs.compare_data(
+        config.init_from,
+        {'class_names': list(found.class_names)},
+        names,
+        allow_config_change,
+      )
+    state = train_step.init_state(net, optimizer, config.seed, size)
+    state = init_from.merge(state, found, test_set.num_classes)
+    state = parallel.replicate(state)
+  else:
+    shapes = train_step.state_shapes(net, optimizer, size)  # nothing is drawn
+    checkpoints = checkpoint.Checkpointer(directory, config.keep_checkpoints)
+    with contextlib.closing(checkpoints):
+      state, _ = checkpoints.restore(shapes)
+  eval_step = programs.compile_eval_step(config, net, state)
+  results = evaluate(eval_step, state, build.eval_batches(config, test_set))
+  return {**results, 'num_classes': test_set.num_classes}

@@ -1,5 +1,7 @@
 """Starts a run from weights that are there."""
 
+import contextlib
+import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -9,16 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import config_dict
 
-from nfnets_jax import models, weights
+from nfnets_jax import models, paths, weights
 from nfnets_jax.models import variants
-from nfnets_jax.runtime import (
-  progress,
-)
+from nfnets_jax.runtime import checkpoint, parallel, progress
 from nfnets_jax.runtime import workdir as workdirs
-from nfnets_jax.training import (
-  train_step,
-)
-from nfnets_jax.weights import table
+from nfnets_jax.training import build, train_step
+from nfnets_jax.weights import recognize, table
 
 
 def check_model(found: weights.Weights, model: config_dict.ConfigDict) -> None:
@@ -148,3 +146,79 @@ def _shapes(
     for module, leaves in tree.items()
     for leaf, x in leaves.items()
   }
+
+
+def read_weights(config: config_dict.ConfigDict) -> weights.Weights:
+  """Returns the weights that `config.init_from` names.
+
+  Args:
+    config: of the run.
+
+  Returns:
+    The weights, which are of the config's network.
+
+  Raises:
+    ValueError: if they are of another network, or damaged.
+    OSError: if they cannot be read.
+  """
+  source, name = config.init_from, config.model.name
+  path = weights.locate(source, name, 'init_from')
+  if source == 'released':
+    found = weights.read(weights.fetch(name), name)
+  elif path.is_dir():
+    found = load_average(path)
+  else:
+    arguments = models.arguments(name)
+    overrides = {
+      field: value
+      for field, value in config.model.items()
+      if field != 'name' and value != arguments[field]
+    }
+    found = weights.read(path, name, **overrides)
+  check_model(found, config.model)
+  return found
+
+
+def load_average(workdir: str | pathlib.Path) -> weights.Weights:
+  """Returns the averaged weights of a run's newest checkpoint.
+
+  Args:
+    workdir: of the run; its data need not be here.
+
+  Returns:
+    The weights, on the host, with the size and crop of the run's evaluation,
+    and the names of its classes if it has recorded them.
+
+  Raises:
+    FileNotFoundError: if there is no run, or no checkpoint.
+    ValueError: if all checkpoints are damaged, or what the run has recorded.
+  """
+  workdir = paths.existing(workdir, 'workdir', 'folder')
+  recognize.check_folder(workdir, 'workdir')
+  text = (workdir / 'config.json').read_text()
+  config = config_dict.ConfigDict(json.loads(text))
+  checkpoints = checkpoint.Checkpointer(
+    workdir / 'checkpoints', config.keep_checkpoints
+  )
+  with contextlib.closing(checkpoints):
+    # The classifier's; blocks have gates of that name, and come after `~/`.
+    (num_classes,) = checkpoints.shape_of('Net/~/linear.b')
+    net = build.create_net(config, num_classes)
+    optimizer = build.create_optimizer(config, lambda step: 0.0)
+    state, _ = checkpoints.restore(
+      train_step.state_shapes(net, optimizer, config.data.image_size)
+    )
+  params, model_state = jax.device_get(
+    jax.tree.map(parallel.local_copy, (state.ema_params, state.ema_model_state))
+  )
+  default = models.arguments(config.model.name)
+  told = {k: v for k, v in config.model.to_dict().items() if k != 'name'}
+  told = {k: tuple(v) if isinstance(v, list) else v for k, v in told.items()}
+  overrides = {k: v for k, v in told.items() if v != default[k]}
+  return weights.Weights(
+    config.model.name,
+    params,
+    model_state,
+    overrides,
+    **recorded_facts(workdir, config, num_classes),
+  )

@@ -1,232 +1,144 @@
-"""The optimiser of the paper, and the baselines that it is compared with.
+"""The optimizer of the paper, and the baselines that it is compared with.
 
 The update is, in this order and as released: gradient of the whole batch → AGC
 on everything but the classifier's weight matrix → L2 decay of the weights →
 Nesterov momentum → −learning rate.
 """
 
-import difflib
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from ml_collections import config_dict
 
 from nfnets_jax import agc
-
-Schedule = Callable[[chex.Numeric], chex.Numeric]
-
-# Numbers that are tuned: the compiled step takes them as inputs, so that one
-# program does for all of their values.
-_INPUTS = ('learning_rate_per_256', 'clipping', 'max_norm')
+from nfnets_jax.training.schedules import Schedule, check_known
 
 
-def step_inputs(config: config_dict.ConfigDict) -> dict[str, np.float32]:
-  """Returns the numbers that a compiled training step takes as inputs.
+def create_optimizer(
+  name: str,
+  schedule: Schedule,
+  *,
+  momentum: float,
+  weight_decay: float,
+  clip: str | None,
+  clipping: chex.Numeric,
+  clip_eps: float,
+  unclipped: str | None,
+  max_norm: chex.Numeric,
+  learning_rate_groups: str | None,
+  skip_nonfinite: int,
+  depth: Sequence[int],
+) -> optax.GradientTransformation:
+  """Builds an optimizer.
 
   Args:
-    config: the `optimizer` part of the config.
+    name: 'sgd' (Nesterov momentum), 'rmsprop' (as of EfficientNet), 'lars',
+      'adam' or 'adamw'.
+    schedule: step → learning rate.
+    momentum: of 'sgd', 'rmsprop' and 'lars', in [0, 1).
+    weight_decay: added to the gradient of the weights (L2), at least 0; for
+      'adamw' decoupled from it.
+    clip: 'agc', 'global_norm' or None.
+    clipping: λ of AGC; may be traced, and is not checked then.
+    clip_eps: ε of AGC.
+    unclipped: a regular expression, searched for in 'module/parameter', of the
+      parameters that AGC excludes: in the paper the classifier's weights. None
+      excludes nothing.
+    max_norm: the largest norm that 'global_norm' lets pass; may be traced.
+    learning_rate_groups: as for `parse_groups`, or None.
+    skip_nonfinite: how many consecutive steps may have a gradient that is not
+      finite; they are skipped, through `optax.apply_if_finite`, and count for
+      the schedule.
+    depth: blocks per stage, for `clipping_metrics`.
 
   Returns:
-    Field to number, of the rate and the thresholds of clipping that it has.
+    A transformation of the gradient of the whole batch into the update. Its
+    `init` raises a ValueError if `unclipped` matches no parameter.
 
-  Example:
-    >>> config = config_dict.ConfigDict({'clipping': 0.5, 'momentum': 0.9})
-    >>> {field: float(value) for field, value in step_inputs(config).items()}
-    {'clipping': 0.5}
+  Raises:
+    ValueError: for an unknown `name` or `clip`, listing the known ones, or an
+      `unclipped` that is no regular expression.
   """
-  return {
-    field: np.float32(config[field])
-    for field in _INPUTS
-    if config.get(field) is not None
+  clips = {
+    None: optax.identity,
+    'agc': lambda: _adaptive_grad_clip(clipping, clip_eps, unclipped, depth),
+    'global_norm': lambda: optax.clip_by_global_norm(max_norm),
   }
-
-
-def with_inputs(
-  config: config_dict.ConfigDict, inputs: Mapping[str, chex.Numeric]
-) -> config_dict.ConfigDict:
-  """Returns a copy of a config with other numbers, which may be traced.
-
-  Args:
-    config: the `optimizer` part of the config, locked.
-    inputs: as of `step_inputs`, or the tracers of them.
-
-  Returns:
-    The copy, for `create_schedule` and `create_optimizer`.
-
-  Raises:
-    KeyError: if the config has no such field.
-
-  Example:
-    >>> config = config_dict.ConfigDict({'clipping': 0.5}).lock()
-    >>> traced = jax.jit(lambda x: 2 * with_inputs(config, x).clipping)
-    >>> float(traced(step_inputs(config)))
-    1.0
-  """
-  config = config.copy_and_resolve_references()
-  with config.ignore_type():
-    config.update(inputs)
-  return config
-
-
-def create_schedule(
-  config: config_dict.ConfigDict,
-  batch_size: int,
-  epoch_steps: float,
-  total_steps: int,
-) -> Schedule:
-  """Builds the learning rate's schedule that a config describes.
-
-  Args:
-    config: with the fields
-      `schedule`: 'cosine' or 'exponential';
-      `learning_rate_per_256`: peak, for each 256 images of a batch; may be
-        traced;
-      `warmup_epochs`: length of the linear warm-up from 0;
-      `end_learning_rate`: where the cosine ends, whatever the batch;
-      `decay_rate` and `decay_epochs`: of the exponential.
-    batch_size: global.
-    epoch_steps: steps of an epoch, not necessarily whole.
-    total_steps: of the run.
-
-  Returns:
-    A function from the step, counted from 0, to the learning rate.
-
-  Raises:
-    ValueError: for an unknown `schedule`, or a warm-up that does not fit.
-  """
-  peak = config.learning_rate_per_256 * batch_size / 256
-  warmup = config.warmup_epochs * epoch_steps
-  schedules = {
-    'cosine': lambda: warmup_cosine(
-      peak, warmup, total_steps, config.end_learning_rate
+  l2 = optax.add_decayed_weights(weight_decay, decay_mask)
+  optimizers = {
+    'sgd': lambda: optax.chain(
+      l2, optax.sgd(schedule, momentum, nesterov=True)
     ),
-    'exponential': lambda: warmup_exponential(
-      peak,
-      warmup,
-      total_steps,
-      config.decay_rate,
-      config.decay_epochs * epoch_steps,
+    # The averages of squares start at 1 and have ε inside the root, as in
+    # tensorflow, which the published recipe is for.
+    'rmsprop': lambda: optax.chain(
+      l2,
+      optax.rmsprop(
+        schedule,
+        decay=0.9,
+        eps=1e-3,
+        initial_scale=1.0,
+        eps_in_sqrt=True,
+        momentum=momentum,
+      ),
+    ),
+    # The trust ratio holds for what decays, as is usual: scaled by their own
+    # tiny norm, gains and biases would stop.
+    'lars': lambda: optax.lars(
+      schedule,
+      weight_decay=weight_decay,
+      weight_decay_mask=decay_mask,
+      trust_ratio_mask=decay_mask,
+      momentum=momentum,
+      nesterov=True,
+    ),
+    'adam': lambda: optax.chain(l2, optax.adam(schedule)),
+    'adamw': lambda: optax.adamw(
+      schedule, weight_decay=weight_decay, mask=decay_mask
     ),
   }
-  _check_known('schedule', config.schedule, schedules)
-  return schedules[config.schedule]()
-
-
-def warmup_cosine(
-  peak: chex.Numeric,
-  warmup_steps: float,
-  total_steps: int,
-  end: float = 0.0,
-) -> Schedule:
-  """Linear warm-up from 0 to `peak`, then half a cosine down to `end`.
-
-  As `optax.warmup_cosine_decay_schedule`, with `end` as a rate of its own and a
-  `peak` that may be traced. The number of warm-up steps may be fractional: five
-  epochs of ImageNet are 1563.9 batches of 4096.
-
-  Args:
-    peak: learning rate at the end of the warm-up.
-    warmup_steps: its length in steps, at least 0.
-    total_steps: length of both, in steps, more than `warmup_steps`.
-    end: learning rate at the end.
-
-  Returns:
-    A function from the step, counted from 0, to the learning rate, float32.
-
-  Raises:
-    ValueError: if the warm-up is not shorter than the whole.
-
-  Example:
-    >>> schedule = warmup_cosine(1.6, warmup_steps=2.5, total_steps=10)
-    >>> [round(float(schedule(step)), 2) for step in (0, 1, 10)]
-    [0.0, 0.64, 0.0]
-
-  Reference:
-    Brock et al. 2021, appendix A.
-  """
-  _check_warmup(warmup_steps, total_steps)
-
-  def decayed(t: jax.Array) -> jax.Array:
-    progress = jnp.clip((t - warmup_steps) / (total_steps - warmup_steps), 0, 1)
-    return end + (peak - end) * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
-
-  return _after_warmup(decayed, peak, warmup_steps)
-
-
-def warmup_exponential(
-  peak: chex.Numeric,
-  warmup_steps: float,
-  total_steps: int,
-  decay_rate: float,
-  decay_steps: float,
-) -> Schedule:
-  """Linear warm-up from 0 to `peak`, then `peak` times powers of `decay_rate`.
-
-  The power is the number of whole `decay_steps` since the first step, so that
-  some of the decay falls into the warm-up, as in the published recipe.
-
-  Args:
-    peak: learning rate at the end of the warm-up.
-    warmup_steps: its length in steps, at least 0.
-    total_steps: length of the run, in steps, more than `warmup_steps`.
-    decay_rate: factor of each decay, in (0, 1].
-    decay_steps: steps between decays, above 0.
-
-  Returns:
-    A function from the step, counted from 0, to the learning rate, float32.
-
-  Raises:
-    ValueError: if the warm-up is not shorter than the run, or the decay makes
-      no sense.
-
-  Example:
-    >>> schedule = warmup_exponential(1.0, 0, 100, 0.5, decay_steps=10)
-    >>> [float(schedule(step)) for step in (0, 9, 10, 20)]
-    [1.0, 1.0, 0.5, 0.25]
-
-  Reference:
-    Tan and Le 2019, https://arxiv.org/abs/1905.11946, section 5.2.
-  """
-  _check_warmup(warmup_steps, total_steps)
-  if not 0 < decay_rate <= 1 or decay_steps <= 0:
-    raise ValueError(
-      f'a learning rate cannot decay by {decay_rate:g} every {decay_steps:g} '
-      'steps; use optimizer.decay_rate in (0, 1] and optimizer.decay_epochs '
-      'above 0'
+  check_known('clip', clip, clips)
+  _check_pattern(unclipped)
+  check_known('name', name, optimizers)
+  optimizer = optimizers[name]()
+  if learning_rate_groups is not None:
+    optimizer = optax.chain(
+      optimizer, scale_groups(parse_groups(learning_rate_groups))
     )
-
-  def decayed(t: jax.Array) -> jax.Array:
-    return peak * decay_rate ** jnp.floor(t / decay_steps)
-
-  return _after_warmup(decayed, peak, warmup_steps)
-
-
-def _check_warmup(warmup_steps: float, total_steps: int) -> None:
-  if not 0 <= warmup_steps < total_steps:
-    raise ValueError(
-      f'a warm-up of {warmup_steps:g} steps does not fit into a run of '
-      f'{total_steps}; train longer or lower optimizer.warmup_epochs'
-    )
+  if skip_nonfinite:
+    optimizer = _skip_nonfinite(optimizer, skip_nonfinite)
+  # AGC precedes the check, so that it has statistics of skipped steps too. What
+  # is not finite is not finite after clipping.
+  return optax.chain(clips[clip](), optimizer)
 
 
-def _after_warmup(
-  decayed: Callable[[jax.Array], jax.Array],
-  peak: chex.Numeric,
-  warmup_steps: float,
-) -> Schedule:
-  def schedule(step: chex.Numeric) -> jax.Array:
-    t = jnp.asarray(step, jnp.float32)
-    warmup = peak * t / max(warmup_steps, 1.0)
-    return jnp.where(t < warmup_steps, warmup, decayed(t))
+def _adaptive_grad_clip(
+  clipping: chex.Numeric,
+  eps: float,
+  unclipped: str | None,
+  depth: Sequence[int],
+) -> optax.GradientTransformation:
+  """AGC with statistics by part of the net."""
+  pattern = None if unclipped is None else re.compile(unclipped)
+  clip = agc.adaptive_grad_clip(
+    clipping,
+    eps,
+    exclude=pattern and (lambda path, _: bool(pattern.search(path))),
+    group=lambda path, _: _part(path.rpartition('/')[0], depth),
+    statistics=True,
+  )
 
-  return schedule
+  def init(params: chex.ArrayTree) -> Any:
+    if pattern is not None:
+      _check_found('unclipped', pattern, params)
+    return clip.init(params)
+
+  return optax.GradientTransformation(init, clip.update)
 
 
 def decay_mask(params: chex.ArrayTree) -> chex.ArrayTree:
@@ -306,112 +218,6 @@ def _mark(
     return rule(module, name)
 
   return jax.tree_util.tree_map_with_path(at, params)
-
-
-def create_optimizer(
-  config: config_dict.ConfigDict, schedule: Schedule, depth: Sequence[int]
-) -> optax.GradientTransformation:
-  """Builds the optimiser that a config describes.
-
-  Args:
-    config: with the fields
-      `name`: 'sgd' (Nesterov momentum), 'rmsprop' (as of EfficientNet),
-        'lars', 'adam' or 'adamw';
-      `clip`: 'agc', 'global_norm' or None;
-      `clipping` and `clip_eps`: λ and ε of AGC; a traced λ is not checked;
-      `unclipped`: a regular expression, searched for in 'module/parameter', of
-        the parameters that AGC excludes: in the paper the classifier's weights,
-        of the net's own module `linear`; None excludes nothing;
-      `max_norm`: the largest norm that 'global_norm' lets pass; may be traced;
-      `learning_rate_groups`: as for `parse_groups`, or None;
-      `skip_nonfinite`: how many consecutive steps may have a gradient that is
-        not finite; they are skipped, through `optax.apply_if_finite`, and count
-        for the schedule;
-      `momentum`: of 'sgd', 'rmsprop' and 'lars', in [0, 1);
-      `weight_decay`: added to the gradient of the weights (L2), at least 0; for
-        'adamw' decoupled from it.
-    schedule: step → learning rate.
-    depth: blocks per stage, for `clipping_metrics`.
-
-  Returns:
-    A transformation of the gradient of the whole batch into the update. Its
-    `init` raises a ValueError if `unclipped` matches no parameter.
-
-  Raises:
-    ValueError: for an unknown `name` or `clip`, listing the known ones, or an
-      `unclipped` that is no regular expression.
-  """
-  clips = {
-    None: optax.identity,
-    'agc': lambda: _adaptive_grad_clip(config, depth),
-    'global_norm': lambda: optax.clip_by_global_norm(config.max_norm),
-  }
-  decay, momentum = config.weight_decay, config.momentum
-  l2 = optax.add_decayed_weights(decay, decay_mask)
-  optimizers = {
-    'sgd': lambda: optax.chain(
-      l2, optax.sgd(schedule, momentum, nesterov=True)
-    ),
-    # The averages of squares start at 1 and have ε inside the root, as in
-    # tensorflow, which the published recipe is for.
-    'rmsprop': lambda: optax.chain(
-      l2,
-      optax.rmsprop(
-        schedule,
-        decay=0.9,
-        eps=1e-3,
-        initial_scale=1.0,
-        eps_in_sqrt=True,
-        momentum=momentum,
-      ),
-    ),
-    # The trust ratio holds for what decays, as is usual: scaled by their own
-    # tiny norm, gains and biases would stop.
-    'lars': lambda: optax.lars(
-      schedule,
-      weight_decay=decay,
-      weight_decay_mask=decay_mask,
-      trust_ratio_mask=decay_mask,
-      momentum=momentum,
-      nesterov=True,
-    ),
-    'adam': lambda: optax.chain(l2, optax.adam(schedule)),
-    'adamw': lambda: optax.adamw(schedule, weight_decay=decay, mask=decay_mask),
-  }
-  _check_known('clip', config.clip, clips)
-  _check_pattern(config.unclipped)
-  _check_known('name', config.name, optimizers)
-  optimizer = optimizers[config.name]()
-  if config.learning_rate_groups is not None:
-    optimizer = optax.chain(
-      optimizer, scale_groups(parse_groups(config.learning_rate_groups))
-    )
-  if config.skip_nonfinite:
-    optimizer = _skip_nonfinite(optimizer, config.skip_nonfinite)
-  # AGC precedes the check, so that it has statistics of skipped steps too. What
-  # is not finite is not finite after clipping.
-  return optax.chain(clips[config.clip](), optimizer)
-
-
-def _adaptive_grad_clip(
-  config: config_dict.ConfigDict, depth: Sequence[int]
-) -> optax.GradientTransformation:
-  """AGC as configured, with statistics by part of the net."""
-  pattern = None if config.unclipped is None else re.compile(config.unclipped)
-  clip = agc.adaptive_grad_clip(
-    config.clipping,
-    config.clip_eps,
-    exclude=pattern and (lambda path, _: bool(pattern.search(path))),
-    group=lambda path, _: _part(path.rpartition('/')[0], depth),
-    statistics=True,
-  )
-
-  def init(params: chex.ArrayTree) -> Any:
-    if pattern is not None:
-      _check_found('unclipped', pattern, params)
-    return clip.init(params)
-
-  return optax.GradientTransformation(init, clip.update)
 
 
 def _skip_nonfinite(
@@ -522,14 +328,4 @@ def _check_found(
     raise ValueError(
       f'optimizer.{field}: {pattern.pattern!r} is found in no parameter; some '
       f'are {", ".join(sorted(paths)[:3])}'
-    )
-
-
-def _check_known(field: str, value: str | None, known: Iterable) -> None:
-  if value not in known:
-    names = [str(name) for name in known]
-    similar = difflib.get_close_matches(str(value), names, n=1)
-    hint = f' (did you mean {similar[0]}?)' if similar else ''
-    raise ValueError(
-      f'optimizer.{field} is {value!r}; choose one of {", ".join(names)}{hint}'
     )

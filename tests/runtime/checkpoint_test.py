@@ -13,14 +13,8 @@ import numpy as np
 import optax
 import pytest
 
-from nfnets_jax.runtime import (
-  checkpoint,
-  integrity,
-  parallel,
-)
-from nfnets_jax.training import (
-  train_step,
-)
+from nfnets_jax.runtime import checkpoint, integrity, parallel
+from nfnets_jax.training import train_step
 
 # Where files cannot be read or written, Orbax's threads end with the error, and
 # what else they were about finds its event loop closed.

@@ -5,9 +5,7 @@ import threading
 
 import pytest
 
-from nfnets_jax.runtime import (
-  interrupt,
-)
+from nfnets_jax.runtime import interrupt
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])

@@ -9,9 +9,7 @@ import threading
 
 import pytest
 
-from nfnets_jax.runtime import (
-  lock,
-)
+from nfnets_jax.runtime import lock
 
 HOLDER = """
 import pathlib, sys, time

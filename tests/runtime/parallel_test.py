@@ -3,9 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nfnets_jax.runtime import (
-  parallel,
-)
+from nfnets_jax.runtime import parallel
 
 DEVICES = 8
 

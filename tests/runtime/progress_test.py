@@ -3,9 +3,7 @@ import sys
 
 import pytest
 
-from nfnets_jax.runtime import (
-  progress,
-)
+from nfnets_jax.runtime import progress
 
 
 def _show_two_steps():

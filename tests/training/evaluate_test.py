@@ -1,3 +1,5 @@
+import functools
+
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -6,14 +8,8 @@ import optax
 import pytest
 
 from nfnets_jax.data import datasets, decode, loader, transforms
-from nfnets_jax.runtime import (
-  parallel,
-)
-from nfnets_jax.training import (
-  evaluate,
-  normalize,
-  train_step,
-)
+from nfnets_jax.runtime import parallel
+from nfnets_jax.training import eval_step, evaluate, normalize, train_step
 
 
 @pytest.fixture(scope='module')
@@ -63,15 +59,20 @@ def run(net, test_set):
   """Evaluates a state in batches of a size, in parts on each device."""
 
   def run(state, batch_size, parts=1):
-    eval_step = parallel.parallel_eval_step(
-      train_step.create_eval_step(net, parallel.AXIS, parts)
+    step = parallel.parallel_eval_step(
+      functools.partial(
+        eval_step.eval_step,
+        net=net,
+        axis_name=parallel.AXIS,
+        micro_batches=parts,
+      )
     )
     batches = loader.eval_batches(
       test_set,
       batch_size=batch_size,
       transform=transforms.eval_transform(8, 'resize'),
     )
-    return evaluate.evaluate(eval_step, state, batches)
+    return evaluate.evaluate(step, state, batches)
 
   return run
 

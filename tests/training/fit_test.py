@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments import base
 from nfnets_jax import devices
-from nfnets_jax.training import fit, train
-from nfnets_jax.training import optimizer as optimizers
+from nfnets_jax.training import build, fit, programs
+from nfnets_jax.training import config as base
+from nfnets_jax.training import config as configs
 from nfnets_jax.training import train_step as steps
 
 SHARE = 12
@@ -152,37 +152,35 @@ def _config(**changes):
 )
 def test_micro_batches_that_do_not_split_a_share(count, message):
   with pytest.raises(ValueError, match=message):
-    train.check_config(_config(micro_batches=count), devices=8)
+    configs.check(_config(micro_batches=count), devices=8)
 
 
 def test_micro_batches_that_split_a_share():
   for count in (None, 1, 2, 32):
-    train.check_config(_config(micro_batches=count), devices=8)
+    configs.check(_config(micro_batches=count), devices=8)
 
 
 @pytest.mark.thorough
 def test_run_takes_the_fewest_that_fit(make_config, monkeypatch, capsys):
   """And the program that was looked at is the one that runs."""
   config = make_config(40, {'batch_size': 128})
-  net = train.create_net(config, 10)
-  optimizer = optimizers.create_optimizer(
-    config.optimizer, lambda step: 0.0, config.model.depth
-  )
+  net = build.create_net(config, 10)
+  optimizer = build.create_optimizer(config, lambda step: 0.0)
   state = steps.state_shapes(net, optimizer, config.data.image_size)
   needs = {}
   for count in (1, 2):
     config.micro_batches = count
-    program = train.compile_train_step(config, net, state, 10, 10.0)
+    program = programs.compile_train_step(config, net, state, 10, 10.0)
     needs[count] = fit.need(program.compiled).total
   assert needs[2] < needs[1]
   config.micro_batches = None
   memory = math.ceil((needs[2] + 2000) / fit.USABLE) + 8000
   monkeypatch.setattr(devices, 'memory', lambda: memory)
   capsys.readouterr()
-  program = train.compile_train_step(config, net, state, 10, 10.0)
+  program = programs.compile_train_step(config, net, state, 10, 10.0)
   assert fit.need(program.compiled).total == needs[2]
   said = capsys.readouterr().out
   assert said.startswith('micro-batches: 2 of 8 images on each device, 0.00 of')
   monkeypatch.setattr(devices, 'memory', lambda: 2**16)
   with pytest.raises(fit.TooLargeError, match="remat to 'block'"):
-    train.compile_train_step(config, net, state, 10, 10.0)
+    programs.compile_train_step(config, net, state, 10, 10.0)

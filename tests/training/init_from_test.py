@@ -7,13 +7,8 @@ import numpy as np
 import pytest
 
 from nfnets_jax import weights
-from nfnets_jax.runtime import (
-  progress,
-  workdir,
-)
-from nfnets_jax.training import (
-  train,
-)
+from nfnets_jax.runtime import progress, workdir
+from nfnets_jax.training import build, evaluate, init_from, train, train_step
 
 # Its runs take minutes together.
 pytestmark = pytest.mark.thorough
@@ -38,7 +33,7 @@ def said(monkeypatch):
 
 def test_average_of_a_run(trained, tmp_path):
   config, folder, report = trained
-  found = train.load_average(folder)
+  found = init_from.load_average(folder)
   assert found.name == 'nfnet_tiny'
   assert found.num_classes == 5
   assert found.overrides['width'] == (64,)
@@ -49,7 +44,7 @@ def test_average_of_a_run(trained, tmp_path):
   config = config.copy_and_resolve_references()
   for source in (folder, file):
     config.init_from = str(source)
-    results = train.evaluate_checkpoint(config, tmp_path / 'none')
+    results = evaluate.evaluate_checkpoint(config, tmp_path / 'none')
     for metric in ('top_1', 'loss'):
       assert results[f'eval_{metric}'] == pytest.approx(
         report[f'ema_eval_{metric}'], abs=1e-6
@@ -70,7 +65,10 @@ def test_other_classes_get_a_new_head(trained, make_config, tmp_path, said):
     'new: NFNet/~/linear, for 4 classes instead of 5' in line for line in said
   )
   assert report['eval_count'] < 180
-  before, after = train.load_average(folder), train.load_average(tmp_path)
+  before, after = (
+    init_from.load_average(folder),
+    init_from.load_average(tmp_path),
+  )
   assert after.num_classes == 4
   for module, leaves in before.params.items():
     for leaf, x in leaves.items():
@@ -92,14 +90,10 @@ def test_other_classes_get_a_new_head(trained, make_config, tmp_path, said):
 
 def test_same_classes_keep_the_head(trained, make_config, said):
   config, folder, _ = trained
-  found = train.load_average(folder)
-  from nfnets_jax.training import init_from, train_step
-  from nfnets_jax.training import optimizer as optimizers
+  found = init_from.load_average(folder)
 
-  optimizer = optimizers.create_optimizer(
-    config.optimizer, lambda step: 0.0, config.model.depth
-  )
-  net = train.create_net(config, 5)
+  optimizer = build.create_optimizer(config, lambda step: 0.0)
+  net = build.create_net(config, 5)
   state = train_step.init_state(net, optimizer, 1, 8)
   same = init_from.merge(state, found, 5)
   jax.tree.map(np.testing.assert_array_equal, same.params, found.params)
@@ -134,33 +128,33 @@ def test_other_weights_are_refused(
   basis = {**HALF, 'data.classes': '0-4', 'init_from': str(folder)}
   config = make_config(1, {**basis, **changes})
   with pytest.raises((ValueError, FileNotFoundError), match=message):
-    train.evaluate_checkpoint(config, tmp_path)
+    evaluate.evaluate_checkpoint(config, tmp_path)
 
 
 def test_regularisation_may_differ(trained, make_config, tmp_path):
   _, folder, _ = trained
   changes = {'model.drop_rate': 0.5, 'init_from': str(folder)}
   config = make_config(1, {**HALF, **changes, 'data.classes': '0-4'})
-  assert train.evaluate_checkpoint(config, tmp_path)['eval_count'] > 100
+  assert evaluate.evaluate_checkpoint(config, tmp_path)['eval_count'] > 100
 
 
 def test_facts_of_a_run(trained, tmp_path):
   config, folder, _ = trained
-  found = train.load_average(folder)
+  found = init_from.load_average(folder)
   assert found.image_size == config.data.eval_image_size
   assert found.crop == config.data.eval_crop
   for name in ('config.json', 'checkpoints'):
     (tmp_path / name).symlink_to(folder / name)
   record = tmp_path / 'data.json'
   record.unlink(missing_ok=True)
-  assert train.load_average(tmp_path).class_names is None  # an old run
+  assert init_from.load_average(tmp_path).class_names is None  # an old run
   names = ['zero', 'one', 'zwölf', '3', '4']
   splits = {part: {'split': part, 'count': 7} for part in ('train', 'test')}
   record.write_text(json.dumps({'splits': splits, 'class_names': names}))
-  assert train.load_average(tmp_path).class_names == tuple(names)
+  assert init_from.load_average(tmp_path).class_names == tuple(names)
   record.write_text(json.dumps({'splits': splits, 'class_names': names[:2]}))
   with pytest.raises(ValueError, match='names 2 classes, and .* has 5'):
-    train.load_average(tmp_path)
+    init_from.load_average(tmp_path)
 
 
 @pytest.mark.parametrize('text', ['x', '=1', 'a=-1', 'a=b', '(=1', 'a=inf', ''])
@@ -194,7 +188,6 @@ def test_groups_scale_updates():
   'names', [None, 7, 'ab', ['cat', 7], {'cat': 0}], ids=repr
 )
 def test_damaged_record(tmp_path, make_config, names):
-  from nfnets_jax.training import init_from
 
   splits = {part: {'split': part, 'count': 7} for part in ('train', 'test')}
   record = {'splits': splits, 'class_names': names}

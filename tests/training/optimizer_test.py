@@ -1,3 +1,4 @@
+import inspect
 import itertools
 import json
 
@@ -8,9 +9,9 @@ import optax
 import pytest
 from ml_collections import config_dict
 
-from experiments import base
+from nfnets_jax.training import build, schedules, train_step
+from nfnets_jax.training import config as base
 from nfnets_jax.training import optimizer as optimizers
-from nfnets_jax.training import train_step
 from tests import golden as reference
 
 DEPTH = (1,)
@@ -32,6 +33,26 @@ def _config(**changes):
     'learning_rate_groups': None,
   }
   return config_dict.ConfigDict({**fields, **changes})
+
+
+def _create(config, schedule, depth):
+  """The optimizer of the fields that it has."""
+  names = inspect.signature(optimizers.create_optimizer).parameters
+  fields = {name: config[name] for name in names if name in config}
+  fields |= {'schedule': schedule, 'depth': depth}
+  return optimizers.create_optimizer(**fields)
+
+
+def _create_schedule(config, batch_size, epoch_steps, total_steps):
+  return schedules.create_schedule(
+    config.schedule,
+    config.learning_rate_per_256 * batch_size / 256,
+    config.warmup_epochs * epoch_steps,
+    total_steps,
+    end=config.get('end_learning_rate', 0.0),
+    decay_rate=config.get('decay_rate', 0.97),
+    decay_steps=config.get('decay_epochs', 2.4) * epoch_steps,
+  )
 
 
 def _random_tree(seed, scale=1.0):
@@ -87,7 +108,7 @@ def _golden_tree(arrays, prefix):
 def test_eight_steps_are_the_released(golden):
   arrays = np.load(golden / 'recipe.npz')
   total_steps, warmup_steps, batch_size, steps = arrays['meta']
-  schedule = optimizers.warmup_cosine(
+  schedule = schedules.warmup_cosine(
     0.1 * batch_size / 256, warmup_steps, int(total_steps)
   )
   np.testing.assert_allclose(
@@ -97,7 +118,7 @@ def test_eight_steps_are_the_released(golden):
     atol=1e-7,
   )
 
-  optimizer = optimizers.create_optimizer(_config(), schedule, DEPTH)
+  optimizer = _create(_config(), schedule, DEPTH)
   params = _float32(_golden_tree(arrays, 'param0'))
   state = train_step.TrainState(
     step=jnp.zeros((), jnp.int32),
@@ -155,7 +176,7 @@ def test_matrices_and_kernels_decay(f0):
 def _clipped(params, unclipped):
   """Marks what AGC clips: gradients of 1 where parameters are 0."""
   config = _config(unclipped=unclipped, weight_decay=0.0, momentum=0.0)
-  optimizer = optimizers.create_optimizer(config, lambda step: -1.0, F0_DEPTH)
+  optimizer = _create(config, lambda step: -1.0, F0_DEPTH)
   zeros = jax.tree.map(
     lambda x: jnp.zeros([min(n, 2) for n in x.shape]), params
   )
@@ -174,7 +195,7 @@ def test_all_but_the_classifiers_matrix_is_clipped(f0):
 def test_agc_needs_a_classifier_to_leave_out():
   params = {'net/~/head': {'w': jnp.ones((2, 3))}}
   with pytest.raises(ValueError, match='unclipped: .*linear.* net/~/head/w'):
-    optimizers.create_optimizer(_config(), lambda step: 1.0, DEPTH).init(params)
+    _create(_config(), lambda step: 1.0, DEPTH).init(params)
 
 
 def test_everything_is_clipped_if_nothing_is_left_out(f0):
@@ -187,7 +208,7 @@ def test_what_is_left_out_is_an_expression():
   params = jax.tree.map(jnp.float32, _random_tree(0))
   grads = jax.tree.map(lambda x: jnp.float32(1e3 * x), _random_tree(1))
   config = _config(unclipped='conv/(w|gain)$', weight_decay=0.0, momentum=0.0)
-  optimizer = optimizers.create_optimizer(config, lambda step: -1.0, DEPTH)
+  optimizer = _create(config, lambda step: -1.0, DEPTH)
   updates, state = optimizer.update(grads, optimizer.init(params), params)
   same = jax.tree.map(lambda x, y: bool(np.allclose(x, y)), updates, grads)
   assert same == {
@@ -201,7 +222,7 @@ def test_what_is_left_out_is_an_expression():
 
 def test_an_expression_that_is_none_is_named():
   with pytest.raises(ValueError, match=r"unclipped '\(' is no regular"):
-    optimizers.create_optimizer(_config(unclipped='('), lambda step: 1.0, DEPTH)
+    _create(_config(unclipped='('), lambda step: 1.0, DEPTH)
 
 
 def test_weights_decay_by_what_clipping_never_saw():
@@ -214,7 +235,7 @@ def test_weights_decay_by_what_clipping_never_saw():
     'NFNet/~/linear': {'w': np.full((3, 1), 50.0)},
   }
   config = _config(weight_decay=0.5, momentum=0.0)
-  optimizer = optimizers.create_optimizer(config, lambda step: 1.0, DEPTH)
+  optimizer = _create(config, lambda step: 1.0, DEPTH)
   new = _run(optimizer, params, [grads])
   conv, classifier = new['NFNet/~/conv'], new['NFNet/~/linear']
   # A column's gradient is as long as λ times its weights, then λ_decay · 2 is
@@ -297,7 +318,7 @@ def _adamw_update(name, param, grad, memory, i):
 def test_without_clipping_it_equals_float64(name, update):
   params, grads = _random_tree(0), [_random_tree(i) for i in (1, 2, 3)]
   config = _config(name=name, clip=None, weight_decay=0.01)
-  optimizer = optimizers.create_optimizer(config, _schedule, DEPTH)
+  optimizer = _create(config, _schedule, DEPTH)
   _assert_close(
     _run(optimizer, params, grads), _oracle(params, grads, update), rtol=2e-5
   )
@@ -306,7 +327,7 @@ def test_without_clipping_it_equals_float64(name, update):
 def _step_of(config, grads):
   """The change that one update of learning rate 1 makes."""
   params = _random_tree(0)
-  optimizer = optimizers.create_optimizer(config, lambda step: 1.0, DEPTH)
+  optimizer = _create(config, lambda step: 1.0, DEPTH)
   updates, _ = jax.jit(optimizer.update)(
     _float32(grads), optimizer.init(_float32(params)), _float32(params)
   )
@@ -372,11 +393,11 @@ def test_every_combination_moves_every_parameter(name, clip):
 )
 def test_unknown_choices_list_the_known(changes, message):
   with pytest.raises(ValueError, match=message):
-    optimizers.create_optimizer(_config(**changes), lambda step: 1.0, DEPTH)
+    _create(_config(**changes), lambda step: 1.0, DEPTH)
 
 
 def test_fractional_warmup():
-  schedule = optimizers.warmup_cosine(1.6, warmup_steps=2.5, total_steps=10)
+  schedule = schedules.warmup_cosine(1.6, warmup_steps=2.5, total_steps=10)
   steps = np.arange(13)
   progress = np.clip((steps - 2.5) / 7.5, 0, 1)
   expected = np.where(
@@ -389,7 +410,7 @@ def test_fractional_warmup():
 
 @pytest.mark.parametrize('warmup_steps', [0.0, 0.3])
 def test_short_warmup_reaches_the_peak_at_once(warmup_steps):
-  schedule = optimizers.warmup_cosine(1.6, warmup_steps, total_steps=1000)
+  schedule = schedules.warmup_cosine(1.6, warmup_steps, total_steps=1000)
   assert float(schedule(0)) == pytest.approx(1.6 if warmup_steps == 0 else 0)
   assert float(schedule(1)) == pytest.approx(1.6, rel=1e-4)
 
@@ -407,11 +428,11 @@ def test_warmup_that_does_not_fit_is_refused(
   warmup_steps, total_steps, message
 ):
   with pytest.raises(ValueError, match=message):
-    optimizers.warmup_cosine(1.6, warmup_steps, total_steps)
+    schedules.warmup_cosine(1.6, warmup_steps, total_steps)
 
 
 def test_cosine_ends_where_it_is_told():
-  schedule = optimizers.warmup_cosine(0.4, 0, total_steps=100, end=0.001)
+  schedule = schedules.warmup_cosine(0.4, 0, total_steps=100, end=0.001)
   rates = [float(schedule(step)) for step in (0, 50, 100, 200)]
   assert rates == pytest.approx([0.4, 0.2005, 0.001, 0.001], rel=1e-5)
 
@@ -426,7 +447,7 @@ def test_exponential_decays_from_the_first_step_on():
     decay_epochs=2.4,
     end_learning_rate=0.0,
   )
-  schedule = optimizers.create_schedule(config, 4096, 10.0, 3500)
+  schedule = _create_schedule(config, 4096, 10.0, 3500)
   assert float(schedule(25)) == pytest.approx(0.128)  # half of the warm-up
   for epoch in (5, 10, 100, 349):
     expected = 0.256 * 0.97 ** (epoch // 2.4)
@@ -449,14 +470,14 @@ def test_schedules_that_make_no_sense_are_refused(changes, message):
   config = base.get_config().optimizer
   config.update(changes)
   with pytest.raises(ValueError, match=message):
-    optimizers.create_schedule(config, 256, 10.0, total_steps=80)
+    _create_schedule(config, 256, 10.0, total_steps=80)
 
 
 def test_rmsprop_is_that_of_tensorflow():
   """Averages of squares from 1, ε inside the root, the rate inside the sum."""
   config = _config(name='rmsprop', clip=None, weight_decay=0.0)
   rate, momentum = 0.01, config.momentum
-  optimizer = optimizers.create_optimizer(config, lambda step: rate, DEPTH)
+  optimizer = _create(config, lambda step: rate, DEPTH)
   params = {'net/~/linear': {'w': jnp.ones((2, 2))}}
   state = optimizer.init(params)
   square, moved = np.ones((2, 2)), np.zeros((2, 2))
@@ -486,7 +507,7 @@ def test_parts_of_all_families_are_known(module, part):
 
 
 def _shares(config, grads, params, depth):
-  optimizer = optimizers.create_optimizer(config, lambda step: 0.1, depth)
+  optimizer = _create(config, lambda step: 0.1, depth)
   grads, params = _float32(grads), _float32(params)
   _, state = optimizer.update(grads, optimizer.init(params), params)
   return optimizers.clipping_metrics(state)
@@ -542,7 +563,7 @@ def test_a_gradient_that_is_not_finite_is_left_out():
   broken['NFNet/~/conv']['w'][0, 0, 0, 0] = np.nan
 
   def create(config):
-    return optimizers.create_optimizer(config, lambda step: 0.1, DEPTH)
+    return _create(config, lambda step: 0.1, DEPTH)
 
   expected = _run(create(_config()), params, grads)
   skipping = create(_config(skip_nonfinite=2))
@@ -554,7 +575,7 @@ def test_a_gradient_that_is_not_finite_is_left_out():
 def test_clipping_metrics_of_a_skipped_step_are_its_own():
   params, grads = _float32(_random_tree(0)), _float32(_random_tree(1))
   config = _config(skip_nonfinite=2, clipping=1e3)
-  optimizer = optimizers.create_optimizer(config, lambda step: 0.1, DEPTH)
+  optimizer = _create(config, lambda step: 0.1, DEPTH)
   _, state = optimizer.update(grads, optimizer.init(params), params)
   metrics = optimizers.clipping_metrics(state)
   assert metrics['clipped'] == 0
@@ -581,9 +602,7 @@ def test_the_rate_follows_the_steps_also_those_that_are_skipped(name, update):
   broken['NFNet/~/linear']['b'][0] = np.inf
   config = _config(name=name, clip=None, weight_decay=0.01, skip_nonfinite=2)
   rates = jnp.asarray([RATES[0], 7.0, 7.0, RATES[1]])
-  optimizer = optimizers.create_optimizer(
-    config, lambda step: rates[step], DEPTH
-  )
+  optimizer = _create(config, lambda step: rates[step], DEPTH)
   actual = _run(optimizer, params, [grads[0], broken, broken, grads[1]])
   _assert_close(actual, _oracle(params, grads, update), rtol=2e-5)
 
@@ -593,33 +612,29 @@ def test_rate_and_thresholds_may_be_inputs(clip):
   params, grads = _random_tree(0), _random_tree(1)
   programs = []
 
-  def create(config):
-    schedule = optimizers.create_schedule(config, 384, 2.5, total_steps=40)
-    return optimizers.create_optimizer(config, schedule, DEPTH)
-
   def update(values, config, params, grads, step):
     programs.append(values)
-    optimizer = create(optimizers.with_inputs(config, values))
+    schedule = build.create_schedule(config, 2.5, values)
+    optimizer = build.create_optimizer(config, schedule, values)
     state = optimizer.init(params)
     # As after some steps: at the first the rate is zero.
     state = optax.tree.set(state, count=step)
     return optimizer.update(grads, state, params)[0]
 
-  first = _config(
-    clip=clip,
-    schedule='cosine',
-    learning_rate_per_256=0.1,
-    warmup_epochs=2.0,
-    end_learning_rate=0.01,
-  )
+  first = base.get_config()
+  first.batch_size, first.epochs = 384, 16.0  # 40 steps
+  first.model.depth = DEPTH
+  first.optimizer.update(clip=clip, warmup_epochs=2.0, end_learning_rate=0.01)
   second = first.copy_and_resolve_references()
-  second.update(learning_rate_per_256=0.7, clipping=0.03, max_norm=0.2)
+  second.optimizer.update(
+    learning_rate_per_256=0.7, clipping=0.03, max_norm=0.2
+  )
   compiled = jax.jit(lambda values, *args: update(values, first, *args))
   found = []
   for config in (first, second):
     for step in (3, 20):
       args = _float32(params), _float32(grads), jnp.asarray(step, jnp.int32)
-      found.append(compiled(optimizers.step_inputs(config), *args))
+      found.append(compiled(build.hyperparams(config), *args))
       expected = update({}, config, *args)
       jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-8),

@@ -7,16 +7,10 @@ import numpy as np
 import optax
 import pytest
 
-from nfnets_jax.runtime import (
-  parallel,
-)
-from nfnets_jax.training import (
-  normalize,
-  sam,
-  train,
-  train_step,
-)
+from nfnets_jax.runtime import parallel
+from nfnets_jax.training import build, normalize, sam, train_step
 from tests import golden as reference
+from tests import steps
 
 
 def test_ascent_on_a_quadratic():
@@ -60,12 +54,12 @@ def test_impossible_fraction(fraction):
 
 
 def _first_gradient(config, devices, batch, micro_batches=1):
-  net, optimizer = train.create_net(config, 10), optax.sgd(0.1, momentum=0.9)
+  net, optimizer = build.create_net(config, 10), optax.sgd(0.1, momentum=0.9)
   state = train_step.init_state(net, optimizer, 0, image_size=8)
   params = jax.tree.map(jnp.asarray, reference.fill_tree(state.params))
   state = state._replace(params=params)
-  step = train_step.create_train_step(
-    net, optimizer, lambda step: 0.1, config, 10, parallel.AXIS, micro_batches
+  step = steps.constant_step(
+    config, net, optimizer, micro_batches=micro_batches
   )
   split = jax.tree.map(
     lambda x: x.reshape(devices, len(x) // devices, *x.shape[1:]), batch

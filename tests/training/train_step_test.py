@@ -10,16 +10,16 @@ from jax.extend import core
 
 from experiments import nfnet_imagenet
 from nfnets_jax.models import layers
-from nfnets_jax.runtime import (
-  parallel,
-)
+from nfnets_jax.runtime import parallel
 from nfnets_jax.training import (
+  build,
+  eval_step,
   normalize,
-  train,
+  programs,
   train_step,
 )
-from nfnets_jax.training import optimizer as optimizers
 from tests import golden as reference
+from tests import steps
 
 DEVICES = 8
 
@@ -36,18 +36,16 @@ def _batch(size, seed=0):
 
 def _create(config, micro_batches=1):
   """Net, train step and initial state, away from the SkipInit zeros."""
-  net = train.create_net(config, num_classes=10)
-  optimizer = optimizers.create_optimizer(
-    config.optimizer, lambda step: 0.1, config.model.depth
-  )
+  net = build.create_net(config, num_classes=10)
+  optimizer = build.create_optimizer(config, lambda step: 0.1)
   state = train_step.init_state(net, optimizer, config.seed, image_size=8)
   params = reference.fill_tree(state.params)
   state = state._replace(
     params=jax.tree.map(jnp.asarray, params),
     ema_params=jax.tree.map(jnp.array, params),
   )
-  step = train_step.create_train_step(
-    net, optimizer, lambda step: 0.1, config, 10, parallel.AXIS, micro_batches
+  step = steps.constant_step(
+    config, net, optimizer, micro_batches=micro_batches
   )
   return net, step, state
 
@@ -142,9 +140,7 @@ def _dropout_step(config):
 
   net = hk.transform_with_state(forward)
   state = train_step.init_state(net, optax.sgd(0.1), seed=0, image_size=8)
-  step = train_step.create_train_step(
-    net, optax.sgd(0.1), lambda step: 0.1, config, 10, parallel.AXIS
-  )
+  step = steps.constant_step(config, net, optax.sgd(0.1))
   return step, state
 
 
@@ -186,12 +182,12 @@ SPLITS = {
 def _split_step(config, devices, micro_batches):
   """One step of 64 images: its gradient, metrics and scratch memory."""
   # The momentum of the first step is the gradient.
-  net, optimizer = train.create_net(config, 10), optax.sgd(0.1, momentum=0.9)
+  net, optimizer = build.create_net(config, 10), optax.sgd(0.1, momentum=0.9)
   state = train_step.init_state(net, optimizer, 0, image_size=8)
   params = reference.fill_tree(state.params)
   state = state._replace(params=jax.tree.map(jnp.asarray, params))
-  step = train_step.create_train_step(
-    net, optimizer, lambda step: 0.1, config, 10, parallel.AXIS, micro_batches
+  step = steps.constant_step(
+    config, net, optimizer, micro_batches=micro_batches
   )
   batch = _batch(64)
   if devices == 1:
@@ -247,11 +243,9 @@ def test_micro_batches_take_less_memory(splits):
 
 @pytest.mark.thorough
 def test_share_that_cannot_be_split(make_config):
-  net, optimizer = train.create_net(make_config(), 10), optax.sgd(0.1)
+  net, optimizer = build.create_net(make_config(), 10), optax.sgd(0.1)
   state = train_step.init_state(net, optimizer, 0, image_size=8)
-  step = train_step.create_train_step(
-    net, optimizer, lambda step: 0.1, make_config(), 10, parallel.AXIS, 3
-  )
+  step = steps.constant_step(make_config(), net, optimizer, micro_batches=3)
   batch = jax.tree.map(lambda x: x[None], _batch(16))
   with pytest.raises(ValueError, match='16 images .* into 3 micro-batches'):
     _on_one_device(step).lower(state, batch)
@@ -269,9 +263,7 @@ def test_state_of_the_network_goes_through_the_micro_batches(make_config):
   net, optimizer = hk.transform_with_state(forward), optax.sgd(0.1)
   config = make_config(changes={'optimizer.clip': None})
   state = train_step.init_state(net, optimizer, 0, image_size=8)
-  step = train_step.create_train_step(
-    net, optimizer, lambda step: 0.1, config, 10, parallel.AXIS, 4
-  )
+  step = steps.constant_step(config, net, optimizer, micro_batches=4)
   batch = jax.tree.map(lambda x: x[None], _batch(16))
   before = float(state.model_state['~']['calls'])
   state, _ = _on_one_device(step)(state, batch)
@@ -294,13 +286,9 @@ def test_average_follows_the_parameters(trained):
 def test_forgotten_mean_is_seen(make_config):
   """Every device trains alone, on an axis that holds only itself."""
   config = make_config()
-  net = train.create_net(config, num_classes=10)
-  optimizer = optimizers.create_optimizer(
-    config.optimizer, lambda step: 0.1, config.model.depth
-  )
-  step = train_step.create_train_step(
-    net, optimizer, lambda step: 0.1, config, 10, axis_name='alone'
-  )
+  net = build.create_net(config, num_classes=10)
+  optimizer = build.create_optimizer(config, lambda step: 0.1)
+  step = steps.constant_step(config, net, optimizer, axis_name='alone')
   alone = jax.vmap(step, (None, 0), (None, None), axis_name='alone')
 
   def faulty(state, batch):
@@ -434,9 +422,7 @@ def test_bfloat16_is_for_products_and_float32_for_sums(
     lambda state, grads: train_step.apply_gradients(
       state,
       grads,
-      optimizers.create_optimizer(
-        config.optimizer, lambda step: 0.1, config.model.depth
-      ),
+      build.create_optimizer(config, lambda step: 0.1),
       config.ema_decay,
     )
   )(state, state.params)
@@ -471,7 +457,9 @@ def _evaluate(logits, labels, mask, average=None):
 
   average = logits if average is None else average
   state = state._replace(params=params(logits), ema_params=params(average))
-  step = train_step.create_eval_step(net, parallel.AXIS)
+  step = functools.partial(
+    eval_step.eval_step, net=net, axis_name=parallel.AXIS
+  )
   image = np.zeros((count, 2, 2, 3), np.uint8)
   image[..., 0] = np.arange(count)[:, None, None]
   batch = {'image': image, 'label': labels, 'mask': mask}
@@ -537,7 +525,7 @@ def test_evaluation_is_float32_whatever_the_training_computes_in(golden):
   """F0's evaluation step meets the golden logits with the ImageNet config."""
   config = nfnet_imagenet.get_config('F0')
   assert config.compute_dtype == 'bfloat16'
-  net = train.create_net(config, num_classes=1000)
+  net = build.create_net(config, num_classes=1000)
   seen = []
 
   def apply(params, state, key, images, is_training):
@@ -558,8 +546,10 @@ def test_evaluation_is_float32_whatever_the_training_computes_in(golden):
     'label': np.zeros(2, np.int32),
     'mask': np.ones(2, np.float32),
   }
-  step = train_step.create_eval_step(
-    hk.TransformedWithState(net.init, apply), parallel.AXIS
+  step = functools.partial(
+    eval_step.eval_step,
+    net=hk.TransformedWithState(net.init, apply),
+    axis_name=parallel.AXIS,
   )
   evaluate = jax.pmap(
     step,
@@ -592,7 +582,7 @@ def test_evaluation_computes_in_the_dtype_of_the_config(make_config, dtype):
     net, optax.sgd(0.1), seed=0, image_size=config.data.eval_image_size
   )
   seen.clear()
-  step = train.compile_eval_step(config, net, parallel.replicate(state))
+  step = programs.compile_eval_step(config, net, parallel.replicate(state))
   assert seen == {dtype}
   count, size = config.eval_batch_size, config.data.eval_image_size
   batch = {

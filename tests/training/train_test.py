@@ -20,11 +20,9 @@ from nfnets_jax.runtime import (
   parallel,
   progress,
 )
+from nfnets_jax.training import build, evaluate, train, train_step
+from nfnets_jax.training import config as configs
 from nfnets_jax.training import optimizer as optimizers
-from nfnets_jax.training import (
-  train,
-  train_step,
-)
 
 # Its runs take minutes together.
 pytestmark = pytest.mark.thorough
@@ -57,10 +55,8 @@ def copy(straight, tmp_path):
 
 def _restore(config, workdir):
   """The newest checkpoint's state and loader state."""
-  net = train.create_net(config, num_classes=10)
-  optimizer = optimizers.create_optimizer(
-    config.optimizer, lambda step: 0.0, config.model.depth
-  )
+  net = build.create_net(config, num_classes=10)
+  optimizer = build.create_optimizer(config, lambda step: 0.0)
   template = train_step.init_state(net, optimizer, 0, config.data.image_size)
   checkpoints = checkpoint.Checkpointer(workdir / 'checkpoints', keep=3)
   try:
@@ -301,7 +297,7 @@ def test_another_config_is_refused_or_taken_on(
 
 def test_checkpoint_is_evaluated_as_in_the_run(config, straight):
   workdir, report = straight
-  results = train.evaluate_checkpoint(config, workdir)
+  results = evaluate.evaluate_checkpoint(config, workdir)
   assert results == {name: report[name] for name in results}
   assert results['eval_count'] == 360
 
@@ -393,8 +389,8 @@ def test_variant_is_more_than_its_name(make_config):
   config = digits.get_config()
   config.model.name = 'nfnet_f0'
   with pytest.raises(ValueError, match='called nfnet_f0, but .* of nfnet_tiny'):
-    train.create_net(config, num_classes=10)
-  train.create_net(make_config(), num_classes=10)
+    build.create_net(config, num_classes=10)
+  build.create_net(make_config(), num_classes=10)
 
 
 @pytest.mark.parametrize(
@@ -414,7 +410,7 @@ def test_variant_is_more_than_its_name(make_config):
 )
 def test_batches_that_cannot_be_split(make_config, changes, message):
   with pytest.raises(ValueError, match=f'^{message}'):
-    train.check_config(make_config(1, changes), devices=8)
+    configs.check(make_config(1, changes), devices=8)
 
 
 @pytest.mark.parametrize('field', ['compute_dtype', 'eval_dtype'])
@@ -422,7 +418,7 @@ def test_unknown_dtypes_are_refused(make_config, field):
   config = make_config(1, {field: 'float16'})
   message = f"^{field} is 'float16'; choose one of float32, bfloat16"
   with pytest.raises(ValueError, match=message):
-    train.check_config(config, devices=8)
+    configs.check(config, devices=8)
 
 
 @pytest.mark.parametrize(
@@ -442,14 +438,14 @@ def test_unknown_dtypes_are_refused(make_config, field):
 )
 def test_impossible_numbers_are_refused(make_config, changes, message):
   with pytest.raises(ValueError, match=f'^{message}'):
-    train.check_config(make_config(1, changes), devices=8)
+    configs.check(make_config(1, changes), devices=8)
 
 
 def test_batches_that_can_be_split(make_config):
-  train.check_config(make_config(), devices=8)
-  train.check_config(make_config(1, {'batch_size': 36}), devices=2)
+  configs.check(make_config(), devices=8)
+  configs.check(make_config(1, {'batch_size': 36}), devices=2)
   # Three images for each.
-  train.check_config(make_config(1, {'batch_size': 24}), devices=8)
+  configs.check(make_config(1, {'batch_size': 24}), devices=8)
 
 
 def test_after_a_mistake_the_folder_takes_the_right_config(
@@ -470,11 +466,11 @@ def test_after_a_mistake_the_folder_takes_the_right_config(
 
 def test_nothing_was_trained(config, tmp_path):
   with pytest.raises(FileNotFoundError, match='no run to evaluate .*; train'):
-    train.evaluate_checkpoint(config, tmp_path / 'missing')
+    evaluate.evaluate_checkpoint(config, tmp_path / 'missing')
   assert not (tmp_path / 'missing').exists()
   (tmp_path / 'checkpoints').mkdir()
   with pytest.raises(FileNotFoundError, match='no checkpoint .*; train first'):
-    train.evaluate_checkpoint(config, tmp_path)
+    evaluate.evaluate_checkpoint(config, tmp_path)
 
 
 def test_data_set_that_is_not_prepared(make_config, tmp_path):
@@ -527,10 +523,10 @@ def test_a_run_remembers_its_data(make_config, tmp_path, capsys):
   for split in ('train', 'test'):
     (photos / split / 'dog').rename(photos / split / 'Dog')
   message = "classes 0: 'cat' -> 'Dog', 1: 'dog' -> 'cat'"
-  for run in (train.evaluate_checkpoint, train.train_and_evaluate):
+  for run in (evaluate.evaluate_checkpoint, train.train_and_evaluate):
     with pytest.raises(ValueError, match=message):
       run(config, workdir)
-  assert train.evaluate_checkpoint(config, workdir, True)['eval_count'] == 8
+  assert evaluate.evaluate_checkpoint(config, workdir, True)['eval_count'] == 8
 
 
 def test_a_folder_takes_one_run_at_a_time(make_config, tmp_path):

@@ -7,59 +7,17 @@ changes what differs and nothing else.
 Source: Brock et al. 2021, appendix A.
 """
 
-import difflib
-from collections.abc import Iterable
-
 from ml_collections import config_dict
 
-from nfnets_jax import models
-from nfnets_jax.models import variants
-
-
-def check_argument(what: str, text: str, known: Iterable[str]) -> None:
-  """Checks the argument of an experiment file, or a part of it.
-
-  Args:
-    what: it is, for the message.
-    text: as given after the colon of --config.
-    known: what it may be.
-
-  Raises:
-    ValueError: if it is none of them; the message lists them, or the nearest
-      of many.
-
-  Example:
-    >>> check_argument('variant', 'F9', ['F0', 'F1'])
-    Traceback (most recent call last):
-    ValueError: there is no variant 'F9'; choose one of F0, F1
-  """
-  names = list(known)
-  if text in names:
-    return
-  few = len(names) < 20
-  near = difflib.get_close_matches(text, names, cutoff=0.75 if few else 0.6)
-  hint = f'did you mean {" or ".join(near)}?' if near else ''
-  if few or not near:
-    hint = f'choose one of {", ".join(names)}' + f' ({hint})' * bool(hint)
-  raise ValueError(f'there is no {what} {text!r}; {hint}')
-
-
-def suffixes(family: str) -> list[str]:
-  """Returns what follows the name of a family in those of its variants.
-
-  Example:
-    >>> suffixes('nf_regnet_')[:3]
-    ['b0', 'b1', 'b2']
-  """
-  return [
-    name.removeprefix(family)
-    for name in variants.VARIANTS
-    if name.startswith(family)
-  ]
+from nfnets_jax import models, paths
+from nfnets_jax.data import loader as loaders
+from nfnets_jax.data import transforms
+from nfnets_jax.runtime import parallel
+from nfnets_jax.training import build, fit, sam, train_step
 
 
 def model(name: str) -> config_dict.ConfigDict:
-  """Expands a variant: its name, and every argument of its network."""
+  """Returns the name of a variant and every argument of its network."""
   arguments = {
     # All that a net can be told and is off is called by a name.
     key: config_dict.placeholder(str) if value is None else value
@@ -69,6 +27,7 @@ def model(name: str) -> config_dict.ConfigDict:
 
 
 def get_config() -> config_dict.ConfigDict:
+  """Returns the paper's config for NFNet-F0 on ImageNet."""
   config = config_dict.ConfigDict()
 
   # Length and size. An epoch is one output image per training example.
@@ -176,3 +135,62 @@ def get_config() -> config_dict.ConfigDict:
   config.checkpoint_every_epochs = 1.0
   config.keep_checkpoints = 3
   return config
+
+
+def check(config: config_dict.ConfigDict, devices: int) -> None:
+  """Checks what can be checked before data are read and weights are drawn.
+
+  Args:
+    config: of the run.
+    devices: of all processes.
+
+  Raises:
+    ValueError: for a name that is not known, or if the batches cannot be split
+      so.
+  """
+  build.create_optimizer(config, lambda step: 0.0)
+  data = config.data
+  if not 0 <= config.seed < 2**32:
+    raise ValueError(f'seed {config.seed} is not in [0, 2^32)')
+  for name in ('image_size', 'eval_image_size'):
+    if data[name] < 1:
+      raise ValueError(f'data.{name} must be at least 1, got {data[name]}')
+  loaders.check_workers(data.num_workers, data.worker_type)
+  if config.optimizer.sam_rho is not None:
+    sam.check_fraction(config.optimizer.sam_fraction)
+  build.create_transform(config)
+  transforms.eval_transform(data.eval_image_size, data.eval_crop)
+  if config.compilation_cache:
+    paths.expand_literal(config.compilation_cache, 'config.compilation_cache')
+  for name in ('compute_dtype', 'eval_dtype'):
+    if config[name] not in train_step.DTYPES:
+      raise ValueError(
+        f'{name} is {config[name]!r}; choose one of '
+        + ', '.join(train_step.DTYPES)
+      )
+  for name in ('batch_size', 'eval_batch_size'):
+    if config[name] < 1 or config[name] % devices:
+      raise ValueError(
+        f'{name} {config[name]} is not divisible by {devices} devices; use a '
+        f'positive multiple of {devices}'
+      )
+  if config.keep_checkpoints < 1:
+    raise ValueError(
+      f'keep_checkpoints must be at least 1, got {config.keep_checkpoints}'
+    )
+  axis = config.model.get('cross_replica_axis')
+  if axis not in (None, parallel.AXIS):
+    raise ValueError(
+      f'model.cross_replica_axis is {axis!r}; the devices are {parallel.AXIS!r}'
+    )
+  share = config.batch_size // devices
+  count = config.micro_batches
+  valid = fit.valid_micro_batches(share)
+  if count is not None and count not in valid:
+    below = [x for x in valid if x < count][-1:]
+    nearest = below + [x for x in valid if x > count][:1]
+    raise ValueError(
+      f'micro_batches {count} does not split the {share} images of each of '
+      f'{devices} devices into equal parts; use '
+      f'{" or ".join(map(str, nearest))}'
+    )

@@ -1,0 +1,199 @@
+"""The steps of a config, lowered and compiled, for any devices.
+
+The loop and `nfnets_jax.compile` take the same ones.
+"""
+
+from collections.abc import Sequence
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+from ml_collections import config_dict
+
+from nfnets_jax import devices as platforms
+from nfnets_jax.runtime import parallel, processes, progress
+from nfnets_jax.training import build, fit, train_step
+
+
+def lower_train_step(
+  config: config_dict.ConfigDict,
+  net: hk.TransformedWithState,
+  state: train_step.TrainState,
+  batch: train_step.Batch,
+  num_classes: int,
+  epoch_steps: float,
+  micro_batches: int,
+  devices: Sequence[jax.Device] | None = None,
+) -> jax.stages.Lowered:
+  """Lowers the training step.
+
+  Args:
+    config: of the run.
+    net: as of `build.create_net`.
+    state: replicated, or its shapes.
+    batch: shapes, as of `batch_shapes`.
+    num_classes: K.
+    epoch_steps: steps of an epoch, not necessarily whole.
+    micro_batches: parts that each device's share is computed in.
+    devices: to compile for; None are those that are here.
+
+  Returns:
+    What to compile.
+  """
+  step = build.create_train_step(
+    config,
+    net,
+    num_classes,
+    lambda values: build.create_schedule(config, epoch_steps, values),
+    micro_batches,
+  )
+  inputs = build.hyperparams(config)
+  return parallel.lower_train_step(step, state, batch, inputs, devices=devices)
+
+
+def lower_eval_step(
+  config: config_dict.ConfigDict,
+  net: hk.TransformedWithState,
+  state: train_step.TrainState,
+  batch: train_step.Batch,
+  micro_batches: int,
+  devices: Sequence[jax.Device] | None = None,
+) -> jax.stages.Lowered:
+  """Lowers the evaluation step; see `lower_train_step`."""
+  step = build.create_eval_step(config, net, micro_batches)
+  return parallel.lower_eval_step(step, state, batch, devices=devices)
+
+
+def batch_shapes(
+  config: config_dict.ConfigDict, devices: int, several: bool = False
+) -> train_step.Batch:
+  """Returns the shapes and dtypes of a training batch, split over devices.
+
+  Args:
+    config: of the run.
+    devices: of all processes; its first axis.
+    several: whether there are several processes, which vote in the batch.
+
+  Returns:
+    Of each array of the batch, `[devices, images of a device, ...]`.
+  """
+  share = config.batch_size // devices
+  shapes = {
+    **_image_shapes(devices, share, config.data.image_size),
+    'mix_label': jax.ShapeDtypeStruct((devices, share), jnp.int32),
+    'ratio': jax.ShapeDtypeStruct((devices, share), jnp.float32),
+  }
+  if config.data.skip_corrupt:
+    shapes['skipped'] = jax.ShapeDtypeStruct((devices, share), jnp.int32)
+  if several:
+    shapes['stop'] = jax.ShapeDtypeStruct((devices, 1), jnp.int32)
+  return shapes
+
+
+def eval_batch_shapes(
+  config: config_dict.ConfigDict, devices: int
+) -> train_step.Batch:
+  """Returns those of a batch of the evaluation; see `batch_shapes`."""
+  share = config.eval_batch_size // devices
+  return {
+    **_image_shapes(devices, share, config.data.eval_image_size),
+    'mask': jax.ShapeDtypeStruct((devices, share), jnp.float32),
+  }
+
+
+def _image_shapes(devices: int, share: int, size: int) -> train_step.Batch:
+  image = (devices, share, size, size, 3)
+  return {
+    'image': jax.ShapeDtypeStruct(image, jnp.uint8),
+    'label': jax.ShapeDtypeStruct((devices, share), jnp.int32),
+  }
+
+
+def compile_train_step(
+  config: config_dict.ConfigDict,
+  net: hk.TransformedWithState,
+  state: train_step.TrainState,
+  num_classes: int,
+  epoch_steps: float,
+) -> parallel.Program:
+  """Compiles the training step with the fewest micro-batches that fit.
+
+  Args:
+    config: of the run; its `micro_batches`, if not None, are taken unseen.
+    net: as of `create_net`.
+    state: replicated.
+    num_classes: K.
+    epoch_steps: steps of an epoch, not necessarily whole.
+
+  Returns:
+    The compiled `step(state, batch) → (state, metrics)`, with the same number
+    of micro-batches in all processes.
+
+  Raises:
+    fit.TooLargeError: if no number fits.
+    ValueError: if a device does not say how much memory it has.
+  """
+  batch = _local_part(
+    batch_shapes(config, jax.device_count(), jax.process_count() > 1)
+  )
+  share = config.batch_size // jax.device_count()
+  chosen = config.micro_batches is None
+  memory = platforms.memory() if chosen else None
+  counts = fit.valid_micro_batches(share) if chosen else [config.micro_batches]
+  found = fit.compile_fewest(
+    lambda count: lower_train_step(
+      config, net, state, batch, num_classes, epoch_steps, count
+    ),
+    counts,
+    memory=memory,
+    beside=fit.bytes_beside(batch),
+    agree=processes.all_agree,
+  )
+  if memory is not None:
+    progress.say(
+      f'micro-batches: {found.parts} of {share // found.parts} images on each '
+      f'device, {found.total / fit.GIB:.2f} of {memory / fit.GIB:.2f} GiB'
+    )
+  if state.model_state and found.parts > 1:
+    progress.say(
+      f'batch normalisation takes statistics of {found.parts} parts of a '
+      "device's share of a batch; set micro_batches for the same elsewhere"
+    )
+  return parallel.Program(found.compiled, build.hyperparams(config))
+
+
+def compile_eval_step(
+  config: config_dict.ConfigDict,
+  net: hk.TransformedWithState,
+  state: train_step.TrainState,
+) -> parallel.Program:
+  """Compiles the evaluation step in the fewest parts that fit.
+
+  Args:
+    config: of the run.
+    net: as of `create_net`.
+    state: replicated.
+
+  Returns:
+    The compiled `step(state, batch) → sums`.
+
+  Raises:
+    fit.TooLargeError: if no number of parts fits; where a device does not say
+      how much memory it has, if the compiler refuses them all.
+  """
+  batch = _local_part(eval_batch_shapes(config, jax.device_count()))
+  found = fit.compile_fewest(
+    lambda parts: lower_eval_step(config, net, state, batch, parts),
+    fit.valid_micro_batches(config.eval_batch_size // jax.device_count()),
+    memory=platforms.known_memory(),
+    beside=fit.bytes_beside(batch),
+    agree=processes.all_agree,
+    remedy=fit.EVALUATION_REMEDY,
+  )
+  return parallel.Program(found.compiled)
+
+
+def _local_part(batch: train_step.Batch) -> train_step.Batch:
+  """Returns the shapes of this process's part of a batch over all devices."""
+  local = jax.local_device_count()
+  return jax.tree.map(lambda x: x.update(shape=(local, *x.shape[1:])), batch)

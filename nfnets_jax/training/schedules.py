@@ -1,0 +1,166 @@
+"""Learning rate schedules: linear warm-up, then a decay."""
+
+import difflib
+from collections.abc import Callable, Iterable
+
+import chex
+import jax
+import jax.numpy as jnp
+
+Schedule = Callable[[chex.Numeric], chex.Numeric]
+
+
+def create_schedule(
+  name: str,
+  peak: chex.Numeric,
+  warmup_steps: float,
+  total_steps: int,
+  *,
+  end: float = 0.0,
+  decay_rate: float = 0.97,
+  decay_steps: float = 1.0,
+) -> Schedule:
+  """Returns `warmup_cosine` or `warmup_exponential`.
+
+  Args:
+    name: 'cosine' or 'exponential'.
+    peak: learning rate at the end of the warm-up; may be traced.
+    warmup_steps: length of the warm-up in steps, not necessarily whole.
+    total_steps: of the run.
+    end: learning rate at the end of the cosine.
+    decay_rate: of the exponential, as are
+    decay_steps: the steps between decays.
+
+  Returns:
+    A function from the step, counted from 0, to the learning rate.
+
+  Raises:
+    ValueError: for an unknown name, or a warm-up that does not fit.
+  """
+  check_known('schedule', name, ('cosine', 'exponential'))
+  if name == 'cosine':
+    return warmup_cosine(peak, warmup_steps, total_steps, end)
+  return warmup_exponential(
+    peak, warmup_steps, total_steps, decay_rate, decay_steps
+  )
+
+
+def warmup_cosine(
+  peak: chex.Numeric,
+  warmup_steps: float,
+  total_steps: int,
+  end: float = 0.0,
+) -> Schedule:
+  """Linear warm-up from 0 to `peak`, then half a cosine down to `end`.
+
+  As `optax.warmup_cosine_decay_schedule`, with `end` as a rate of its own and a
+  `peak` that may be traced. The number of warm-up steps may be fractional: five
+  epochs of ImageNet are 1563.9 batches of 4096.
+
+  Args:
+    peak: learning rate at the end of the warm-up.
+    warmup_steps: its length in steps, at least 0.
+    total_steps: length of both, in steps, more than `warmup_steps`.
+    end: learning rate at the end.
+
+  Returns:
+    A function from the step, counted from 0, to the learning rate, float32.
+
+  Raises:
+    ValueError: if the warm-up is not shorter than the whole.
+
+  Example:
+    >>> schedule = warmup_cosine(1.6, warmup_steps=2.5, total_steps=10)
+    >>> [round(float(schedule(step)), 2) for step in (0, 1, 10)]
+    [0.0, 0.64, 0.0]
+
+  Reference:
+    Brock et al. 2021, appendix A.
+  """
+  _check_warmup(warmup_steps, total_steps)
+
+  def decayed(t: jax.Array) -> jax.Array:
+    progress = jnp.clip((t - warmup_steps) / (total_steps - warmup_steps), 0, 1)
+    return end + (peak - end) * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+
+  return _after_warmup(decayed, peak, warmup_steps)
+
+
+def warmup_exponential(
+  peak: chex.Numeric,
+  warmup_steps: float,
+  total_steps: int,
+  decay_rate: float,
+  decay_steps: float,
+) -> Schedule:
+  """Linear warm-up from 0 to `peak`, then `peak` times powers of `decay_rate`.
+
+  The power is the number of whole `decay_steps` since the first step, so that
+  some of the decay falls into the warm-up, as in the published recipe.
+
+  Args:
+    peak: learning rate at the end of the warm-up.
+    warmup_steps: its length in steps, at least 0.
+    total_steps: length of the run, in steps, more than `warmup_steps`.
+    decay_rate: factor of each decay, in (0, 1].
+    decay_steps: steps between decays, above 0.
+
+  Returns:
+    A function from the step, counted from 0, to the learning rate, float32.
+
+  Raises:
+    ValueError: if the warm-up is not shorter than the run, or the decay makes
+      no sense.
+
+  Example:
+    >>> schedule = warmup_exponential(1.0, 0, 100, 0.5, decay_steps=10)
+    >>> [float(schedule(step)) for step in (0, 9, 10, 20)]
+    [1.0, 1.0, 0.5, 0.25]
+
+  Reference:
+    Tan and Le 2019, https://arxiv.org/abs/1905.11946, section 5.2.
+  """
+  _check_warmup(warmup_steps, total_steps)
+  if not 0 < decay_rate <= 1 or decay_steps <= 0:
+    raise ValueError(
+      f'a learning rate cannot decay by {decay_rate:g} every {decay_steps:g} '
+      'steps; use optimizer.decay_rate in (0, 1] and optimizer.decay_epochs '
+      'above 0'
+    )
+
+  def decayed(t: jax.Array) -> jax.Array:
+    return peak * decay_rate ** jnp.floor(t / decay_steps)
+
+  return _after_warmup(decayed, peak, warmup_steps)
+
+
+def _check_warmup(warmup_steps: float, total_steps: int) -> None:
+  if not 0 <= warmup_steps < total_steps:
+    raise ValueError(
+      f'a warm-up of {warmup_steps:g} steps does not fit into a run of '
+      f'{total_steps}; train longer or lower optimizer.warmup_epochs'
+    )
+
+
+def _after_warmup(
+  decayed: Callable[[jax.Array], jax.Array],
+  peak: chex.Numeric,
+  warmup_steps: float,
+) -> Schedule:
+  def schedule(step: chex.Numeric) -> jax.Array:
+    t = jnp.asarray(step, jnp.float32)
+    warmup = peak * t / max(warmup_steps, 1.0)
+    return jnp.where(t < warmup_steps, warmup, decayed(t))
+
+  return schedule
+
+
+def check_known(field: str, value: str | None, known: Iterable) -> None:
+  """Raises a ValueError if a field of the optimizer has no known value."""
+  if value not in known:
+    names = [str(name) for name in known]
+    similar = difflib.get_close_matches(str(value), names, n=1)
+    hint = f' (did you mean {similar[0]}?)' if similar else ''
+    raise ValueError(
+      f'optimizer.{field} is {value!r}; choose one of {", ".join(names)}{hint}'
+    )
