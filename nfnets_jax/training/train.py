@@ -765,14 +765,15 @@ def eval_batches(
 def create_net(
   config: config_dict.ConfigDict, num_classes: int
 ) -> hk.TransformedWithState:
-  """Returns the config's network as functions of `(images, is_training)`.
+  """Returns the config's network.
 
   Args:
     config: of the run.
     num_classes: K.
 
   Returns:
-    The network as functions.
+    The network as functions of `(images, is_training, image_index=None,
+    standardized=False)`; see `models.create`.
 
   Raises:
     ValueError: if the config names one variant and describes another, as when
@@ -786,10 +787,19 @@ def create_net(
         f'of {name}; choose the variant in the argument of the config file'
       )
 
-  def forward(images: jax.Array, is_training: bool) -> dict[str, jax.Array]:
+  def forward(
+    images: jax.Array,
+    is_training: bool,
+    image_index: jax.Array | None = None,
+    standardized: bool = False,
+  ) -> dict[str, jax.Array]:
     net = models.create(
-      config.model.name, num_classes, remat=config.remat, **overrides
+      config.model.name,
+      num_classes,
+      standardized=standardized,
+      remat=config.remat,
+      **overrides,
     )
-    return net(images, is_training)
+    return net(images, is_training, image_index)
 
   return hk.transform_with_state(forward)

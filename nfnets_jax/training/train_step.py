@@ -87,7 +87,7 @@ def init_state(
   """Draws the initial state.
 
   Args:
-    net: takes `(images, is_training)`.
+    net: as of `train.create_net`.
     optimizer: of the parameters.
     seed: of the parameters, dropout and stochastic depth.
     image_size: side of the training images in pixels.
@@ -240,17 +240,17 @@ def create_gradient(
   """Builds the gradient of the mean loss of some images of a batch.
 
   Args:
-    net: takes `(images, is_training)`.
+    net: as of `train.create_net`.
     config: of the run.
     num_classes: K.
 
   Returns:
-    `gradient(params, model_state, key, batch, first_image) → (grads, metrics,
-    model_state)`. `key` is the step's; `batch` holds `image` uint8
-    `[B, H, W, 3]`, `label` and `mix_label` int32 `[B]` and `ratio` float32
-    `[B]`, and `first_image` is the place of its first image in the global
-    batch. The gradients are float32, and the metrics are the means of `loss`
-    and `top_1`.
+    `gradient(params, model_state, key, batch, first_image, standardized=False)
+    → (grads, metrics, model_state)`. `key` is the step's; `batch` holds `image`
+    uint8 `[B, H, W, 3]`, `label` and `mix_label` int32 `[B]` and `ratio`
+    float32 `[B]`, and `first_image` is the index of its first image in the
+    global batch. The gradients are float32, and the metrics are the means of
+    `loss` and `top_1`.
   """
   policy = create_policy(config.compute_dtype)
 
@@ -260,20 +260,22 @@ def create_gradient(
     key: jax.Array,
     batch: Batch,
     first_image: jax.Array,
+    standardized: bool = False,
   ):
     images = normalize(batch['image'])
     labels = label_distributions(batch, num_classes)
-    places = first_image + jnp.arange(images.shape[0], dtype=jnp.int32)
+    index = first_image + jnp.arange(images.shape[0], dtype=jnp.int32)
 
     def loss_fn(params: hk.MutableParams):
-      with layers.places_in_batch(places):
-        outputs, new_model_state = net.apply(
-          params,
-          model_state,
-          key,
-          policy.cast_to_compute(images),
-          is_training=True,
-        )
+      outputs, new_model_state = net.apply(
+        params,
+        model_state,
+        key,
+        policy.cast_to_compute(images),
+        is_training=True,
+        image_index=index,
+        standardized=standardized,
+      )
       logits = policy.cast_to_output(outputs['logits'])
       loss = losses.cross_entropy(logits, labels, config.label_smoothing)
       return jnp.mean(loss), (logits, new_model_state)
@@ -300,7 +302,7 @@ def create_train_step(
   """Builds the training step.
 
   Args:
-    net: takes `(images, is_training)`.
+    net: as of `train.create_net`.
     optimizer: maps the gradient of the whole batch to the update.
     schedule: step → learning rate; only to report it.
     config: of the run.
@@ -398,11 +400,13 @@ def create_train_step(
       lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), batch
     )
     size = parts['image'].shape[1]
-    places = first_image + size * jnp.arange(micro_batches, dtype=jnp.int32)
+    first = first_image + size * jnp.arange(micro_batches, dtype=jnp.int32)
 
     def add(carry, part):
       sums, model_state = carry
-      grads, metrics, model_state = gradient(folded, model_state, key, *part)
+      grads, metrics, model_state = gradient(
+        folded, model_state, key, *part, standardized=True
+      )
       sums = jax.tree.map(jnp.add, sums, (grads, metrics))
       return (sums, model_state), None
 
@@ -410,10 +414,9 @@ def create_train_step(
     folded, pull_back = jax.vjp(layers.fold, params)
     metrics = {'loss': jnp.zeros(()), 'top_1': jnp.zeros(())}
     zeros = (jax.tree.map(jnp.zeros_like, folded), metrics)
-    with layers.folded_weights():
-      (sums, model_state), _ = jax.lax.scan(
-        add, (zeros, model_state), (parts, places)
-      )
+    (sums, model_state), _ = jax.lax.scan(
+      add, (zeros, model_state), (parts, first)
+    )
     grads, metrics = jax.tree.map(lambda x: x / micro_batches, sums)
     return *pull_back(grads), metrics, model_state
 
@@ -440,7 +443,7 @@ def create_eval_step(
   """Builds the evaluation step.
 
   Args:
-    net: takes `(images, is_training)`.
+    net: as of `train.create_net`.
     axis_name: of the devices that share the batch.
     micro_batches: parts that the device's share is computed in, one after the
       other; it must divide the share.
@@ -464,13 +467,14 @@ def create_eval_step(
     label = batch['label']
 
     def sums(params: hk.MutableParams, model_state: hk.MutableState) -> Metrics:
-      with layers.folded_weights(), jax.default_matmul_precision(precision):
+      with jax.default_matmul_precision(precision):
         outputs, _ = net.apply(
           params,
           model_state,
           None,
           policy.cast_to_compute(images),
           is_training=False,
+          standardized=True,
         )
       logits = policy.cast_to_output(outputs['logits'])
       loss = optax.softmax_cross_entropy_with_integer_labels(logits, label)
