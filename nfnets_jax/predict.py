@@ -70,7 +70,10 @@ def create_forward(
 
   def apply(images: jax.Array) -> dict[str, jax.Array]:
     net = models.create(
-      net_weights.name, net_weights.num_classes, **net_weights.overrides
+      net_weights.name,
+      net_weights.num_classes,
+      standardized=True,
+      **net_weights.overrides,
     )
     return net(images, is_training=False)
 
@@ -89,7 +92,7 @@ def create_forward(
   def forward(images: jax.Array) -> jax.Array:
     inputs = normalize(images, dtype=dtype)
     # By default a TPU multiplies float32 in bfloat16, and a GPU in TF32.
-    with layers.folded_weights(), jax.default_matmul_precision(precision):
+    with jax.default_matmul_precision(precision):
       outputs, _ = net.apply(params, net_weights.state, None, inputs)
     return outputs['logits'].astype(jnp.float32)
 

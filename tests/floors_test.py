@@ -109,6 +109,12 @@ def test_only_parallel_knows_pmap(path):
 
 
 @pytest.mark.parametrize('path', FILES, ids=_name)
+def test_no_hidden_context(path):
+  assert 'contextvars' not in _imports(path)
+  assert 'ContextVar' not in _identifiers(path)
+
+
+@pytest.mark.parametrize('path', FILES, ids=_name)
 def test_what_is_gone_from_the_field_is_not_mentioned(path):
   text = path.read_text()
   for gone in ('jax.tree_map', 'device_put_replicated', 'jaxline'):

@@ -290,7 +290,12 @@ class _Kept:
   def __getitem__(self, index: int, /) -> dict[str, Any]:
     if index not in self._examples:
       example = self._source[index]
-      image = decode.decode(example['image'], example.get('orient', False))
+      try:
+        image = decode.decode(example['image'], example.get('orient', False))
+      except ValueError as error:
+        raise ValueError(
+          f'{example.get("file_name", "image")}: {error}'
+        ) from error
       self._examples[index] = {**example, 'image': image}
     return self._examples[index]
 

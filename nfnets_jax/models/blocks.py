@@ -24,8 +24,11 @@ REMAT = (None, 'block', 'stage')
 # What can come before each nonlinearity.
 NORMS = (None, 'batch')
 
-# Maps features and `is_training` to features and the residual branch.
-Block = Callable[[jax.Array, bool], tuple[jax.Array, jax.Array]]
+# Maps features, `is_training` and `image_index` to features and the residual
+# branch.
+Block = Callable[
+  [jax.Array, bool, jax.Array | None], tuple[jax.Array, jax.Array]
+]
 
 # Maps features to features and statistics of them.
 _Segment = Callable[[jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
@@ -178,6 +181,7 @@ class ResidualNet(hk.Module):
     self,
     images: jax.Array,
     is_training: bool,
+    image_index: jax.Array | None = None,
     return_metrics: bool = False,
   ) -> dict[str, jax.Array]:
     """Classifies images.
@@ -186,6 +190,8 @@ class ResidualNet(hk.Module):
       images: `[B, H, W, 3]`, normalised, of the dtype to compute in.
       is_training: whether dropout and stochastic depth act, which take a Haiku
         random key, and batch normalisation takes the batch's statistics.
+      image_index: int32 `[B]`, the index of each image in the global batch,
+        from which dropout and stochastic depth draw; see `layers.dropout`.
       return_metrics: whether to add the statistics of signal propagation.
 
     Returns:
@@ -211,14 +217,15 @@ class ResidualNet(hk.Module):
       )
     outputs: dict[str, jax.Array] = {}
     out = images
-    for segment in self._segments(is_training, return_metrics):
+    for segment in self._segments(is_training, image_index, return_metrics):
       if self.remat is not None:
         segment = hk.remat(segment)
       out, metrics = segment(out)
       outputs.update(metrics)
     pool = jnp.mean(self._features(out, is_training), axis=(1, 2))
     outputs['pool'] = pool
-    logits = self.classifier(layers.dropout(pool, self.drop_rate, is_training))
+    kept = layers.dropout(pool, self.drop_rate, is_training, image_index)
+    logits = self.classifier(kept)
     # A softmax over a thousand classes wants more than bfloat16's three digits.
     outputs['logits'] = layers.widen(logits)
     return outputs
@@ -232,7 +239,10 @@ class ResidualNet(hk.Module):
     """Maps the output of the last block to what is pooled."""
 
   def _segments(
-    self, is_training: bool, return_metrics: bool
+    self,
+    is_training: bool,
+    image_index: jax.Array | None,
+    return_metrics: bool,
   ) -> Iterator[_Segment]:
     """The parts of the net, in order, whose inputs are worth keeping.
 
@@ -248,7 +258,7 @@ class ResidualNet(hk.Module):
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
       metrics = {}
       for i in part:
-        x, branch = self.blocks[i](x, is_training)
+        x, branch = self.blocks[i](x, is_training, image_index)
         if return_metrics:
           metrics.update(_signal_metrics(x, i + 1))
           variance = _signal_metrics(branch, i)[f'avg_var_{i}']

@@ -90,7 +90,10 @@ class MBConvBlock(hk.Module):
     self.project = _ConvBN(out_channels, 1, cross_replica_axis, name='project')
 
   def __call__(
-    self, x: jax.Array, is_training: bool
+    self,
+    x: jax.Array,
+    is_training: bool,
+    image_index: jax.Array | None = None,
   ) -> tuple[jax.Array, jax.Array]:
     """Maps `[B, H, W, I]` to `[B, H', W', O]` and the branch.
 
@@ -106,7 +109,7 @@ class MBConvBlock(hk.Module):
     if not self.adds_input:
       return branch, branch
     out = layers.stochastic_depth(
-      branch, self.stochdepth_rate, is_training, rescale=True
+      branch, self.stochdepth_rate, is_training, image_index, rescale=True
     )
     return x + out, branch
 

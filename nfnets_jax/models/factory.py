@@ -27,15 +27,15 @@ _FAMILIES: dict[str, Callable[..., hk.Module]] = {
 }
 
 
-# What a module is told that is no part of its variant: the task, its name, and
-# how it computes what it computes.
-_NOT_OF_A_VARIANT = ('num_classes', 'name', 'remat')
+# Arguments of a module that are not part of its variant.
+_NOT_OF_A_VARIANT = ('num_classes', 'name', 'remat', 'standardized')
 
 
 def create(
   name: str,
   num_classes: int = 1000,
   *,
+  standardized: bool = False,
   remat: str | None = None,
   **overrides: Any,
 ) -> Any:
@@ -44,14 +44,20 @@ def create(
   Args:
     name: a variant, such as 'nfnet_f0'; `variants.VARIANTS` holds them all.
     num_classes: K, number of logits.
+    standardized: whether the net is applied to the parameters of `layers.fold`,
+      whose weights are standardised already. Without effect on the families
+      without weight standardisation, whose parameters `layers.fold` returns
+      unchanged.
     remat: what is computed again in the backward pass to save memory, such as
       'block'; see the variant's module. None is nothing.
     **overrides: replace arguments of the variant's module, for example
       `drop_rate=0.0` or `group_width=(192, 128, 128, 128)`.
 
   Returns:
-    A module whose call `(images, is_training)` takes `[B, H, W, 3]` and returns
-    a dict with at least `logits` `[B, K]` and `pool` `[B, C]`.
+    A module whose call `(images, is_training, image_index=None)` takes images
+    `[B, H, W, 3]` and returns a dict with at least `logits` `[B, K]` and `pool`
+    `[B, C]`. Dropout and stochastic depth draw from `image_index`, int32 `[B]`,
+    the index of each image in the global batch; see `layers.dropout`.
 
   Raises:
     ValueError: if the name, an override's name or a size is impossible; the
@@ -78,11 +84,9 @@ def create(
       + (f' (did you mean {" or ".join(near)}?)' if near else '')
     )
   family = _FAMILIES[variants.get(name).family]
-  if remat is not None:
-    if 'remat' not in inspect.signature(family).parameters:
-      raise ValueError(f'{name} cannot do with remat {remat!r}; use None')
-    overrides['remat'] = remat
-  return family(num_classes, **{**known, **overrides})
+  if 'standardized' in inspect.signature(family).parameters:
+    overrides['standardized'] = standardized
+  return family(num_classes, **{**known, **overrides}, remat=remat)
 
 
 def arguments(name: str) -> dict[str, Any]:

@@ -95,7 +95,10 @@ class FixupBlock(hk.Module):
     )
 
   def __call__(
-    self, x: jax.Array, is_training: bool
+    self,
+    x: jax.Array,
+    is_training: bool,
+    image_index: jax.Array | None = None,
   ) -> tuple[jax.Array, jax.Array]:
     """Maps `[B, H, W, I]` to `[B, H', W', O]` and the branch.
 
@@ -107,7 +110,9 @@ class FixupBlock(hk.Module):
     out = self._activate(self.conv0(out), 1)
     out = self._activate(self.conv1(out), 2)
     branch = self.conv2(out)
-    out = layers.stochastic_depth(branch, self.stochdepth_rate, is_training)
+    out = layers.stochastic_depth(
+      branch, self.stochdepth_rate, is_training, image_index
+    )
     out = (layers.widen(out) * _scalar('multiplier', 1.0)).astype(x.dtype)
     return out + shortcut, branch
 

@@ -14,10 +14,8 @@ Differences:
     the dtype of the signal, which in bfloat16 rounds the rates to some 1/128.
 """
 
-import contextlib
-import contextvars
 import functools
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, MutableMapping
 
 import haiku as hk
 import jax
@@ -31,13 +29,6 @@ from nfnets_jax.models import activations, convolution
 WS_EPS = 1e-4
 # Elements of a filter whose mean is near that of all.
 _NEAR_MEAN = 32
-
-_places: contextvars.ContextVar[jax.Array | None] = contextvars.ContextVar(
-  'places', default=None
-)
-_folded: contextvars.ContextVar[bool] = contextvars.ContextVar(
-  'folded', default=False
-)
 
 
 def standardize_weight(
@@ -118,21 +109,23 @@ _standardize.defvjp(_standardize_forward, _standardize_backward)
 def fold(params: hk.MutableParams) -> hk.MutableParams:
   """Standardises the weights of all `WSConv2D` of a net once and for all.
 
-  For inference, and for what reads the same weights several times. The result
-  is for `net.apply` inside `folded_weights`. It can be differentiated.
+  For inference, and for passes that share their weights, such as those of
+  micro-batches. The result is for a net made with `standardized=True`; other
+  modules keep their parameters. It can be differentiated.
 
   Args:
-    params: of any net; modules with `w` and `gain` are such convolutions.
+    params: of any net; a module with `w` and `gain` is a `WSConv2D`.
 
   Returns:
     The same, but `w` `[kh, kw, I, O]` standardised and scaled, and no `gain`.
 
   Example:
-    >>> net = hk.transform(lambda x: WSConv2D(4, 3)(x))
+    >>> def forward(x, standardized=False):
+    ...   return WSConv2D(4, 3, standardized=standardized)(x)
+    >>> net = hk.transform(forward)
     >>> x = jnp.ones((1, 8, 8, 2))
     >>> params = net.init(jax.random.key(0), x)
-    >>> with folded_weights():
-    ...   y = net.apply(fold(params), None, x)
+    >>> y = net.apply(fold(params), None, x, standardized=True)
     >>> bool(jnp.allclose(y, net.apply(params, None, x)))
     True
   """
@@ -148,29 +141,13 @@ def fold(params: hk.MutableParams) -> hk.MutableParams:
   return {name: fold_module(module) for name, module in params.items()}
 
 
-@contextlib.contextmanager
-def folded_weights() -> Iterator[None]:
-  """Makes the nets that are applied inside take the parameters of `fold`.
-
-  It is a context for the same reason as `places_in_batch`.
-
-  Yields:
-    Nothing.
-  """
-  token = _folded.set(True)
-  try:
-    yield
-  finally:
-    _folded.reset(token)
-
-
 class WSConv2D(hk.Module):
   """2-D convolution with Scaled Weight Standardisation, padded.
 
   Parameters: `w` `[k, k, I / groups, O]` ~ N(0, 1 / fan_in), `gain` `[O]` = 1
   and `bias` `[O]` = 0, float32. The nonlinearity's gain γ is applied with the
-  nonlinearity, not here. Inside `folded_weights`, `w` is standardised already
-  and there is no `gain`.
+  nonlinearity, not here. With `standardized`, `w` is used as it is, without
+  `gain`.
 
   Reference:
     Brock et al. 2021, section 2, equation 1.
@@ -184,6 +161,7 @@ class WSConv2D(hk.Module):
     stride: int = 1,
     groups: int = 1,
     padding: str = 'same',
+    standardized: bool = False,
     name: str | None = None,
   ):
     """Describes the layer.
@@ -194,6 +172,7 @@ class WSConv2D(hk.Module):
       stride: in pixels.
       groups: number of channel groups.
       padding: 'same' or 'symmetric'; see `convolution.conv2d`.
+      standardized: whether `w` is standardised already, by `fold`.
       name: of the Haiku module.
 
     Raises:
@@ -208,6 +187,7 @@ class WSConv2D(hk.Module):
     self.stride = stride
     self.groups = groups
     self.padding = padding
+    self.standardized = standardized
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Convolves `x` `[B, H, W, I]`; returns `[B, H', W', O]` of its dtype."""
@@ -243,7 +223,7 @@ class WSConv2D(hk.Module):
       (k, k, x.shape[3] // self.groups, channels),
       hk.initializers.VarianceScaling(1.0, 'fan_in', 'normal'),
     )
-    if not _folded.get():
+    if not self.standardized:
       gain = _parameter('gain', (channels,), hk.initializers.Constant(1.0))
       w = standardize_weight(w, gain)
     bias = _parameter('bias', (channels,), hk.initializers.Constant(0.0))
@@ -456,7 +436,12 @@ class SqueezeExcite(hk.Module):
 
 
 def stochastic_depth(
-  x: jax.Array, rate: float, is_training: bool, *, rescale: bool = False
+  x: jax.Array,
+  rate: float,
+  is_training: bool,
+  image_index: jax.Array | None = None,
+  *,
+  rescale: bool = False,
 ) -> jax.Array:
   """Drops the whole residual branch of an image with probability `rate`.
 
@@ -468,6 +453,7 @@ def stochastic_depth(
     rate: probability of dropping, in [0, 1).
     is_training: False returns `x` as it is. True needs a Haiku random key when
       `rate` is above 0.
+    image_index: int32 `[B]`; see `dropout`.
     rescale: whether to divide the kept by 1 − rate, for the same mean.
 
   Returns:
@@ -478,71 +464,57 @@ def stochastic_depth(
   """
   if not is_training or rate == 0.0:
     return x
-  keep = _draw_kept(rate, (x.shape[0], 1, 1, 1)).astype(x.dtype)
+  keep = _draw_kept(rate, (x.shape[0], 1, 1, 1), image_index).astype(x.dtype)
   return x * (keep / (1.0 - rate) if rescale else keep)
 
 
-def dropout(x: jax.Array, rate: float, is_training: bool) -> jax.Array:
+def dropout(
+  x: jax.Array,
+  rate: float,
+  is_training: bool,
+  image_index: jax.Array | None = None,
+) -> jax.Array:
   """Zeroes each element with probability `rate` and rescales the others.
+
+  Given `image_index`, the mask of an image depends only on the Haiku key and
+  its index, so that a batch may be split over devices and micro-batches that
+  have the same key. None draws one mask for all images of the call.
 
   Args:
     x: `[B, ...]`.
     rate: probability of zeroing, in [0, 1).
     is_training: False returns `x` as it is. True needs a Haiku random key when
       `rate` is above 0.
+    image_index: int32 `[B]`, the index of each image in the global batch.
 
   Returns:
     An array like `x`, with the same mean over draws.
+
+  Example:
+    >>> net = hk.transform(lambda x, index: dropout(x, 0.5, True, index))
+    >>> key, x, index = jax.random.key(0), jnp.ones((4, 8)), jnp.arange(4)
+    >>> whole = net.apply({}, key, x, index)
+    >>> half = net.apply({}, key, x[2:], index[2:])
+    >>> bool((half == whole[2:]).all())
+    True
 
   Reference:
     Srivastava et al. 2014, https://jmlr.org/papers/v15/srivastava14a.html.
   """
   if not is_training or rate == 0.0:
     return x
-  return jnp.where(_draw_kept(rate, x.shape), x / (1.0 - rate), 0.0)
+  kept = _draw_kept(rate, x.shape, image_index)
+  return jnp.where(kept, x / (1.0 - rate), 0.0)
 
 
-@contextlib.contextmanager
-def places_in_batch(places: jax.Array) -> Iterator[None]:
-  """Makes what is dropped of an image depend on its place in the whole batch.
-
-  Without it, dropout and stochastic depth draw one mask for all images of a
-  call, which changes with the number of images. Inside, every image draws its
-  own, of the net's key and its place, so that a batch may be split over devices
-  and calls in any way; the key must then be the same for all parts.
-
-  It is a context and not an argument, because all nets are called alike, as
-  `module(images, is_training)`.
-
-  Args:
-    places: `[B]` int32, of the images of the calls inside.
-
-  Yields:
-    Nothing.
-
-  Example:
-    >>> net = hk.transform(lambda x: dropout(x, 0.5, is_training=True))
-    >>> key, x = jax.random.key(0), jnp.ones((4, 8))
-    >>> with places_in_batch(jnp.arange(4)):
-    ...   whole = net.apply({}, key, x)
-    >>> with places_in_batch(jnp.arange(2, 4)):
-    ...   half = net.apply({}, key, x[2:])
-    >>> bool((half == whole[2:]).all())
-    True
-  """
-  token = _places.set(places)
-  try:
-    yield
-  finally:
-    _places.reset(token)
-
-
-def _draw_kept(rate: float, shape: tuple[int, ...]) -> jax.Array:
+def _draw_kept(
+  rate: float, shape: tuple[int, ...], image_index: jax.Array | None
+) -> jax.Array:
   """Draws which elements of `[B, ...]` are kept, each with 1 − `rate`."""
-  key, places = hk.next_rng_key(), _places.get()
-  if places is None:
+  key = hk.next_rng_key()
+  if image_index is None:
     return jax.random.bernoulli(key, 1.0 - rate, shape)
-  keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, places)
+  keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, image_index)
   draw = functools.partial(jax.random.bernoulli, p=1.0 - rate, shape=shape[1:])
   return jax.vmap(draw)(keys)
 

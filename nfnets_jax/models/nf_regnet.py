@@ -20,6 +20,7 @@ Reference:
   section 5; Radosavovic et al. 2020, https://arxiv.org/abs/2003.13678.
 """
 
+import functools
 from collections.abc import Sequence
 
 import haiku as hk
@@ -52,6 +53,7 @@ class NFRegBlock(hk.Module):
     activation: str,
     padding: str = 'same',
     rounding: str = 'down',
+    standardized: bool = False,
     name: str | None = None,
   ):
     """Describes the block; see `NFRegNet` for the arguments they share.
@@ -69,6 +71,7 @@ class NFRegBlock(hk.Module):
       activation: name of the nonlinearity.
       padding: of the strided convolution, 'same' or 'symmetric'.
       rounding: of the channels inside, 'down' or 'nearest'.
+      standardized: whether weights are standardised already, by `layers.fold`.
       name: of the Haiku module.
 
     Raises:
@@ -86,8 +89,9 @@ class NFRegBlock(hk.Module):
     self.alpha = alpha
     self.stochdepth_rate = stochdepth_rate
     self.act = activations.scaled(activation)
-    self.conv0 = layers.WSConv2D(width, 1, name='conv0')
-    self.conv1 = layers.WSConv2D(
+    conv = functools.partial(layers.WSConv2D, standardized=standardized)
+    self.conv0 = conv(width, 1, name='conv0')
+    self.conv1 = conv(
       width,
       3,
       stride=stride,
@@ -95,9 +99,9 @@ class NFRegBlock(hk.Module):
       padding=padding,
       name='conv1',
     )
-    self.conv2 = layers.WSConv2D(out_channels, 1, name='conv2')
+    self.conv2 = conv(out_channels, 1, name='conv2')
     self.conv_shortcut = (
-      layers.WSConv2D(out_channels, 1, name='conv_shortcut')
+      conv(out_channels, 1, name='conv_shortcut')
       if stride > 1 or in_channels != out_channels
       else None
     )
@@ -106,7 +110,10 @@ class NFRegBlock(hk.Module):
     )
 
   def __call__(
-    self, x: jax.Array, is_training: bool
+    self,
+    x: jax.Array,
+    is_training: bool,
+    image_index: jax.Array | None = None,
   ) -> tuple[jax.Array, jax.Array]:
     """Maps `[B, H, W, I]` to `[B, H', W', O]` and the branch before its gain.
 
@@ -122,7 +129,9 @@ class NFRegBlock(hk.Module):
     out = self.conv1(self.act(out))
     out = blocks.gated(out, self.squeeze_excite)
     branch = self.conv2(self.act(out))
-    out = layers.stochastic_depth(branch, self.stochdepth_rate, is_training)
+    out = layers.stochastic_depth(
+      branch, self.stochdepth_rate, is_training, image_index
+    )
     return blocks.skip_init(out, self.alpha) + shortcut, branch
 
 
@@ -168,6 +177,7 @@ class NFRegNet(blocks.ResidualNet):
     padding: str = 'same',
     rounding: str = 'down',
     final_width: int | None = None,
+    standardized: bool = False,
     remat: str | None = None,
     name: str = 'NF_RegNet',
   ):
@@ -196,6 +206,7 @@ class NFRegNet(blocks.ResidualNet):
         the nearest whole groups.
       final_width: channels of the last convolution; None takes 1280 / 440 times
         those of the last stage.
+      standardized: whether the parameters are those of `layers.fold`.
       remat: None, 'block' or 'stage', what is computed again in the backward
         pass; see `blocks.ResidualNet`.
       name: of the Haiku module.
@@ -223,7 +234,12 @@ class NFRegNet(blocks.ResidualNet):
       raise ValueError(f"rounding {rounding!r} is neither 'down' nor 'nearest'")
     self.act = activations.scaled(activation)
     self.initial_conv = layers.WSConv2D(
-      width[0], 3, stride=stem_stride, padding=padding, name='initial_conv'
+      width[0],
+      3,
+      stride=stem_stride,
+      padding=padding,
+      standardized=standardized,
+      name='initial_conv',
     )
     places = blocks.places(
       width[0],
@@ -247,11 +263,14 @@ class NFRegNet(blocks.ResidualNet):
         activation=activation,
         padding=padding,
         rounding=rounding,
+        standardized=standardized,
         name='nf_block',
       )
       for i, (place, beta) in enumerate(zip(places, betas, strict=True))
     ]
-    self.final_conv = layers.WSConv2D(final_width, 1, name='final_conv')
+    self.final_conv = layers.WSConv2D(
+      final_width, 1, standardized=standardized, name='final_conv'
+    )
 
   def _stem(self, x: jax.Array, is_training: bool) -> jax.Array:
     return self.initial_conv(x)

@@ -23,6 +23,7 @@ Reference:
   Brock et al. 2021, section 4.1.
 """
 
+import functools
 from collections.abc import Sequence
 
 import haiku as hk
@@ -56,6 +57,7 @@ class NFResBlock(hk.Module):
     activation: str,
     padding: str = 'same',
     pool_shortcut: bool = False,
+    standardized: bool = False,
     name: str | None = None,
   ):
     """Describes the block; see `NFResNet` for the arguments they share.
@@ -74,6 +76,7 @@ class NFResBlock(hk.Module):
       activation: name of the nonlinearity.
       padding: of the strided convolution, 'same' or 'symmetric'.
       pool_shortcut: whether a strided shortcut averages instead of picking.
+      standardized: whether weights are standardised already, by `layers.fold`.
       name: of the Haiku module.
     """
     super().__init__(name=name)
@@ -84,13 +87,12 @@ class NFResBlock(hk.Module):
     self.shortcut_pool = stride if pool_shortcut else 1
     self.stochdepth_rate = stochdepth_rate
     self.act = activations.scaled(activation)
-    self.conv0 = layers.WSConv2D(width, 1, name='conv0')
-    self.conv1 = layers.WSConv2D(
-      width, 3, stride=stride, padding=padding, name='conv1'
-    )
-    self.conv2 = layers.WSConv2D(out_channels, 1, name='conv2')
+    conv = functools.partial(layers.WSConv2D, standardized=standardized)
+    self.conv0 = conv(width, 1, name='conv0')
+    self.conv1 = conv(width, 3, stride=stride, padding=padding, name='conv1')
+    self.conv2 = conv(out_channels, 1, name='conv2')
     self.conv_shortcut = (
-      layers.WSConv2D(
+      conv(
         out_channels,
         1,
         stride=1 if pool_shortcut else stride,
@@ -110,7 +112,10 @@ class NFResBlock(hk.Module):
     )
 
   def __call__(
-    self, x: jax.Array, is_training: bool
+    self,
+    x: jax.Array,
+    is_training: bool,
+    image_index: jax.Array | None = None,
   ) -> tuple[jax.Array, jax.Array]:
     """Maps `[B, H, W, I]` to `[B, H', W', O]` and the branch before its gain.
 
@@ -132,7 +137,9 @@ class NFResBlock(hk.Module):
     else:
       branch, mean = self.conv2.with_mean(out)
       branch = blocks.gated(branch, self.squeeze_excite, mean=mean)
-    out = layers.stochastic_depth(branch, self.stochdepth_rate, is_training)
+    out = layers.stochastic_depth(
+      branch, self.stochdepth_rate, is_training, image_index
+    )
     if self.skipinit:
       return blocks.skip_init(out, self.alpha) + shortcut, branch
     return out * self.alpha + shortcut, branch
@@ -177,6 +184,7 @@ class NFResNet(blocks.ResidualNet):
     activation: str = 'relu',
     padding: str = 'same',
     pool_shortcut: bool = False,
+    standardized: bool = False,
     remat: str | None = None,
     name: str = 'NF_ResNet',
   ):
@@ -203,6 +211,7 @@ class NFResNet(blocks.ResidualNet):
         as in PyTorch.
       pool_shortcut: whether strided shortcuts average 2×2 pixels, as in timm,
         instead of picking every other one.
+      standardized: whether the parameters are those of `layers.fold`.
       remat: None, 'block' or 'stage', what is computed again in the backward
         pass; see `blocks.ResidualNet`.
       name: of the Haiku module.
@@ -225,7 +234,12 @@ class NFResNet(blocks.ResidualNet):
     self.stem_pool = stem_pool
     self.padding = padding
     self.initial_conv = layers.WSConv2D(
-      stem_width, 7, stride=stem_stride, padding=padding, name='initial_conv'
+      stem_width,
+      7,
+      stride=stem_stride,
+      padding=padding,
+      standardized=standardized,
+      name='initial_conv',
     )
     places = blocks.places(
       stem_width,
@@ -250,6 +264,7 @@ class NFResNet(blocks.ResidualNet):
         activation=activation,
         padding=padding,
         pool_shortcut=pool_shortcut,
+        standardized=standardized,
         name='nf_res_block',
       )
       for place, beta in zip(places, betas, strict=True)

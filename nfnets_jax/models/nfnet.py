@@ -35,6 +35,7 @@ Reference:
   Brock et al. 2021, section 3 and appendix C.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -69,6 +70,7 @@ class NFBlock(hk.Module):
     activation: str,
     norm: str | None = None,
     cross_replica_axis: str | None = None,
+    standardized: bool = False,
     name: str | None = None,
   ):
     """Describes the block; see `NFNet` for the arguments they share.
@@ -88,6 +90,7 @@ class NFBlock(hk.Module):
       norm: None, or 'batch' for batch normalisation in place of all that makes
         the block normaliser-free.
       cross_replica_axis: name of the axis of devices of its statistics.
+      standardized: whether weights are standardised already, by `layers.fold`.
       name: of the Haiku module.
 
     Raises:
@@ -101,7 +104,7 @@ class NFBlock(hk.Module):
     self.beta = beta
     self.alpha = alpha
     self.stochdepth_rate = stochdepth_rate
-    conv = _conv(norm)
+    conv = _conv(norm, standardized)
 
     def act(name: str) -> blocks.NormAct:
       return _act(activation, norm, cross_replica_axis, name)
@@ -128,7 +131,10 @@ class NFBlock(hk.Module):
     )
 
   def __call__(
-    self, x: jax.Array, is_training: bool
+    self,
+    x: jax.Array,
+    is_training: bool,
+    image_index: jax.Array | None = None,
   ) -> tuple[jax.Array, jax.Array]:
     """Maps `[B, H, W, I]` to `[B, H', W', O]` and the branch before its gain.
 
@@ -152,14 +158,18 @@ class NFBlock(hk.Module):
       branch = blocks.gated(branch, self.squeeze_excite, mean=mean)
     else:
       branch = blocks.gated(self.conv2(out), self.squeeze_excite, scale=1.0)
-    out = layers.stochastic_depth(branch, self.stochdepth_rate, is_training)
+    out = layers.stochastic_depth(
+      branch, self.stochdepth_rate, is_training, image_index
+    )
     if self.norm is not None:
       return out + shortcut, branch
     return blocks.skip_init(out, self.alpha) + shortcut, branch
 
 
-def _conv(norm: str | None) -> Callable[..., Any]:
-  return layers.WSConv2D if norm is None else layers.Conv2D
+def _conv(norm: str | None, standardized: bool) -> Callable[..., Any]:
+  if norm is not None:
+    return layers.Conv2D
+  return functools.partial(layers.WSConv2D, standardized=standardized)
 
 
 def _act(
@@ -213,6 +223,7 @@ class NFNet(blocks.ResidualNet):
     final_conv_mult: int = 2,
     norm: str | None = None,
     cross_replica_axis: str | None = None,
+    standardized: bool = False,
     remat: str | None = None,
     name: str = 'NFNet',
   ):
@@ -241,6 +252,7 @@ class NFNet(blocks.ResidualNet):
         normalisation in place of all that makes it normaliser-free.
       cross_replica_axis: with `norm`, name of the mapped axis of devices whose
         images the statistics are taken over; None takes each device's own.
+      standardized: whether the parameters are those of `layers.fold`.
       remat: None, 'block' or 'stage', what is computed again in the backward
         pass; see `blocks.ResidualNet`.
       name: of the Haiku module.
@@ -265,8 +277,9 @@ class NFNet(blocks.ResidualNet):
     blocks.check_counts(final_conv_mult=final_conv_mult)
     blocks.check_factors(expansion=expansion, se_ratio=se_ratio, alpha=alpha)
     blocks.check_norm(norm, cross_replica_axis)
+    conv = _conv(norm, standardized)
     self.stem = [
-      _conv(norm)(channels, 3, stride=stride, name=f'stem_conv{i}')
+      conv(channels, 3, stride=stride, name=f'stem_conv{i}')
       for i, (channels, stride) in enumerate(
         zip(stem_width, stem_strides, strict=True)
       )
@@ -298,12 +311,11 @@ class NFNet(blocks.ResidualNet):
         activation=activation,
         norm=norm,
         cross_replica_axis=cross_replica_axis,
+        standardized=standardized,
       )
       for place, beta in zip(places, betas, strict=True)
     ]
-    self.final_conv = _conv(norm)(
-      final_conv_mult * width[-1], 1, name='final_conv'
-    )
+    self.final_conv = conv(final_conv_mult * width[-1], 1, name='final_conv')
     self.final_act = _act(activation, norm, cross_replica_axis, 'final_bn')
 
   def _stem(self, x: jax.Array, is_training: bool) -> jax.Array:

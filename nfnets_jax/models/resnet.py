@@ -114,7 +114,10 @@ class ResBlock(hk.Module):
     )
 
   def __call__(
-    self, x: jax.Array, is_training: bool
+    self,
+    x: jax.Array,
+    is_training: bool,
+    image_index: jax.Array | None = None,
   ) -> tuple[jax.Array, jax.Array]:
     """Maps `[B, H, W, I]` to `[B, H', W', O]` and the branch before its gain.
 
@@ -128,7 +131,9 @@ class ResBlock(hk.Module):
     branch = self.conv2(self.acts[2](out, is_training))
     if self.squeeze_excite is not None:
       branch = blocks.gated(branch, self.squeeze_excite, scale=1.0)
-    out = layers.stochastic_depth(branch, self.stochdepth_rate, is_training)
+    out = layers.stochastic_depth(
+      branch, self.stochdepth_rate, is_training, image_index
+    )
     if self.skipinit:
       out = blocks.skip_init(out)
     return out + shortcut, branch

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from nfnets_jax import models
+from nfnets_jax.models import layers
 from tests import golden as reference
 
 _RESNET = {
@@ -43,7 +44,7 @@ def _net(name, **overrides):
 
   def forward(images, is_training, return_metrics=False):
     net = models.create(name, 10, **{**SMALL[name], **overrides})
-    return net(images, is_training, return_metrics)
+    return net(images, is_training, return_metrics=return_metrics)
 
   net = hk.transform_with_state(forward)
   return hk.TransformedWithState(
@@ -213,6 +214,36 @@ def test_training_drops_and_evaluation_does_not(name):
   np.testing.assert_array_equal(first, logits(0, True))
   # It takes no key.
   jax.eval_shape(lambda: logits(None, False))
+
+
+@pytest.mark.parametrize('name', sorted(SMALL.keys() - {'resnet50'}))
+def test_masks_follow_the_image_index(name):
+  params, state = _filled(_net(name))
+
+  def forward(images, image_index):
+    net = models.create(name, 10, **SMALL[name])
+    return net(images, True, image_index)['logits']
+
+  net = hk.transform_with_state(forward)
+  apply = jax.jit(lambda *args: net.apply(params, state, *args)[0])
+  key, index = jax.random.key(0), jnp.arange(4)
+  whole = apply(key, IMAGES, index)
+  half = apply(key, IMAGES[2:], index[2:])
+  np.testing.assert_allclose(half, whole[2:], rtol=1e-4, atol=1e-4)
+  other = apply(key, IMAGES[2:], index[:2])
+  assert not np.allclose(other, whole[2:], rtol=1e-2)
+
+
+@pytest.mark.parametrize('name', ['nf_regnet_b0', 'nf_resnet50', 'resnet50'])
+def test_standardized_nets_take_folded_parameters(name):
+  params, state = _filled(_net(name))
+  expected, _ = _net(name).apply(params, state, None, IMAGES, False)
+  folded, _ = _net(name, standardized=True).apply(
+    layers.fold(params), state, None, IMAGES, False
+  )
+  np.testing.assert_allclose(
+    folded['logits'], expected['logits'], rtol=1e-4, atol=1e-4
+  )
 
 
 @pytest.mark.parametrize(

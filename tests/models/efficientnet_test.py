@@ -37,7 +37,7 @@ SMALL = {
 def _transform(is_training=False, return_metrics=False, **overrides):
   def forward(images):
     net = models.create('efficientnet_b0', **overrides)
-    return net(images, is_training, return_metrics)
+    return net(images, is_training, return_metrics=return_metrics)
 
   net = hk.transform_with_state(forward)
   return hk.TransformedWithState(jax.jit(net.init), jax.jit(net.apply))

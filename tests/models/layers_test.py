@@ -1,3 +1,5 @@
+import functools
+
 import chex
 import haiku as hk
 import jax
@@ -116,20 +118,24 @@ def test_the_mean_is_of_1x1_convolutions_alone(options):
 
 
 @pytest.mark.parametrize('drop', [layers.dropout, layers.stochastic_depth])
-def test_what_an_image_loses_follows_its_place(drop):
-  net = hk.transform(lambda x: drop(drop(x, 0.5, True), 0.5, True))
+def test_the_mask_of_an_image_follows_its_index(drop):
+  def forward(x, image_index=None):
+    x = drop(x, 0.5, True, image_index)
+    return drop(x, 0.5, True, image_index)
+
+  net = hk.transform(forward)
   x = jnp.ones((64, 1, 1, 8))
 
   def apply(first, size):
-    with layers.places_in_batch(first + jnp.arange(size)):
-      return net.apply({}, jax.random.key(0), x[:size])
+    index = first + jnp.arange(size)
+    return net.apply({}, jax.random.key(0), x[:size], index)
 
   whole = apply(0, 64)
   np.testing.assert_array_equal(apply(16, 8), whole[16:24])
   assert not np.array_equal(apply(17, 8), whole[16:24])
   # Two layers drop half each, and not the same.
   assert float(jnp.mean(whole > 0)) == pytest.approx(0.25, abs=0.12)
-  # Outside, places count no more.
+  # Without indices there is one mask for the whole call.
   first, second = (net.apply({}, jax.random.key(k), x) for k in (0, 1))
   assert not np.array_equal(first, second)
   assert not np.array_equal(first, whole)
@@ -215,10 +221,11 @@ def test_batch_norm_keeps_the_variance_beside_a_large_mean():
 
 
 def _two_convolutions():
-  def forward(x):
-    x = layers.WSConv2D(8, 3, groups=2, name='first')(x)
+  def forward(x, standardized=False):
+    conv = functools.partial(layers.WSConv2D, standardized=standardized)
+    x = conv(8, 3, groups=2, name='first')(x)
     x = layers.Conv2D(8, 1, name='plain')(jax.nn.gelu(x))
-    return layers.WSConv2D(4, 3, stride=2, name='second')(x)
+    return conv(4, 3, stride=2, name='second')(x)
 
   net = hk.without_apply_rng(hk.transform(forward))
   x = jax.random.normal(jax.random.key(0), (2, 8, 8, 4))
@@ -239,8 +246,7 @@ def test_folded_weights_compute_the_same():
     'plain': {'w'},
     'second': {'w', 'bias'},
   }
-  with layers.folded_weights():
-    ours = net.apply(folded, x)
+  ours = net.apply(folded, x, standardized=True)
   np.testing.assert_array_equal(ours, net.apply(params, x))
   assert 'gain' in params['first']  # which is left as it was
 
@@ -249,17 +255,16 @@ def test_folded_weights_compute_the_same():
 def test_gradients_go_through_folding():
   net, params, x = _two_convolutions()
 
-  def loss(params):
-    return jnp.sum(jnp.square(net.apply(params, x)))
+  def loss(params, standardized=False):
+    return jnp.sum(jnp.square(net.apply(params, x, standardized=standardized)))
 
   folded, pull_back = jax.vjp(layers.fold, params)
-  with layers.folded_weights():
-    grads = jax.grad(loss)(folded)
+  grads = jax.grad(loss)(folded, standardized=True)
   ours, theirs = pull_back(grads)[0], jax.grad(loss)(params)
   chex.assert_trees_all_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-def test_nets_know_folded_weights_only_inside():
+def test_folded_weights_need_a_net_that_takes_them():
   net, params, x = _two_convolutions()
   with pytest.raises(ValueError, match='gain'):
     net.apply(layers.fold(params), x)

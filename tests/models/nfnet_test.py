@@ -21,7 +21,9 @@ NFNETS = sorted(
 def _transform(name, is_training=False, return_metrics=False, **overrides):
   return _jit(
     hk.transform(
-      lambda x: models.create(name, **overrides)(x, is_training, return_metrics)
+      lambda x: models.create(name, **overrides)(
+        x, is_training, return_metrics=return_metrics
+      )
     )
   )
 

@@ -33,7 +33,7 @@ def _shapes(name, **overrides):
 def _small(return_metrics=False, **overrides):
   def forward(images, is_training):
     net = models.create('resnet50', 10, **{**SMALL, **overrides})
-    return net(images, is_training, return_metrics)
+    return net(images, is_training, return_metrics=return_metrics)
 
   return hk.transform_with_state(forward)
 

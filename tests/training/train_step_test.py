@@ -134,8 +134,8 @@ def test_state_counts_and_keeps_its_key(trained):
 def _dropout_step(config):
   """A step of a net that drops half of the features, and its state."""
 
-  def forward(images, is_training):
-    x = layers.dropout(hk.Flatten()(images), 0.5, is_training)
+  def forward(images, is_training, image_index=None, standardized=False):
+    x = layers.dropout(hk.Flatten()(images), 0.5, is_training, image_index)
     return {'logits': hk.Linear(10)(x)}
 
   net = hk.transform_with_state(forward)
@@ -255,7 +255,7 @@ def test_share_that_cannot_be_split(make_config):
 def test_state_of_the_network_goes_through_the_micro_batches(make_config):
   """A net that counts its calls."""
 
-  def forward(images, is_training):
+  def forward(images, is_training, image_index=None, standardized=False):
     calls = hk.get_state('calls', (), init=jnp.zeros)
     hk.set_state('calls', calls + 1)
     return {'logits': hk.Linear(10)(hk.Flatten()(images))}
@@ -319,7 +319,7 @@ def test_labels_are_weighted_by_the_ratio():
 def test_step_learns_from_normalised_images_and_both_labels(make_config):
   """The gradient of a linear net, by hand."""
 
-  def forward(images, is_training):
+  def forward(images, is_training, image_index=None, standardized=False):
     return {'logits': hk.Linear(10)(hk.Flatten()(images))}
 
   net = hk.transform_with_state(forward)
@@ -433,7 +433,7 @@ def test_bfloat16_is_for_products_and_float32_for_sums(
 def _table_net(num_classes):
   """A net whose parameters are the logits: red is the row of an image."""
 
-  def forward(images, is_training):
+  def forward(images, is_training, image_index=None, standardized=False):
     del is_training
     shape = (256, num_classes)
     table = hk.get_parameter('table', shape, init=hk.initializers.Constant(0))
@@ -528,8 +528,8 @@ def test_evaluation_is_float32_whatever_the_training_computes_in(golden):
   net = build.create_net(config, num_classes=1000)
   seen = []
 
-  def apply(params, state, key, images, is_training):
-    outputs, state = net.apply(params, state, key, images, is_training)
+  def apply(params, state, key, images, **kwargs):
+    outputs, state = net.apply(params, state, key, images, **kwargs)
     jax.debug.callback(lambda x: seen.append(np.array(x)), outputs['logits'])
     return outputs, state
 
@@ -571,7 +571,7 @@ def test_evaluation_computes_in_the_dtype_of_the_config(make_config, dtype):
   config = make_config(1, {'eval_dtype': dtype, 'compute_dtype': 'bfloat16'})
   seen = set()
 
-  def forward(images, is_training):
+  def forward(images, is_training, image_index=None, standardized=False):
     del is_training
     seen.add(images.dtype.name)
     logits = hk.Linear(10)(hk.Flatten()(images).astype(jnp.float32))

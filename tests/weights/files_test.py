@@ -20,7 +20,6 @@ import safetensors
 import safetensors.numpy
 
 from nfnets_jax import models, weights
-from nfnets_jax.models import layers
 from nfnets_jax.weights import files, table
 from tests import golden as reference
 
@@ -259,10 +258,14 @@ def test_folded_is_plain_convolutions(tmp_path, tiny):
     module, _, leaf = key.rpartition('/')
     params.setdefault(module, {})[leaf] = x
     assert leaf != 'gain'
-  net = hk.transform(lambda x: models.create('nfnet_tiny', 10)(x, False))
+
+  def forward(images, standardized=False):
+    net = models.create('nfnet_tiny', 10, standardized=standardized)
+    return net(images, is_training=False)
+
+  net = hk.transform(forward)
   images = reference.image(2, 32)
-  with layers.folded_weights():
-    folded = net.apply(params, None, images)['logits']
+  folded = net.apply(params, None, images, standardized=True)['logits']
   plain = jax.jit(net.apply)(tiny.params, None, images)['logits']
   np.testing.assert_allclose(folded, plain, atol=1e-5)
   with pytest.raises(ValueError, match='standardised once and for all'):
