@@ -16,7 +16,7 @@ from nfnets_jax.training import eval_step, evaluate, normalize, train_step
 def net():
   """A linear classifier of 8 × 8 pixels."""
   return hk.transform_with_state(
-    lambda images, is_training: {
+    lambda images, is_training, standardized=False: {
       'logits': hk.Linear(10, name='classifier')(hk.Flatten()(images))
     }
   )

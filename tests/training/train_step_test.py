@@ -331,7 +331,9 @@ def test_step_learns_from_normalised_images_and_both_labels(make_config):
   labels = ratio * np.eye(10)[batch['label']]
   labels += (1 - ratio) * np.eye(10)[batch['mix_label']]
   params, _ = net.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), True)
-  gradient = train_step.create_gradient(net, config, 10)
+  gradient = functools.partial(
+    train_step.loss_gradient, net=net, num_classes=10
+  )
   grads, metrics, _ = jax.jit(gradient)(
     params, {}, jax.random.key(1), batch, jnp.asarray(0)
   )
