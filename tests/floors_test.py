@@ -37,6 +37,25 @@ ALLOWED = {
 }
 
 
+# Directories in which only the doors may know the config of a run.
+ROOMS = {'agc', 'models', 'runtime', 'training'}
+DOORS = {
+  'nfnets_jax/runtime/workdir.py',  # which writes it down
+  *(
+    f'nfnets_jax/training/{name}.py'
+    for name in (
+      'build',
+      'config',
+      'estimates',
+      'evaluate',
+      'init_from',
+      'programs',
+      'train',
+    )
+  ),
+}
+
+
 def _name(path):
   return path.relative_to(ROOT).as_posix()
 
@@ -112,6 +131,14 @@ def test_only_parallel_knows_pmap(path):
 def test_no_hidden_context(path):
   assert 'contextvars' not in _imports(path)
   assert 'ContextVar' not in _identifiers(path)
+
+
+@pytest.mark.parametrize('path', FILES, ids=_name)
+def test_config_stops_at_the_door(path):
+  """Steps, optimizers, data and models take plain arguments."""
+  room = path.relative_to(ROOT / 'nfnets_jax').parts[0]
+  if room in ROOMS and _name(path) not in DOORS:
+    assert not {'config', 'config_dict'} & _identifiers(path)
 
 
 @pytest.mark.parametrize('path', FILES, ids=_name)

@@ -156,7 +156,7 @@ def read(
   path = sources.locate(path, name, 'path')
   if path.is_dir():
     raise IsADirectoryError(
-      f'{path} is the folder of a run; training.train.load_average reads it'
+      f'{path} is the folder of a run; training.init_from.load_average reads it'
     )
   try:
     with contextlib.ExitStack() as stack:

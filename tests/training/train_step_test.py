@@ -316,14 +316,13 @@ def test_labels_are_weighted_by_the_ratio():
   np.testing.assert_array_equal(labels, expected)
 
 
-def test_step_learns_from_normalised_images_and_both_labels(make_config):
+def test_step_learns_from_normalised_images_and_both_labels():
   """The gradient of a linear net, by hand."""
 
   def forward(images, is_training, image_index=None, standardized=False):
     return {'logits': hk.Linear(10)(hk.Flatten()(images))}
 
   net = hk.transform_with_state(forward)
-  config = make_config(1, {'label_smoothing': 0.0})
   batch = _batch(16)
   images = batch['image'] - np.array(normalize.IMAGENET_MEAN)
   images = (images / normalize.IMAGENET_STD).reshape(16, -1)
