@@ -140,7 +140,7 @@ bench-input: $(TF_STAMP)  ## Time the input pipeline beside tf.data, on photogra
 
 show-augment: WORKDIR ?= runs/show-augment
 show-augment: $(STAMP)  ## Draw augmented training images with their labels.
-	$(BIN)/python -m experiments.show_augment --output='$(WORKDIR)'/augment.png \
+	$(BIN)/python -m experiments.figures.show_augment --output='$(WORKDIR)'/augment.png \
 	  --config=experiments/nfnet_imagenet.py:F1 $(config_data_dir) $(ARGS)
 
 # Before an environment of gigabytes is made for a name that does not exist.
@@ -155,15 +155,15 @@ compile: check-topology $(COMPILE_VENV)/.installed  ## Compile CONFIG's steps fo
 
 compile-table: WORKDIR ?= runs/compiled
 compile-table: $(VENV)-tpu/.installed $(VENV)-cuda/.installed  ## Estimate F0 to F6 on TPUs and GPUs, cell by cell; hours.
-	$(VENV)-tpu/bin/python -m experiments.compiled --output='$(WORKDIR)' \
+	$(VENV)-tpu/bin/python -m experiments.benchmarks.compile_table --output='$(WORKDIR)' \
 	  --tpu_python=$(VENV)-tpu/bin/python --cuda_python=$(VENV)-cuda/bin/python $(ARGS)
 
 tables: $(STAMP)  ## Write the table of all networks, docs/models.md.
-	$(BIN)/python -m experiments.tables $(ARGS)
+	$(BIN)/python -m experiments.figures.tables $(ARGS)
 
 signal-plots: WORKDIR ?= runs/signal-plots
 signal-plots: $(STAMP)  ## Draw the signal at initialisation beside the theory.
-	$(BIN)/python -m experiments.signal_plots --output_dir='$(WORKDIR)' $(ARGS)
+	$(BIN)/python -m experiments.figures.signal_plots --output_dir='$(WORKDIR)' $(ARGS)
 
 gpu: GPU_OUTPUT ?= runs/gpu
 gpu: $(if $(GPU_DRY_RUN),$(STAMP))  ## Check and measure on an accelerator; tiny, on a CPU, with GPU_DRY_RUN=1.

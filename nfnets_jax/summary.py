@@ -149,6 +149,7 @@ def _config(
   config.model = configs.model(name)
   config.batch_size, config.micro_batches = batch_size, 1
   config.data.image_size = image_size
+  config.data.eval_image_size = variants.get(name).test_size
   config.augment.rand_augment = variants.get(name).rand_augment
   return config
 

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import digits, show_augment
+from experiments import digits
+from experiments.figures import show_augment
 from nfnets_jax.data import crops, decode, operations, resize
 from nfnets_jax.training import build
 
@@ -185,7 +186,7 @@ def test_contact_sheet_without_mixing_shows_one_crop_each(tmp_path, unmixed):
 def test_contact_sheet_says_what_is_wrong(tmp_path, args, message):
   output = tmp_path / 'sheet.png'
   done = run_python(
-    '-m', 'experiments.show_augment', f'--output={output}', *args
+    '-m', 'experiments.figures.show_augment', f'--output={output}', *args
   )
   assert done.returncode == 1
   assert re.search('^error: ', done.stderr, re.MULTILINE)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import compare_curves
+from experiments.figures import compare_curves
 
 
 def _run(folder, shift):

@@ -7,7 +7,7 @@ import optax
 import pytest
 from flax import nnx
 
-from experiments import flax_agc
+from experiments.examples import flax_agc
 from nfnets_jax import agc
 
 

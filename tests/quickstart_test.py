@@ -9,7 +9,7 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-NOTEBOOK = ROOT / 'experiments' / 'quickstart.ipynb'
+NOTEBOOK = ROOT / 'experiments' / 'examples' / 'quickstart.ipynb'
 
 
 def code_cells():

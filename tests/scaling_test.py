@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from experiments import scaling
+from experiments.benchmarks import scaling
 
 SYSTEM = scaling.System(
   'two speeds', flops=1e12, node=8, inside=100e9, outside=10e9, source='made up'

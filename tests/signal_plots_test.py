@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import signal_plots
+from experiments.figures import signal_plots
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -181,7 +181,7 @@ def test_picture_and_table(tmp_path):
 
 def _run(*args):
   return subprocess.run(
-    [sys.executable, '-m', 'experiments.signal_plots', *args],
+    [sys.executable, '-m', 'experiments.figures.signal_plots', *args],
     cwd=ROOT,
     capture_output=True,
     text=True,

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments import nfnet_imagenet, tables
+from experiments import nfnet_imagenet
+from experiments.figures import tables
 from nfnets_jax import models, summary, topologies
 from nfnets_jax.models import cost, variants
 from nfnets_jax.training import config as base

@@ -60,7 +60,7 @@ def fingerprint(run: Run, results: Results) -> str:
 
   Returns:
     Eight hexadecimal digits. Where the data and the workers are does not count,
-    nor what is as in `base.py`: a new option that is off makes no run anew.
+    nor what is as in `training/config.py`: a new option that is off makes no run anew.
   """
   name = run.config.model.name
   usual = base.get_config()

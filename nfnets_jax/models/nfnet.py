@@ -9,7 +9,7 @@ The prediction holds for signals whose neighbouring pixels agree. On white noise
 each 2×2 average pooling in a strided shortcut loses a factor of four in
 variance (0.92 → 0.26 → 0.06 → 0.01 over the stages of F0, in the released code
 as here): that is the net, not a fault. Photographs lie between: they lose about
-half at each transition (`experiments/signal_plots.py`).
+half at each transition (`experiments/figures/signal_plots.py`).
 
 Differences:
   * Appendix C once calls β the predicted variance; the code, as here, divides

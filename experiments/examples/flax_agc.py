@@ -4,7 +4,7 @@ Source: the claim of Brock et al. 2021, section 4, that clipping lets a net
 without normalisation train at rates at which it would diverge; here with AGC
 alone, in another library.
 Command:
-  python -m experiments.flax_agc --output=docs/flax_agc.png
+  python -m experiments.examples.flax_agc --output=docs/flax_agc.png
 Expected: without clipping the net diverges at a rate of some 0.1; see
 experiments/README.md.
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from experiments import compiled
+from experiments.benchmarks import compile_table
 
 _FITS = {
   'fits': True,
@@ -34,8 +34,8 @@ _TOO_LARGE = {
 
 
 def _keep(output, variant, topology, result):
-  arguments = compiled.command(variant, topology, 4096, [])
-  path = compiled.cell_file(output, variant, topology)
+  arguments = compile_table.command(variant, topology, 4096, [])
+  path = compile_table.cell_file(output, variant, topology)
   path.write_text(json.dumps({'command': arguments, 'result': result}))
   return path
 
@@ -43,7 +43,7 @@ def _keep(output, variant, topology, result):
 def test_table_of_what_is_kept(tmp_path, capsys):
   _keep(tmp_path, 'F1', 'v3:4x4', _FITS)
   _keep(tmp_path, 'F6', 'v5e:8x8', _TOO_LARGE)
-  compiled.main([f'--output={tmp_path}', '--kept'])
+  compile_table.main([f'--output={tmp_path}', '--kept'])
   rows = capsys.readouterr().out.splitlines()[2:]
   assert len(rows) == 2
   cells = [x.strip() for x in rows[0].split('|')[1:-1]]
@@ -58,20 +58,20 @@ def test_table_of_what_is_kept(tmp_path, capsys):
 
 def test_cell_of_other_arguments_is_refused(tmp_path):
   path = _keep(tmp_path, 'F1', 'v3:4x4', _FITS)
-  arguments = compiled.command('F1', 'v3:4x4', 1024, [])
+  arguments = compile_table.command('F1', 'v3:4x4', 1024, [])
   with pytest.raises(ValueError, match='made by other arguments, .*=4096'):
-    compiled.make(path, 'python', arguments)
+    compile_table.make(path, 'python', arguments)
 
 
 def test_overrides_reach_the_command(tmp_path, capsys):
   _keep(tmp_path, 'F1', 'v3:4x4', _FITS)
   arguments = [f'--output={tmp_path}', '--kept']
   with pytest.raises(SystemExit):
-    compiled.main([*arguments, '--config.remat=block'])
+    compile_table.main([*arguments, '--config.remat=block'])
   error = capsys.readouterr().err
   assert 'made by other arguments' in error or 'other sources' in error
   with pytest.raises(SystemExit):
-    compiled.main([*arguments, '--remat=block'])
+    compile_table.main([*arguments, '--remat=block'])
   assert 'unrecognized argument: --remat=block' in capsys.readouterr().err
 
 
@@ -81,9 +81,11 @@ def test_cell_is_made_once(tmp_path):
   python.write_text(f'#!/bin/sh\necho x >> {tmp_path}/calls\necho "{{}}"\n')
   python.chmod(0o755)
   for _ in range(2):
-    assert compiled.make(tmp_path / 'a.json', str(python), ['-m', 'it']) == {}
+    assert (
+      compile_table.make(tmp_path / 'a.json', str(python), ['-m', 'it']) == {}
+    )
   assert (tmp_path / 'calls').read_text() == 'x\n'
   python.write_text('#!/bin/sh\nexit 3\n')
   with pytest.raises(ValueError, match='-m it failed with code 3'):
-    compiled.make(tmp_path / 'b.json', str(python), ['-m', 'it'])
+    compile_table.make(tmp_path / 'b.json', str(python), ['-m', 'it'])
   assert not (tmp_path / 'b.json').exists()

@@ -1,6 +1,6 @@
 r"""Draws training images as the network sees them, with their labels.
 
-  python -m experiments.show_augment --output=augment.png \
+  python -m experiments.figures.show_augment --output=augment.png \
     --config=experiments/nfnet_imagenet.py:F1 --config.data.data_dir=DIR
 
 The images come from the loader, with the policy of the config. They are those

@@ -1,7 +1,7 @@
 """Prints what data-parallel training should gain from more devices.
 
-    python -m experiments.scaling
-    python -m experiments.scaling --compiled runs/compiled/F1,v3_4x4.json
+    python -m experiments.benchmarks.scaling
+    python -m experiments.benchmarks.scaling --compiled runs/compiled/*.json
 
 This is arithmetic, nothing is measured: it follows from the number of
 parameters, the multiply-accumulates, and stated speeds of devices and links.
@@ -17,8 +17,8 @@ node all shares are gathered. Each part is a ring.
 
 With `--compiled`, the time of the arithmetic and the bytes that are summed are
 the compiler's estimates instead, from the JSON of `nfnets_jax.compile` or the
-cells of `experiments.compiled`, and what the compiled program can do meanwhile
-is told apart from what it cannot.
+cells of `compile_table`, and what overlaps with work in the compiled program is
+set apart from what does not.
 """
 
 import argparse
@@ -200,7 +200,7 @@ def report(works: list[Work], images: int) -> str:
   """
   batches = ', '.join(f'{images * n:,}' for n in DEVICES)
   lines = [
-    f'Arithmetic, not measurement (`python -m experiments.scaling '
+    f'Arithmetic, not measurement (`python -m experiments.benchmarks.scaling '
     f'--images={images}`): {images} images a device, so batches of {batches}; '
     "the paper's 4,096 images are "
     f'{4096 / images:g} devices. Latency and input count as '
@@ -331,7 +331,7 @@ def compiled_report(results: Sequence[dict[str, Any]]) -> str:
 
 
 def read_compiled(path: str) -> dict[str, Any]:
-  """Reads a result of `nfnets_jax.compile --json` or `experiments.compiled`.
+  """Reads a result of `nfnets_jax.compile --json` or of `compile_table`.
 
   Args:
     path: of the JSON.
@@ -380,7 +380,7 @@ def _rule(columns: int) -> str:
 def main(argv: list[str] | None = None) -> None:
   """Prints the tables."""
   parser = argparse.ArgumentParser(
-    prog='python -m experiments.scaling',
+    prog='python -m experiments.benchmarks.scaling',
     description='Expected efficiency of many devices, by arithmetic.',
   )
   parser.add_argument(

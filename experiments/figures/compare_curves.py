@@ -1,6 +1,6 @@
 r"""Draws the curves of several runs into one picture.
 
-python -m experiments.compare_curves --output=curves.png NAME=WORKDIR …
+python -m experiments.figures.compare_curves --output=curves.png NAME=WORKDIR …
 """
 
 import argparse

@@ -1,7 +1,7 @@
 r"""Draws how the signal propagates at initialisation, and how it should.
 
   make signal-plots
-  python -m experiments.signal_plots --output_dir=DIR --photos=FOLDER
+  python -m experiments.figures.signal_plots --output_dir=DIR --photos=FOLDER
 
 For four nets, the squared mean and the variance of the stream after each block,
 both averaged over channels, and the variance of each residual branch; measured

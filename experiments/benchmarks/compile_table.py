@@ -1,6 +1,6 @@
 """Makes the table of NFNets on devices that are not here, cell by cell.
 
-    python -m experiments.compiled --output=runs/compiled
+    python -m experiments.benchmarks.compile_table --output=runs/compiled
 
 Every cell is one `python -m nfnets_jax.compile`, which takes minutes for F0 and
 tens of minutes for F6 on two cores. What is made is kept in the folder, one
@@ -20,7 +20,7 @@ from typing import Any
 from experiments.reproduce import paper
 from nfnets_jax import command_line, paths
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 VARIANTS = ('F0', 'F1', 'F3', 'F6')
 TOPOLOGIES = ('v3:4x4', 'v5e:8x8', 'h100x8')
 
@@ -169,7 +169,7 @@ def _row(cells: tuple[str, ...]) -> str:
 def main(argv: list[str] | None = None) -> None:
   """Makes what is missing, and prints the table of all."""
   parser = argparse.ArgumentParser(
-    prog='python -m experiments.compiled',
+    prog='python -m experiments.benchmarks.compile_table',
     description='The table of NFNets by the compilers of TPUs and GPUs.',
   )
   parser.add_argument('--output', required=True, help='folder of the results')

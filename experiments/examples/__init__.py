@@ -1,0 +1,1 @@
+"""The library in other projects, and step by step."""
