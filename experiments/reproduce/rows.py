@@ -20,7 +20,6 @@ from ml_collections import config_dict
 
 from experiments import (
   ablation_imagenet,
-  base,
   nf_resnet_imagenet,
   nfnet_imagenet,
   resnet_imagenet,
@@ -28,6 +27,7 @@ from experiments import (
 from experiments.reproduce import paper
 from experiments.reproduce.results import Results
 from nfnets_jax.runtime import workdir as workdirs
+from nfnets_jax.training import config as base
 
 SCALES = ('small', 'gpu', 'paper')
 
@@ -60,7 +60,8 @@ def fingerprint(run: Run, results: Results) -> str:
 
   Returns:
     Eight hexadecimal digits. Where the data and the workers are does not count,
-    nor what is as in `training/config.py`: a new option that is off makes no run anew.
+    nor do the defaults of `training/config.py`: a new option that is off makes
+    no run anew.
   """
   name = run.config.model.name
   usual = base.get_config()
