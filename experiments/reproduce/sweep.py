@@ -133,7 +133,7 @@ class Sweep:
           minutes = (time.monotonic() - began) / 60
           left = len(mine) + len(taken) - len(finished)
           print(
-            f'{row.name}: {_told(result)}; {done} made in {minutes:.1f} '
+            f'{row.name}: {_summary(result)}; {done} made in {minutes:.1f} '
             f'minutes, {left} to make, {minutes / done * left:.0f} minutes',
             flush=True,
           )
@@ -150,7 +150,7 @@ class Sweep:
   @contextlib.contextmanager
   def _workers(self) -> Iterator[futures.Executor]:
     if self._jobs == 1:
-      yield _Here()
+      yield _InProcess()
       return
     context = multiprocessing.get_context('spawn')
     cores: Any = context.Queue()
@@ -249,8 +249,8 @@ def _order(run: rows.Run) -> tuple[float, ...]:
   return run.config.seed, *map(float, inputs.values())
 
 
-class _Here(futures.Executor):
-  """Does what is submitted at once, in this process."""
+class _InProcess(futures.Executor):
+  """Runs what is submitted at once, in this process."""
 
   def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> Any:
     future: futures.Future = futures.Future()
@@ -279,7 +279,7 @@ def _begin() -> None:
     host_memory.keep_freed_memory()
 
 
-def _told(result: Mapping[str, Any]) -> str:
+def _summary(result: Mapping[str, Any]) -> str:
   top_1 = result['top_1']
   shown = result['message'] if top_1 is None else f'{100 * top_1:.1f} %'
   return f'{result["name"]}: {shown} ({result["seconds"]:.0f} s)'
