@@ -201,7 +201,7 @@ def published(name: str) -> Table | None:
       *(
         (
           model,
-          str(variants.get(model).architecture['drop_rate']),
+          str(variants.get(model).settings.drop_rate),
           f'{paper.LATENCY[model].top_1}' if model in paper.LATENCY else '',
           str(paper.SAM.get(model, '')),
         )

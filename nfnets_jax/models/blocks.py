@@ -16,7 +16,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from nfnets_jax.models import activations, layers
+from nfnets_jax.models import layers, variants
 
 # What a net can be told to compute again in the backward pass.
 REMAT = (None, 'block', 'stage')
@@ -39,6 +39,7 @@ class Place:
   """Where a block stands in its net.
 
   Attributes:
+    index: of the block in the net, from 0.
     stage: from 0.
     in_channels: channels of the input.
     out_channels: channels of the output.
@@ -46,58 +47,56 @@ class Place:
     stochdepth_rate: probability that the branch of an image is dropped.
   """
 
+  index: int
   stage: int
   in_channels: int
   out_channels: int
   stride: int
   stochdepth_rate: float
 
+  @property
+  def is_transition(self) -> bool:
+    """Whether the input has another shape than the output."""
+    return self.stride > 1 or self.in_channels != self.out_channels
 
-def places(
-  in_channels: int,
-  *,
-  width: Sequence[int],
-  depth: Sequence[int],
-  strides: Sequence[int],
-  stochdepth_rate: float,
-) -> list[Place]:
+
+def layout(settings: variants.Settings, in_channels: int) -> list[Place]:
   """Lays out the blocks of a net.
 
   Args:
+    settings: of the net.
     in_channels: channels of the stem's output.
-    width: output channels of each stage.
-    depth: number of blocks of each stage.
-    strides: of the first block of each stage.
-    stochdepth_rate: of n blocks, block i (from 0) drops the residual branch of
-      an image with probability stochdepth_rate · i / n.
 
   Returns:
-    One place a block, in order.
+    The place of each block, in order.
 
   Raises:
-    ValueError: if `stochdepth_rate` is no probability below one.
+    ValueError: if `stochdepth_rate` is not in [0, 1).
 
   Example:
-    >>> net = places(64, width=(64, 128), depth=(1, 2), strides=(1, 2),
-    ...              stochdepth_rate=0.3)
-    >>> [(place.out_channels, place.stride) for place in net]
+    >>> settings = variants.NFResNetSettings(
+    ...   width=(64, 128), depth=(1, 2), strides=(1, 2))
+    >>> [(x.out_channels, x.stride) for x in layout(settings, 64)]
     [(64, 1), (128, 2), (128, 1)]
   """
-  check_rate('stochdepth_rate', stochdepth_rate)
-  out: list[Place] = []
-  for stage, num_blocks in enumerate(depth):
-    for block in range(num_blocks):
-      out.append(
+  check_rate('stochdepth_rate', settings.stochdepth_rate)
+  num_blocks = sum(settings.depth)
+  places: list[Place] = []
+  for stage, stage_blocks in enumerate(settings.depth):
+    for block in range(stage_blocks):
+      index = len(places)
+      places.append(
         Place(
+          index=index,
           stage=stage,
           in_channels=in_channels,
-          out_channels=width[stage],
-          stride=strides[stage] if block == 0 else 1,
-          stochdepth_rate=stochdepth_rate * len(out) / sum(depth),
+          out_channels=settings.width[stage],
+          stride=settings.strides[stage] if block == 0 else 1,
+          stochdepth_rate=settings.stochdepth_rate * index / num_blocks,
         )
       )
-      in_channels = width[stage]
-  return out
+      in_channels = settings.width[stage]
+  return places
 
 
 def predicted_stds(depth: Sequence[int], alpha: float) -> list[float]:
@@ -140,9 +139,8 @@ class ResidualNet(hk.Module):
   def __init__(
     self,
     num_classes: int,
+    settings: variants.Settings,
     *,
-    depth: Sequence[int],
-    drop_rate: float,
     remat: str | None,
     w_init: hk.initializers.Initializer,
     name: str,
@@ -151,8 +149,7 @@ class ResidualNet(hk.Module):
 
     Args:
       num_classes: K, number of logits.
-      depth: number of blocks of each stage.
-      drop_rate: dropout on the pooled features, in [0, 1).
+      settings: of the family.
       remat: what the forward pass keeps for the backward pass. None keeps all
         that it needs; 'block' keeps the input of the stem and of each block,
         'stage' the input of the stem and of each stage, and what lies between
@@ -166,14 +163,13 @@ class ResidualNet(hk.Module):
     """
     super().__init__(name=name)
     check_counts(num_classes=num_classes)
-    check_stages(depth=depth)
-    check_rate('drop_rate', drop_rate)
+    check_stages(depth=settings.depth)
+    check_rate('drop_rate', settings.drop_rate)
     if remat not in REMAT:
       raise ValueError(
         f'remat is {remat!r}; choose one of {", ".join(map(repr, REMAT))}'
       )
-    self.depth = tuple(depth)
-    self.drop_rate = drop_rate
+    self.settings = settings
     self.remat = remat
     self.classifier = layers.Linear(num_classes, w_init=w_init, name='linear')
 
@@ -224,7 +220,9 @@ class ResidualNet(hk.Module):
       outputs.update(metrics)
     pool = jnp.mean(self._features(out, is_training), axis=(1, 2))
     outputs['pool'] = pool
-    kept = layers.dropout(pool, self.drop_rate, is_training, image_index)
+    kept = layers.dropout(
+      pool, self.settings.drop_rate, is_training, image_index
+    )
     logits = self.classifier(kept)
     # A softmax over a thousand classes wants more than bfloat16's three digits.
     outputs['logits'] = layers.widen(logits)
@@ -268,7 +266,7 @@ class ResidualNet(hk.Module):
     yield stem
     ones = [1] * len(self.blocks)
     first = 0
-    for length in self.depth if self.remat == 'stage' else ones:
+    for length in self.settings.depth if self.remat == 'stage' else ones:
       yield functools.partial(blocks, part=range(first, first + length))
       first += length
 
@@ -300,38 +298,6 @@ def skip_init(branch: jax.Array, scale: float = 1.0) -> jax.Array:
     'skip_gain', (), jnp.float32, hk.initializers.Constant(0.0)
   )
   return (layers.widen(branch) * (gain * scale)).astype(branch.dtype)
-
-
-class NormAct:
-  """Normalisation, if any, and a nonlinearity."""
-
-  def __init__(
-    self,
-    act: activations.Activation,
-    norm: str | None,
-    cross_replica_axis: str | None,
-    name: str,
-  ):
-    """Describes the pair.
-
-    Args:
-      act: the nonlinearity.
-      norm: one of `NORMS`.
-      cross_replica_axis: name of the axis of devices of the statistics.
-      name: of the normalisation's Haiku module.
-    """
-    self.act = act
-    self.norm = (
-      layers.BatchNorm(cross_replica_axis=cross_replica_axis, name=name)
-      if norm == 'batch'
-      else None
-    )
-
-  def __call__(self, x: jax.Array, is_training: bool) -> jax.Array:
-    """Maps `[B, H, W, C]` to an array like it."""
-    if self.norm is not None:
-      x = self.norm(x, is_training)
-    return self.act(x)
 
 
 def gated(

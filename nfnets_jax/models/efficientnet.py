@@ -18,12 +18,10 @@ Reference:
   table 3.
 """
 
-from collections.abc import Sequence
-
 import haiku as hk
 import jax
 
-from nfnets_jax.models import activations, blocks, layers
+from nfnets_jax.models import activations, blocks, layers, variants
 
 # Variance 2 / fan_out, of a normal distribution.
 _W_INIT = hk.initializers.VarianceScaling(2.0, 'fan_out', 'normal')
@@ -38,56 +36,43 @@ class MBConvBlock(hk.Module):
 
   def __init__(
     self,
-    in_channels: int,
-    out_channels: int,
+    settings: variants.EfficientNetSettings,
+    place: blocks.Place,
     *,
-    stride: int,
-    kernel_size: int,
-    expansion: int,
-    se_ratio: float,
-    cross_replica_axis: str | None,
-    stochdepth_rate: float,
     name: str | None = None,
   ):
-    """Describes the block; see `EfficientNet` for the arguments they share.
+    """Describes the block.
 
     Args:
-      in_channels: channels of the input.
-      out_channels: channels of the output.
-      stride: of the depthwise convolution.
-      kernel_size: of it, in pixels.
-      expansion: channels inside, relative to `in_channels`. At 1 there is no
-        first convolution.
-      se_ratio: hidden channels of the gate, relative to `in_channels`.
-      cross_replica_axis: name of the axis of devices of the statistics.
-      stochdepth_rate: probability that the branch of an image is dropped.
+      settings: of the net.
+      place: of the block in the net.
       name: of the Haiku module.
     """
     super().__init__(name=name)
-    channels = in_channels * expansion
-    self.stochdepth_rate = stochdepth_rate
-    self.adds_input = stride == 1 and in_channels == out_channels
+    expansion = settings.expansions[place.stage]
+    channels = place.in_channels * expansion
+    axis = settings.cross_replica_axis
+    self.stochdepth_rate = place.stochdepth_rate
+    self.adds_input = not place.is_transition
     self.expand = (
-      _ConvBN(channels, 1, cross_replica_axis, name='expand')
-      if expansion > 1
-      else None
+      _ConvBN(channels, 1, axis, name='expand') if expansion > 1 else None
     )
     self.depthwise = _ConvBN(
       channels,
-      kernel_size,
-      cross_replica_axis,
-      stride=stride,
+      settings.kernel_sizes[place.stage],
+      axis,
+      stride=place.stride,
       groups=channels,
       name='depthwise',
     )
     self.squeeze_excite = layers.SqueezeExcite(
       channels,
-      max(1, int(in_channels * se_ratio)),
+      max(1, int(place.in_channels * settings.se_ratio)),
       act=activations.silu,
       w_init=_W_INIT,
       name='squeeze_excite',
     )
-    self.project = _ConvBN(out_channels, 1, cross_replica_axis, name='project')
+    self.project = _ConvBN(place.out_channels, 1, axis, name='project')
 
   def __call__(
     self,
@@ -154,10 +139,10 @@ class EfficientNet(blocks.ResidualNet):
   Example:
     >>> import jax.numpy as jnp
     >>> def forward(images):
-    ...   net = EfficientNet(10, width=(16,), depth=(2,), strides=(1,),
-    ...                      kernel_sizes=(3,), expansions=(2,), stem_width=8,
-    ...                      final_width=32, drop_rate=0.0)
-    ...   return net(images, is_training=False)
+    ...   settings = variants.EfficientNetSettings(
+    ...     width=(16,), depth=(2,), strides=(1,), kernel_sizes=(3,),
+    ...     expansions=(2,), stem_width=8, final_width=32, drop_rate=0.0)
+    ...   return EfficientNet(10, settings)(images, is_training=False)
     >>> net = hk.transform_with_state(forward)
     >>> images = jnp.ones((2, 16, 16, 3))
     >>> params, state = jax.jit(net.init)(jax.random.key(0), images)
@@ -172,96 +157,54 @@ class EfficientNet(blocks.ResidualNet):
   def __init__(
     self,
     num_classes: int,
+    settings: variants.EfficientNetSettings,
     *,
-    width: Sequence[int],
-    depth: Sequence[int],
-    stem_width: int,
-    final_width: int,
-    drop_rate: float,
-    strides: Sequence[int] = (1, 2, 2, 2, 1, 2, 1),
-    kernel_sizes: Sequence[int] = (3, 3, 5, 3, 5, 5, 3),
-    expansions: Sequence[int] = (1, 6, 6, 6, 6, 6, 6),
-    stem_stride: int = 2,
-    se_ratio: float = 0.25,
-    stochdepth_rate: float = 0.2,
-    cross_replica_axis: str | None = None,
     remat: str | None = None,
     name: str = 'EfficientNet',
   ):
-    """Describes the net; the defaults are what B0 to B8 share.
+    """Describes the net.
 
     Args:
       num_classes: K, number of logits.
-      width: output channels of each stage.
-      depth: number of blocks of each stage.
-      stem_width: channels of the stem's 3×3 convolution.
-      final_width: channels of the last convolution.
-      drop_rate: dropout on the pooled features, in [0, 1).
-      strides: of the first block of each stage.
-      kernel_sizes: of the depthwise convolutions of each stage, in pixels.
-      expansions: channels inside the blocks of each stage, relative to those of
-        their input.
-      stem_stride: of the stem's convolution.
-      se_ratio: hidden channels of the squeeze-excite gate, relative to those of
-        the block's input.
-      stochdepth_rate: of n blocks, block i (from 0) drops the residual branch
-        of an image with probability stochdepth_rate · i / n, if it adds its
-        input. In [0, 1).
-      cross_replica_axis: name of the mapped axis of devices whose images the
-        statistics are taken over; None takes each device's own.
+      settings: of the net.
       remat: None, 'block' or 'stage', what is computed again in the backward
         pass; see `blocks.ResidualNet`.
       name: of the Haiku module.
 
     Raises:
-      ValueError: if an argument is impossible; the message says what is not.
+      ValueError: if a setting is impossible; the message says which.
     """
     blocks.check_counts(num_classes=num_classes)
     bound = num_classes**-0.5
     super().__init__(
       num_classes,
-      depth=depth,
-      drop_rate=drop_rate,
+      settings,
       remat=remat,
       w_init=hk.initializers.RandomUniform(-bound, bound),
       name=name,
     )
     blocks.check_stages(
-      width=width,
-      depth=depth,
-      strides=strides,
-      kernel_sizes=kernel_sizes,
-      expansions=expansions,
+      width=settings.width,
+      depth=settings.depth,
+      strides=settings.strides,
+      kernel_sizes=settings.kernel_sizes,
+      expansions=settings.expansions,
     )
     blocks.check_counts(
-      stem_width=stem_width, stem_stride=stem_stride, final_width=final_width
+      stem_width=settings.stem_width,
+      stem_stride=settings.stem_stride,
+      final_width=settings.final_width,
     )
-    blocks.check_factors(se_ratio=se_ratio)
+    blocks.check_factors(se_ratio=settings.se_ratio)
+    axis = settings.cross_replica_axis
     self.stem = _ConvBN(
-      stem_width, 3, cross_replica_axis, stride=stem_stride, name='stem'
-    )
-    places = blocks.places(
-      stem_width,
-      width=width,
-      depth=depth,
-      strides=strides,
-      stochdepth_rate=stochdepth_rate,
+      settings.stem_width, 3, axis, stride=settings.stem_stride, name='stem'
     )
     self.blocks = [
-      MBConvBlock(
-        place.in_channels,
-        place.out_channels,
-        stride=place.stride,
-        kernel_size=kernel_sizes[place.stage],
-        expansion=expansions[place.stage],
-        se_ratio=se_ratio,
-        cross_replica_axis=cross_replica_axis,
-        stochdepth_rate=place.stochdepth_rate,
-        name='mb_conv_block',
-      )
-      for place in places
+      MBConvBlock(settings, place, name='mb_conv_block')
+      for place in blocks.layout(settings, settings.stem_width)
     ]
-    self.final = _ConvBN(final_width, 1, cross_replica_axis, name='final')
+    self.final = _ConvBN(settings.final_width, 1, axis, name='final')
 
   def _stem(self, x: jax.Array, is_training: bool) -> jax.Array:
     return activations.silu(self.stem(x, is_training))

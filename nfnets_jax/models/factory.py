@@ -1,13 +1,15 @@
 """Builds a network by name."""
 
+import dataclasses
 import difflib
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 import haiku as hk
 
 from nfnets_jax.models import (
+  blocks,
+  bn_nfnet,
   efficientnet,
   fixup_resnet,
   nf_regnet,
@@ -17,18 +19,33 @@ from nfnets_jax.models import (
   variants,
 )
 
-_FAMILIES: dict[str, Callable[..., hk.Module]] = {
-  'efficientnet': efficientnet.EfficientNet,
-  'fixup_resnet': fixup_resnet.FixupResNet,
+
+def _nfnet(
+  num_classes: int,
+  settings: variants.NFNetSettings,
+  *,
+  standardized: bool,
+  remat: str | None,
+) -> hk.Module:
+  """The paper's net, or the one of its ablation."""
+  blocks.check_norm(settings.norm, settings.cross_replica_axis)
+  if settings.norm is not None:
+    return bn_nfnet.BNNFNet(num_classes, settings, remat=remat)
+  return nfnet.NFNet(
+    num_classes, settings, standardized=standardized, remat=remat
+  )
+
+
+_WEIGHT_STANDARDIZED: dict[str, Callable[..., hk.Module]] = {
   'nf_regnet': nf_regnet.NFRegNet,
   'nf_resnet': nf_resnet.NFResNet,
-  'nfnet': nfnet.NFNet,
+  'nfnet': _nfnet,
+}
+_OTHERS: dict[str, Callable[..., hk.Module]] = {
+  'efficientnet': efficientnet.EfficientNet,
+  'fixup_resnet': fixup_resnet.FixupResNet,
   'resnet': resnet.ResNet,
 }
-
-
-# Arguments of a module that are not part of its variant.
-_NOT_OF_A_VARIANT = ('num_classes', 'name', 'remat', 'standardized')
 
 
 def create(
@@ -48,10 +65,10 @@ def create(
       whose weights are standardised already. Without effect on the families
       without weight standardisation, whose parameters `layers.fold` returns
       unchanged.
-    remat: what is computed again in the backward pass to save memory, such as
-      'block'; see the variant's module. None is nothing.
-    **overrides: replace arguments of the variant's module, for example
-      `drop_rate=0.0` or `group_width=(192, 128, 128, 128)`.
+    remat: what is computed again in the backward pass to save memory: None,
+      'block' or 'stage'; see `blocks.ResidualNet`.
+    **overrides: replace settings of the variant, for example `drop_rate=0.0` or
+      `group_width=(192, 128, 128, 128)`; see the family's class in `variants`.
 
   Returns:
     A module whose call `(images, is_training, image_index=None)` takes images
@@ -83,10 +100,13 @@ def create(
       f'{", ".join(sorted(known))}'
       + (f' (did you mean {" or ".join(near)}?)' if near else '')
     )
-  family = _FAMILIES[variants.get(name).family]
-  if 'standardized' in inspect.signature(family).parameters:
-    overrides['standardized'] = standardized
-  return family(num_classes, **{**known, **overrides}, remat=remat)
+  variant = variants.get(name)
+  settings = dataclasses.replace(variant.settings, **overrides)
+  if variant.family in _OTHERS:
+    return _OTHERS[variant.family](num_classes, settings, remat=remat)
+  return _WEIGHT_STANDARDIZED[variant.family](
+    num_classes, settings, standardized=standardized, remat=remat
+  )
 
 
 def arguments(name: str) -> dict[str, Any]:
@@ -96,7 +116,7 @@ def arguments(name: str) -> dict[str, Any]:
     name: a variant.
 
   Returns:
-    Values by the name of the argument.
+    Values by the name of the setting.
 
   Raises:
     ValueError: if there is no such variant.
@@ -105,11 +125,4 @@ def arguments(name: str) -> dict[str, Any]:
     >>> arguments('nfnet_f1')['depth']
     (2, 4, 12, 6)
   """
-  variant = variants.get(name)
-  parameters = inspect.signature(_FAMILIES[variant.family]).parameters
-  defaults = {
-    argument: parameter.default
-    for argument, parameter in parameters.items()
-    if argument not in _NOT_OF_A_VARIANT
-  }
-  return {**defaults, **variant.architecture}
+  return dataclasses.asdict(variants.get(name).settings)

@@ -23,13 +23,11 @@ Reference:
   Zhang, Dauphin and Ma 2019, https://arxiv.org/abs/1901.09321.
 """
 
-from collections.abc import Sequence
-
 import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from nfnets_jax.models import activations, blocks, layers
+from nfnets_jax.models import activations, blocks, layers, variants
 
 # m, the number of convolutions in a branch.
 _BRANCH_CONVS = 3
@@ -55,42 +53,35 @@ class FixupBlock(hk.Module):
 
   def __init__(
     self,
-    in_channels: int,
-    out_channels: int,
+    settings: variants.FixupResNetSettings,
+    place: blocks.Place,
     *,
-    stride: int,
-    expansion: float,
-    num_blocks: int,
-    stochdepth_rate: float,
     name: str | None = None,
   ):
-    """Describes the block; see `FixupResNet` for the arguments they share.
+    """Describes the block.
 
     Args:
-      in_channels: channels of the input.
-      out_channels: channels of the output.
-      stride: of the 3×3 convolution and the shortcut.
-      expansion: channels inside, relative to `out_channels`.
-      num_blocks: L, blocks of the net.
-      stochdepth_rate: probability that the branch of an image is dropped.
+      settings: of the net.
+      place: of the block in the net.
       name: of the Haiku module.
     """
     super().__init__(name=name)
-    width = blocks.grouped_width(out_channels, expansion, 1)
+    channels = place.out_channels
+    width = blocks.grouped_width(channels, settings.expansion, 1)
+    num_blocks = sum(settings.depth)
     scale = num_blocks ** (-1 / (2 * _BRANCH_CONVS - 2))
     # The initialiser's first argument scales the variance.
     scaled = hk.initializers.VarianceScaling(2 * scale**2, 'fan_in', 'normal')
-    self.stochdepth_rate = stochdepth_rate
+    zeros = hk.initializers.Constant(0.0)
+    self.stochdepth_rate = place.stochdepth_rate
     self.conv0 = layers.Conv2D(width, 1, w_init=scaled, name='conv0')
     self.conv1 = layers.Conv2D(
-      width, 3, stride=stride, w_init=scaled, name='conv1'
+      width, 3, stride=place.stride, w_init=scaled, name='conv1'
     )
-    self.conv2 = layers.Conv2D(
-      out_channels, 1, w_init=hk.initializers.Constant(0.0), name='conv2'
-    )
+    self.conv2 = layers.Conv2D(channels, 1, w_init=zeros, name='conv2')
     self.conv_shortcut = (
-      layers.Conv2D(out_channels, 1, stride=stride, name='conv_shortcut')
-      if stride > 1 or in_channels != out_channels
+      layers.Conv2D(channels, 1, stride=place.stride, name='conv_shortcut')
+      if place.is_transition
       else None
     )
 
@@ -127,9 +118,9 @@ class FixupResNet(blocks.ResidualNet):
 
   Example:
     >>> def forward(images):
-    ...   net = FixupResNet(10, width=(64,), depth=(2,), strides=(1,),
-    ...                     stem_width=16)
-    ...   return net(images, is_training=False)
+    ...   settings = variants.FixupResNetSettings(
+    ...     width=(64,), depth=(2,), strides=(1,), stem_width=16)
+    ...   return FixupResNet(10, settings)(images, is_training=False)
     >>> net = hk.transform(forward)
     >>> images = jnp.ones((2, 32, 32, 3))
     >>> params = jax.jit(net.init)(jax.random.key(0), images)
@@ -143,73 +134,44 @@ class FixupResNet(blocks.ResidualNet):
   def __init__(
     self,
     num_classes: int,
+    settings: variants.FixupResNetSettings,
     *,
-    depth: Sequence[int],
-    width: Sequence[int] = (256, 512, 1024, 2048),
-    strides: Sequence[int] = (1, 2, 2, 2),
-    expansion: float = 0.25,
-    stem_width: int = 64,
-    stem_stride: int = 2,
-    stem_pool: bool = True,
-    stochdepth_rate: float = 0.0,
-    drop_rate: float = 0.0,
     remat: str | None = None,
     name: str = 'Fixup_ResNet',
   ):
-    """Describes the net; the defaults are what all depths share.
+    """Describes the net.
 
     Args:
       num_classes: K, number of logits.
-      depth: number of blocks of each stage.
-      width: output channels of each stage.
-      strides: of the first block of each stage.
-      expansion: bottleneck channels relative to the stage's width.
-      stem_width: channels of the stem's 7×7 convolution.
-      stem_stride: of that convolution.
-      stem_pool: whether a 3×3 max-pooling of stride 2 follows it.
-      stochdepth_rate: of n blocks, block i (from 0) drops the residual branch
-        of an image with probability stochdepth_rate · i / n. In [0, 1).
-      drop_rate: dropout on the pooled features, in [0, 1).
+      settings: of the net.
       remat: None, 'block' or 'stage', what is computed again in the backward
         pass; see `blocks.ResidualNet`.
       name: of the Haiku module.
 
     Raises:
-      ValueError: if an argument is impossible; the message says what is not.
+      ValueError: if a setting is impossible; the message says which.
     """
     super().__init__(
       num_classes,
-      depth=depth,
-      drop_rate=drop_rate,
+      settings,
       remat=remat,
       w_init=hk.initializers.Constant(0.0),
       name=name,
     )
-    blocks.check_stages(width=width, depth=depth, strides=strides)
-    blocks.check_counts(stem_width=stem_width, stem_stride=stem_stride)
-    blocks.check_factors(expansion=expansion)
-    self.stem_pool = stem_pool
-    self.initial_conv = layers.Conv2D(
-      stem_width, 7, stride=stem_stride, name='initial_conv'
+    blocks.check_stages(
+      width=settings.width, depth=settings.depth, strides=settings.strides
     )
-    places = blocks.places(
-      stem_width,
-      width=width,
-      depth=depth,
-      strides=strides,
-      stochdepth_rate=stochdepth_rate,
+    blocks.check_counts(
+      stem_width=settings.stem_width, stem_stride=settings.stem_stride
+    )
+    blocks.check_factors(expansion=settings.expansion)
+    self.stem_pool = settings.stem_pool
+    self.initial_conv = layers.Conv2D(
+      settings.stem_width, 7, stride=settings.stem_stride, name='initial_conv'
     )
     self.blocks = [
-      FixupBlock(
-        place.in_channels,
-        place.out_channels,
-        stride=place.stride,
-        expansion=expansion,
-        num_blocks=sum(depth),
-        stochdepth_rate=place.stochdepth_rate,
-        name='fixup_block',
-      )
-      for place in places
+      FixupBlock(settings, place, name='fixup_block')
+      for place in blocks.layout(settings, settings.stem_width)
     ]
 
   def _stem(self, x: jax.Array, is_training: bool) -> jax.Array:

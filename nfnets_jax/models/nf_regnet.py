@@ -21,12 +21,11 @@ Reference:
 """
 
 import functools
-from collections.abc import Sequence
 
 import haiku as hk
 import jax
 
-from nfnets_jax.models import activations, blocks, layers
+from nfnets_jax.models import activations, blocks, layers, variants
 
 
 class NFRegBlock(hk.Module):
@@ -40,37 +39,19 @@ class NFRegBlock(hk.Module):
 
   def __init__(
     self,
-    in_channels: int,
-    out_channels: int,
-    *,
-    stride: int,
+    settings: variants.NFRegNetSettings,
+    place: blocks.Place,
     beta: float,
-    alpha: float,
-    expansion: float,
-    group_width: int,
-    se_ratio: float,
-    stochdepth_rate: float,
-    activation: str,
-    padding: str = 'same',
-    rounding: str = 'down',
+    *,
     standardized: bool = False,
     name: str | None = None,
   ):
-    """Describes the block; see `NFRegNet` for the arguments they share.
+    """Describes the block.
 
     Args:
-      in_channels: channels of the input.
-      out_channels: channels of the output.
-      stride: of the 3×3 convolution and the shortcut.
+      settings: of the net.
+      place: of the block in the net.
       beta: predicted standard deviation of the input.
-      alpha: scale of the residual branch.
-      expansion: channels inside, relative to `in_channels`.
-      group_width: channels per group of the 3×3 convolution.
-      se_ratio: hidden channels of the gate, relative to the channels inside.
-      stochdepth_rate: probability that the branch of an image is dropped.
-      activation: name of the nonlinearity.
-      padding: of the strided convolution, 'same' or 'symmetric'.
-      rounding: of the channels inside, 'down' or 'nearest'.
       standardized: whether weights are standardised already, by `layers.fold`.
       name: of the Haiku module.
 
@@ -78,31 +59,33 @@ class NFRegBlock(hk.Module):
       ValueError: if the bottleneck is narrower than one group.
     """
     super().__init__(name=name)
-    if rounding == 'nearest':
-      width = _nearest(in_channels * expansion, group_width)
-      hidden = _nearest(width * se_ratio, group_width)
+    group_width = settings.group_width
+    expansion = settings.expansion if place.index > 0 else 1.0
+    if settings.rounding == 'nearest':
+      width = _nearest(place.in_channels * expansion, group_width)
+      hidden = _nearest(width * settings.se_ratio, group_width)
     else:
-      width = blocks.grouped_width(in_channels, expansion, group_width)
-      hidden = max(1, int(width * se_ratio))
-    self.stride = stride
+      width = blocks.grouped_width(place.in_channels, expansion, group_width)
+      hidden = max(1, int(width * settings.se_ratio))
+    self.stride = place.stride
     self.beta = beta
-    self.alpha = alpha
-    self.stochdepth_rate = stochdepth_rate
-    self.act = activations.scaled(activation)
+    self.alpha = settings.alpha
+    self.stochdepth_rate = place.stochdepth_rate
+    self.act = activations.scaled(settings.activation)
     conv = functools.partial(layers.WSConv2D, standardized=standardized)
     self.conv0 = conv(width, 1, name='conv0')
     self.conv1 = conv(
       width,
       3,
-      stride=stride,
+      stride=place.stride,
       groups=width // group_width,
-      padding=padding,
+      padding=settings.padding,
       name='conv1',
     )
-    self.conv2 = conv(out_channels, 1, name='conv2')
+    self.conv2 = conv(place.out_channels, 1, name='conv2')
     self.conv_shortcut = (
-      conv(out_channels, 1, name='conv_shortcut')
-      if stride > 1 or in_channels != out_channels
+      conv(place.out_channels, 1, name='conv_shortcut')
+      if place.is_transition
       else None
     )
     self.squeeze_excite = layers.SqueezeExcite(
@@ -146,9 +129,9 @@ class NFRegNet(blocks.ResidualNet):
   Example:
     >>> import jax.numpy as jnp
     >>> def forward(images):
-    ...   net = NFRegNet(10, width=(16,), depth=(2,), strides=(2,),
-    ...                  drop_rate=0.0)
-    ...   return net(images, is_training=False)
+    ...   settings = variants.NFRegNetSettings(
+    ...     width=(16,), depth=(2,), strides=(2,), drop_rate=0.0)
+    ...   return NFRegNet(10, settings)(images, is_training=False)
     >>> net = hk.transform(forward)
     >>> images = jnp.ones((2, 32, 32, 3))
     >>> params = jax.jit(net.init)(jax.random.key(0), images)
@@ -162,115 +145,74 @@ class NFRegNet(blocks.ResidualNet):
   def __init__(
     self,
     num_classes: int,
+    settings: variants.NFRegNetSettings,
     *,
-    width: Sequence[int],
-    depth: Sequence[int],
-    drop_rate: float,
-    strides: Sequence[int] = (2, 2, 2, 2),
-    group_width: int = 8,
-    expansion: float = 2.25,
-    stem_stride: int = 2,
-    se_ratio: float = 0.5,
-    alpha: float = 0.2,
-    stochdepth_rate: float = 0.1,
-    activation: str = 'silu',
-    padding: str = 'same',
-    rounding: str = 'down',
-    final_width: int | None = None,
     standardized: bool = False,
     remat: str | None = None,
     name: str = 'NF_RegNet',
   ):
-    """Describes the net; the defaults are what B0 to B8 share.
+    """Describes the net.
 
     Args:
       num_classes: K, number of logits.
-      width: output channels of each stage. The stem has as many as the first
-        stage, and the last convolution 1280 / 440 times as many as the last.
-      depth: number of blocks of each stage.
-      drop_rate: dropout on the pooled features, in [0, 1).
-      strides: of the first block of each stage.
-      group_width: channels per group of the 3×3 convolutions.
-      expansion: channels inside a block relative to those of its input; the
-        first block has 1.
-      stem_stride: of the stem's 3×3 convolution.
-      se_ratio: hidden channels of the gate relative to those inside the block.
-      alpha: α, scale of the residual branches.
-      stochdepth_rate: of n blocks, block i (from 0) drops the residual branch
-        of an image with probability stochdepth_rate · i / n. In [0, 1).
-      activation: one of `activations.NAMES`.
-      padding: of convolutions with a stride: 'same', or 'symmetric' as in
-        PyTorch.
-      rounding: 'down', as released, makes the channels inside a block whole
-        groups, and the gate's any number; 'nearest', as in timm, rounds both to
-        the nearest whole groups.
-      final_width: channels of the last convolution; None takes 1280 / 440 times
-        those of the last stage.
+      settings: of the net.
       standardized: whether the parameters are those of `layers.fold`.
       remat: None, 'block' or 'stage', what is computed again in the backward
         pass; see `blocks.ResidualNet`.
       name: of the Haiku module.
 
     Raises:
-      ValueError: if an argument is impossible; the message says what is not.
+      ValueError: if a setting is impossible; the message says which.
     """
     super().__init__(
       num_classes,
-      depth=depth,
-      drop_rate=drop_rate,
+      settings,
       remat=remat,
       w_init=hk.initializers.Constant(0.0),
       name=name,
     )
-    blocks.check_stages(width=width, depth=depth, strides=strides)
+    blocks.check_stages(
+      width=settings.width, depth=settings.depth, strides=settings.strides
+    )
+    width = settings.width
+    final_width = settings.final_width
     if final_width is None:
       # The first RegNet of this shape had 1280 channels after a stage of 440.
       final_width = 1280 * width[-1] // 440
     blocks.check_counts(
-      group_width=group_width, stem_stride=stem_stride, final_width=final_width
+      group_width=settings.group_width,
+      stem_stride=settings.stem_stride,
+      final_width=final_width,
     )
-    blocks.check_factors(expansion=expansion, se_ratio=se_ratio, alpha=alpha)
-    if rounding not in ('down', 'nearest'):
-      raise ValueError(f"rounding {rounding!r} is neither 'down' nor 'nearest'")
-    self.act = activations.scaled(activation)
-    self.initial_conv = layers.WSConv2D(
+    blocks.check_factors(
+      expansion=settings.expansion,
+      se_ratio=settings.se_ratio,
+      alpha=settings.alpha,
+    )
+    if settings.rounding not in ('down', 'nearest'):
+      raise ValueError(
+        f"rounding {settings.rounding!r} is neither 'down' nor 'nearest'"
+      )
+    self.act = activations.scaled(settings.activation)
+    conv = functools.partial(layers.WSConv2D, standardized=standardized)
+    self.initial_conv = conv(
       width[0],
       3,
-      stride=stem_stride,
-      padding=padding,
-      standardized=standardized,
+      stride=settings.stem_stride,
+      padding=settings.padding,
       name='initial_conv',
     )
-    places = blocks.places(
-      width[0],
-      width=width,
-      depth=depth,
-      strides=strides,
-      stochdepth_rate=stochdepth_rate,
-    )
-    betas = blocks.predicted_stds(depth, alpha)
     self.blocks = [
       NFRegBlock(
-        place.in_channels,
-        place.out_channels,
-        stride=place.stride,
-        beta=beta,
-        alpha=alpha,
-        expansion=expansion if i > 0 else 1.0,
-        group_width=group_width,
-        se_ratio=se_ratio,
-        stochdepth_rate=place.stochdepth_rate,
-        activation=activation,
-        padding=padding,
-        rounding=rounding,
-        standardized=standardized,
-        name='nf_block',
+        settings, place, beta, standardized=standardized, name='nf_block'
       )
-      for i, (place, beta) in enumerate(zip(places, betas, strict=True))
+      for place, beta in zip(
+        blocks.layout(settings, width[0]),
+        blocks.predicted_stds(settings.depth, settings.alpha),
+        strict=True,
+      )
     ]
-    self.final_conv = layers.WSConv2D(
-      final_width, 1, standardized=standardized, name='final_conv'
-    )
+    self.final_conv = conv(final_width, 1, name='final_conv')
 
   def _stem(self, x: jax.Array, is_training: bool) -> jax.Array:
     return self.initial_conv(x)

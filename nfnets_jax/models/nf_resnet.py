@@ -24,12 +24,11 @@ Reference:
 """
 
 import functools
-from collections.abc import Sequence
 
 import haiku as hk
 import jax
 
-from nfnets_jax.models import activations, blocks, layers
+from nfnets_jax.models import activations, blocks, layers, variants
 
 
 class NFResBlock(hk.Module):
@@ -43,71 +42,50 @@ class NFResBlock(hk.Module):
 
   def __init__(
     self,
-    in_channels: int,
-    out_channels: int,
-    *,
-    stride: int,
+    settings: variants.NFResNetSettings,
+    place: blocks.Place,
     beta: float,
-    alpha: float,
-    expansion: float,
-    use_se: bool,
-    se_ratio: float,
-    skipinit: bool,
-    stochdepth_rate: float,
-    activation: str,
-    padding: str = 'same',
-    pool_shortcut: bool = False,
+    *,
     standardized: bool = False,
     name: str | None = None,
   ):
-    """Describes the block; see `NFResNet` for the arguments they share.
+    """Describes the block.
 
     Args:
-      in_channels: channels of the input.
-      out_channels: channels of the output.
-      stride: of the 3×3 convolution and the shortcut.
+      settings: of the net.
+      place: of the block in the net.
       beta: predicted standard deviation of the input.
-      alpha: scale of the residual branch.
-      expansion: channels inside, relative to `out_channels`.
-      use_se: whether there is a squeeze-excite gate.
-      se_ratio: hidden channels of the gate, relative to `out_channels`.
-      skipinit: whether the branch has a learnt scale, zero at first.
-      stochdepth_rate: probability that the branch of an image is dropped.
-      activation: name of the nonlinearity.
-      padding: of the strided convolution, 'same' or 'symmetric'.
-      pool_shortcut: whether a strided shortcut averages instead of picking.
       standardized: whether weights are standardised already, by `layers.fold`.
       name: of the Haiku module.
     """
     super().__init__(name=name)
-    width = blocks.grouped_width(out_channels, expansion, 1)
+    channels = place.out_channels
+    width = blocks.grouped_width(channels, settings.expansion, 1)
+    pool = place.stride if settings.pool_shortcut else 1
     self.beta = beta
-    self.alpha = alpha
-    self.skipinit = skipinit
-    self.shortcut_pool = stride if pool_shortcut else 1
-    self.stochdepth_rate = stochdepth_rate
-    self.act = activations.scaled(activation)
+    self.alpha = settings.alpha
+    self.skipinit = settings.skipinit
+    self.shortcut_pool = pool
+    self.stochdepth_rate = place.stochdepth_rate
+    self.act = activations.scaled(settings.activation)
     conv = functools.partial(layers.WSConv2D, standardized=standardized)
     self.conv0 = conv(width, 1, name='conv0')
-    self.conv1 = conv(width, 3, stride=stride, padding=padding, name='conv1')
-    self.conv2 = conv(out_channels, 1, name='conv2')
+    self.conv1 = conv(
+      width, 3, stride=place.stride, padding=settings.padding, name='conv1'
+    )
+    self.conv2 = conv(channels, 1, name='conv2')
     self.conv_shortcut = (
-      conv(
-        out_channels,
-        1,
-        stride=1 if pool_shortcut else stride,
-        name='conv_shortcut',
-      )
-      if stride > 1 or in_channels != out_channels
+      conv(channels, 1, stride=place.stride // pool, name='conv_shortcut')
+      if place.is_transition
       else None
     )
     self.squeeze_excite = (
       layers.SqueezeExcite(
-        out_channels,
-        max(1, int(out_channels * se_ratio)),
+        channels,
+        max(1, int(channels * settings.se_ratio)),
         name='squeeze_excite',
       )
-      if use_se
+      if settings.use_se
       else None
     )
 
@@ -151,9 +129,9 @@ class NFResNet(blocks.ResidualNet):
   Example:
     >>> import jax.numpy as jnp
     >>> def forward(images):
-    ...   net = NFResNet(10, width=(64,), depth=(2,), strides=(1,),
-    ...                  stem_width=16)
-    ...   return net(images, is_training=False)
+    ...   settings = variants.NFResNetSettings(
+    ...     width=(64,), depth=(2,), strides=(1,), stem_width=16)
+    ...   return NFResNet(10, settings)(images, is_training=False)
     >>> net = hk.transform(forward)
     >>> images = jnp.ones((2, 32, 32, 3))
     >>> params = jax.jit(net.init)(jax.random.key(0), images)
@@ -167,107 +145,63 @@ class NFResNet(blocks.ResidualNet):
   def __init__(
     self,
     num_classes: int,
+    settings: variants.NFResNetSettings,
     *,
-    depth: Sequence[int],
-    width: Sequence[int] = (256, 512, 1024, 2048),
-    strides: Sequence[int] = (1, 2, 2, 2),
-    expansion: float = 0.25,
-    stem_width: int = 64,
-    stem_stride: int = 2,
-    stem_pool: bool = True,
-    use_se: bool = False,
-    se_ratio: float = 0.25,
-    skipinit: bool = True,
-    alpha: float = 0.2,
-    stochdepth_rate: float = 0.1,
-    drop_rate: float = 0.0,
-    activation: str = 'relu',
-    padding: str = 'same',
-    pool_shortcut: bool = False,
     standardized: bool = False,
     remat: str | None = None,
     name: str = 'NF_ResNet',
   ):
-    """Describes the net; the defaults are what all depths share.
+    """Describes the net.
 
     Args:
       num_classes: K, number of logits.
-      depth: number of blocks of each stage.
-      width: output channels of each stage.
-      strides: of the first block of each stage.
-      expansion: bottleneck channels relative to the stage's width.
-      stem_width: channels of the stem's 7×7 convolution.
-      stem_stride: of that convolution.
-      stem_pool: whether a 3×3 max-pooling of stride 2 follows it.
-      use_se: whether the blocks have squeeze-excite gates.
-      se_ratio: hidden channels of the gates relative to the stage's width.
-      skipinit: whether each branch has a learnt scale, zero at first.
-      alpha: α, scale of the residual branches.
-      stochdepth_rate: of n blocks, block i (from 0) drops the residual branch
-        of an image with probability stochdepth_rate · i / n. In [0, 1).
-      drop_rate: dropout on the pooled features, in [0, 1).
-      activation: one of `activations.NAMES`.
-      padding: of convolutions and pooling with a stride: 'same', or 'symmetric'
-        as in PyTorch.
-      pool_shortcut: whether strided shortcuts average 2×2 pixels, as in timm,
-        instead of picking every other one.
+      settings: of the net.
       standardized: whether the parameters are those of `layers.fold`.
       remat: None, 'block' or 'stage', what is computed again in the backward
         pass; see `blocks.ResidualNet`.
       name: of the Haiku module.
 
     Raises:
-      ValueError: if an argument is impossible; the message says what is not.
+      ValueError: if a setting is impossible; the message says which.
     """
     super().__init__(
       num_classes,
-      depth=depth,
-      drop_rate=drop_rate,
+      settings,
       remat=remat,
       w_init=hk.initializers.RandomNormal(0.01),
       name=name,
     )
-    blocks.check_stages(width=width, depth=depth, strides=strides)
-    blocks.check_counts(stem_width=stem_width, stem_stride=stem_stride)
-    blocks.check_factors(expansion=expansion, se_ratio=se_ratio, alpha=alpha)
-    self.act = activations.scaled(activation)
-    self.stem_pool = stem_pool
-    self.padding = padding
+    blocks.check_stages(
+      width=settings.width, depth=settings.depth, strides=settings.strides
+    )
+    blocks.check_counts(
+      stem_width=settings.stem_width, stem_stride=settings.stem_stride
+    )
+    blocks.check_factors(
+      expansion=settings.expansion,
+      se_ratio=settings.se_ratio,
+      alpha=settings.alpha,
+    )
+    self.act = activations.scaled(settings.activation)
+    self.stem_pool = settings.stem_pool
+    self.padding = settings.padding
     self.initial_conv = layers.WSConv2D(
-      stem_width,
+      settings.stem_width,
       7,
-      stride=stem_stride,
-      padding=padding,
+      stride=settings.stem_stride,
+      padding=settings.padding,
       standardized=standardized,
       name='initial_conv',
     )
-    places = blocks.places(
-      stem_width,
-      width=width,
-      depth=depth,
-      strides=strides,
-      stochdepth_rate=stochdepth_rate,
-    )
-    betas = blocks.predicted_stds(depth, alpha)
     self.blocks = [
       NFResBlock(
-        place.in_channels,
-        place.out_channels,
-        stride=place.stride,
-        beta=beta,
-        alpha=alpha,
-        expansion=expansion,
-        use_se=use_se,
-        se_ratio=se_ratio,
-        skipinit=skipinit,
-        stochdepth_rate=place.stochdepth_rate,
-        activation=activation,
-        padding=padding,
-        pool_shortcut=pool_shortcut,
-        standardized=standardized,
-        name='nf_res_block',
+        settings, place, beta, standardized=standardized, name='nf_res_block'
       )
-      for place, beta in zip(places, betas, strict=True)
+      for place, beta in zip(
+        blocks.layout(settings, settings.stem_width),
+        blocks.predicted_stds(settings.depth, settings.alpha),
+        strict=True,
+      )
     ]
 
   def _stem(self, x: jax.Array, is_training: bool) -> jax.Array:

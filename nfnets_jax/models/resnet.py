@@ -32,12 +32,12 @@ Reference:
   https://arxiv.org/abs/2002.10444; Brock et al. 2021, section 4.1.
 """
 
-from collections.abc import Sequence
+import functools
 
 import haiku as hk
 import jax
 
-from nfnets_jax.models import activations, blocks, layers
+from nfnets_jax.models import activations, blocks, layers, variants
 
 
 class ResBlock(hk.Module):
@@ -51,65 +51,40 @@ class ResBlock(hk.Module):
 
   def __init__(
     self,
-    in_channels: int,
-    out_channels: int,
+    settings: variants.ResNetSettings,
+    place: blocks.Place,
     *,
-    stride: int,
-    expansion: float,
-    norm: str | None,
-    cross_replica_axis: str | None,
-    use_se: bool,
-    se_ratio: float,
-    skipinit: bool,
-    stochdepth_rate: float,
     name: str | None = None,
   ):
-    """Describes the block; see `ResNet` for the arguments they share.
+    """Describes the block.
 
     Args:
-      in_channels: channels of the input.
-      out_channels: channels of the output.
-      stride: of the 3×3 convolution and the shortcut.
-      expansion: channels inside, relative to `out_channels`.
-      norm: 'batch' or None.
-      cross_replica_axis: name of the axis of devices of the statistics.
-      use_se: whether there is a squeeze-excite gate.
-      se_ratio: hidden channels of the gate, relative to `out_channels`.
-      skipinit: whether the branch has a learnt scale, zero at first.
-      stochdepth_rate: probability that the branch of an image is dropped.
+      settings: of the net.
+      place: of the block in the net.
       name: of the Haiku module.
     """
     super().__init__(name=name)
-    width = blocks.grouped_width(out_channels, expansion, 1)
-    self.skipinit = skipinit
-    self.stochdepth_rate = stochdepth_rate
-    self.acts = [_act(norm, cross_replica_axis, f'bn{i}') for i in range(3)]
-    with_bias = norm is None
-    self.conv0 = layers.Conv2D(width, 1, with_bias=with_bias, name='conv0')
-    self.conv1 = layers.Conv2D(
-      width, 3, stride=stride, with_bias=with_bias, name='conv1'
-    )
-    self.conv2 = layers.Conv2D(
-      out_channels, 1, with_bias=with_bias, name='conv2'
-    )
+    channels = place.out_channels
+    width = blocks.grouped_width(channels, settings.expansion, 1)
+    self.skipinit = settings.skipinit
+    self.stochdepth_rate = place.stochdepth_rate
+    self.acts = [_NormAct(settings, f'bn{i}') for i in range(3)]
+    conv = functools.partial(layers.Conv2D, with_bias=settings.norm is None)
+    self.conv0 = conv(width, 1, name='conv0')
+    self.conv1 = conv(width, 3, stride=place.stride, name='conv1')
+    self.conv2 = conv(channels, 1, name='conv2')
     self.conv_shortcut = (
-      layers.Conv2D(
-        out_channels,
-        1,
-        stride=stride,
-        with_bias=with_bias,
-        name='conv_shortcut',
-      )
-      if stride > 1 or in_channels != out_channels
+      conv(channels, 1, stride=place.stride, name='conv_shortcut')
+      if place.is_transition
       else None
     )
     self.squeeze_excite = (
       layers.SqueezeExcite(
-        out_channels,
-        max(1, int(out_channels * se_ratio)),
+        channels,
+        max(1, int(channels * settings.se_ratio)),
         name='squeeze_excite',
       )
-      if use_se
+      if settings.use_se
       else None
     )
 
@@ -139,10 +114,22 @@ class ResBlock(hk.Module):
     return out + shortcut, branch
 
 
-def _act(
-  norm: str | None, cross_replica_axis: str | None, name: str
-) -> blocks.NormAct:
-  return blocks.NormAct(activations.relu, norm, cross_replica_axis, name)
+class _NormAct:
+  """Batch normalisation, if any, and ReLU."""
+
+  def __init__(self, settings: variants.ResNetSettings, name: str):
+    self.norm = (
+      layers.BatchNorm(
+        cross_replica_axis=settings.cross_replica_axis, name=name
+      )
+      if settings.norm == 'batch'
+      else None
+    )
+
+  def __call__(self, x: jax.Array, is_training: bool) -> jax.Array:
+    if self.norm is not None:
+      x = self.norm(x, is_training)
+    return activations.relu(x)
 
 
 class ResNet(blocks.ResidualNet):
@@ -151,8 +138,9 @@ class ResNet(blocks.ResidualNet):
   Example:
     >>> import jax.numpy as jnp
     >>> def forward(images):
-    ...   net = ResNet(10, width=(64,), depth=(2,), strides=(1,), stem_width=16)
-    ...   return net(images, is_training=True)
+    ...   settings = variants.ResNetSettings(
+    ...     width=(64,), depth=(2,), strides=(1,), stem_width=16)
+    ...   return ResNet(10, settings)(images, is_training=True)
     >>> net = hk.transform_with_state(forward)
     >>> images = jnp.ones((2, 32, 32, 3))
     >>> params, state = jax.jit(net.init)(jax.random.key(0), images)
@@ -167,96 +155,53 @@ class ResNet(blocks.ResidualNet):
   def __init__(
     self,
     num_classes: int,
+    settings: variants.ResNetSettings,
     *,
-    depth: Sequence[int],
-    width: Sequence[int] = (256, 512, 1024, 2048),
-    strides: Sequence[int] = (1, 2, 2, 2),
-    expansion: float = 0.25,
-    stem_width: int = 64,
-    stem_stride: int = 2,
-    stem_pool: bool = True,
-    norm: str | None = 'batch',
-    cross_replica_axis: str | None = None,
-    use_se: bool = False,
-    se_ratio: float = 0.25,
-    skipinit: bool = False,
-    stochdepth_rate: float = 0.0,
-    drop_rate: float = 0.0,
     remat: str | None = None,
     name: str = 'ResNet',
   ):
-    """Describes the net; the defaults are what all depths share.
+    """Describes the net.
 
     Args:
       num_classes: K, number of logits.
-      depth: number of blocks of each stage.
-      width: output channels of each stage.
-      strides: of the first block of each stage.
-      expansion: bottleneck channels relative to the stage's width.
-      stem_width: channels of the stem's 7×7 convolution.
-      stem_stride: of that convolution.
-      stem_pool: whether a 3×3 max-pooling of stride 2 follows it.
-      norm: 'batch' for batch normalisation, or None for no normalisation; the
-        convolutions then have biases.
-      cross_replica_axis: name of the mapped axis of devices whose images the
-        statistics are taken over; None takes each device's own.
-      use_se: whether the blocks have squeeze-excite gates, as in SENet.
-      se_ratio: hidden channels of the gates relative to the stage's width.
-      skipinit: whether each branch has a learnt scale, zero at first.
-      stochdepth_rate: of n blocks, block i (from 0) drops the residual branch
-        of an image with probability stochdepth_rate · i / n. In [0, 1).
-      drop_rate: dropout on the pooled features, in [0, 1).
+      settings: of the net.
       remat: None, 'block' or 'stage', what is computed again in the backward
         pass; see `blocks.ResidualNet`.
       name: of the Haiku module.
 
     Raises:
-      ValueError: if an argument is impossible; the message says what is not.
+      ValueError: if a setting is impossible; the message says which.
     """
     super().__init__(
       num_classes,
-      depth=depth,
-      drop_rate=drop_rate,
+      settings,
       remat=remat,
       w_init=hk.initializers.Constant(0.0),
       name=name,
     )
-    blocks.check_stages(width=width, depth=depth, strides=strides)
-    blocks.check_counts(stem_width=stem_width, stem_stride=stem_stride)
-    blocks.check_factors(expansion=expansion, se_ratio=se_ratio)
-    blocks.check_norm(norm, cross_replica_axis)
-    self.stem_pool = stem_pool
+    blocks.check_stages(
+      width=settings.width, depth=settings.depth, strides=settings.strides
+    )
+    blocks.check_counts(
+      stem_width=settings.stem_width, stem_stride=settings.stem_stride
+    )
+    blocks.check_factors(
+      expansion=settings.expansion, se_ratio=settings.se_ratio
+    )
+    blocks.check_norm(settings.norm, settings.cross_replica_axis)
+    self.stem_pool = settings.stem_pool
     self.initial_conv = layers.Conv2D(
-      stem_width,
+      settings.stem_width,
       7,
-      stride=stem_stride,
-      with_bias=norm is None and not skipinit,
+      stride=settings.stem_stride,
+      with_bias=settings.norm is None and not settings.skipinit,
       name='initial_conv',
     )
-    places = blocks.places(
-      stem_width,
-      width=width,
-      depth=depth,
-      strides=strides,
-      stochdepth_rate=stochdepth_rate,
-    )
     self.blocks = [
-      ResBlock(
-        place.in_channels,
-        place.out_channels,
-        stride=place.stride,
-        expansion=expansion,
-        norm=norm,
-        cross_replica_axis=cross_replica_axis,
-        use_se=use_se,
-        se_ratio=se_ratio,
-        skipinit=skipinit,
-        stochdepth_rate=place.stochdepth_rate,
-        name='res_block_v2',
-      )
-      for place in places
+      ResBlock(settings, place, name='res_block_v2')
+      for place in blocks.layout(settings, settings.stem_width)
     ]
-    self.final_act = _act(norm, cross_replica_axis, 'final_bn')
+    self.final_act = _NormAct(settings, 'final_bn')
 
   def _stem(self, x: jax.Array, is_training: bool) -> jax.Array:
     x = self.initial_conv(x)

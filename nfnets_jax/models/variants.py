@@ -1,8 +1,8 @@
-"""The network families as frozen data: what differs between two variants.
+"""The settings of each family, and the variants as frozen data.
 
-A variant has two parts. `architecture` holds the keyword arguments that its
-module takes; the rest belongs to its recipe (image sizes in pixels and the
-RandAugment policy), which the experiment files read.
+A variant has two parts. `settings` describes its net; the rest belongs to its
+recipe (image sizes in pixels and the RandAugment policy), which the experiment
+files read.
 
 Differences:
   * The published code rounds a stage's bottleneck down to whole groups of 128
@@ -23,8 +23,220 @@ import dataclasses
 import difflib
 import math
 import types
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+  """What all families share.
+
+  Attributes:
+    width: output channels of each stage.
+    depth: number of blocks of each stage.
+    strides: of the first block of each stage.
+    drop_rate: dropout on the pooled features, in [0, 1).
+    stochdepth_rate: of n blocks, block i (from 0) drops the residual branch of
+      an image with probability stochdepth_rate · i / n. In [0, 1).
+  """
+
+  width: Sequence[int]
+  depth: Sequence[int]
+  strides: Sequence[int]
+  drop_rate: float
+  stochdepth_rate: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NFNetSettings(Settings):
+  """NFNet; the defaults are what F0 to F7 share.
+
+  Attributes:
+    group_width: channels per group of the 3×3 convolutions, of each stage.
+    expansion: bottleneck channels relative to the stage's width.
+    stem_width: channels of the stem's 3×3 convolutions. The last entry is half
+      of `width[0]` in the released nets.
+    stem_strides: of the stem's convolutions.
+    use_two_convs: whether a block has a second 3×3 convolution.
+    se_ratio: hidden channels of the squeeze-excite gate relative to the stage's
+      width.
+    alpha: α, scale of the residual branches.
+    activation: one of `activations.NAMES`.
+    final_conv_mult: channels of the last convolution relative to `width[-1]`.
+    norm: None; or 'batch' for the net of the ablation; see `bn_nfnet`.
+    cross_replica_axis: with `norm`, name of the mapped axis of devices whose
+      images the statistics are taken over; None takes each device's own.
+  """
+
+  strides: Sequence[int] = (1, 2, 2, 2)
+  stochdepth_rate: float = 0.25
+  group_width: Sequence[int] = (128, 128, 128, 128)
+  expansion: float = 0.5
+  stem_width: Sequence[int] = (16, 32, 64, 128)
+  stem_strides: Sequence[int] = (2, 1, 1, 2)
+  use_two_convs: bool = True
+  se_ratio: float = 0.5
+  alpha: float = 0.2
+  activation: str = 'gelu'
+  final_conv_mult: int = 2
+  norm: str | None = None
+  cross_replica_axis: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NFResNetSettings(Settings):
+  """NF-ResNet; the defaults are what all depths share.
+
+  Attributes:
+    expansion: bottleneck channels relative to the stage's width.
+    stem_width: channels of the stem's 7×7 convolution.
+    stem_stride: of that convolution.
+    stem_pool: whether a 3×3 max-pooling of stride 2 follows it.
+    use_se: whether the blocks have squeeze-excite gates.
+    se_ratio: hidden channels of the gates relative to the stage's width.
+    skipinit: whether each branch has a learnt scale, zero at first.
+    alpha: α, scale of the residual branches.
+    activation: one of `activations.NAMES`.
+    padding: of convolutions and pooling with a stride: 'same', or 'symmetric'
+      as in PyTorch.
+    pool_shortcut: whether strided shortcuts average 2×2 pixels, as in timm,
+      instead of picking every other one.
+  """
+
+  width: Sequence[int] = (256, 512, 1024, 2048)
+  strides: Sequence[int] = (1, 2, 2, 2)
+  drop_rate: float = 0.0
+  stochdepth_rate: float = 0.1
+  expansion: float = 0.25
+  stem_width: int = 64
+  stem_stride: int = 2
+  stem_pool: bool = True
+  use_se: bool = False
+  se_ratio: float = 0.25
+  skipinit: bool = True
+  alpha: float = 0.2
+  activation: str = 'relu'
+  padding: str = 'same'
+  pool_shortcut: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NFRegNetSettings(Settings):
+  """NF-RegNet; the defaults are what B0 to B8 share.
+
+  The stem has as many channels as the first stage.
+
+  Attributes:
+    group_width: channels per group of the 3×3 convolutions.
+    expansion: channels inside a block relative to those of its input; the first
+      block has 1.
+    stem_stride: of the stem's 3×3 convolution.
+    se_ratio: hidden channels of the gate relative to those inside the block.
+    alpha: α, scale of the residual branches.
+    activation: one of `activations.NAMES`.
+    padding: of convolutions with a stride: 'same', or 'symmetric' as in
+      PyTorch.
+    rounding: 'down', as released, makes the channels inside a block whole
+      groups, and the gate's any number; 'nearest', as in timm, rounds both to
+      the nearest whole groups.
+    final_width: channels of the last convolution; None takes 1280 / 440 times
+      those of the last stage.
+  """
+
+  strides: Sequence[int] = (2, 2, 2, 2)
+  stochdepth_rate: float = 0.1
+  group_width: int = 8
+  expansion: float = 2.25
+  stem_stride: int = 2
+  se_ratio: float = 0.5
+  alpha: float = 0.2
+  activation: str = 'silu'
+  padding: str = 'same'
+  rounding: str = 'down'
+  final_width: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResNetSettings(Settings):
+  """ResNet; the defaults are what all depths share.
+
+  Attributes:
+    expansion: bottleneck channels relative to the stage's width.
+    stem_width: channels of the stem's 7×7 convolution.
+    stem_stride: of that convolution.
+    stem_pool: whether a 3×3 max-pooling of stride 2 follows it.
+    norm: 'batch' for batch normalisation, or None for no normalisation; the
+      convolutions then have biases.
+    cross_replica_axis: name of the mapped axis of devices whose images the
+      statistics are taken over; None takes each device's own.
+    use_se: whether the blocks have squeeze-excite gates, as in SENet.
+    se_ratio: hidden channels of the gates relative to the stage's width.
+    skipinit: whether each branch has a learnt scale, zero at first.
+  """
+
+  width: Sequence[int] = (256, 512, 1024, 2048)
+  strides: Sequence[int] = (1, 2, 2, 2)
+  drop_rate: float = 0.0
+  stochdepth_rate: float = 0.0
+  expansion: float = 0.25
+  stem_width: int = 64
+  stem_stride: int = 2
+  stem_pool: bool = True
+  norm: str | None = 'batch'
+  cross_replica_axis: str | None = None
+  use_se: bool = False
+  se_ratio: float = 0.25
+  skipinit: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EfficientNetSettings(Settings):
+  """EfficientNet; the defaults are what B0 to B8 share.
+
+  Only blocks that add their input have stochastic depth.
+
+  Attributes:
+    stem_width: channels of the stem's 3×3 convolution.
+    final_width: channels of the last convolution.
+    kernel_sizes: of the depthwise convolutions of each stage, in pixels.
+    expansions: channels inside the blocks of each stage, relative to those of
+      their input. At 1 a block has no first convolution.
+    stem_stride: of the stem's convolution.
+    se_ratio: hidden channels of the squeeze-excite gate, relative to those of
+      the block's input.
+    cross_replica_axis: name of the mapped axis of devices whose images the
+      statistics are taken over; None takes each device's own.
+  """
+
+  strides: Sequence[int] = (1, 2, 2, 2, 1, 2, 1)
+  stochdepth_rate: float = 0.2
+  stem_width: int
+  final_width: int
+  kernel_sizes: Sequence[int] = (3, 3, 5, 3, 5, 5, 3)
+  expansions: Sequence[int] = (1, 6, 6, 6, 6, 6, 6)
+  stem_stride: int = 2
+  se_ratio: float = 0.25
+  cross_replica_axis: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FixupResNetSettings(Settings):
+  """FixUp ResNet; the defaults are what all depths share.
+
+  Attributes:
+    expansion: bottleneck channels relative to the stage's width.
+    stem_width: channels of the stem's 7×7 convolution.
+    stem_stride: of that convolution.
+    stem_pool: whether a 3×3 max-pooling of stride 2 follows it.
+  """
+
+  width: Sequence[int] = (256, 512, 1024, 2048)
+  strides: Sequence[int] = (1, 2, 2, 2)
+  drop_rate: float = 0.0
+  stochdepth_rate: float = 0.0
+  expansion: float = 0.25
+  stem_width: int = 64
+  stem_stride: int = 2
+  stem_pool: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,14 +245,14 @@ class Variant:
 
   Attributes:
     family: the module that builds it, such as `nfnet`.
-    architecture: keyword arguments of that module.
+    settings: of the net.
     train_size: side of the training images, in pixels.
     test_size: side of the test images, in pixels.
     rand_augment: RandAugment policy, `<layers>x<magnitude>`, or None for none.
   """
 
   family: str
-  architecture: Mapping[str, Any]
+  settings: Settings
   train_size: int
   test_size: int
   rand_augment: str | None
@@ -70,13 +282,11 @@ def _nfnets() -> dict[str, Variant]:
     for suffix, width in (('', _WIDTH), ('plus', _PLUS_WIDTH)):
       variants[f'nfnet_f{n}{suffix}'] = Variant(
         family='nfnet',
-        architecture=types.MappingProxyType(
-          {
-            'width': width,
-            'depth': depth,
-            'stem_width': (16, 32, 64, width[0] // 2),
-            'drop_rate': drop_rate,
-          }
+        settings=NFNetSettings(
+          width=width,
+          depth=depth,
+          stem_width=(16, 32, 64, width[0] // 2),
+          drop_rate=drop_rate,
         ),
         train_size=train_size,
         test_size=test_size,
@@ -97,26 +307,34 @@ _RESNET_DEPTHS = {
 
 
 def _resnets() -> dict[str, Variant]:
-  def resnet(family: str, layers: int, **architecture: Any) -> Variant:
-    architecture = {'depth': _RESNET_DEPTHS[layers], **architecture}
+  def variant(family: str, settings: Settings) -> Variant:
     return Variant(
       family=family,
-      architecture=types.MappingProxyType(architecture),
+      settings=settings,
       train_size=224,
       test_size=224,
       rand_augment=None,
     )
 
   variants = {
-    f'{family}{layers}': resnet(family, layers)
-    for family in ('nf_resnet', 'resnet')
-    for layers in _RESNET_DEPTHS
+    f'{family}{layers}': variant(family, settings(depth=depth))
+    for family, settings in (
+      ('nf_resnet', NFResNetSettings),
+      ('resnet', ResNetSettings),
+    )
+    for layers, depth in _RESNET_DEPTHS.items()
   }
-  variants['senet50'] = resnet('resnet', 50, use_se=True, se_ratio=1 / 16)
-  variants['skipinit_resnet50'] = resnet(
-    'resnet', 50, norm=None, skipinit=True, stochdepth_rate=0.1
+  depth = _RESNET_DEPTHS[50]
+  variants['senet50'] = variant(
+    'resnet', ResNetSettings(depth=depth, use_se=True, se_ratio=1 / 16)
   )
-  variants['fixup_resnet50'] = resnet('fixup_resnet', 50, stochdepth_rate=0.1)
+  variants['skipinit_resnet50'] = variant(
+    'resnet',
+    ResNetSettings(depth=depth, norm=None, skipinit=True, stochdepth_rate=0.1),
+  )
+  variants['fixup_resnet50'] = variant(
+    'fixup_resnet', FixupResNetSettings(depth=depth, stochdepth_rate=0.1)
+  )
   return variants
 
 
@@ -142,12 +360,10 @@ def _nf_regnets() -> dict[str, Variant]:
   ):
     variants[f'nf_regnet_b{b}'] = Variant(
       family='nf_regnet',
-      architecture=types.MappingProxyType(
-        {
-          'width': tuple(channels * 3 // 4 for channels in width),
-          'depth': depth,
-          'drop_rate': drop_rate,
-        }
+      settings=NFRegNetSettings(
+        width=tuple(channels * 3 // 4 for channels in width),
+        depth=depth,
+        drop_rate=drop_rate,
       ),
       train_size=train_size,
       test_size=test_size,
@@ -183,14 +399,12 @@ def _efficientnets() -> dict[str, Variant]:
     depths = (math.ceil(deeper * d) for d in (1, 2, 2, 3, 3, 4, 1))
     variants[f'efficientnet_b{b}'] = Variant(
       family='efficientnet',
-      architecture=types.MappingProxyType(
-        {
-          'width': tuple(widths),
-          'depth': tuple(depths),
-          'stem_width': channels(wider, 32),
-          'final_width': channels(wider, 1280),
-          'drop_rate': drop_rate,
-        }
+      settings=EfficientNetSettings(
+        width=tuple(widths),
+        depth=tuple(depths),
+        stem_width=channels(wider, 32),
+        final_width=channels(wider, 1280),
+        drop_rate=drop_rate,
       ),
       train_size=size,
       test_size=size,
@@ -203,17 +417,15 @@ def _efficientnets() -> dict[str, Variant]:
 # in three stages, with a stem that keeps half the resolution.
 _TINY = Variant(
   family='nfnet',
-  architecture=types.MappingProxyType(
-    {
-      'width': (64, 128, 256),
-      'depth': (1, 2, 1),
-      'strides': (1, 2, 2),
-      'group_width': (32, 32, 32),
-      'stem_width': (16, 32),
-      'stem_strides': (1, 2),
-      'drop_rate': 0.1,
-      'stochdepth_rate': 0.1,
-    }
+  settings=NFNetSettings(
+    width=(64, 128, 256),
+    depth=(1, 2, 1),
+    strides=(1, 2, 2),
+    group_width=(32, 32, 32),
+    stem_width=(16, 32),
+    stem_strides=(1, 2),
+    drop_rate=0.1,
+    stochdepth_rate=0.1,
   ),
   train_size=32,
   test_size=32,

@@ -139,7 +139,7 @@ def candidates(family: str, depth: int) -> list[str]:
   return [
     name
     for name, variant in variants.VARIANTS.items()
-    if variant.family == family and sum(variant.architecture['depth']) == depth
+    if variant.family == family and sum(variant.settings.depth) == depth
   ]
 
 

@@ -148,7 +148,7 @@ def overrides(name: str) -> dict[str, Any]:
   if family == 'nf_regnet':
     # timm rounds three quarters of the RegNet's widths, and this package what
     # is left of them, to whole groups.
-    width = variants.get(name).architecture['width']
+    width = variants.get(name).settings.width
     full = [-(-x * 4 // 3) for x in width]
     changes['width'] = tuple(_to_eights(0.75 * x) for x in full)
     changes['final_width'] = _to_eights(0.75 * (1280 * full[-1] // 440))

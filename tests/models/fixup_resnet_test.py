@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from nfnets_jax import models
-from nfnets_jax.models import fixup_resnet
+from nfnets_jax.models import blocks, fixup_resnet, variants
 from tests import golden as reference
 
 
@@ -14,10 +14,9 @@ def params():
   """A transition, wide enough for a standard deviation, of a net of 16."""
 
   def forward(x):
-    block = fixup_resnet.FixupBlock(
-      256, 512, stride=2, expansion=0.25, num_blocks=16, stochdepth_rate=0.0
-    )
-    return block(x, False)
+    settings = variants.FixupResNetSettings(depth=(3, 4, 6, 3))
+    transition = blocks.layout(settings, 64)[3]
+    return fixup_resnet.FixupBlock(settings, transition)(x, False)
 
   net = hk.transform(forward)
   return jax.jit(net.init)(jax.random.key(0), jnp.ones((1, 4, 4, 256)))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from nfnets_jax import models
-from nfnets_jax.models import nf_regnet, variants
+from nfnets_jax.models import blocks, nf_regnet, variants
 from tests import golden as reference
 
 
@@ -38,7 +38,7 @@ def test_variants_are_the_released(
   name = f'nf_regnet_{variant.lower()}'
   row = variants.get(name)
   assert (row.train_size, row.test_size) == (train_size, test_size)
-  assert row.architecture['drop_rate'] == drop_rate
+  assert row.settings.drop_rate == drop_rate
   assert row.rand_augment is None
   shapes = _shapes(name)
   assert sum(x.size for x in jax.tree.leaves(shapes)) == expected['params']
@@ -75,8 +75,8 @@ def _released_params(widths, depths):
 @pytest.mark.parametrize('b', range(6))
 def test_count_by_the_rules_is_that_of_the_released_code(b, golden):
   families = json.loads((golden / 'families.json').read_text())
-  architecture = variants.get(f'nf_regnet_b{b}').architecture
-  counted = _released_params(architecture['width'], architecture['depth'])
+  settings = variants.get(f'nf_regnet_b{b}').settings
+  counted = _released_params(settings.width, settings.depth)
   assert counted == families[f'NF_RegNet/B{b}']['params']
 
 
@@ -102,11 +102,9 @@ def test_b6_to_b8_are_the_released(variant, widths, depths, sizes, drop_rate):
   name = f'nf_regnet_{variant.lower()}'
   row = variants.get(name)
   assert (row.train_size, row.test_size) == sizes
-  assert row.architecture == {
-    'width': widths,
-    'depth': depths,
-    'drop_rate': drop_rate,
-  }
+  assert row.settings == variants.NFRegNetSettings(
+    width=widths, depth=depths, drop_rate=drop_rate
+  )
   count = sum(x.size for x in jax.tree.leaves(_shapes(name)))
   assert count == _released_params(widths, depths)
 
@@ -132,19 +130,11 @@ def test_b0_logits(golden):
 @pytest.mark.parametrize('beta', [1.0, 1.3])
 def test_branch_has_unit_variance_for_the_variance_that_beta_predicts(beta):
   def forward(x):
-    block = nf_regnet.NFRegBlock(
-      64,
-      64,
-      stride=1,
-      beta=beta,
-      alpha=0.2,
-      expansion=2.25,
-      group_width=36,
-      se_ratio=0.5,
-      stochdepth_rate=0.0,
-      activation='silu',
+    settings = variants.NFRegNetSettings(
+      width=(64,), depth=(2,), strides=(1,), group_width=36, drop_rate=0.0
     )
-    return block(x, False)
+    place = blocks.layout(settings, 64)[1]
+    return nf_regnet.NFRegBlock(settings, place, beta)(x, False)
 
   net = hk.transform(forward)
   x = beta * jax.random.normal(jax.random.key(0), (4, 16, 16, 64))
@@ -166,18 +156,18 @@ def test_blocks_follow_the_recipe():
   jax.eval_shape(
     hk.transform(forward).init, jax.random.key(0), jnp.ones((1, 64, 64, 3))
   )
-  blocks = nets[0].blocks
+  built = nets[0].blocks
   expected = [1.0]
   for stage in (2, 4, 7, 7):  # after a transition the variance is 1 + α²
     expected += [1 + 0.2**2 * (i + 1) for i in range(stage)]
-  np.testing.assert_allclose([b.beta**2 for b in blocks], expected[:-1])
+  np.testing.assert_allclose([b.beta**2 for b in built], expected[:-1])
   np.testing.assert_allclose(
-    [b.stochdepth_rate for b in blocks], 0.1 * np.arange(20) / 20
+    [b.stochdepth_rate for b in built], 0.1 * np.arange(20) / 20
   )
   # The first block keeps its 36 channels but for whole groups of 8; the second
   # widens them 2.25 times.
-  assert [b.conv1.output_channels for b in blocks[:2]] == [32, 80]
-  assert [b.conv1.groups for b in blocks[:2]] == [4, 10]
+  assert [b.conv1.output_channels for b in built[:2]] == [32, 80]
+  assert [b.conv1.groups for b in built[:2]] == [4, 10]
   assert nets[0].final_conv.output_channels == 960
 
 

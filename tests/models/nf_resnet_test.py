@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from nfnets_jax import models
-from nfnets_jax.models import nf_resnet, variants
+from nfnets_jax.models import blocks, nf_resnet, variants
 from tests import golden as reference
 
 DEPTHS = (
@@ -66,7 +66,7 @@ def test_count_by_the_rules_is_that_of_the_released_code(
   family, norm, layers, golden
 ):
   families = json.loads((golden / 'families.json').read_text())
-  depth = variants.get(f'{family.lower()}{layers}').architecture['depth']
+  depth = variants.get(f'{family.lower()}{layers}').settings.depth
   counted = _released_params(depth, norm=norm)
   assert counted == families[f'{family}/ResNet{layers}']['params']
 
@@ -87,7 +87,7 @@ def test_resnet600_is_the_released(name, norm):
 def test_resnet600_has_200_blocks():
   for family in 'nf_resnet', 'resnet':
     variant = variants.get(f'{family}600')
-    assert variant.architecture == {'depth': (50, 50, 50, 50)}
+    assert variant.settings == type(variant.settings)(depth=(50, 50, 50, 50))
     assert (variant.train_size, variant.test_size) == (224, 224)
 
 
@@ -119,20 +119,9 @@ def test_macs_are_those_of_a_resnet():
 @pytest.mark.parametrize('beta', [1.0, 1.3])
 def test_branch_has_unit_variance_for_the_variance_that_beta_predicts(beta):
   def forward(x):
-    block = nf_resnet.NFResBlock(
-      256,
-      256,
-      stride=1,
-      beta=beta,
-      alpha=0.2,
-      expansion=0.25,
-      use_se=False,
-      se_ratio=0.25,
-      skipinit=True,
-      stochdepth_rate=0.0,
-      activation='relu',
-    )
-    return block(x, False)
+    settings = variants.NFResNetSettings(depth=(2, 1, 1, 1))
+    place = blocks.layout(settings, 64)[1]
+    return nf_resnet.NFResBlock(settings, place, beta)(x, False)
 
   net = _jit(hk.transform(forward))
   x = beta * jax.random.normal(jax.random.key(0), (4, 16, 16, 256))
@@ -149,8 +138,7 @@ def test_stream_has_the_variance_that_beta_predicts():
   betas = []
 
   def forward(x):
-    net = nf_resnet.NFResNet(
-      10,
+    settings = variants.NFResNetSettings(
       width=(128, 128),
       depth=(4, 4),
       strides=(1, 2),
@@ -158,6 +146,7 @@ def test_stream_has_the_variance_that_beta_predicts():
       stem_stride=1,
       stem_pool=False,
     )
+    net = nf_resnet.NFResNet(10, settings)
     betas[:] = [block.beta for block in net.blocks]
     return net(x, False, return_metrics=True)
 
@@ -178,11 +167,11 @@ def test_stream_has_the_variance_that_beta_predicts():
 
 
 def test_betas_and_stochastic_depth_follow_the_blocks():
-  blocks = []
+  built = []
 
   def forward(x):
     net = models.create('nf_resnet101', stochdepth_rate=0.2)
-    blocks.extend(net.blocks)
+    built.extend(net.blocks)
     return net(x, False)['logits']
 
   jax.eval_shape(
@@ -191,9 +180,9 @@ def test_betas_and_stochastic_depth_follow_the_blocks():
   expected = [1.0]
   for stage in (3, 4, 23, 3):  # after a transition the variance is 1 + α²
     expected += [1 + 0.2**2 * (i + 1) for i in range(stage)]
-  np.testing.assert_allclose([b.beta**2 for b in blocks], expected[:-1])
+  np.testing.assert_allclose([b.beta**2 for b in built], expected[:-1])
   np.testing.assert_allclose(
-    [b.stochdepth_rate for b in blocks], 0.2 * np.arange(33) / 33
+    [b.stochdepth_rate for b in built], 0.2 * np.arange(33) / 33
   )
 
 

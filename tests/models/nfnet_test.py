@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from nfnets_jax import models
-from nfnets_jax.models import nfnet, variants
+from nfnets_jax.models import blocks, nfnet, variants
 from tests import golden as reference
 
 NFNETS = sorted(
@@ -116,25 +116,15 @@ def test_f4plus_of_the_paper_is_an_override_away():
   assert macs / 1e9 == pytest.approx(367.41, abs=0.005)
 
 
-def _white_noise_block(beta, **kwargs):
+def _white_noise_block(beta):
   """A non-transition block of 128 channels on noise of variance beta²."""
 
   def forward(x):
-    block = nfnet.NFBlock(
-      128,
-      128,
-      stride=1,
-      beta=beta,
-      alpha=0.2,
-      expansion=0.5,
-      group_width=32,
-      use_two_convs=True,
-      se_ratio=0.5,
-      stochdepth_rate=0.0,
-      activation='gelu',
-      **kwargs,
+    settings = variants.NFNetSettings(
+      width=(128,), depth=(2,), strides=(1,), group_width=(32,), drop_rate=0.0
     )
-    return block(x, False)
+    place = blocks.layout(settings, 128)[1]
+    return nfnet.NFBlock(settings, place, beta)(x, False)
 
   net = _jit(hk.transform(forward))
   x = beta * jax.random.normal(jax.random.key(0), (16, 16, 16, 128))
@@ -158,8 +148,7 @@ def test_stream_grows_by_alpha_squared_a_block():
   """A stage of width 256 with SkipInit gains of one, on noise."""
 
   def forward(x):
-    net = nfnet.NFNet(
-      10,
+    settings = variants.NFNetSettings(
       width=(256,),
       depth=(6,),
       strides=(1,),
@@ -168,7 +157,7 @@ def test_stream_grows_by_alpha_squared_a_block():
       stem_strides=(1, 1),
       drop_rate=0.0,
     )
-    return net(x, False, return_metrics=True)
+    return nfnet.NFNet(10, settings)(x, False, return_metrics=True)
 
   net = _jit(hk.transform(forward))
   images = jax.random.normal(jax.random.key(0), (8, 16, 16, 3))
@@ -187,11 +176,11 @@ def test_stream_grows_by_alpha_squared_a_block():
 
 
 def test_betas_follow_the_predicted_variance():
-  blocks = []
+  betas = []
 
   def forward(x):
     net = models.create('nfnet_f1')
-    blocks.extend(net.blocks)
+    betas.extend(block.beta for block in net.blocks)
     return net(x, False)['logits']
 
   jax.eval_shape(
@@ -201,7 +190,7 @@ def test_betas_follow_the_predicted_variance():
   expected = [1.0]
   for stage in depth:  # after a transition the variance is 1 + α²
     expected += [1 + alpha2 * (i + 1) for i in range(stage)]
-  np.testing.assert_allclose([b.beta**2 for b in blocks], expected[:-1])
+  np.testing.assert_allclose(np.square(betas), expected[:-1])
 
 
 def test_stochastic_depth_grows_linearly_from_zero():
@@ -226,14 +215,14 @@ def test_metrics_are_the_statistics_of_the_signal():
   plain = net.apply(params, None, images)
   with_metrics = _transform('nfnet_tiny', return_metrics=True, num_classes=10)
   outputs = with_metrics.apply(params, None, images)
-  blocks = sum(variants.get('nfnet_tiny').architecture['depth'])
+  num_blocks = sum(variants.get('nfnet_tiny').settings.depth)
   assert set(plain) == {'logits', 'pool'}
   assert set(outputs) == {
     'logits',
     'pool',
-    *(f'avg_sq_mean_{i}' for i in range(blocks + 1)),
-    *(f'avg_var_{i}' for i in range(blocks + 1)),
-    *(f'res_avg_var_{i}' for i in range(blocks)),
+    *(f'avg_sq_mean_{i}' for i in range(num_blocks + 1)),
+    *(f'avg_var_{i}' for i in range(num_blocks + 1)),
+    *(f'res_avg_var_{i}' for i in range(num_blocks)),
   }
   np.testing.assert_allclose(outputs['logits'], plain['logits'], atol=1e-5)
 
@@ -342,8 +331,8 @@ def test_less_is_kept_for_the_backward_pass():
   assert stages <= blocks < everything / 3
 
 
-def test_remat_is_no_part_of_a_variant():
-  assert 'remat' not in models.arguments('nfnet_f0')
+def test_how_a_net_is_computed_is_not_a_setting():
+  assert not {'remat', 'standardized'} & models.arguments('nfnet_f0').keys()
 
 
 @pytest.mark.thorough

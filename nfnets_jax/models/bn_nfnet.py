@@ -1,0 +1,197 @@
+"""NFNet with batch normalisation instead: the last row of the ablation.
+
+Every residual block computes h_{i+1} = shortcut(h_i) + f_i(h_i): batch
+normalisation comes before each nonlinearity, the convolutions are plain ones
+without bias, and α, β, γ, SkipInit and the gate's factor of two are one. Names
+of parameters are those of `nfnet`.
+
+Differences:
+  The paper does not say how its net "with BN instead of NF" is made, and no
+  code for it is released.
+
+Reference:
+  Brock et al. 2021, section 4.1, table 2.
+"""
+
+import haiku as hk
+import jax
+
+from nfnets_jax.models import activations, blocks, layers, nfnet, variants
+
+
+class BNBlock(hk.Module):
+  """Batch-normalised bottleneck block, pre-activation.
+
+  BN → act → 1×1 → BN → act → 3×3 grouped (stride) → [BN → act → 3×3 grouped] →
+  BN → act → 1×1 → squeeze-excite → stochastic depth → + shortcut. The shortcut
+  of a transition block is a 1×1 convolution of the normalised and activated
+  input, average-pooled first when the block strides.
+  """
+
+  def __init__(
+    self,
+    settings: variants.NFNetSettings,
+    place: blocks.Place,
+    *,
+    name: str | None = None,
+  ):
+    """Describes the block.
+
+    Args:
+      settings: of the net.
+      place: of the block in the net.
+      name: of the Haiku module.
+
+    Raises:
+      ValueError: if the bottleneck is narrower than one group.
+    """
+    super().__init__(name=name)
+    channels = place.out_channels
+    width = blocks.grouped_width(
+      channels, settings.expansion, settings.group_width[place.stage]
+    )
+    groups = width // settings.group_width[place.stage]
+    self.stride = place.stride
+    self.stochdepth_rate = place.stochdepth_rate
+    self.act0 = _BNAct(settings, 'bn0')
+    self.conv0 = layers.Conv2D(width, 1, name='conv0')
+    self.act1 = _BNAct(settings, 'bn1')
+    self.conv1 = layers.Conv2D(
+      width, 3, stride=place.stride, groups=groups, name='conv1'
+    )
+    self.second_conv = (
+      (
+        _BNAct(settings, 'bn1b'),
+        layers.Conv2D(width, 3, groups=groups, name='conv1b'),
+      )
+      if settings.use_two_convs
+      else None
+    )
+    self.act2 = _BNAct(settings, 'bn2')
+    self.conv2 = layers.Conv2D(channels, 1, name='conv2')
+    self.conv_shortcut = (
+      layers.Conv2D(channels, 1, name='conv_shortcut')
+      if place.is_transition
+      else None
+    )
+    self.squeeze_excite = layers.SqueezeExcite(
+      channels, max(1, int(channels * settings.se_ratio)), name='squeeze_excite'
+    )
+
+  def __call__(
+    self,
+    x: jax.Array,
+    is_training: bool,
+    image_index: jax.Array | None = None,
+  ) -> tuple[jax.Array, jax.Array]:
+    """Maps `[B, H, W, I]` to `[B, H', W', O]` and the residual branch.
+
+    The second output is the branch before stochastic depth.
+    """
+    out = self.act0(x, is_training)
+    shortcut = x
+    if self.conv_shortcut is not None:
+      pooled = layers.avg_pool(out, self.stride) if self.stride > 1 else out
+      shortcut = self.conv_shortcut(pooled)
+    out = self.conv0(out)
+    out = self.conv1(self.act1(out, is_training))
+    if self.second_conv is not None:
+      act, conv = self.second_conv
+      out = conv(act(out, is_training))
+    branch = self.conv2(self.act2(out, is_training))
+    branch = blocks.gated(branch, self.squeeze_excite, scale=1.0)
+    out = layers.stochastic_depth(
+      branch, self.stochdepth_rate, is_training, image_index
+    )
+    return out + shortcut, branch
+
+
+class _BNAct:
+  """Batch normalisation and the nonlinearity."""
+
+  def __init__(self, settings: variants.NFNetSettings, name: str):
+    self.norm = layers.BatchNorm(
+      cross_replica_axis=settings.cross_replica_axis, name=name
+    )
+    self.act = activations.unscaled(settings.activation)
+
+  def __call__(self, x: jax.Array, is_training: bool) -> jax.Array:
+    return self.act(self.norm(x, is_training))
+
+
+class BNNFNet(blocks.ResidualNet):
+  """NFNet with batch normalisation.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> def forward(images):
+    ...   settings = variants.NFNetSettings(
+    ...     width=(64,), depth=(2,), strides=(1,), group_width=(32,),
+    ...     drop_rate=0.0, norm='batch')
+    ...   return BNNFNet(10, settings)(images, is_training=True)
+    >>> net = hk.transform_with_state(forward)
+    >>> images = jnp.ones((2, 32, 32, 3))
+    >>> params, state = jax.jit(net.init)(jax.random.key(0), images)
+    >>> key = jax.random.key(1)
+    >>> outputs, state = jax.jit(net.apply)(params, state, key, images)
+    >>> outputs['logits'].shape
+    (2, 10)
+
+  Reference:
+    Brock et al. 2021, section 4.1, table 2.
+  """
+
+  def __init__(
+    self,
+    num_classes: int,
+    settings: variants.NFNetSettings,
+    *,
+    remat: str | None = None,
+    name: str = 'NFNet',
+  ):
+    """Describes the net.
+
+    Args:
+      num_classes: K, number of logits.
+      settings: of the net.
+      remat: None, 'block' or 'stage', what is computed again in the backward
+        pass; see `blocks.ResidualNet`.
+      name: of the Haiku module.
+
+    Raises:
+      ValueError: if a setting is impossible; the message says which.
+    """
+    super().__init__(
+      num_classes,
+      settings,
+      remat=remat,
+      w_init=hk.initializers.RandomNormal(0.01),
+      name=name,
+    )
+    nfnet.check_settings(settings)
+    self.stem = [
+      layers.Conv2D(channels, 3, stride=stride, name=f'stem_conv{i}')
+      for i, (channels, stride) in enumerate(
+        zip(settings.stem_width, settings.stem_strides, strict=True)
+      )
+    ]
+    self.stem_acts = [
+      _BNAct(settings, f'stem_bn{i}') for i in range(len(self.stem) - 1)
+    ]
+    self.blocks = [
+      BNBlock(settings, place, name='nf_block')
+      for place in blocks.layout(settings, settings.stem_width[-1])
+    ]
+    self.final_conv = layers.Conv2D(
+      settings.final_conv_mult * settings.width[-1], 1, name='final_conv'
+    )
+    self.final_act = _BNAct(settings, 'final_bn')
+
+  def _stem(self, x: jax.Array, is_training: bool) -> jax.Array:
+    x = self.stem[0](x)
+    for act, conv in zip(self.stem_acts, self.stem[1:], strict=True):
+      x = conv(act(x, is_training))
+    return x
+
+  def _features(self, x: jax.Array, is_training: bool) -> jax.Array:
+    return self.final_act(self.final_conv(x), is_training)
