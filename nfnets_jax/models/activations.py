@@ -30,6 +30,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from nfnets_jax.models import precision
+
 Activation = Callable[[jax.Array], jax.Array]
 
 # Of the tanh approximation: √(2/π) and the factor of x³.
@@ -77,8 +79,8 @@ def gelu(x: jax.Array) -> jax.Array:
   E[f²] = 1/3 + 1/(2π√3), so γ = 1.70093; quadrature of the tanh form gives
   1.70092.
 
-  Its backward pass starts from x alone, where `jax.nn.gelu` keeps two more
-  arrays of its size: a quarter of the memory of a net's training step.
+  Its backward pass needs only x, where `jax.nn.gelu` saves two more arrays of
+  its size: a quarter of the memory of a training step.
   """
   return _gelu(x)
 
@@ -98,8 +100,8 @@ def _gelu_backward(x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
     dy,
     cpu=_wide_gelu_gradient,
     tpu=_gelu_gradient,
-    # Else a bfloat16 gradient is written as float32, since the bias below sums
-    # it in float32.
+    # Otherwise a bfloat16 gradient is stored as float32, since the gradient of
+    # the bias before it is summed in float32.
     default=lambda x, dy: lax.optimization_barrier(_wide_gelu_gradient(x, dy)),
   )
   return (dx,)
@@ -113,26 +115,22 @@ def _gelu_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
 
 
 def _wide_gelu(x: jax.Array) -> jax.Array:
-  # (1 + tanh u)/2 = 1/(1 + exp(−2u)), which takes fewer operations. The other
-  # form is left to the gradient: what both had in common, XLA would keep.
-  wide = _float32(x)
+  # (1 + tanh u)/2 = 1/(1 + exp(−2u)) takes fewer operations. The gradient uses
+  # tanh, or XLA would save the subexpressions that both share.
+  wide = precision.widen(x)
   return (wide / (1.0 + jnp.exp(-2.0 * _gelu_argument(wide)))).astype(x.dtype)
 
 
 def _wide_gelu_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
-  wide = _float32(x)
+  wide = precision.widen(x)
   tanh = jnp.tanh(_gelu_argument(wide))
   slope = _GELU_SCALE * (1.0 + 3.0 * _GELU_CUBIC * wide * wide)
   dx = 0.5 * (1.0 + tanh) + 0.5 * wide * (1.0 - tanh * tanh) * slope
-  return (dx * _float32(dy)).astype(x.dtype)
+  return (dx * precision.widen(dy)).astype(x.dtype)
 
 
 def _gelu_argument(x: jax.Array) -> jax.Array:
   return _GELU_SCALE * x * (1.0 + _GELU_CUBIC * x * x)
-
-
-def _float32(x: jax.Array) -> jax.Array:
-  return x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
 
 
 def silu(x: jax.Array) -> jax.Array:

@@ -1,8 +1,8 @@
-"""What the residual nets share: the way from images to logits, and its checks.
+"""What the residual nets share: the path from images to logits, and checks.
 
-A net is a stem, stages of residual blocks and a head. The families differ in
-what these compute; which block stands where, what is kept for the backward
-pass, the statistics of the signal and the classifier are here.
+A net is a stem, stages of residual blocks and a head, which each family
+defines. The layout of the blocks, rematerialisation, the statistics of the
+signal and the classifier are here.
 """
 
 import abc
@@ -16,12 +16,12 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from nfnets_jax.models import layers, variants
+from nfnets_jax.models import layers, precision, variants
 
-# What a net can be told to compute again in the backward pass.
+# What to recompute in the backward pass.
 REMAT = (None, 'block', 'stage')
 
-# What can come before each nonlinearity.
+# Normalisation before each nonlinearity.
 NORMS = (None, 'batch')
 
 # Maps features, `is_training` and `image_index` to features and the residual
@@ -36,7 +36,7 @@ _Segment = Callable[[jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-  """Where a block stands in its net.
+  """The place of a block in its net.
 
   Attributes:
     index: of the block in the net, from 0.
@@ -129,7 +129,7 @@ def predicted_stds(depth: Sequence[int], alpha: float) -> list[float]:
 
 
 class ResidualNet(hk.Module):
-  """A classifier of images made of residual blocks; the families derive.
+  """An image classifier of residual blocks, the base class of the families.
 
   A family sets `blocks` and defines `_stem` and `_features`.
   """
@@ -145,21 +145,21 @@ class ResidualNet(hk.Module):
     w_init: hk.initializers.Initializer,
     name: str,
   ):
-    """Describes what the families share.
+    """Constructs what the families share.
 
     Args:
       num_classes: K, number of logits.
       settings: of the family.
       remat: what the forward pass keeps for the backward pass. None keeps all
         that it needs; 'block' keeps the input of the stem and of each block,
-        'stage' the input of the stem and of each stage, and what lies between
-        is computed again, for about a third more work. Parameters, outputs and
+        'stage' the input of the stem and of each stage, and the rest is
+        recomputed, for about a third more work. Parameters, outputs and
         gradients are the same.
       w_init: of the classifier's weight.
       name: of the Haiku module.
 
     Raises:
-      ValueError: if an argument is impossible; the message says what is not.
+      ValueError: if a setting is impossible; the message says which.
     """
     super().__init__(name=name)
     check_counts(num_classes=num_classes)
@@ -224,8 +224,8 @@ class ResidualNet(hk.Module):
       pool, self.settings.drop_rate, is_training, image_index
     )
     logits = self.classifier(kept)
-    # A softmax over a thousand classes wants more than bfloat16's three digits.
-    outputs['logits'] = layers.widen(logits)
+    # bfloat16's three digits are too few for a softmax over 1000 classes.
+    outputs['logits'] = precision.widen(logits)
     return outputs
 
   @abc.abstractmethod
@@ -234,7 +234,7 @@ class ResidualNet(hk.Module):
 
   @abc.abstractmethod
   def _features(self, x: jax.Array, is_training: bool) -> jax.Array:
-    """Maps the output of the last block to what is pooled."""
+    """Maps the output of the last block to the features to pool."""
 
   def _segments(
     self,
@@ -242,10 +242,7 @@ class ResidualNet(hk.Module):
     image_index: jax.Array | None,
     return_metrics: bool,
   ) -> Iterator[_Segment]:
-    """The parts of the net, in order, whose inputs are worth keeping.
-
-    The first is the stem; then come stages if `remat` says so, else blocks.
-    """
+    """Yields the parts that `remat` recomputes: stem, then stages or blocks."""
 
     def stem(x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
       x = self._stem(x, is_training)
@@ -280,9 +277,9 @@ def _signal_metrics(x: jax.Array, index: int) -> dict[str, jax.Array]:
 
 
 def skip_init(branch: jax.Array, scale: float = 1.0) -> jax.Array:
-  """Multiplies a branch by a learnt scalar, zero at first, and by `scale`.
+  """Multiplies a branch by `scale` and by a learnt scalar, zero at first.
 
-  Call it inside the block, which owns the scalar, `skip_gain`.
+  Call it inside the block, which owns the parameter `skip_gain`.
 
   Args:
     branch: `[B, H, W, C]`.
@@ -297,7 +294,7 @@ def skip_init(branch: jax.Array, scale: float = 1.0) -> jax.Array:
   gain = hk.get_parameter(
     'skip_gain', (), jnp.float32, hk.initializers.Constant(0.0)
   )
-  return (layers.widen(branch) * (gain * scale)).astype(branch.dtype)
+  return (precision.widen(branch) * (gain * scale)).astype(branch.dtype)
 
 
 def gated(
@@ -306,7 +303,7 @@ def gated(
   scale: float = 2.0,
   mean: jax.Array | None = None,
 ) -> jax.Array:
-  """Multiplies by the gate and by two: it is one half on average at first.
+  """Multiplies by the gate, and by two, as the gate is about one half at first.
 
   Args:
     x: `[B, H, W, C]`.
@@ -319,8 +316,8 @@ def gated(
   """
   if mean is None:
     mean = jnp.mean(x, axis=(1, 2))
-  gate = layers.widen(scale * squeeze_excite(mean))
-  return (layers.widen(x) * gate).astype(x.dtype)
+  gate = precision.widen(scale * squeeze_excite(mean))
+  return (precision.widen(x) * gate).astype(x.dtype)
 
 
 def grouped_width(width: int, expansion: float, group_width: int) -> int:
@@ -355,11 +352,11 @@ def check_stages(per: str = 'stage', /, **patterns: Sequence[int]) -> None:
   """Checks sequences of positive integers, all of the same length.
 
   Args:
-    per: what they have an entry for.
+    per: what each entry is for.
     **patterns: the sequences, by name.
 
   Raises:
-    ValueError: if an entry is no positive integer, or the lengths differ.
+    ValueError: if an entry is not a positive integer, or the lengths differ.
   """
   for name, pattern in patterns.items():
     if not isinstance(pattern, Sequence) or isinstance(pattern, str):
@@ -377,7 +374,7 @@ def check_stages(per: str = 'stage', /, **patterns: Sequence[int]) -> None:
 
 
 def check_counts(**counts: int) -> None:
-  """Raises a ValueError if one of `counts` is no positive integer."""
+  """Raises a ValueError if one of `counts` is not a positive integer."""
   for name, count in counts.items():
     if not _is_integer(count):
       raise ValueError(f'{name} must be an integer, got {count!r}')
@@ -393,13 +390,13 @@ def check_factors(**factors: float) -> None:
 
 
 def check_rate(name: str, rate: float) -> None:
-  """Raises a ValueError if `rate` is no probability below one."""
+  """Raises a ValueError if `rate` is not in [0, 1)."""
   if not _is_real(rate) or not 0.0 <= rate < 1.0:
     raise ValueError(f'{name} must lie in [0, 1), got {rate!r}')
 
 
 def check_norm(norm: str | None, cross_replica_axis: str | None) -> None:
-  """Raises a ValueError if there is no such normalisation, or no use for it.
+  """Raises a ValueError if `norm` is unknown, or `cross_replica_axis` unused.
 
   Args:
     norm: one of `NORMS`.
@@ -416,7 +413,7 @@ def check_norm(norm: str | None, cross_replica_axis: str | None) -> None:
     )
 
 
-# Python counts True and False among the numbers.
+# bool is a subclass of int.
 def _is_integer(value: object) -> bool:
   return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 

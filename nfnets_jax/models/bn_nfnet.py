@@ -10,7 +10,7 @@ Differences:
   code for it is released.
 
 Reference:
-  Brock et al. 2021, section 4.1, table 2.
+  Brock et al. 2021, table 2.
 """
 
 import haiku as hk
@@ -35,7 +35,7 @@ class BNBlock(hk.Module):
     *,
     name: str | None = None,
   ):
-    """Describes the block.
+    """Constructs the block.
 
     Args:
       settings: of the net.
@@ -138,7 +138,7 @@ class BNNFNet(blocks.ResidualNet):
     (2, 10)
 
   Reference:
-    Brock et al. 2021, section 4.1, table 2.
+    Brock et al. 2021, table 2.
   """
 
   def __init__(
@@ -149,13 +149,13 @@ class BNNFNet(blocks.ResidualNet):
     remat: str | None = None,
     name: str = 'NFNet',
   ):
-    """Describes the net.
+    """Constructs the net.
 
     Args:
       num_classes: K, number of logits.
       settings: of the net.
-      remat: None, 'block' or 'stage', what is computed again in the backward
-        pass; see `blocks.ResidualNet`.
+      remat: None, 'block' or 'stage', what the backward pass recomputes; see
+        `blocks.ResidualNet`.
       name: of the Haiku module.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The convolution beneath all layers, in the fastest form of each platform."""
+"""Convolutions, in the fastest form for each platform."""
 
 import functools
 from collections.abc import Callable
@@ -9,14 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from nfnets_jax.models import precision
+
 Padding = list[tuple[int, int]]
 
-# On CPU, of a grouped convolution.
+# A grouped convolution is at most this many convolutions on CPU.
 _MAX_CONVOLUTIONS = 16
 
 
-# Compiled functions are traced once for each shape, however many blocks there
-# are: both forms, of the convolution and of its gradients, take Python's time.
+# Jitted so that each shape is traced once, however many blocks share it.
 @functools.partial(jax.jit, static_argnums=(2, 3, 4))
 def conv2d(
   x: jax.Array,
@@ -25,44 +26,39 @@ def conv2d(
   groups: int = 1,
   padding: str = 'same',
 ) -> jax.Array:
-  """Convolves, with padding, in the fastest known form of each platform.
+  """Convolves, with padding, in the fastest known form for each platform.
 
-  The forms agree to rounding. On a TPU and a GPU it is XLA's convolution, into
-  which their compilers fuse what comes before and after. On CPU:
+  The forms agree to rounding. On TPU and GPU it is XLA's convolution, which
+  fuses with its neighbours. On CPU:
 
-  * A 1×1 convolution is a matrix product, and written as one: XLA for CPU is
-    several times slower at the weight gradient of the convolution. At a stride
-    it is that of the pixels that it meets.
-    The gradients are written as products too, of arrays as they lie in memory:
-    differentiated by JAX, dw's would first turn dy, in a pass of its own.
-  * A depthwise convolution, of one channel a group, is a sum over the kernel's
-    pixels of shifted inputs times weights, and so are its gradients: faster
-    than XLA's own by an order, which has no such convolution there.
+  * A 1×1 convolution and its gradients are matrix products, of every `stride`th
+    pixel: XLA's weight gradient of the convolution is several times slower, and
+    JAX's of the product transposes dy first.
+  * A depthwise convolution and its gradients are sums of shifted inputs times
+    weights, ten times faster than XLA's.
   * Any other grouped convolution is one convolution per group, concatenated:
-    XLA's own gradient of a grouped convolution is slower there by one or two
-    orders. Of more than 16 groups, neighbours go together, as one convolution
-    with zeros between them, so that 16 are left at most: a program of a hundred
-    small convolutions takes seconds to compile.
-  * The gradients are written with channels last, as the convolution is. XLA
-    brings them into that form itself, but not inside a loop, such as that over
-    micro-batches; there they would be slower by an order.
-  * The gradient of the input of a strided convolution is a convolution for each
-    of stride² phases of the pixels: XLA's own is a single one that multiplies
-    with zeros, three times of four at stride 2.
+    XLA's gradient of a grouped convolution is ten to a hundred times slower.
+    Beyond 16 groups, neighbours are merged into one convolution with zeros
+    between them, since a hundred small convolutions take seconds to compile.
+  * The gradients are written with channels last. XLA changes the layout itself,
+    but not inside a loop, such as that over micro-batches, where the gradients
+    would be ten times slower.
+  * The gradient of the input of a strided convolution is one convolution for
+    each of stride² phases of the pixels. XLA's is a single one, in which three
+    of four products are with zeros at stride 2.
 
-  `experiments/benchmarks/compiled.py` shows what the compilers of TPUs and GPUs
-  say of a whole net, `experiments/benchmarks/speed.py` measures one, and
-  `experiments/benchmarks/convolutions.py` a grouped one alone;
-  `experiments/README.md` holds what came out.
+  `experiments/benchmarks` measures them: `compiled.py` on the compilers of TPUs
+  and GPUs, `speed.py` in a whole net, and `convolutions.py` a grouped one
+  alone; `experiments/README.md` has the results.
 
   Args:
     x: inputs `[B, H, W, I]`.
     w: weights `[kh, kw, I / groups, O]`, of the dtype of `x`.
     stride: step in both directions, in pixels.
     groups: number of groups that input and output channels are split into.
-    padding: 'same', of XLA and TensorFlow: as little as needed, the odd pixel
-      after the end; or 'symmetric', of PyTorch: (k - 1) / 2 on all sides. They
-      differ where there is a stride; 'symmetric' is then left to XLA.
+    padding: 'same', of XLA and TensorFlow: as little as needed, with the odd
+      pixel at the end; or 'symmetric', of PyTorch: (k − 1) / 2 on all sides.
+      They differ only for a stride above 1.
 
   Returns:
     Outputs `[B, ceil(H / stride), ceil(W / stride), O]`.
@@ -84,7 +80,7 @@ def conv2d(
 
 
 def check_padding(padding: str) -> None:
-  """Raises a ValueError if there is no such padding."""
+  """Raises a ValueError if `padding` is unknown."""
   if padding not in ('same', 'symmetric'):
     raise ValueError(f"padding {padding!r} is neither 'same' nor 'symmetric'")
 
@@ -92,19 +88,19 @@ def check_padding(padding: str) -> None:
 def per_platform(
   *, default: Callable[..., Any], **others: Callable[..., Any]
 ) -> Callable[..., Any]:
-  """Chooses a form by the platform that a program is compiled for.
+  """Chooses an implementation by the platform that a program is compiled for.
 
   Not by the machine that compiles: a program for a TPU may be compiled without
-  one, and a program for several platforms holds all forms.
+  one, and a program for several platforms holds all implementations.
 
   Args:
     default: maps arrays to an array or a tuple of them.
-    **others: the same function but for rounding, on the platforms of these
-      names, such as `cpu` and `tpu`.
+    **others: implementations for other platforms, such as `cpu` and `tpu`,
+      equal up to rounding.
 
   Returns:
-    That function. The forward pass keeps its arguments alone for the backward
-    pass, which is the chosen form's. It has no forward-mode derivative.
+    A function that saves only its arguments for the backward pass. It has no
+    forward-mode derivative.
 
   Example:
     >>> twice = per_platform(default=lambda x: 2 * x, cpu=lambda x: x + x)
@@ -119,7 +115,7 @@ def per_platform(
   def forward(*args: jax.Array) -> tuple[Any, tuple[jax.Array, ...]]:
     return call(*args), args
 
-  # Differentiated as a whole, it would keep what any of the forms needs.
+  # Differentiated as a whole, it would save the residuals of every branch.
   def pull_back(function: Callable[..., jax.Array]) -> Callable[..., Any]:
     return lambda args, dy: jax.vjp(function, *args)[1](dy)
 
@@ -137,8 +133,8 @@ def per_platform(
 def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
   """Adds a bias in the dtype of the features, so that it fuses.
 
-  A convolution's compiler takes the addition in where it has the same dtype;
-  the gradient of the bias, a sum over all pixels, is float32 all the same.
+  XLA fuses the addition into a convolution of the same dtype. The gradient of
+  the bias, a sum over all pixels, is still float32.
 
   Args:
     x: features `[B, H, W, C]`.
@@ -174,11 +170,11 @@ add_bias.defvjp(_add_bias_forward, _add_bias_backward)
 def pointwise_with_mean(
   x: jax.Array, w: jax.Array, bias: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """Convolves by 1×1 pixels, adds a bias, and returns the mean as well.
+  """Applies a 1×1 convolution and a bias, and also returns the mean.
 
-  The mean over the pixels of what is linear in them is that of their mean. On a
-  TPU it is taken so, before the convolution, which then fuses with what
-  multiplies it by a gate that depends on the mean.
+  The mean of the outputs is the output of the mean. On TPU it is computed so,
+  and the convolution then fuses with the product with a gate that depends on
+  the mean.
 
   Args:
     x: inputs `[B, H, W, I]`.
@@ -258,7 +254,7 @@ def _pointwise_backward(
   x, w = kept
   dx = lax.dot_general(dy, w, (((3,), (1,)), ((), ())))
   pixels = ((0, 1, 2), (0, 1, 2))
-  # XLA for CPU first turns the array on the left: let that be the smaller one.
+  # XLA for CPU transposes the left operand: let that be the smaller one.
   if x.shape[3] <= dy.shape[3]:
     return dx, lax.dot_general(x, dy, (pixels, ((), ())))
   return dx, lax.dot_general(dy, x, (pixels, ((), ()))).T
@@ -301,19 +297,16 @@ def _conv_forward(
 def _conv_backward(
   stride: int, kept: tuple[jax.Array, jax.Array], dy: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """Gradients of a convolution, themselves convolutions of stride 1.
-
-  dw is x with dy as its kernel, images as channels and channels as images.
-  """
   x, w = kept
+  # x convolved with dy, with images as channels and channels as images.
   dw = _conv(
     x.transpose(3, 1, 2, 0),
     dy.transpose(1, 2, 0, 3),
     _padding_for_dw(x, w, dy, stride),
     w_dilation=stride,
   )
-  turned = w.transpose(0, 1, 3, 2)
-  dx = _input_gradient(_conv, x.shape[1:3], turned, dy, stride)
+  transposed = w.transpose(0, 1, 3, 2)
+  dx = _input_gradient(_conv, x.shape[1:3], transposed, dy, stride)
   return dx, dw.transpose(1, 2, 0, 3)
 
 
@@ -323,11 +316,7 @@ _conv_for_loops.defvjp(_conv_forward, _conv_backward)
 def _padding_for_dw(
   x: jax.Array, w: jax.Array, dy: jax.Array, stride: int
 ) -> Padding:
-  """Returns the padding of x of which dw is the sum.
-
-  Of n pixels padded by p before them, y has those at stride s; between them dy
-  has s − 1 zeros and so spans d = (m − 1)·s + 1. k pixels of dw come out.
-  """
+  """The padding of x with which dy, dilated by the stride, yields k pixels."""
   sizes, strides = w.shape[:2], (stride, stride)
   around = lax.padtype_to_pads(x.shape[1:3], sizes, strides, 'SAME')
   sides = zip(x.shape[1:3], sizes, dy.shape[1:3], around, strict=True)
@@ -338,10 +327,10 @@ def _padding_for_dw(
 
 
 class _Phase(NamedTuple):
-  """One of each `stride` pixels of a side, in the gradient of the input.
+  """Every `stride`th pixel along an axis, in the gradient of the input.
 
   Attributes:
-    first: of the kernel's pixels that they meet, again one of each `stride`.
+    first: of the kernel's pixels that contribute, every `stride`th one.
     padding: of dy.
   """
 
@@ -350,7 +339,7 @@ class _Phase(NamedTuple):
 
 
 def _phases(n: int, k: int, m: int, stride: int) -> list[_Phase]:
-  """Splits a side of n pixels, convolved with k to m."""
+  """Splits an axis of n pixels, which a kernel of k maps to m."""
   ((before, _),) = lax.padtype_to_pads((n,), (k,), (stride,), 'SAME')
   phases = []
   for phase in range(stride):
@@ -369,22 +358,7 @@ def _input_gradient(
   dy: jax.Array,
   stride: int,
 ) -> jax.Array:
-  """Gradient of the input, one of each `stride` pixels at a time.
-
-  Those pixels meet the same of the kernel's, one of each `stride`, and all of
-  dy: convolutions of small kernels, where one convolution of dy with zeros
-  between its pixels multiplies mostly zeros.
-
-  Args:
-    convolve: dy with a kernel, at stride 1.
-    size: sides of the input in pixels.
-    w: `[kh, kw, ., C]`, from the channels of dy to those of the input.
-    dy: gradient of the output.
-    stride: of the convolution.
-
-  Returns:
-    `[B, *size, C]`.
-  """
+  """The gradient `[B, *size, C]` of the input, phase by phase of the stride."""
   sides = zip(size, w.shape[:2], dy.shape[1:3], strict=True)
   rows, columns = (_phases(n, k, m, stride) for n, k, m in sides)
   height, width = (-(-n // stride) for n in size)
@@ -392,7 +366,7 @@ def _input_gradient(
 
   def pixels(row: _Phase, column: _Phase) -> jax.Array:
     part = jnp.flip(w[row.first :: stride, column.first :: stride], (0, 1))
-    if part.size == 0:  # a stride beyond the kernel passes over these
+    if part.size == 0:  # the stride is larger than the kernel
       return jnp.zeros(shape, dy.dtype)
     return convolve(dy, part, [row.padding, column.padding])
 
@@ -414,7 +388,7 @@ def _grouped_conv2d(
   for first in range(0, groups, merged):
     count = min(merged, groups - first)
     part = w[..., first * fan_out : (first + count) * fan_out]
-    # Input channels of a group meet output channels of the same group alone.
+    # Block-diagonal: the groups do not mix.
     same = jnp.repeat(jnp.eye(count, dtype=bool), fan_in, axis=0)
     same = jnp.repeat(same, fan_out, axis=1)
     dense = jnp.where(same, jnp.tile(part, (1, 1, count, 1)), 0)
@@ -441,12 +415,9 @@ def _depthwise_forward(
 def _depthwise_backward(
   stride: int, kept: tuple[jax.Array, jax.Array], dy: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """The sums of `_conv_backward`, channel by channel.
-
-  dw sums over all pixels of a channel, which lie far apart: row by row it is
-  several times faster than as one sum.
-  """
   x, w = kept
+  # dw row by row, which is several times faster than one sum over all pixels of
+  # a channel, since these are far apart in memory.
   dx = _input_gradient(_sum_of_taps, x.shape[1:3], w, dy, stride)
   around = _padding_for_dw(x, w, dy, stride)
   padded_x = _pad(x, around)
@@ -454,15 +425,16 @@ def _depthwise_backward(
 
   def add_row(row: jax.Array, sums: list[jax.Array]) -> list[jax.Array]:
     rows = lax.dynamic_slice_in_dim(padded_x, row * stride, w.shape[0], axis=1)
-    dy_row = _widen(lax.dynamic_slice_in_dim(dy, row, 1, axis=1))
+    dy_row = precision.widen(lax.dynamic_slice_in_dim(dy, row, 1, axis=1))
     return [
-      total + _widen(rows[:, i : i + 1, j : j + width : stride]) * dy_row
+      total
+      + precision.widen(rows[:, i : i + 1, j : j + width : stride]) * dy_row
       for total, (i, j) in zip(sums, np.ndindex(w.shape[:2]), strict=True)
     ]
 
-  nothing = jnp.zeros_like(_widen(dy[:, :1]))
+  zeros = jnp.zeros_like(precision.widen(dy[:, :1]))
   taps = w.shape[0] * w.shape[1]
-  sums = lax.fori_loop(0, dy.shape[1], add_row, [nothing] * taps)
+  sums = lax.fori_loop(0, dy.shape[1], add_row, [zeros] * taps)
   dw = jnp.stack([jnp.sum(total, axis=(0, 1, 2)) for total in sums])
   return dx, dw.reshape(w.shape).astype(w.dtype)
 
@@ -478,7 +450,8 @@ def _sum_of_taps(
   padded = _pad(x, padding)
   batch, *sides, _ = padded.shape
   height, width = (n - k + 1 for n, k in zip(sides, size, strict=True))
-  wide_x, wide_w = _widen(padded), _widen(w).reshape(*size, 1, 1, 1, channels)
+  wide_x = precision.widen(padded)
+  wide_w = precision.widen(w).reshape(*size, 1, 1, 1, channels)
   total = sum(
     lax.slice(
       wide_x,
@@ -493,11 +466,7 @@ def _sum_of_taps(
 
 
 def _pad(x: jax.Array, padding: Padding) -> jax.Array:
-  """Surrounds pixels with zeros; a negative number takes pixels away."""
+  """Pads with zeros; a negative number crops."""
   around = [(0, 0), *padding, (0, 0)]
   zero = jnp.zeros((), x.dtype)
   return lax.pad(x, zero, [(before, after, 0) for before, after in around])
-
-
-def _widen(x: jax.Array) -> jax.Array:
-  return x.astype(jnp.float32) if x.dtype.itemsize < 4 else x

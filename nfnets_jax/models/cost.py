@@ -1,4 +1,4 @@
-"""What a computation costs, read off its traced form."""
+"""The cost of a computation, read off its jaxpr."""
 
 import math
 from collections.abc import Callable
@@ -13,8 +13,8 @@ def count_macs(function: Callable[..., Any], *args: Any) -> int:
   """Counts the multiply-accumulates of a function's products.
 
   Convolutions and matrix products count, elementwise work does not: this is
-  what the paper's tables call FLOPs. A padded border counts as if it were
-  there. Nothing is computed; the function is only traced.
+  what the paper's tables call FLOPs. Products with padding are counted. The
+  function is only traced.
 
   Args:
     function: of `args`.
@@ -39,7 +39,7 @@ _CALLS = ('__call__', 'with_mean')
 
 
 class ModuleCost(NamedTuple):
-  """What one module of a net costs.
+  """The cost of one module of a net.
 
   Attributes:
     name: of the module, within the net.
@@ -59,9 +59,9 @@ class ModuleCost(NamedTuple):
 def module_costs(
   create: Callable[[], Any], images: jax.ShapeDtypeStruct
 ) -> list[ModuleCost]:
-  """Takes a net apart into the modules that it is made of, such as its blocks.
+  """Returns the cost of each top-level module of a net, such as its blocks.
 
-  Nothing is computed; the net is only traced.
+  The net is only traced.
 
   Args:
     create: makes the net, called inside a Haiku transform.
@@ -131,8 +131,8 @@ def _jaxpr_macs(jaxpr: core.Jaxpr) -> int:
         rhs[axis] for axis in spec[1:]
       )
     elif eqn.params.get('branches_platforms'):
-      # A form for each platform. The last is the one for all others, and has
-      # the products that the net asks for.
+      # One branch per platform; the last is the default, which has the products
+      # of the plain form.
       total += _jaxpr_macs(eqn.params['branches'][-1].jaxpr)
     else:
       inner = sum(_jaxpr_macs(sub) for sub in core.jaxprs_in_params(eqn.params))

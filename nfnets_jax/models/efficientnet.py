@@ -41,7 +41,7 @@ class MBConvBlock(hk.Module):
     *,
     name: str | None = None,
   ):
-    """Describes the block.
+    """Constructs the block.
 
     Args:
       settings: of the net.
@@ -162,13 +162,13 @@ class EfficientNet(blocks.ResidualNet):
     remat: str | None = None,
     name: str = 'EfficientNet',
   ):
-    """Describes the net.
+    """Constructs the net.
 
     Args:
       num_classes: K, number of logits.
       settings: of the net.
-      remat: None, 'block' or 'stage', what is computed again in the backward
-        pass; see `blocks.ResidualNet`.
+      remat: None, 'block' or 'stage', what the backward pass recomputes; see
+        `blocks.ResidualNet`.
       name: of the Haiku module.
 
     Raises:

@@ -65,8 +65,8 @@ def create(
       whose weights are standardised already. Without effect on the families
       without weight standardisation, whose parameters `layers.fold` returns
       unchanged.
-    remat: what is computed again in the backward pass to save memory: None,
-      'block' or 'stage'; see `blocks.ResidualNet`.
+    remat: None, 'block' or 'stage', what the backward pass recomputes to save
+      memory; see `blocks.ResidualNet`.
     **overrides: replace settings of the variant, for example `drop_rate=0.0` or
       `group_width=(192, 128, 128, 128)`; see the family's class in `variants`.
 

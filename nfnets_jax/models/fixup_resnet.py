@@ -11,13 +11,13 @@ multiplier·f_i(h_i), and FixUp's three rules for L blocks of m convolutions:
 Differences:
   * The published nets, and the released one, have the nonlinearity after the
     addition; this one has it before the convolutions, like the nets that it is
-    compared with. The places of the scalar biases follow from that.
+    compared with. The positions of the scalar biases follow from that.
   * The released net draws the first convolution of a branch and the shortcut by
     their fan-out, and the stem as Haiku does by default, with half the
     variance; here all are drawn by their fan-in, as He's.
   * There is no bias before the first convolution, as in its authors' code.
-  * Here there are no other nonlinearities than ReLU and no other initialiser of
-    the classifier, which the released net can be told but no recipe does.
+  * Options of the released net that no recipe uses are left out: other
+    nonlinearities than ReLU and another initialiser of the classifier.
 
 Reference:
   Zhang, Dauphin and Ma 2019, https://arxiv.org/abs/1901.09321.
@@ -27,7 +27,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from nfnets_jax.models import activations, blocks, layers, variants
+from nfnets_jax.models import activations, blocks, layers, precision, variants
 
 # m, the number of convolutions in a branch.
 _BRANCH_CONVS = 3
@@ -38,8 +38,8 @@ def _scalar(name: str, init: float) -> jax.Array:
 
 
 def _add_bias(x: jax.Array, name: str) -> jax.Array:
-  """Adds the scalar `name` of the module that calls."""
-  return (layers.widen(x) + _scalar(name, 0.0)).astype(x.dtype)
+  """Adds the scalar parameter `name` of the calling module."""
+  return (precision.widen(x) + _scalar(name, 0.0)).astype(x.dtype)
 
 
 class FixupBlock(hk.Module):
@@ -58,7 +58,7 @@ class FixupBlock(hk.Module):
     *,
     name: str | None = None,
   ):
-    """Describes the block.
+    """Constructs the block.
 
     Args:
       settings: of the net.
@@ -104,7 +104,7 @@ class FixupBlock(hk.Module):
     out = layers.stochastic_depth(
       branch, self.stochdepth_rate, is_training, image_index
     )
-    out = (layers.widen(out) * _scalar('multiplier', 1.0)).astype(x.dtype)
+    out = (precision.widen(out) * _scalar('multiplier', 1.0)).astype(x.dtype)
     return out + shortcut, branch
 
   def _activate(self, x: jax.Array, index: int) -> jax.Array:
@@ -139,13 +139,13 @@ class FixupResNet(blocks.ResidualNet):
     remat: str | None = None,
     name: str = 'Fixup_ResNet',
   ):
-    """Describes the net.
+    """Constructs the net.
 
     Args:
       num_classes: K, number of logits.
       settings: of the net.
-      remat: None, 'block' or 'stage', what is computed again in the backward
-        pass; see `blocks.ResidualNet`.
+      remat: None, 'block' or 'stage', what the backward pass recomputes; see
+        `blocks.ResidualNet`.
       name: of the Haiku module.
 
     Raises:

@@ -2,16 +2,17 @@
 
 All layers take and return `[B, H, W, C]` arrays, create float32 parameters and
 compute in the dtype of their input: give bfloat16 images and the net runs in
-bfloat16 with float32 parameters. Sums over all pixels and images are float32
-all the same, in the forward and in the backward pass.
+bfloat16 with float32 parameters. Sums over pixels and images are float32 even
+then, in the forward and in the backward pass.
 
 Differences:
-  * The released code casts all parameters to bfloat16 before a pass, so that it
-    also standardises weights in bfloat16. Here standardisation is float32 and
-    the standardised weight is cast; in float32 the two are the same.
-  * `WSConv2D` always has a bias, as the released one does whatever it is told.
-  * Which branches are dropped is drawn in float32. The released code draws in
-    the dtype of the signal, which in bfloat16 rounds the rates to some 1/128.
+  * The released code casts all parameters to bfloat16 before a pass, and so
+    standardises weights in bfloat16. Here weights are standardised in float32
+    and then cast.
+  * `WSConv2D` always has a bias, as in the released code, which ignores
+    `with_bias`.
+  * Stochastic depth draws in float32. The released code draws in the dtype of
+    the features, where bfloat16 rounds the rates to about 1/128.
 """
 
 import functools
@@ -23,11 +24,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from nfnets_jax.models import activations, convolution
+from nfnets_jax.models import activations, convolution, precision
 
 # Guards the standard deviation of a constant filter; published value.
 WS_EPS = 1e-4
-# Elements of a filter whose mean is near that of all.
+# Elements of a filter that give a first estimate of its mean.
 _NEAR_MEAN = 32
 
 
@@ -72,8 +73,8 @@ def _standardize_forward(
   # over leading axes of length one, which 1×1 convolutions have.
   flat = w.reshape(-1, w.shape[3])
   fan_in = flat.shape[0]
-  # Both moments in one pass, about a mean of some: far from the mean, little
-  # would be left of the variance.
+  # Both moments in one pass, about an estimate of the mean: E[x²] − E[x]² would
+  # cancel where the mean is large.
   origin = jnp.mean(flat[:_NEAR_MEAN], axis=0, keepdims=True)
   shifted = flat - origin
   shift = jnp.mean(shifted, axis=0, keepdims=True)
@@ -87,12 +88,9 @@ def _standardize_forward(
 def _standardize_backward(
   eps: float, kept: tuple[jax.Array, ...], dy: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """Two passes over the weights: for the sums, and for what they are taken of.
-
-  With û = (W − μ)·s, of length one, dgain = Σ dy·û and
-  dW = gain·s·(dy − mean(dy) − û·dgain); without the last term where eps counts.
-  """
   del eps
+  # With û = (W − μ)·s, of length one, dgain = Σ dy·û and
+  # dW = gain·s·(dy − mean(dy) − û·dgain), without the last term if N·σ² < eps.
   w, gain, origin, shift, scale, varies = kept
   flat, dy_flat = (x.reshape(-1, x.shape[3]) for x in (w, dy))
   unit = (flat - origin - shift) * scale
@@ -107,7 +105,7 @@ _standardize.defvjp(_standardize_forward, _standardize_backward)
 
 
 def fold(params: hk.MutableParams) -> hk.MutableParams:
-  """Standardises the weights of all `WSConv2D` of a net once and for all.
+  """Standardises the weights of every `WSConv2D` of a net in advance.
 
   For inference, and for passes that share their weights, such as those of
   micro-batches. The result is for a net made with `standardized=True`; other
@@ -164,7 +162,7 @@ class WSConv2D(hk.Module):
     standardized: bool = False,
     name: str | None = None,
   ):
-    """Describes the layer.
+    """Constructs the layer.
 
     Args:
       output_channels: O, a multiple of `groups`.
@@ -248,7 +246,7 @@ class Conv2D(hk.Module):
     w_init: hk.initializers.Initializer | None = None,
     name: str | None = None,
   ):
-    """Describes the layer.
+    """Constructs the layer.
 
     Args:
       output_channels: O, a multiple of `groups`.
@@ -292,10 +290,10 @@ class BatchNorm(hk.Module):
 
   The parameters `scale` (1) and `offset` (0) are `[1, 1, 1, C]`, and the state
   holds moving averages of the mean and the (biased) variance. In training the
-  statistics are those of the images of one call: of a device, or of all of
-  `cross_replica_axis`; of a micro-batch, where there are several. Names and
-  state are those of `hk.BatchNorm`, which computes in the dtype of the input,
-  and the variance as E[x²] − E[x]²: next to a large mean nothing is left of it.
+  statistics are those of one call: of a micro-batch on one device, or all with
+  `cross_replica_axis`. Names and state are those of `hk.BatchNorm`, which
+  computes in the dtype of the input and takes the variance as E[x²] − E[x]²,
+  which cancels for a large mean.
 
   Reference:
     Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167.
@@ -309,7 +307,7 @@ class BatchNorm(hk.Module):
     cross_replica_axis: str | None = None,
     name: str | None = None,
   ):
-    """Describes the layer.
+    """Constructs the layer.
 
     Args:
       decay_rate: of the moving averages, in [0, 1).
@@ -320,15 +318,15 @@ class BatchNorm(hk.Module):
     """
     super().__init__(name=name)
     self.eps = eps
-    # Parameters are drawn on one device, outside the map.
+    # Parameters are initialised outside of the map over devices.
     self.axis = None if hk.running_init() else cross_replica_axis
     self.mean_ema = hk.ExponentialMovingAverage(decay_rate, name='mean_ema')
     self.var_ema = hk.ExponentialMovingAverage(decay_rate, name='var_ema')
 
   def __call__(self, x: jax.Array, is_training: bool) -> jax.Array:
     """Normalises `x` `[B, H, W, C]`; in training, with its own statistics."""
-    wide = widen(x)
-    # Initialisation makes the moving averages, which only training does.
+    wide = precision.widen(x)
+    # Initialisation must create the moving averages.
     if is_training or hk.running_init():
       mean = self._mean(wide)
       var = self._mean(jnp.square(wide - mean))
@@ -363,7 +361,7 @@ class Linear(hk.Module):
     w_init: hk.initializers.Initializer | None = None,
     name: str | None = None,
   ):
-    """Describes the layer; `w_init` None is LeCun's truncated normal."""
+    """Constructs the layer; `w_init` None is LeCun's truncated normal."""
     super().__init__(name=name)
     self.output_size = output_size
     self.w_init = w_init
@@ -374,28 +372,15 @@ class Linear(hk.Module):
     w_init = self.w_init or hk.initializers.TruncatedNormal(fan_in**-0.5)
     w = _parameter('w', (fan_in, self.output_size), w_init)
     b = _parameter('b', (self.output_size,), hk.initializers.Constant(0.0))
-    return (widen(x @ w.astype(x.dtype)) + b.reshape(1, -1)).astype(x.dtype)
-
-
-def widen(x: jax.Array) -> jax.Array:
-  """Returns `x` as float32, or as it is if it is wider.
-
-  For what many elements share, a bias or a gain: where it meets its elements in
-  float32, the backward pass also sums over them in float32. XLA computes it
-  where it is read, so it takes no memory.
-
-  Example:
-    >>> widen(jnp.ones(3, jnp.bfloat16)).dtype
-    dtype('float32')
-  """
-  return x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
+    product = precision.widen(x @ w.astype(x.dtype))
+    return (product + b.reshape(1, -1)).astype(x.dtype)
 
 
 class SqueezeExcite(hk.Module):
   """Squeeze-and-excitation gate: sigmoid(W₂·act(W₁·mean(h))).
 
-  Takes the mean and returns the gate alone, in (0, 1); the caller multiplies,
-  with the factor of 2 that keeps the variance in the normaliser-free nets.
+  Returns only the gate, in (0, 1). The caller multiplies; normaliser-free nets
+  also multiply by 2, which preserves the variance.
 
   Differences:
     The paper's formula has the scaled GELU between the two layers; the released
@@ -415,10 +400,10 @@ class SqueezeExcite(hk.Module):
     w_init: hk.initializers.Initializer | None = None,
     name: str | None = None,
   ):
-    """Describes the gate.
+    """Constructs the gate.
 
     Args:
-      channels: C, of what the gate is for.
+      channels: C, of the gated features.
       hidden_channels: between the two layers.
       act: nonlinearity between them.
       w_init: of both weights; None is that of `Linear`.
@@ -445,8 +430,8 @@ def stochastic_depth(
 ) -> jax.Array:
   """Drops the whole residual branch of an image with probability `rate`.
 
-  The kept images are not rescaled by 1 / (1 − rate), neither in training nor at
-  test, as in the released code, unless `rescale` asks for it in training.
+  As in the released code, kept branches are not rescaled by 1 / (1 − rate),
+  unless `rescale` is set.
 
   Args:
     x: residual branch `[B, H, W, C]`.
@@ -454,7 +439,7 @@ def stochastic_depth(
     is_training: False returns `x` as it is. True needs a Haiku random key when
       `rate` is above 0.
     image_index: int32 `[B]`; see `dropout`.
-    rescale: whether to divide the kept by 1 − rate, for the same mean.
+    rescale: whether to divide kept branches by 1 − rate.
 
   Returns:
     `x` with zeros for the dropped images.
@@ -522,8 +507,8 @@ def _draw_kept(
 def avg_pool(x: jax.Array, size: int) -> jax.Array:
   """Averages `size`×`size` windows at stride `size`, 'SAME' padding.
 
-  Padded pixels do not count: a window at the border averages the pixels that it
-  has.
+  Padding is not counted: a window at the border averages its pixels inside the
+  image.
 
   Args:
     x: inputs `[B, H, W, C]`.
@@ -555,7 +540,7 @@ def _mean_of_windows(x: jax.Array, size: int) -> jax.Array:
 
 
 def _mean_of_reshaped(x: jax.Array, size: int) -> jax.Array:
-  """On CPU, whose gradient is far cheaper than that of `reduce_window`."""
+  """For CPU: its gradient is far cheaper than that of `reduce_window`."""
   _, height, width, _ = x.shape
   rows = -(-height // size)
   columns = -(-width // size)
@@ -582,8 +567,8 @@ def max_pool(
 ) -> jax.Array:
   """Takes the maximum of `size`×`size` windows, padded.
 
-  Padded pixels do not count. Of pixels that tie, one or all share the gradient,
-  depending on the backend.
+  Padding is not counted. The gradient of equal maxima goes to one of them or is
+  shared, depending on the platform.
 
   Args:
     x: inputs `[B, H, W, C]`.
@@ -623,7 +608,7 @@ def _max_of_windows(
 def _max_of_shifted(
   x: jax.Array, size: int, stride: int, around: convolution.Padding
 ) -> jax.Array:
-  """On CPU, where XLA's own gradient is slower by an order."""
+  """For CPU, where XLA's own gradient is ten times slower."""
   x = jnp.pad(x, ((0, 0), *around, (0, 0)), constant_values=-jnp.inf)
   rows, columns = x.shape[1] - size, x.shape[2] - size
   shifted = [

@@ -9,10 +9,9 @@ Differences:
   * The bottleneck is relative to the channels of the block's input, and the
     first block of all does not widen; both as in the released code.
   * Stochastic depth does not rescale the kept branches.
-  * The released module names `swish` as its default nonlinearity, which its own
-    table lacks; its recipe, like the default here, says `silu`, the same
-    function. The option of another initialiser of the classifier (`fc_init`) is
-    left out.
+  * The released module's default nonlinearity is `swish`, which its own table
+    lacks; its recipe, like the default here, uses `silu`, the same function.
+    The initialiser of the classifier is not an option (`fc_init`).
 
 Reference:
   Brock, De and Smith 2021, "Characterizing signal propagation to close the
@@ -46,7 +45,7 @@ class NFRegBlock(hk.Module):
     standardized: bool = False,
     name: str | None = None,
   ):
-    """Describes the block.
+    """Constructs the block.
 
     Args:
       settings: of the net.
@@ -151,14 +150,14 @@ class NFRegNet(blocks.ResidualNet):
     remat: str | None = None,
     name: str = 'NF_RegNet',
   ):
-    """Describes the net.
+    """Constructs the net.
 
     Args:
       num_classes: K, number of logits.
       settings: of the net.
       standardized: whether the parameters are those of `layers.fold`.
-      remat: None, 'block' or 'stage', what is computed again in the backward
-        pass; see `blocks.ResidualNet`.
+      remat: None, 'block' or 'stage', what the backward pass recomputes; see
+        `blocks.ResidualNet`.
       name: of the Haiku module.
 
     Raises:

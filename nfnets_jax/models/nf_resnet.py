@@ -5,17 +5,17 @@ Every residual block computes h_{i+1} = shortcut(h_i) + α·f_i(h_i / β_i), as 
 weights are standardised, in stages of 256, 512, 1024 and 2048 channels. It is
 the net of the paper's studies of clipping.
 
-The max-pooling of the stem raises the mean and lowers the variance of what
-enters the first stage; no β accounts for it. The strided shortcuts pick every
-other pixel, so they keep the variance where those of `nfnet` average.
+The max-pooling of the stem raises the mean and lowers the variance of the input
+of the first stage, which no β accounts for. Strided shortcuts pick every other
+pixel, which preserves the variance; those of `nfnet` average.
 
 Differences:
-  * The convolution of the stem has a bias, as it has in the released code,
-    which asks for none.
+  * The stem's convolution has a bias, as in the released code, although that
+    asks for none.
   * Stochastic depth does not rescale the kept branches.
-  * The released module has no dropout rate of its own and must be told one;
-    the default here is none. Options of it that no released recipe uses, the
-    initialisers of the classifier (`fc_init`) and of SkipInit, are left out.
+  * The released module has no default dropout rate; here it is 0. Options that
+    no released recipe uses, the initialisers of the classifier (`fc_init`) and
+    of SkipInit, are left out.
 
 Reference:
   Brock, De and Smith 2021, "Characterizing signal propagation to close the
@@ -49,7 +49,7 @@ class NFResBlock(hk.Module):
     standardized: bool = False,
     name: str | None = None,
   ):
-    """Describes the block.
+    """Constructs the block.
 
     Args:
       settings: of the net.
@@ -151,14 +151,14 @@ class NFResNet(blocks.ResidualNet):
     remat: str | None = None,
     name: str = 'NF_ResNet',
   ):
-    """Describes the net.
+    """Constructs the net.
 
     Args:
       num_classes: K, number of logits.
       settings: of the net.
       standardized: whether the parameters are those of `layers.fold`.
-      remat: None, 'block' or 'stage', what is computed again in the backward
-        pass; see `blocks.ResidualNet`.
+      remat: None, 'block' or 'stage', what the backward pass recomputes; see
+        `blocks.ResidualNet`.
       name: of the Haiku module.
 
     Raises:

@@ -5,11 +5,10 @@ f_i has unit gain at initialisation and β_i is the standard deviation that h_i
 is predicted to have: Var grows by α² a block and starts again at 1 at each
 transition between stages.
 
-The prediction holds for signals whose neighbouring pixels agree. On white noise
-each 2×2 average pooling in a strided shortcut loses a factor of four in
-variance (0.92 → 0.26 → 0.06 → 0.01 over the stages of F0, in the released code
-as here): that is the net, not a fault. Photographs lie between: they lose about
-half at each transition (`experiments/figures/signal_plots.py`).
+The prediction assumes that neighbouring pixels agree. On white noise, each 2×2
+average pooling in a strided shortcut divides the variance by four (0.92 → 0.26
+→ 0.06 → 0.01 over the stages of F0, as in the released code). Photographs lose
+about half at each transition (`experiments/figures/signal_plots.py`).
 
 Differences:
   * Appendix C once calls β the predicted variance; the code, as here, divides
@@ -17,15 +16,14 @@ Differences:
   * The first layer of the squeeze-excite gate is followed by an unscaled ReLU,
     where the paper's formula has the scaled GELU.
   * Stochastic depth does not rescale the kept branches.
-  * The released module drops blocks at a rate of up to 0.1 unless told
-    otherwise; the default here is the 0.25 of the paper and of the released
-    recipe.
-  * The released module can also be told a bottleneck ratio for each stage,
-    bottlenecks relative to the block's input (`big_width`), the channels of the
-    last convolution and the classifier's initialiser (`fc_init`). No released
-    variant or recipe does so, and these options are left out.
-  * A bottleneck that is no multiple of the group width is rounded down to one
-    (see `variants`).
+  * The released module's default rate of stochastic depth is 0.1; here it is
+    the 0.25 of the paper and of the released recipe.
+  * Options that no released variant or recipe uses are left out: a bottleneck
+    ratio for each stage, bottlenecks relative to the block's input
+    (`big_width`), the channels of the last convolution, and the classifier's
+    initialiser (`fc_init`).
+  * A bottleneck is rounded down to a multiple of the group width (see
+    `variants`).
 
 Reference:
   Brock et al. 2021, section 3 and appendix C.
@@ -57,7 +55,7 @@ class NFBlock(hk.Module):
     standardized: bool = False,
     name: str | None = None,
   ):
-    """Describes the block.
+    """Constructs the block.
 
     Args:
       settings: of the net.
@@ -155,14 +153,14 @@ class NFNet(blocks.ResidualNet):
     remat: str | None = None,
     name: str = 'NFNet',
   ):
-    """Describes the net.
+    """Constructs the net.
 
     Args:
       num_classes: K, number of logits.
       settings: of the net.
       standardized: whether the parameters are those of `layers.fold`.
-      remat: None, 'block' or 'stage', what is computed again in the backward
-        pass; see `blocks.ResidualNet`.
+      remat: None, 'block' or 'stage', what the backward pass recomputes; see
+        `blocks.ResidualNet`.
       name: of the Haiku module.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What papers report of the sizes of the networks, to set beside ours.
+"""Sizes of the networks, as reported in the papers.
 
 Parameters in millions and multiply-accumulates of one test image in 10⁹, as
 printed there, or None where nothing is. "FLOPs" in these papers are
@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 
 class Size(NamedTuple):
-  """What is reported of a network.
+  """The reported size of a network.
 
   Attributes:
     params: millions of parameters, None if not reported.

@@ -20,11 +20,10 @@ Differences:
     inside, as released. `senet50` has a sixteenth, as in Hu et al.: the paper
     compares with that net, of 28 M parameters, and takes its results from
     another paper.
-  * The released net can also have its nonlinearity after the addition
-    (`preactivation=False`), other norms and nonlinearities, another initialiser
-    of the classifier (`fc_init`), and the batch's own statistics in evaluation
-    (`test_local_stats`). No released recipe uses these options, and they are
-    left out.
+  * Options that no released recipe uses are left out: the nonlinearity after
+    the addition (`preactivation=False`), other norms and nonlinearities,
+    another initialiser of the classifier (`fc_init`), and the batch's own
+    statistics in evaluation (`test_local_stats`).
 
 Reference:
   He et al. 2016, https://arxiv.org/abs/1603.05027; Hu et al. 2018,
@@ -56,7 +55,7 @@ class ResBlock(hk.Module):
     *,
     name: str | None = None,
   ):
-    """Describes the block.
+    """Constructs the block.
 
     Args:
       settings: of the net.
@@ -160,13 +159,13 @@ class ResNet(blocks.ResidualNet):
     remat: str | None = None,
     name: str = 'ResNet',
   ):
-    """Describes the net.
+    """Constructs the net.
 
     Args:
       num_classes: K, number of logits.
       settings: of the net.
-      remat: None, 'block' or 'stage', what is computed again in the backward
-        pass; see `blocks.ResidualNet`.
+      remat: None, 'block' or 'stage', what the backward pass recomputes; see
+        `blocks.ResidualNet`.
       name: of the Haiku module.
 
     Raises:
