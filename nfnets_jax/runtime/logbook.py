@@ -1,4 +1,4 @@
-"""The log of a run: `metrics.jsonl`, TensorBoard's events, and curves."""
+"""Run logs: `metrics.jsonl`, TensorBoard events and curves."""
 
 import json
 import pathlib
@@ -11,16 +11,16 @@ import tensorboardX
 
 
 class Writer:
-  """Appends metrics to `metrics.jsonl` and to TensorBoard's event files."""
+  """Writes metrics to `metrics.jsonl` and to TensorBoard event files."""
 
   def __init__(self, workdir: pathlib.Path, step: int):
-    """Opens the files of a run that goes on after `step`.
+    """Opens the files of a run resumed at `step`.
 
-    What was written of later steps is removed: those steps are made again.
+    Removes entries of later steps, which are computed again.
 
     Args:
-      workdir: of the run.
-      step: the last step that counts, 0 for a new run.
+      workdir: folder of the run.
+      step: last step to keep, 0 for a new run.
     """
     self._path = workdir / 'metrics.jsonl'
     kept = [line for line in read(workdir) if line['step'] <= step]
@@ -37,7 +37,7 @@ class Writer:
     Args:
       step: number of updates made.
       split: 'train' or 'test'.
-      values: by name.
+      values: metrics by name.
     """
     with self._path.open('a') as file:
       file.write(json.dumps({'step': step, 'split': split, **values}) + '\n')
@@ -55,11 +55,11 @@ def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
   """Reads `metrics.jsonl`.
 
   Args:
-    workdir: of a run.
+    workdir: folder of the run.
 
   Returns:
-    One dict per line, empty if there is no file. A last line that a killed
-    process left unfinished is left out.
+    One dict per line; empty if there is no file. An incomplete last line, left
+    by a killed process, is skipped.
 
   Raises:
     ValueError: if any other line is not JSON.
@@ -82,14 +82,14 @@ def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def totals(workdir: pathlib.Path) -> dict[str, Any]:
-  """Returns what a report says of all steps of a run.
+  """Returns the summary over all steps of a run.
 
   Args:
-    workdir: of a run.
+    workdir: folder of the run.
 
   Returns:
-    The median of `images_per_second`, None if it was not measured, and the sums
-    of `skipped` and `nonfinite`.
+    The median of `images_per_second`, or None, and the sums of `skipped` and
+    `nonfinite`.
   """
   lines = read(workdir)
   speeds = [x['images_per_second'] for x in lines if 'images_per_second' in x]
@@ -101,11 +101,7 @@ def totals(workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def plot_curves(workdir: pathlib.Path) -> None:
-  """Draws `metrics.jsonl` into `curves.png`: loss, top-1 and learning rate.
-
-  Args:
-    workdir: of a run.
-  """
+  """Plots loss, top-1 error and learning rate to `curves.png`."""
   metrics = read(workdir)
 
   def series(split: str, name: str) -> tuple[list[float], list[float]]:
