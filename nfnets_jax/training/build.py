@@ -1,4 +1,4 @@
-"""The parts of a run from its config: data, net, optimizer and steps."""
+"""Builds the parts of a run from its config: data, net, optimizer, steps."""
 
 import functools
 import math
@@ -29,7 +29,7 @@ _HYPERPARAMS = ('learning_rate_per_256', 'clipping', 'max_norm')
 def load_data(
   config: config_dict.ConfigDict,
 ) -> tuple[datasets.Dataset, datasets.Dataset]:
-  """Opens the training and the test split, preparing them if told to."""
+  """Opens the training and test splits, preparing the data set if asked to."""
   name, data_dir = config.data.name, config.data.data_dir
   if config.data.prepare:
     if jax.process_index() == 0:
@@ -42,7 +42,7 @@ def load_data(
 
 
 def load_split(config: config_dict.ConfigDict, split: str) -> datasets.Dataset:
-  """Opens a split, with the classes and in the memory that the config says."""
+  """Opens a split, with the classes and caching of the config."""
   dataset = datasets.load(config.data.name, split, config.data.data_dir)
   if config.data.classes is not None:
     dataset = datasets.select_classes(dataset, config.data.classes)
@@ -52,7 +52,7 @@ def load_split(config: config_dict.ConfigDict, split: str) -> datasets.Dataset:
 def create_transform(
   config: config_dict.ConfigDict,
 ) -> transforms.TrainTransform:
-  """Returns what makes the config's training images."""
+  """Returns the config's training transform."""
   data, augment = config.data, config.augment
   return transforms.train_transform(
     data.image_size,
@@ -65,12 +65,12 @@ def create_transform(
 
 
 def mixes(config: config_dict.ConfigDict) -> bool:
-  """Returns whether a training image is made of two photographs."""
+  """Returns whether training images are mixed in pairs."""
   return mixing.is_on(config.augment.mixup_alpha, config.augment.cutmix)
 
 
 def loader_options(config: config_dict.ConfigDict) -> dict[str, Any]:
-  """Returns what all loaders of this process have in common."""
+  """Returns the options common to all loaders of this process."""
   return {
     'process_index': jax.process_index(),
     'process_count': jax.process_count(),
@@ -83,7 +83,7 @@ def loader_options(config: config_dict.ConfigDict) -> dict[str, Any]:
 def train_batches(
   config: config_dict.ConfigDict, train_set: datasets.Dataset
 ) -> loaders.Batches:
-  """Returns this process's training batches, an endless stream."""
+  """Returns this process's endless stream of training batches."""
   return loaders.train_batches(
     train_set,
     batch_size=config.batch_size,
@@ -97,7 +97,7 @@ def train_batches(
 def eval_batches(
   config: config_dict.ConfigDict, test_set: datasets.Dataset
 ) -> Iterable[train_step.Batch]:
-  """Returns this process's batches of the test split, from its beginning."""
+  """Returns this process's batches of one pass over the test split."""
   return loaders.eval_batches(
     test_set,
     batch_size=config.eval_batch_size,
@@ -111,16 +111,11 @@ def eval_batches(
 def describe_data(
   train_set: datasets.Dataset, test_set: datasets.Dataset
 ) -> dict[str, Any]:
-  """Returns what a run depends on in its data, for `data.json`.
-
-  Args:
-    train_set: the training split.
-    test_set: the test split.
+  """Returns the contents of `data.json`.
 
   Returns:
-    JSON-serialisable: the `name` of the data set, the TFDS notation and the
-    number of examples of both `splits`, and the `class_names` in the order of
-    their labels.
+    JSON-serialisable: the `name` of the data set; for both `splits`, the TFDS
+    `split` and the `count` of examples; and the `class_names` in label order.
 
   Raises:
     ValueError: if the two splits have different classes.
@@ -142,11 +137,11 @@ def describe_data(
 
 
 def count_steps(epochs: float, epoch_steps: float) -> int:
-  """Returns the whole steps of a run, as released: 112,602 of 112,602.57.
+  """Returns the whole steps of a run, rounded down as in the released code.
 
   Args:
-    epochs: of the run.
-    epoch_steps: steps of an epoch, not necessarily whole.
+    epochs: length of the run.
+    epoch_steps: steps per epoch, may be fractional.
 
   Example:
     >>> count_steps(360.0, 1_281_167 / 4096)
@@ -154,27 +149,27 @@ def count_steps(epochs: float, epoch_steps: float) -> int:
     >>> count_steps(15_000 / (50_000 / 2048), 50_000 / 2048)
     15000
   """
-  # Epochs that were computed from steps are off by the rounding of a float.
+  # Epochs computed from steps carry a rounding error.
   return math.floor(epochs * epoch_steps + 1e-6)
 
 
 def create_net(
   config: config_dict.ConfigDict, num_classes: int
 ) -> hk.TransformedWithState:
-  """Transforms the config's network, a function of `(images, is_training)`.
+  """Transforms the config's network.
 
   Args:
-    config: of the run.
+    config: config of the run.
     num_classes: K.
 
   Returns:
-    `init` and `apply`, also of `image_index` int32 `[B]`, the index of each
-    image in the global batch, and of `standardized`, whether the parameters are
-    those of `layers.fold`.
+    `init` and `apply` of `(images, is_training)`, and optionally of
+    `image_index`, int32 `[B]`, indices in the global batch, and `standardized`,
+    whether the parameters come from `layers.fold`.
 
   Raises:
-    ValueError: if the config names one variant and describes another, as when
-      only `model.name` is overridden.
+    ValueError: if the fields are those of a variant other than `model.name`, as
+      when only the name is overridden.
   """
   overrides = {k: v for k, v in config.model.items() if k != 'name'}
   for name in variants.VARIANTS:
@@ -203,13 +198,9 @@ def create_net(
 
 
 def hyperparams(config: config_dict.ConfigDict) -> train_step.Hyperparams:
-  """Returns the inputs of the compiled training step.
+  """Returns the float32 inputs of the compiled training step.
 
-  Args:
-    config: of the run.
-
-  Returns:
-    Field to float32: the learning rate, and the thresholds of clipping.
+  These are the learning rate and the clipping thresholds, by field name.
   """
   fields = config.optimizer
   return {
@@ -227,15 +218,15 @@ def create_schedule(
   """Builds the learning rate schedule.
 
   Args:
-    config: of the run.
-    epoch_steps: steps of an epoch, not necessarily whole.
-    hyperparams: instead of the config's, perhaps traced.
+    config: config of the run.
+    epoch_steps: steps per epoch, may be fractional.
+    hyperparams: override the config's; may be traced.
 
   Returns:
     A function from the step, counted from 0, to the learning rate.
 
   Raises:
-    ValueError: for an unknown schedule, or a warm-up that does not fit.
+    ValueError: for an unknown schedule or too long a warm-up.
   """
   fields = {**config.optimizer, **(hyperparams or {})}
   return schedules.create_schedule(
@@ -257,15 +248,12 @@ def create_optimizer(
   """Builds the optimizer; see `optimizer.create_optimizer`.
 
   Args:
-    config: of the run.
+    config: config of the run.
     schedule: step → learning rate.
-    hyperparams: instead of the config's, perhaps traced.
-
-  Returns:
-    The transformation of the whole batch's gradient into the update.
+    hyperparams: override the config's; may be traced.
 
   Raises:
-    ValueError: for impossible fields.
+    ValueError: for invalid fields.
   """
   fields = {**config.optimizer, **(hyperparams or {})}
   return optimizer.create_optimizer(
@@ -294,14 +282,14 @@ def create_train_step(
   """Returns `train_step.train_step` with the arguments of the config.
 
   Args:
-    config: of the run.
-    net: as of `create_net`.
+    config: config of the run.
+    net: from `create_net`.
     num_classes: K.
-    schedule: from the hyperparameters to the learning rate schedule.
-    micro_batches: parts that each device's share is computed in.
+    schedule: hyperparameters → learning rate schedule.
+    micro_batches: number of micro-batches per device.
 
   Returns:
-    `step(state, batch, hyperparams) → (state, metrics)`, to be mapped over
+    `step(state, batch, hyperparams) → (state, metrics)`, to map over
     `parallel.AXIS`.
   """
   return functools.partial(
@@ -333,12 +321,12 @@ def create_eval_step(
   """Returns `eval_step.eval_step` with the arguments of the config.
 
   Args:
-    config: of the run.
-    net: as of `create_net`.
-    micro_batches: parts that each device's share is computed in.
+    config: config of the run.
+    net: from `create_net`.
+    micro_batches: number of micro-batches per device.
 
   Returns:
-    `step(state, batch) → sums`, to be mapped over `parallel.AXIS`.
+    `step(state, batch) → sums`, to map over `parallel.AXIS`.
   """
   return functools.partial(
     eval_step.eval_step,
@@ -352,14 +340,10 @@ def create_eval_step(
 def keep_compiled(
   config: config_dict.ConfigDict, workdir: pathlib.Path
 ) -> None:
-  """Makes jax keep compiled programs, so that resuming starts fast.
+  """Enables jax's persistent compilation cache, so that resuming is fast.
 
-  A folder that jax was told of otherwise, as by the environment variable
-  JAX_COMPILATION_CACHE_DIR, comes first.
-
-  Args:
-    config: of the run.
-    workdir: of the run, which a relative folder belongs to.
+  A folder already set in jax, as by JAX_COMPILATION_CACHE_DIR, takes
+  precedence. A relative folder in the config is relative to `workdir`.
   """
   name = 'jax_compilation_cache_dir'
   if config.compilation_cache and not getattr(jax.config, name):
@@ -367,5 +351,5 @@ def keep_compiled(
       config.compilation_cache, 'config.compilation_cache'
     )
     jax.config.update(name, str(folder))
-    # jax decides at the first compilation whether to keep any.
+    # jax decides at the first compilation whether to use a cache.
     compilation_cache.reset_cache()

@@ -1,4 +1,4 @@
-"""Exponential moving average of the parameters and of the state of a net."""
+"""Exponential moving average of parameters and of a net's state."""
 
 import chex
 import jax
@@ -7,14 +7,13 @@ import optax
 
 
 def decay_at(step: jax.Array, decay: float) -> jax.Array:
-  """Returns the decay of update `step`: min(decay, (1 + t) / (10 + t)).
+  """Returns the decay at `step`: min(decay, (1 + t) / (10 + t)).
 
-  The second term reaches 0.99999 only at t = 899,990, so runs of the paper's
-  length (112,602 steps) average over about the last ninth of training whatever
-  `decay` says.
+  The second term reaches 0.99999 only at t = 899,990, so the paper's 112,602
+  steps average over about the last ninth of training even with `decay` 0.99999.
 
   Args:
-    step: t, the number of updates before this one, an integer scalar.
+    step: t, the number of previous updates, an integer scalar.
     decay: upper bound, in [0, 1).
 
   Returns:
@@ -35,8 +34,8 @@ def update(
 
   Args:
     average: pytree of arrays.
-    new: pytree of the same structure, after the update of step t. Its integers,
-      counters of a net's state, are taken as they are.
+    new: pytree of the same structure after update t. Integers, such as counters
+      in a net's state, are copied.
     step: t, as in `decay_at`.
     decay: as in `decay_at`.
 
@@ -58,18 +57,15 @@ def update(
 
 @jax.jit
 def distance(average: chex.ArrayTree, params: chex.ArrayTree) -> jax.Array:
-  """Returns how far an average is from the parameters, relative to their norm.
+  """Returns ‖params − average‖ / ‖params‖, float32; NaN if `params` are zero.
 
   Args:
-    average: of `params`.
+    average: moving average of `params`.
     params: pytree of arrays.
-
-  Returns:
-    ‖params − average‖ / ‖params‖, a float32 scalar; NaN if all are zero.
 
   Example:
     >>> float(distance({'w': jnp.array([3.0])}, {'w': jnp.array([4.0])}))
     0.25
   """
-  apart = optax.tree.norm(optax.tree.sub(params, average))
-  return apart / optax.tree.norm(params)
+  difference = optax.tree.norm(optax.tree.sub(params, average))
+  return difference / optax.tree.norm(params)
