@@ -258,7 +258,7 @@ def _remedy(
     if not counts:
       continue
     try:
-      fitting = fit_training(
+      best = fit_training(
         candidate,
         topology,
         memory,
@@ -269,11 +269,7 @@ def _remedy(
       )
     except fit.TooLargeError:
       continue
-    return {
-      'micro_batches': fitting.parts,
-      'remat': remat,
-      'bytes': fitting.total,
-    }
+    return {'micro_batches': best.parts, 'remat': remat, 'bytes': best.total}
   return None
 
 

@@ -1,4 +1,4 @@
-"""Starts a run from weights that are there."""
+"""Initialises a run from existing weights."""
 
 import contextlib
 import json
@@ -20,14 +20,14 @@ from nfnets_jax.weights import recognize, table
 
 
 def check_model(found: weights.Weights, model: config_dict.ConfigDict) -> None:
-  """Checks that weights are of the network that a config describes.
+  """Checks that weights match the network of a config.
 
   Args:
-    found: as of `weights.read`.
-    model: the config's.
+    found: from `weights.read`.
+    model: `config.model`.
 
   Raises:
-    ValueError: if they are of another; the message lists the fields.
+    ValueError: if they are of another network; lists the fields that differ.
   """
   if found.name != model.name:
     raise ValueError(
@@ -55,18 +55,18 @@ def _plain(value: Any) -> Any:
 def recorded_facts(
   workdir: pathlib.Path, config: config_dict.ConfigDict, num_classes: int
 ) -> dict[str, Any]:
-  """Returns what a run has recorded of its evaluation and its classes.
+  """Returns the evaluation settings and class names recorded in a run.
 
   Args:
-    workdir: of the run; the names are in `data.json`, which old runs lack.
-    config: of the run.
-    num_classes: K, of its checkpoint.
+    workdir: run folder; old runs lack `data.json` and so the names.
+    config: config of the run.
+    num_classes: K of its checkpoint.
 
   Returns:
     `image_size`, `crop` and `class_names`, as in `weights.Weights`.
 
   Raises:
-    ValueError: if `data.json` is damaged, or has not K names.
+    ValueError: if `data.json` is corrupt or does not have K names.
   """
   data = workdirs.read_data(workdir)
   names = None if data is None else data['class_names']
@@ -88,21 +88,20 @@ def merge(
   num_classes: int,
   new_head: bool = False,
 ) -> train_step.TrainState:
-  """Puts weights into a run's first state, and says what is new.
+  """Loads weights into an initial state and prints what is new.
 
   Args:
-    state: freshly drawn.
-    found: weights of the same network, but for the number of classes.
-    num_classes: K, of the run.
-    new_head: whether the classifier is to be new even so.
+    state: newly initialised state.
+    found: weights of the same network, possibly with other classes.
+    num_classes: K of the run.
+    new_head: whether to reinitialise the classifier in any case.
 
   Returns:
-    The state with the weights as parameters and as their average, and with the
-    statistics that come with them. The classifier stays as drawn if the number
-    of classes differs.
+    The state with the weights as parameters and averages, and their statistics.
+    If the number of classes differs, the classifier stays as initialised.
 
   Raises:
-    ValueError: if anything else differs; the message lists it.
+    ValueError: if anything else differs; lists the differences.
   """
   head = f'{table.ROOTS[variants.get(found.name).family]}/~/linear'
   new_head = new_head or found.num_classes != num_classes
@@ -151,22 +150,16 @@ def _shapes(
 def read_weights(config: config_dict.ConfigDict) -> weights.Weights:
   """Returns the weights that `config.init_from` names.
 
-  Args:
-    config: of the run.
-
-  Returns:
-    The weights, which are of the config's network.
-
   Raises:
-    ValueError: if they are of another network, or damaged.
+    ValueError: if they are of another network or corrupt.
     OSError: if they cannot be read.
   """
   source, name = config.init_from, config.model.name
   path = weights.locate(source, name, 'init_from')
   if source == 'released':
-    found = weights.read(weights.fetch(name), name)
+    loaded = weights.read(weights.fetch(name), name)
   elif path.is_dir():
-    found = load_average(path)
+    loaded = load_average(path)
   else:
     arguments = models.arguments(name)
     overrides = {
@@ -174,24 +167,24 @@ def read_weights(config: config_dict.ConfigDict) -> weights.Weights:
       for field, value in config.model.items()
       if field != 'name' and value != arguments[field]
     }
-    found = weights.read(path, name, **overrides)
-  check_model(found, config.model)
-  return found
+    loaded = weights.read(path, name, **overrides)
+  check_model(loaded, config.model)
+  return loaded
 
 
 def load_average(workdir: str | pathlib.Path) -> weights.Weights:
   """Returns the averaged weights of a run's newest checkpoint.
 
   Args:
-    workdir: of the run; its data need not be here.
+    workdir: run folder; its data need not be present.
 
   Returns:
-    The weights, on the host, with the size and crop of the run's evaluation,
-    and the names of its classes if it has recorded them.
+    The weights on the host, with the evaluation size and crop of the run, and
+    its class names if recorded.
 
   Raises:
-    FileNotFoundError: if there is no run, or no checkpoint.
-    ValueError: if all checkpoints are damaged, or what the run has recorded.
+    FileNotFoundError: if there is no run or no checkpoint.
+    ValueError: if all checkpoints or the recorded data are corrupt.
   """
   workdir = paths.existing(workdir, 'workdir', 'folder')
   recognize.check_folder(workdir, 'workdir')
@@ -212,9 +205,11 @@ def load_average(workdir: str | pathlib.Path) -> weights.Weights:
     jax.tree.map(parallel.local_copy, (state.ema_params, state.ema_model_state))
   )
   default = models.arguments(config.model.name)
-  told = {k: v for k, v in config.model.to_dict().items() if k != 'name'}
-  told = {k: tuple(v) if isinstance(v, list) else v for k, v in told.items()}
-  overrides = {k: v for k, v in told.items() if v != default[k]}
+  fields = {k: v for k, v in config.model.to_dict().items() if k != 'name'}
+  fields = {
+    k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()
+  }
+  overrides = {k: v for k, v in fields.items() if v != default[k]}
   return weights.Weights(
     config.model.name,
     params,

@@ -13,11 +13,11 @@ def cross_entropy(
   Args:
     logits: `[B, K]`; converted to float32.
     labels: `[B, K]` probabilities: one-hot, or mixed by MixUp and CutMix.
-    label_smoothing: share of the probability that is spread evenly over the K
-      classes, in [0, 1).
+    label_smoothing: probability mass spread evenly over the K classes, in [0,
+      1).
 
   Returns:
-    The loss of each example, `[B]`, float32, in nats.
+    The loss per example, `[B]`, float32, in nats.
 
   Example:
     >>> loss = cross_entropy(jnp.zeros((1, 4)), jnp.array([[1.0, 0, 0, 0]]))
