@@ -1,12 +1,11 @@
-"""Sharpness-aware minimisation, as the paper has it for its largest nets.
+"""Sharpness-aware minimisation (SAM), for the paper's largest nets.
 
-The gradient that descends is taken at a neighbour of the parameters, one step
-of length ρ up the loss: θ + ρ·g/‖g‖. The paper takes g from a leading fifth of
-each device's share of the batch, and each device for itself, so that the step
-up costs a fifth of a gradient and no communication.
+The descent gradient is taken at θ + ρ·g/‖g‖, one ascent step of length ρ from
+the parameters. In the paper, each device computes g from the first 20 % of its
+own batch, so the ascent costs a fifth of a gradient and no communication.
 
-`optax.contrib.sam` takes turns with the optimiser instead, over whole batches
-and synchronised, and so is of no use here.
+`optax.contrib.sam` does not fit: it alternates ascent and descent over whole,
+synchronised batches.
 
 Reference:
   Foret et al. 2021, https://arxiv.org/abs/2010.01412; Brock et al. 2021,
@@ -22,15 +21,15 @@ import optax
 def ascend(
   params: chex.ArrayTree, grads: chex.ArrayTree, rho: float
 ) -> chex.ArrayTree:
-  """Takes one step up the loss: θ + ρ·g/‖g‖.
+  """Takes one ascent step: θ + ρ·g/‖g‖.
 
   Args:
     params: θ, a tree of arrays.
     grads: g, the same structure.
-    rho: ρ, length of the step, above 0.
+    rho: ρ > 0, length of the step.
 
   Returns:
-    Like `params`. Where the gradient is zero, `params`.
+    The new parameters; unchanged if the gradient is zero.
 
   Example:
     >>> params, grads = {'w': jnp.zeros(2)}, {'w': jnp.array([3.0, 4.0])}
@@ -45,19 +44,19 @@ def ascend(
 def ascent_images(
   share: int, fraction: float, micro_batches: int
 ) -> tuple[int, int]:
-  """Returns how many images of a device's share the step up is taken with.
+  """Returns the number of images per device for the ascent step.
 
   Args:
-    share: images of the device, a multiple of `micro_batches`.
-    fraction: of them that is wanted, in (0, 1].
-    micro_batches: parts that the share is computed in.
+    share: per-device batch size, a multiple of `micro_batches`.
+    fraction: requested fraction of it, in (0, 1].
+    micro_batches: number of micro-batches of the descent.
 
   Returns:
-    Images, at least one, and the parts that they are computed in:
-    parts as large as those of the descent, if they need more than one.
+    The number of images, at least one, and of micro-batches. If there are
+    several, they are as large as those of the descent.
 
   Raises:
-    ValueError: for an impossible fraction.
+    ValueError: for an invalid fraction.
 
   Example:
     >>> ascent_images(32, 0.2, 1)
@@ -75,7 +74,7 @@ def ascent_images(
 
 
 def check_fraction(fraction: float) -> None:
-  """Raises a ValueError for an impossible `sam_fraction`."""
+  """Raises a ValueError for an invalid `sam_fraction`."""
   if not 0 < fraction <= 1:
     raise ValueError(
       f'sam_fraction {fraction:g} is no part of a batch; use one in (0, 1]'
