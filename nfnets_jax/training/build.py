@@ -111,11 +111,7 @@ def eval_batches(
 def describe_data(
   train_set: datasets.Dataset, test_set: datasets.Dataset
 ) -> dict[str, Any]:
-  """Returns the contents of `data.json`.
-
-  Returns:
-    JSON-serialisable: the `name` of the data set; for both `splits`, the TFDS
-    `split` and the `count` of examples; and the `class_names` in label order.
+  """Returns the contents of `data.json`: name, splits, counts and classes.
 
   Raises:
     ValueError: if the two splits have different classes.
@@ -139,10 +135,6 @@ def describe_data(
 def count_steps(epochs: float, epoch_steps: float) -> int:
   """Returns the whole steps of a run, rounded down as in the released code.
 
-  Args:
-    epochs: length of the run.
-    epoch_steps: steps per epoch, may be fractional.
-
   Example:
     >>> count_steps(360.0, 1_281_167 / 4096)
     112602
@@ -157,10 +149,6 @@ def create_net(
   config: config_dict.ConfigDict, num_classes: int
 ) -> hk.TransformedWithState:
   """Transforms the config's network.
-
-  Args:
-    config: config of the run.
-    num_classes: K.
 
   Returns:
     `init` and `apply` of `(images, is_training)`, and optionally of
@@ -198,10 +186,7 @@ def create_net(
 
 
 def hyperparams(config: config_dict.ConfigDict) -> train_step.Hyperparams:
-  """Returns the float32 inputs of the compiled training step.
-
-  These are the learning rate and the clipping thresholds, by field name.
-  """
+  """Returns the learning rate and clipping thresholds, inputs of the step."""
   fields = config.optimizer
   return {
     name: np.float32(fields[name])
@@ -215,18 +200,12 @@ def create_schedule(
   epoch_steps: float,
   hyperparams: train_step.Hyperparams | None = None,
 ) -> schedules.Schedule:
-  """Builds the learning rate schedule.
+  """Builds the learning rate schedule; see `schedules.create_schedule`.
 
   Args:
     config: config of the run.
     epoch_steps: steps per epoch, may be fractional.
     hyperparams: override the config's; may be traced.
-
-  Returns:
-    A function from the step, counted from 0, to the learning rate.
-
-  Raises:
-    ValueError: for an unknown schedule or too long a warm-up.
   """
   fields = {**config.optimizer, **(hyperparams or {})}
   return schedules.create_schedule(
@@ -247,13 +226,7 @@ def create_optimizer(
 ) -> optax.GradientTransformation:
   """Builds the optimizer; see `optimizer.create_optimizer`.
 
-  Args:
-    config: config of the run.
-    schedule: step → learning rate.
-    hyperparams: override the config's; may be traced.
-
-  Raises:
-    ValueError: for invalid fields.
+  `hyperparams` override those of the config and may be traced.
   """
   fields = {**config.optimizer, **(hyperparams or {})}
   return optimizer.create_optimizer(
@@ -281,16 +254,8 @@ def create_train_step(
 ) -> Callable[..., tuple[train_step.TrainState, train_step.Metrics]]:
   """Returns `train_step.train_step` with the arguments of the config.
 
-  Args:
-    config: config of the run.
-    net: from `create_net`.
-    num_classes: K.
-    schedule: hyperparameters → learning rate schedule.
-    micro_batches: number of micro-batches per device.
-
-  Returns:
-    `step(state, batch, hyperparams) → (state, metrics)`, to map over
-    `parallel.AXIS`.
+  `schedule` maps hyperparameters to a learning rate schedule. To map over
+  `parallel.AXIS`: `step(state, batch, hyperparams) → (state, metrics)`.
   """
   return functools.partial(
     train_step.train_step,
@@ -320,13 +285,7 @@ def create_eval_step(
 ) -> Callable[..., dict[str, train_step.Metrics]]:
   """Returns `eval_step.eval_step` with the arguments of the config.
 
-  Args:
-    config: config of the run.
-    net: from `create_net`.
-    micro_batches: number of micro-batches per device.
-
-  Returns:
-    `step(state, batch) → sums`, to map over `parallel.AXIS`.
+  To map over `parallel.AXIS`: `step(state, batch) → sums`.
   """
   return functools.partial(
     eval_step.eval_step,

@@ -136,12 +136,9 @@ def get_config() -> config_dict.ConfigDict:
 def check(config: config_dict.ConfigDict, devices: int) -> None:
   """Validates a config before data are read and weights are initialised.
 
-  Args:
-    config: config of the run.
-    devices: number of devices over all processes.
-
   Raises:
-    ValueError: for an unknown name, an invalid value or indivisible batches.
+    ValueError: for an unknown name, an invalid value, or batches not divisible
+      by `devices`, those of all processes.
   """
   build.create_optimizer(config, lambda step: 0.0)
   data = config.data

@@ -7,7 +7,7 @@ import optax
 
 
 def decay_at(step: jax.Array, decay: float) -> jax.Array:
-  """Returns the decay at `step`: min(decay, (1 + t) / (10 + t)).
+  """Returns the decay at `step`: min(decay, (1 + t) / (10 + t)), float32.
 
   The second term reaches 0.99999 only at t = 899,990, so the paper's 112,602
   steps average over about the last ninth of training even with `decay` 0.99999.
@@ -15,9 +15,6 @@ def decay_at(step: jax.Array, decay: float) -> jax.Array:
   Args:
     step: t, the number of previous updates, an integer scalar.
     decay: upper bound, in [0, 1).
-
-  Returns:
-    A float32 scalar.
 
   Example:
     >>> round(float(decay_at(jnp.asarray(0), 0.99999)), 3)
@@ -32,15 +29,8 @@ def update(
 ) -> chex.ArrayTree:
   """Moves `average` towards `new` by 1 − `decay_at(step, decay)`.
 
-  Args:
-    average: pytree of arrays.
-    new: pytree of the same structure after update t. Integers, such as counters
-      in a net's state, are copied.
-    step: t, as in `decay_at`.
-    decay: as in `decay_at`.
-
-  Returns:
-    The new average.
+  `new` is a pytree after update t. Its integers, such as counters in a net's
+  state, are copied.
 
   Reference:
     Brock et al. 2021, appendix A; the warm-up is the released code's.
@@ -58,10 +48,6 @@ def update(
 @jax.jit
 def distance(average: chex.ArrayTree, params: chex.ArrayTree) -> jax.Array:
   """Returns ‖params − average‖ / ‖params‖, float32; NaN if `params` are zero.
-
-  Args:
-    average: moving average of `params`.
-    params: pytree of arrays.
 
   Example:
     >>> float(distance({'w': jnp.array([3.0])}, {'w': jnp.array([4.0])}))

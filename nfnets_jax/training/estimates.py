@@ -155,9 +155,6 @@ def fit_training(
     counts: numbers of micro-batches to try; by default the config's, or all.
     before: error of the same step in fewer micro-batches.
 
-  Returns:
-    The first program that fits.
-
   Raises:
     fit.TooLargeError: if none fits.
   """
@@ -203,20 +200,7 @@ def fit_evaluation(
   memory: int | None,
   num_classes: int,
 ) -> fit.Fitting:
-  """Compiles the evaluation step with the fewest micro-batches that fit.
-
-  Args:
-    config: config of a run.
-    topology: target to compile for.
-    memory: bytes per device; None is the compiler's limit.
-    num_classes: K.
-
-  Returns:
-    The first program that fits.
-
-  Raises:
-    fit.TooLargeError: if none fits.
-  """
+  """Compiles the evaluation step like `fit_training`."""
   count = len(topology.devices)
   net = build.create_net(config, num_classes)
   optimizer = build.create_optimizer(config, lambda step: 0.0)
@@ -337,8 +321,7 @@ def _figures(
 def optimal_seconds(cost: Mapping[str, float]) -> float | None:
   """Returns XLA's estimate of a program's time, None if unavailable.
 
-  Args:
-    cost: from `compiled.cost_analysis()`; may be negative in libtpu for a v5e.
+  libtpu's is negative for a v5e.
 
   Example:
     >>> optimal_seconds({'optimal_seconds': -407.9}) is None

@@ -18,8 +18,7 @@ def keep_freed_memory() -> bool:
   time. For processes that train or predict on CPU: memory stays allocated until
   `give_back_freed_memory`, and threads share one heap.
 
-  Returns:
-    Whether it succeeded; False if the C library is not glibc.
+  Returns False, and does nothing, without glibc.
 
   Example:
     >>> keep_freed_memory() == (platform.libc_ver()[0] == 'glibc')
@@ -41,9 +40,7 @@ def give_back_freed_memory() -> bool:
   """Returns freed memory to the system, as between two nets.
 
   Large blocks of other sizes leave holes in the heap that nothing fills.
-
-  Returns:
-    Whether the C library is glibc; otherwise does nothing.
+  Returns False, and does nothing, without glibc.
 
   Example:
     >>> give_back_freed_memory() == (platform.libc_ver()[0] == 'glibc')

@@ -22,10 +22,6 @@ from nfnets_jax.weights import recognize, table
 def check_model(found: weights.Weights, model: config_dict.ConfigDict) -> None:
   """Checks that weights match the network of a config.
 
-  Args:
-    found: from `weights.read`.
-    model: `config.model`.
-
   Raises:
     ValueError: if they are of another network; lists the fields that differ.
   """
@@ -55,18 +51,12 @@ def _plain(value: Any) -> Any:
 def recorded_facts(
   workdir: pathlib.Path, config: config_dict.ConfigDict, num_classes: int
 ) -> dict[str, Any]:
-  """Returns the evaluation settings and class names recorded in a run.
+  """Returns `image_size`, `crop` and `class_names` recorded in a run.
 
-  Args:
-    workdir: run folder; old runs lack `data.json` and so the names.
-    config: config of the run.
-    num_classes: K of its checkpoint.
-
-  Returns:
-    `image_size`, `crop` and `class_names`, as in `weights.Weights`.
+  Old runs lack `data.json`; their `class_names` are None.
 
   Raises:
-    ValueError: if `data.json` is corrupt or does not have K names.
+    ValueError: if `data.json` is corrupt or does not have `num_classes` names.
   """
   data = workdirs.read_data(workdir)
   names = None if data is None else data['class_names']
@@ -90,15 +80,8 @@ def merge(
 ) -> train_step.TrainState:
   """Loads weights into an initial state and prints what is new.
 
-  Args:
-    state: newly initialised state.
-    found: weights of the same network, possibly with other classes.
-    num_classes: K of the run.
-    new_head: whether to reinitialise the classifier in any case.
-
-  Returns:
-    The state with the weights as parameters and averages, and their statistics.
-    If the number of classes differs, the classifier stays as initialised.
+  The weights become the parameters and their averages. The classifier stays as
+  initialised if its number of classes differs, or with `new_head`.
 
   Raises:
     ValueError: if anything else differs; lists the differences.
@@ -173,14 +156,10 @@ def read_weights(config: config_dict.ConfigDict) -> weights.Weights:
 
 
 def load_average(workdir: str | pathlib.Path) -> weights.Weights:
-  """Returns the averaged weights of a run's newest checkpoint.
+  """Returns the averaged weights of a run's newest checkpoint, on the host.
 
-  Args:
-    workdir: run folder; its data need not be present.
-
-  Returns:
-    The weights on the host, with the evaluation size and crop of the run, and
-    its class names if recorded.
+  They come with the run's evaluation size and crop, and its class names if
+  recorded. Its data need not be present.
 
   Raises:
     FileNotFoundError: if there is no run or no checkpoint.

@@ -26,10 +26,7 @@ def normalize(
     images: `[..., C]`, any integer or floating dtype, values in 0..255.
     mean: mean per channel, in 0..255.
     std: standard deviation per channel, on the same scale.
-    dtype: floating dtype of the result.
-
-  Returns:
-    `[..., C]` of dtype `dtype`, within about ±2.7.
+    dtype: floating dtype of the result, `[..., C]`.
 
   Example:
     >>> white = jnp.full((1, 2, 2, 3), 255, jnp.uint8)

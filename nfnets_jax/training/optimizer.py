@@ -140,16 +140,10 @@ def _adaptive_grad_clip(
 
 
 def decay_mask(params: chex.ArrayTree) -> chex.ArrayTree:
-  """Marks the parameters to decay, those named `w`.
+  """Marks the parameters to decay: those named `w` in a Haiku tree.
 
   These are all weights, including classifier and squeeze-excite; gains, biases
   and SkipInit scalars do not decay.
-
-  Args:
-    params: a Haiku parameter tree.
-
-  Returns:
-    The same structure of booleans.
   """
   return _mark(params, lambda module, name: name == 'w')
 
@@ -158,10 +152,7 @@ def global_norm(grads: chex.ArrayTree) -> jax.Array:
   """Returns the L2 norm of a gradient, float32, as `optax.tree.norm`.
 
   Computed from the unit norms, which AGC needs anyway, so that XLA reads the
-  gradient once for both.
-
-  Args:
-    grads: arrays of rank at most 4.
+  gradient once for both. Arrays have rank at most 4.
 
   Example:
     >>> float(global_norm({'w': jnp.array([[3.0, 0.0], [0.0, 4.0]])}))
@@ -173,9 +164,6 @@ def global_norm(grads: chex.ArrayTree) -> jax.Array:
 
 def clipping_metrics(opt_state: optax.OptState) -> dict[str, jax.Array]:
   """Returns the fractions of units that AGC clipped in the last update.
-
-  Args:
-    opt_state: state of `create_optimizer`.
 
   Returns:
     float32 scalars in [0, 1]: `clipped`, over all units subject to AGC, and
@@ -242,14 +230,11 @@ def _skip_nonfinite(
 
 
 def parse_groups(text: str) -> list[tuple[re.Pattern[str], float]]:
-  """Parses learning rate factors.
+  """Parses learning rate factors into patterns and factors.
 
   Args:
     text: 'PATTERN=FACTOR,...', regular expressions without commas and factors
       of at least 0.
-
-  Returns:
-    Patterns and factors.
 
   Raises:
     ValueError: for invalid syntax.
@@ -279,13 +264,8 @@ def scale_groups(
 ) -> optax.GradientTransformation:
   """Scales the updates of some parameters; 0 freezes them.
 
-  Args:
-    groups: from `parse_groups`; the first pattern found in 'module/parameter'
-      applies.
-
-  Returns:
-    A transformation of a Haiku tree of updates, to be chained last. It raises a
-    ValueError if a pattern matches no parameter.
+  The first pattern found in 'module/parameter' applies. Chain it last, on a
+  Haiku tree; it raises a ValueError if a pattern matches no parameter.
   """
 
   def factor(module: str, name: str) -> float:

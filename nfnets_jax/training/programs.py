@@ -27,15 +27,8 @@ def lower_train_step(
 ) -> jax.stages.Lowered:
   """Lowers the training step.
 
-  Args:
-    config: config of the run.
-    net: from `build.create_net`.
-    state: replicated, or its shapes.
-    batch: shapes from `batch_shapes`.
-    num_classes: K.
-    epoch_steps: steps per epoch, may be fractional.
-    micro_batches: number of micro-batches per device.
-    devices: devices to compile for; None is the attached ones.
+  `state` is replicated or shapes, `batch` comes from `batch_shapes`, and
+  `devices` None are the attached ones.
   """
   step = build.create_train_step(
     config,
@@ -66,13 +59,8 @@ def batch_shapes(
 ) -> train_step.Batch:
   """Returns the shapes and dtypes of a training batch, split over devices.
 
-  Args:
-    config: config of the run.
-    devices: number of devices over all processes.
-    several: whether there are several processes, which add the array `stop`.
-
-  Returns:
-    `[devices, per-device batch, ...]` for each array.
+  All arrays are `[devices, per-device batch, ...]`, with `devices` over all
+  processes. If there are `several` processes, they add `stop`.
   """
   share = config.batch_size // devices
   shapes = {
@@ -115,16 +103,11 @@ def compile_train_step(
 ) -> parallel.Program:
   """Compiles the training step with the fewest micro-batches that fit.
 
-  Args:
-    config: config of the run; `micro_batches`, if not None, is used unchecked.
-    net: from `build.create_net`.
-    state: replicated.
-    num_classes: K.
-    epoch_steps: steps per epoch, may be fractional.
+  `config.micro_batches`, if not None, is used unchecked. All processes choose
+  the same number.
 
   Returns:
-    The compiled `step(state, batch) → (state, metrics)`, with the same number
-    of micro-batches in all processes.
+    The compiled `step(state, batch) → (state, metrics)`.
 
   Raises:
     fit.TooLargeError: if no number fits.
@@ -165,11 +148,6 @@ def compile_eval_step(
   state: train_step.TrainState,
 ) -> parallel.Program:
   """Compiles the evaluation step with the fewest micro-batches that fit.
-
-  Args:
-    config: config of the run.
-    net: from `build.create_net`.
-    state: replicated.
 
   Returns:
     The compiled `step(state, batch) → sums`.

@@ -21,15 +21,12 @@ import optax
 def ascend(
   params: chex.ArrayTree, grads: chex.ArrayTree, rho: float
 ) -> chex.ArrayTree:
-  """Takes one ascent step: θ + ρ·g/‖g‖.
+  """Takes one ascent step, θ + ρ·g/‖g‖; none if the gradient is zero.
 
   Args:
     params: θ, a tree of arrays.
     grads: g, the same structure.
     rho: ρ > 0, length of the step.
-
-  Returns:
-    The new parameters; unchanged if the gradient is zero.
 
   Example:
     >>> params, grads = {'w': jnp.zeros(2)}, {'w': jnp.array([3.0, 4.0])}

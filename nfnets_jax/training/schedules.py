@@ -20,19 +20,9 @@ def create_schedule(
   decay_rate: float = 0.97,
   decay_steps: float = 1.0,
 ) -> Schedule:
-  """Returns `warmup_cosine` or `warmup_exponential`.
+  """Returns `warmup_cosine` (name 'cosine') or `warmup_exponential`.
 
-  Args:
-    name: 'cosine' or 'exponential'.
-    peak: learning rate at the end of the warm-up; may be traced.
-    warmup_steps: length of the warm-up in steps, may be fractional.
-    total_steps: length of the run in steps.
-    end: final learning rate of 'cosine'.
-    decay_rate: decay factor of 'exponential'.
-    decay_steps: steps between decays of 'exponential'.
-
-  Returns:
-    A function from the step, counted from 0, to the learning rate.
+  The arguments are those of the two; `peak` may be traced.
 
   Raises:
     ValueError: for an unknown name or an invalid warm-up or decay.
@@ -63,7 +53,7 @@ def warmup_cosine(
     end: final learning rate.
 
   Returns:
-    A function from the step, counted from 0, to the learning rate, float32.
+    Step, counted from 0, → learning rate, float32.
 
   Raises:
     ValueError: if the warm-up is not shorter than the run.
@@ -98,14 +88,14 @@ def warmup_exponential(
   recipe, steps count from the start of the warm-up.
 
   Args:
-    peak: learning rate at the end of the warm-up.
-    warmup_steps: length of the warm-up in steps, at least 0.
-    total_steps: total length in steps, greater than `warmup_steps`.
+    peak: as in `warmup_cosine`.
+    warmup_steps: as in `warmup_cosine`.
+    total_steps: as in `warmup_cosine`.
     decay_rate: factor of each decay, in (0, 1].
     decay_steps: steps between decays, above 0.
 
   Returns:
-    A function from the step, counted from 0, to the learning rate, float32.
+    As `warmup_cosine`.
 
   Raises:
     ValueError: if the warm-up is not shorter than the run, or the decay is

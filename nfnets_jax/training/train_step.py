@@ -164,17 +164,9 @@ def accumulate(
 ) -> tuple[hk.MutableParams, Metrics, hk.MutableState]:
   """Averages gradients and metrics over sequential micro-batches.
 
-  Without batch normalisation, the result is that of the whole batch up to
-  rounding.
-
-  Args:
-    gradient: as in `train_step`.
-    params: parameters of the net.
-    model_state: state of the net, passed from micro-batch to micro-batch.
-    batch: the per-device batch.
-    micro_batches: number of micro-batches.
-    key: random key of the step.
-    first: index of the first image in the global batch.
+  `model_state` passes from one to the next; without batch normalisation, the
+  result is that of the whole batch up to rounding. `first` is the index of the
+  first image in the global batch.
 
   Returns:
     The mean gradient, the mean metrics and the last state.
@@ -229,17 +221,9 @@ def loss_gradient(
 ) -> tuple[hk.MutableParams, Metrics, hk.MutableState]:
   """Returns the gradient of the mean loss of a micro-batch.
 
-  Args:
-    params: parameters of the net.
-    model_state: state of the net.
-    key: random key of the step.
-    batch: images and labels.
-    first: index of the first image in the global batch.
-    standardized: whether `params` come from `layers.fold`.
-    net: takes `(images, is_training)`.
-    num_classes: K.
-    label_smoothing: in [0, 1).
-    compute_dtype: one of `DTYPES`.
+  `first` is the index of its first image in the global batch; `standardized` is
+  whether `params` come from `layers.fold`; `label_smoothing` is in [0, 1);
+  `compute_dtype` is one of `DTYPES`.
 
   Returns:
     The float32 gradient, the mean `loss` and `top_1`, and the new state.
@@ -277,17 +261,7 @@ def apply_gradients(
   optimizer: optax.GradientTransformation,
   ema_decay: float,
 ) -> TrainState:
-  """Makes one update from the gradient of the whole batch.
-
-  Args:
-    state: the current state.
-    grads: gradient of the parameters, float32.
-    optimizer: transforms the gradient into the update.
-    ema_decay: upper bound of the moving average's decay.
-
-  Returns:
-    The state after the update.
-  """
+  """Makes one update from the float32 gradient of the whole batch."""
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   return state._replace(
@@ -339,11 +313,8 @@ def init_state(
 ) -> TrainState:
   """Initialises the train state.
 
-  Args:
-    net: takes `(images, is_training)`.
-    optimizer: the optimizer.
-    seed: seed of parameters, dropout and stochastic depth.
-    image_size: side of the training images in pixels.
+  `seed` determines the parameters, dropout and stochastic depth; `image_size`
+  is in pixels.
   """
   # Runs once, so compile fast: 10 seconds instead of minutes for F0 on two
   # cores.
