@@ -119,7 +119,7 @@ def summarize(
 
 
 def suggest_clipping(summaries: Iterable[Summary], share: float = 0.1) -> float:
-  """Suggests the λ that would have clipped a fraction of the units.
+  """Suggests the λ that would have clipped a fraction `share` of the units.
 
   A starting point for a search: the paper tuned λ by training, with 0.01 for
   batches of 1024 to 4096 and larger values for smaller, noisier batches. Use
@@ -128,9 +128,6 @@ def suggest_clipping(summaries: Iterable[Summary], share: float = 0.1) -> float:
   Args:
     summaries: summaries of some steps.
     share: fraction of the units, in (0, 1).
-
-  Returns:
-    λ.
 
   Raises:
     ValueError: if no ratio is finite, or for an invalid `share`.

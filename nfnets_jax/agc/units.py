@@ -41,13 +41,12 @@ def unitwise_norm(
 ) -> jax.Array:
   """Returns the L2 norm of each unit, in a shape that broadcasts against `x`.
 
+  The norms are float32 or wider.
+
   Args:
     x: an array of rank at most 4, or of any rank with `units`.
     units: layout or axes to sum over; see `adaptive_grad_clip`.
     axis_name: mapped axes that units are sharded over; requires `units`.
-
-  Returns:
-    The norms, float32 or wider.
 
   Raises:
     ValueError: if the layout is unknown.

@@ -52,10 +52,6 @@ class Checkpointer:
   def __init__(self, directory: pathlib.Path, keep: int):
     """Lists the checkpoints; call it in all processes.
 
-    Args:
-      directory: directory shared by all processes.
-      keep: number of checkpoints to keep, at least 1.
-
     Raises:
       ValueError: if `keep` is below 1, or the directory is not shared.
     """
@@ -86,8 +82,7 @@ class Checkpointer:
   def shape_of(self, name: str) -> tuple[int, ...]:
     """Returns the shape of an array in the newest checkpoint.
 
-    Args:
-      name: path in the state, joined by dots, or a suffix of it.
+    `name` is its path in the state, joined by dots, or a suffix of it.
 
     Raises:
       FileNotFoundError: if there is no checkpoint or no such array.
@@ -108,14 +103,10 @@ class Checkpointer:
     state: Any,
     loader_state: dict[str, Any],
   ) -> None:
-    """Copies the state to the host and writes it asynchronously.
+    """Copies the replicated state to the host and writes it asynchronously.
 
-    Does nothing if the step already exists.
-
-    Args:
-      step: number of updates made.
-      state: replicated state.
-      loader_state: JSON-serialisable position of the input pipeline.
+    Does nothing if the step already exists. `loader_state` is
+    JSON-serialisable.
 
     Raises:
       OSError: if this checkpoint or the previous one could not be written; the

@@ -19,9 +19,6 @@ _SMALL = 1 << 16
 def pack(state: Any) -> dict[str, Any]:
   """Concatenates the small arrays of each dtype and keeps the others.
 
-  Args:
-    state: pytree of arrays, on the host or replicated.
-
   Returns:
     Name to array: one device's copy of each large array, and per dtype a vector
     of all small arrays, on the host.
@@ -35,15 +32,7 @@ def pack(state: Any) -> dict[str, Any]:
 
 
 def unpack(packed: dict[str, Any], template: Any) -> Any:
-  """Inverts `pack`.
-
-  Args:
-    packed: a packed state with the structure, shapes and dtypes of `template`.
-    template: pytree of numpy arrays.
-
-  Returns:
-    The state, on the host.
-  """
+  """Inverts `pack`, given a template of numpy arrays."""
   offsets = dict.fromkeys(packed, 0)
 
   def array(name: str, like: np.ndarray) -> np.ndarray:
@@ -58,18 +47,15 @@ def unpack(packed: dict[str, Any], template: Any) -> Any:
 
 
 def fingerprint_of(state: Any, loader_state: dict[str, Any]) -> str:
-  """Hashes the bits of a state and of the loader state.
+  """Returns a hex digest of the bits of a state and of the loader state.
 
   Detects every single-bit change; misses other corruption with probability
-  2^-32 per corrupt array.
+  2^-32 per corrupt array. The same on every kind of device.
 
   Args:
     state: pytree of arrays with elements of up to 32 bits, on the host or
       replicated.
     loader_state: JSON-serialisable.
-
-  Returns:
-    A hexadecimal digest, the same on every kind of device.
 
   Example:
     >>> x = np.zeros(3, np.float32)

@@ -14,14 +14,7 @@ class Writer:
   """Writes metrics to `metrics.jsonl` and to TensorBoard event files."""
 
   def __init__(self, workdir: pathlib.Path, step: int):
-    """Opens the files of a run resumed at `step`.
-
-    Removes entries of later steps, which are computed again.
-
-    Args:
-      workdir: folder of the run.
-      step: last step to keep, 0 for a new run.
-    """
+    """Opens the files of a run and removes entries after `step`."""
     self._path = workdir / 'metrics.jsonl'
     kept = [line for line in read(workdir) if line['step'] <= step]
     partial = self._path.with_suffix('.tmp')
@@ -32,13 +25,7 @@ class Writer:
     )
 
   def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
-    """Writes the values of one step.
-
-    Args:
-      step: number of updates made.
-      split: 'train' or 'test'.
-      values: metrics by name.
-    """
+    """Writes the values of one step; `split` is 'train' or 'test'."""
     with self._path.open('a') as file:
       file.write(json.dumps({'step': step, 'split': split, **values}) + '\n')
     for name, value in values.items():
@@ -52,14 +39,9 @@ class Writer:
 
 
 def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
-  """Reads `metrics.jsonl`.
+  """Reads `metrics.jsonl`: one dict per line, empty if there is no file.
 
-  Args:
-    workdir: folder of the run.
-
-  Returns:
-    One dict per line; empty if there is no file. An incomplete last line, left
-    by a killed process, is skipped.
+  An incomplete last line, left by a killed process, is skipped.
 
   Raises:
     ValueError: if any other line is not JSON.
@@ -84,12 +66,8 @@ def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
 def totals(workdir: pathlib.Path) -> dict[str, Any]:
   """Returns the summary over all steps of a run.
 
-  Args:
-    workdir: folder of the run.
-
-  Returns:
-    The median of `images_per_second`, or None, and the sums of `skipped` and
-    `nonfinite`.
+  These are the median of `images_per_second`, or None, and the sums of
+  `skipped` and `nonfinite`.
   """
   lines = read(workdir)
   speeds = [x['images_per_second'] for x in lines if 'images_per_second' in x]

@@ -115,9 +115,7 @@ class Window:
   def push(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
     """Adds the metrics of a step and fetches those that are due.
 
-    Args:
-      step: number of updates made.
-      metrics: scalars on the device, including `loss` and `grad_norm`.
+    `metrics` are scalars on the device, including `loss` and `grad_norm`.
 
     Raises:
       FloatingPointError: if the loss or gradient norm of a step is not finite

@@ -28,8 +28,8 @@ def parallel_train_step(step: Callable, *inputs: chex.ArrayTree) -> Callable:
     *inputs: replicated arguments of every step, not compile-time constants.
 
   Returns:
-    The compiled function of a replicated state, which it donates, and a batch
-    from `shard`.
+    A function of a replicated state, which it donates, and a batch from
+    `shard`.
   """
   mapped = _map_train_step(step, len(inputs), None)
   if not inputs:
@@ -60,9 +60,6 @@ def lower_train_step(
     *inputs: as in `parallel_train_step`.
     devices: devices to compile for, not necessarily attached; all attached
       devices if None.
-
-  Returns:
-    The lowered step; compile it and run it as a `Program`.
   """
   mapped = _map_train_step(step, len(inputs), devices)
   return _lower(mapped, devices, state, batch, *inputs)
@@ -86,12 +83,7 @@ class Program:
   """
 
   def __init__(self, compiled: jax.stages.Compiled, *inputs: chex.ArrayTree):
-    """Copies the inputs to every device.
-
-    Args:
-      compiled: the compiled output of `lower_train_step` or `lower_eval_step`.
-      *inputs: as in `parallel_train_step`.
-    """
+    """Copies the inputs to every device."""
     self.compiled = compiled
     self._inputs = replicate(inputs)
     self._sharding = jax.sharding.NamedSharding(
@@ -160,14 +152,7 @@ def _mesh() -> jax.sharding.Mesh:
 
 
 def replicate(tree: chex.ArrayTree) -> chex.ArrayTree:
-  """Copies a pytree of arrays to every device.
-
-  Args:
-    tree: the same values in every process.
-
-  Returns:
-    The same pytree, with one copy of each array per device.
-  """
+  """Copies a pytree, equal in all processes, to every device."""
   sharding = jax.sharding.NamedSharding(_mesh(), jax.sharding.PartitionSpec())
 
   def copy(x: np.ndarray) -> jax.Array:
@@ -195,11 +180,8 @@ def local_copy(x: chex.Array) -> chex.Array:
 def shard(batch: chex.ArrayTree) -> chex.ArrayTree:
   """Splits this process's part of a batch over its devices.
 
-  Args:
-    batch: arrays `[n, ...]`; n a multiple of the local device count.
-
   Returns:
-    Arrays `[local devices, n / local devices, ...]`.
+    Arrays `[local devices, n / local devices, ...]` of arrays `[n, ...]`.
 
   Raises:
     ValueError: if n is not divisible by the local device count.
@@ -225,13 +207,8 @@ def shard(batch: chex.ArrayTree) -> chex.ArrayTree:
 def replica_spread(tree: chex.ArrayTree) -> float:
   """Returns the largest difference between the copies on all devices.
 
-  Args:
-    tree: replicated arrays.
-
-  Returns:
-    The largest difference between two copies of any element, over all
-    processes: 0 for identical replicas; NaN if any copy of an element is NaN,
-    or all are the same infinity. The same in all processes.
+  It covers all processes and is the same in each: 0 for identical replicas; NaN
+  if any copy of an element is NaN, or all are the same infinity.
   """
   if jax.device_count() == 1 and jax.devices()[0].platform == 'cpu':
     # A single copy, on the host: no program needed.

@@ -489,8 +489,7 @@ def all_agree(yes: bool) -> bool:
 def check_shared(folder: pathlib.Path) -> None:
   """Checks that all processes, which must all call this, share a folder.
 
-  Args:
-    folder: created if missing, with several processes.
+  With several processes, the folder is created if missing.
 
   Raises:
     ValueError: in every process, if any sees a different folder.

@@ -24,13 +24,10 @@ _CIRCUMSTANCES = (
 def check(
   workdir: pathlib.Path, config: config_dict.ConfigDict, allow_change: bool
 ) -> bool:
-  """Checks that a run folder matches the config; writes nothing.
+  """Checks that a run folder, if any, matches the config; writes nothing.
 
-  Args:
-    workdir: run folder; need not exist.
-    config: config of the run.
-    allow_change: whether a run may resume with another config. Fields that only
-      affect where and how fast data are read may always change.
+  With `allow_change`, a run may resume with another config. Fields that only
+  affect where and how fast data are read may always change.
 
   Returns:
     Whether the config is that of the existing run, or there is none.
@@ -68,10 +65,7 @@ def check_data(
 ) -> bool:
   """Checks that a run resumes with the data it started with.
 
-  Args:
-    workdir: run folder; need not exist.
-    data: as returned by `build.describe_data`, or its `class_names` only.
-    allow_change: whether a run may resume with other data.
+  `data` comes from `build.describe_data`, or has its `class_names` only.
 
   Returns:
     Whether classes and number of training images are unchanged. Changes are
@@ -117,21 +111,7 @@ def compare_data(
   new: Mapping[str, Any],
   allow_change: bool,
 ) -> bool:
-  """Like `check_data`, for the recorded data of a run or of weights.
-
-  Args:
-    source: what was trained on the old data, for messages.
-    old: as returned by `build.describe_data`, with at least the fields of
-      `new`.
-    new: as in `check_data`.
-    allow_change: as in `check_data`.
-
-  Returns:
-    As `check_data`.
-
-  Raises:
-    ValueError: as `check_data`.
-  """
+  """Like `check_data`, for the `old` data of the run or weights `source`."""
   sizes = {
     part: (old['splits'][part]['count'], split['count'])
     for part, split in new.get('splits', {}).items()
@@ -178,10 +158,6 @@ def changes(
   old: Mapping[str, Any], new: Mapping[str, Any]
 ) -> dict[str, tuple[Any, Any]]:
   """Returns the fields of two configs that differ and affect results.
-
-  Args:
-    old: a config as a dict, possibly read from JSON.
-    new: likewise.
 
   Returns:
     Dotted name → (old, new); '(absent)' for a missing field.
