@@ -62,13 +62,8 @@ def summarize(
 ) -> Summary:
   """Summarizes the ratios of gradient norm to weight norm at one step.
 
-  Args:
-    grads: gradients of the whole batch, before clipping.
-    params: parameters, with the same structure.
-    eps: as in `adaptive_grad_clip`.
-    units: as in `adaptive_grad_clip`.
-    strict: as in `adaptive_grad_clip`.
-    exclude: as in `adaptive_grad_clip`; excluded leaves are omitted.
+  `grads` are those of the whole batch before clipping. `eps`, `units`, `strict`
+  and `exclude` are as in `adaptive_grad_clip`; excluded leaves are omitted.
 
   Returns:
     A summary on the host; `print` shows it as a table.
@@ -123,14 +118,10 @@ def suggest_clipping(summaries: Iterable[Summary], share: float = 0.1) -> float:
 
   A starting point for a search: the paper tuned λ by training, with 0.01 for
   batches of 1024 to 4096 and larger values for smaller, noisier batches. Use
-  steps of a stable run after the warm-up.
-
-  Args:
-    summaries: summaries of some steps.
-    share: fraction of the units, in (0, 1).
+  summaries of a stable run after the warm-up.
 
   Raises:
-    ValueError: if no ratio is finite, or for an invalid `share`.
+    ValueError: if no ratio is finite, or `share` is not in (0, 1).
 
   Example:
     >>> import jax.numpy as jnp

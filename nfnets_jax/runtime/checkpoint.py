@@ -240,17 +240,14 @@ class Checkpointer:
     A corrupt checkpoint is reported and left in place. If the run reaches that
     step again, the folder is renamed to `<step>.damaged`.
 
-    Args:
-      template: state with the expected shapes and dtypes.
-
     Returns:
       The state, replicated over all devices, and the loader state.
 
     Raises:
       FileNotFoundError: if there is no checkpoint.
-      ValueError: if the state does not match `template`, with a list of
-        missing, unexpected and mismatched arrays; if all checkpoints are
-        corrupt; or if the processes see different checkpoints.
+      ValueError: if the shapes and dtypes differ from `template`; lists
+        missing, unexpected and mismatched arrays. Also if all checkpoints are
+        corrupt, or the processes see different ones.
     """
     if not self._steps():
       raise FileNotFoundError(

@@ -50,12 +50,8 @@ def fingerprint_of(state: Any, loader_state: dict[str, Any]) -> str:
   """Returns a hex digest of the bits of a state and of the loader state.
 
   Detects every single-bit change; misses other corruption with probability
-  2^-32 per corrupt array. The same on every kind of device.
-
-  Args:
-    state: pytree of arrays with elements of up to 32 bits, on the host or
-      replicated.
-    loader_state: JSON-serialisable.
+  2^-32 per corrupt array. The same on every kind of device. Elements have up to
+  32 bits; `loader_state` is JSON-serialisable.
 
   Example:
     >>> x = np.zeros(3, np.float32)

@@ -198,10 +198,8 @@ def detect(environment: Mapping[str, str]) -> dict[str, Any] | None:
 
   The innermost launcher wins: one unknown to jax (`mpiexec` of MPICH or Intel
   MPI, torchrun etc.), if it differs from the rest; then, in this order, Open
-  MPI, SLURM, a TPU pod slice and an indexed Kubernetes job.
-
-  Args:
-    environment: environment variables; empty ones count as unset.
+  MPI, SLURM, a TPU pod slice and an indexed Kubernetes job. Empty variables
+  count as unset.
 
   Returns:
     None for a single process. Else arguments of `jax.distributed.initialize`,
@@ -456,9 +454,7 @@ def ending_together() -> Iterator[None]:
 def agree(what: str, value: Any) -> None:
   """Checks that all processes, which must all call this, have the same value.
 
-  Args:
-    what: name of the value, for the message.
-    value: JSON-serialisable.
+  `what` names it in the message; `value` is JSON-serialisable.
 
   Raises:
     ValueError: in every process, if any value differs from that of process 0.

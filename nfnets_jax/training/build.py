@@ -202,10 +202,8 @@ def create_schedule(
 ) -> schedules.Schedule:
   """Builds the learning rate schedule; see `schedules.create_schedule`.
 
-  Args:
-    config: config of the run.
-    epoch_steps: steps per epoch, may be fractional.
-    hyperparams: override the config's; may be traced.
+  `epoch_steps` may be fractional. `hyperparams` override those of the config
+  and may be traced.
   """
   fields = {**config.optimizer, **(hyperparams or {})}
   return schedules.create_schedule(

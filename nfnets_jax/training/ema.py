@@ -7,14 +7,11 @@ import optax
 
 
 def decay_at(step: jax.Array, decay: float) -> jax.Array:
-  """Returns the decay at `step`: min(decay, (1 + t) / (10 + t)), float32.
+  """Returns the decay at `step` t, float32: min(decay, (1 + t) / (10 + t)).
 
   The second term reaches 0.99999 only at t = 899,990, so the paper's 112,602
   steps average over about the last ninth of training even with `decay` 0.99999.
-
-  Args:
-    step: t, the number of previous updates, an integer scalar.
-    decay: upper bound, in [0, 1).
+  t counts the previous updates; `decay` is in [0, 1).
 
   Example:
     >>> round(float(decay_at(jnp.asarray(0), 0.99999)), 3)

@@ -18,7 +18,7 @@ from nfnets_jax import hlo, models, topologies
 from nfnets_jax.training import build, fit, programs, sam, train_step
 from nfnets_jax.training import config as configs
 
-# Classes and training images of ImageNet.
+# ImageNet classes and training images, used if the data set is missing.
 _IMAGENET = (1000, 1_281_167)
 
 
@@ -146,14 +146,9 @@ def fit_training(
 ) -> fit.Fitting:
   """Compiles the training step with the fewest micro-batches that fit.
 
-  Args:
-    config: config of a run.
-    topology: target to compile for.
-    memory: bytes per device; None is the compiler's limit.
-    num_classes: K.
-    epoch_steps: steps per epoch, may be fractional.
-    counts: numbers of micro-batches to try; by default the config's, or all.
-    before: error of the same step in fewer micro-batches.
+  `memory` is in bytes per device; None is the compiler's limit. `counts` are
+  the numbers to try, by default the config's, or all. `before` is the error of
+  the same step in fewer micro-batches.
 
   Raises:
     fit.TooLargeError: if none fits.

@@ -64,11 +64,9 @@ def evaluate_checkpoint(
 ) -> dict[str, float]:
   """Evaluates a run's newest checkpoint, or `init_from`, on its test split.
 
-  Args:
-    config: config of the run; evaluation fields such as `data.eval_image_size`
-      may differ from training. With `init_from`, those weights are evaluated.
-    workdir: run folder; need not exist with `init_from`.
-    allow_config_change: whether class names may differ from training.
+  Evaluation fields such as `data.eval_image_size` may differ from training.
+  With `init_from`, `workdir` need not exist. With `allow_config_change`, class
+  names may differ from training.
 
   Returns:
     As `evaluate`, and `num_classes`.

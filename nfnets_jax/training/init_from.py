@@ -173,7 +173,7 @@ def load_average(workdir: str | pathlib.Path) -> weights.Weights:
     workdir / 'checkpoints', config.keep_checkpoints
   )
   with contextlib.closing(checkpoints):
-    # The classifier's; blocks have gates of that name, and come after `~/`.
+    # The classifier: gates of the same name are nested deeper.
     (num_classes,) = checkpoints.shape_of('Net/~/linear.b')
     net = build.create_net(config, num_classes)
     optimizer = build.create_optimizer(config, lambda step: 0.0)
@@ -184,11 +184,9 @@ def load_average(workdir: str | pathlib.Path) -> weights.Weights:
     jax.tree.map(parallel.local_copy, (state.ema_params, state.ema_model_state))
   )
   default = models.arguments(config.model.name)
-  fields = {k: v for k, v in config.model.to_dict().items() if k != 'name'}
-  fields = {
-    k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()
-  }
-  overrides = {k: v for k, v in fields.items() if v != default[k]}
+  args = {k: v for k, v in config.model.to_dict().items() if k != 'name'}
+  args = {k: tuple(v) if isinstance(v, list) else v for k, v in args.items()}
+  overrides = {k: v for k, v in args.items() if v != default[k]}
   return weights.Weights(
     config.model.name,
     params,

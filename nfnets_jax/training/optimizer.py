@@ -165,10 +165,8 @@ def global_norm(grads: chex.ArrayTree) -> jax.Array:
 def clipping_metrics(opt_state: optax.OptState) -> dict[str, jax.Array]:
   """Returns the fractions of units that AGC clipped in the last update.
 
-  Returns:
-    float32 scalars in [0, 1]: `clipped`, over all units subject to AGC, and
-    `clipped_stem`, `clipped_stage_1` etc., and `clipped_head` for the rest.
-    Empty without AGC.
+  Float32 scalars: `clipped`, over all units subject to AGC, `clipped_stem`,
+  `clipped_stage_1` etc., and `clipped_head` for the rest. Empty without AGC.
   """
   parts = optax.tree.get(opt_state, 'statistics', {})
   if not parts:
@@ -230,11 +228,9 @@ def _skip_nonfinite(
 
 
 def parse_groups(text: str) -> list[tuple[re.Pattern[str], float]]:
-  """Parses learning rate factors into patterns and factors.
+  """Parses 'PATTERN=FACTOR,...', learning rate factors of parameters.
 
-  Args:
-    text: 'PATTERN=FACTOR,...', regular expressions without commas and factors
-      of at least 0.
+  Patterns are regular expressions without commas, factors at least 0.
 
   Raises:
     ValueError: for invalid syntax.

@@ -25,10 +25,9 @@ def lower_train_step(
   micro_batches: int,
   devices: Sequence[jax.Device] | None = None,
 ) -> jax.stages.Lowered:
-  """Lowers the training step.
+  """Lowers the training step for `devices`, by default the attached ones.
 
-  `state` is replicated or shapes, `batch` comes from `batch_shapes`, and
-  `devices` None are the attached ones.
+  `state` is replicated or shapes; `batch` comes from `batch_shapes`.
   """
   step = build.create_train_step(
     config,
@@ -101,13 +100,10 @@ def compile_train_step(
   num_classes: int,
   epoch_steps: float,
 ) -> parallel.Program:
-  """Compiles the training step with the fewest micro-batches that fit.
+  """Compiles `step(state, batch)` with the fewest micro-batches that fit.
 
   `config.micro_batches`, if not None, is used unchecked. All processes choose
   the same number.
-
-  Returns:
-    The compiled `step(state, batch) → (state, metrics)`.
 
   Raises:
     fit.TooLargeError: if no number fits.
@@ -149,12 +145,9 @@ def compile_eval_step(
 ) -> parallel.Program:
   """Compiles the evaluation step with the fewest micro-batches that fit.
 
-  Returns:
-    The compiled `step(state, batch) → sums`.
-
   Raises:
-    fit.TooLargeError: if no number fits, or, if device memory is unknown,
-      compiles.
+    fit.TooLargeError: if no number fits, or compiles if device memory is
+      unknown.
   """
   batch = _local_part(eval_batch_shapes(config, jax.device_count()))
   fits = fit.compile_fewest(

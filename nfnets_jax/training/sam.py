@@ -21,12 +21,7 @@ import optax
 def ascend(
   params: chex.ArrayTree, grads: chex.ArrayTree, rho: float
 ) -> chex.ArrayTree:
-  """Takes one ascent step, θ + ρ·g/‖g‖; none if the gradient is zero.
-
-  Args:
-    params: θ, a tree of arrays.
-    grads: g, the same structure.
-    rho: ρ > 0, length of the step.
+  """Takes an ascent step θ + ρ·g/‖g‖, ρ > 0; none if the gradient is zero.
 
   Example:
     >>> params, grads = {'w': jnp.zeros(2)}, {'w': jnp.array([3.0, 4.0])}
@@ -41,16 +36,15 @@ def ascend(
 def ascent_images(
   share: int, fraction: float, micro_batches: int
 ) -> tuple[int, int]:
-  """Returns the number of images per device for the ascent step.
+  """Returns the numbers of images and micro-batches of the ascent step.
+
+  At least one image; several micro-batches are as large as those of the
+  descent.
 
   Args:
     share: per-device batch size, a multiple of `micro_batches`.
     fraction: requested fraction of it, in (0, 1].
     micro_batches: number of micro-batches of the descent.
-
-  Returns:
-    The number of images, at least one, and of micro-batches. If there are
-    several, they are as large as those of the descent.
 
   Raises:
     ValueError: for an invalid fraction.
@@ -58,7 +52,7 @@ def ascent_images(
   Example:
     >>> ascent_images(32, 0.2, 1)
     (6, 1)
-    >>> ascent_images(4096, 0.2, 128)  # 26 parts of 32
+    >>> ascent_images(4096, 0.2, 128)  # 26 micro-batches of 32
     (832, 26)
   """
   check_fraction(fraction)

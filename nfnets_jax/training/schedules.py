@@ -53,7 +53,7 @@ def warmup_cosine(
     end: final learning rate.
 
   Returns:
-    Step, counted from 0, → learning rate, float32.
+    A function from the step, counted from 0, to the learning rate, float32.
 
   Raises:
     ValueError: if the warm-up is not shorter than the run.
@@ -84,18 +84,9 @@ def warmup_exponential(
 ) -> Schedule:
   """Linear warm-up from 0 to `peak`, then staircase exponential decay.
 
-  The rate is `peak * decay_rate ** (step // decay_steps)`. As in the published
-  recipe, steps count from the start of the warm-up.
-
-  Args:
-    peak: as in `warmup_cosine`.
-    warmup_steps: as in `warmup_cosine`.
-    total_steps: as in `warmup_cosine`.
-    decay_rate: factor of each decay, in (0, 1].
-    decay_steps: steps between decays, above 0.
-
-  Returns:
-    As `warmup_cosine`.
+  The rate is `peak * decay_rate ** (step // decay_steps)`, with `decay_rate` in
+  (0, 1] and `decay_steps` > 0. As in the published recipe, steps count from the
+  start of the warm-up. Otherwise like `warmup_cosine`.
 
   Raises:
     ValueError: if the warm-up is not shorter than the run, or the decay is

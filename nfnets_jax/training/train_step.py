@@ -4,15 +4,12 @@ It runs on a per-device batch and knows the other devices only by the axis name
 to average over. Images arrive augmented and are only normalised here. Dropout
 and stochastic depth draw from the run's key, the step and the image's index in
 the global batch, so a run does not depend on the number of devices or
-micro-batches. There are two exceptions:
-
-Batch normalisation uses the statistics of one micro-batch on one device, or on
-all devices if the net is configured so. Each micro-batch updates the moving
-statistics in the net's state, which are averaged over the devices at the end of
-the step.
-
-Sharpness-aware minimisation ascends on each device with a fraction of its own
-images.
+micro-batches, with two exceptions:
+  * Batch normalisation uses the statistics of one micro-batch on one device, or
+    on all devices if the net is configured so. Each micro-batch updates the
+    moving statistics, which are averaged over devices at the end of the step.
+  * Sharpness-aware minimisation ascends on each device with a fraction of its
+    own images.
 
 Differences:
   * The released code casts parameters to bfloat16 before the forward pass; here
@@ -221,8 +218,8 @@ def loss_gradient(
 ) -> tuple[hk.MutableParams, Metrics, hk.MutableState]:
   """Returns the gradient of the mean loss of a micro-batch.
 
-  `first` is the index of its first image in the global batch; `standardized` is
-  whether `params` come from `layers.fold`; `label_smoothing` is in [0, 1);
+  `first` is the index of its first image in the global batch; `params` come
+  from `layers.fold` if `standardized`; `label_smoothing` is in [0, 1);
   `compute_dtype` is one of `DTYPES`.
 
   Returns:
@@ -275,10 +272,8 @@ def apply_gradients(
 def label_distributions(batch: Batch, num_classes: int) -> jax.Array:
   """Returns the class probabilities of mixed images, float32 `[B, K]`.
 
-  Args:
-    batch: `label` and `mix_label` int32 `[B]`, and `ratio` float32 `[B]`, the
-      weight of `label`; `mix_label` has the rest.
-    num_classes: K.
+  `label` and `mix_label` are int32 `[B]`; `ratio`, float32 `[B]`, is the weight
+  of `label`, and `mix_label` has the rest.
 
   Example:
     >>> batch = {'label': jnp.array([0]), 'mix_label': jnp.array([2]),
