@@ -64,11 +64,7 @@ def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def totals(workdir: pathlib.Path) -> dict[str, Any]:
-  """Returns the summary over all steps of a run.
-
-  These are the median of `images_per_second`, or None, and the sums of
-  `skipped` and `nonfinite`.
-  """
+  """Returns a run's median `images_per_second`, `skipped` and `nonfinite`."""
   lines = read(workdir)
   speeds = [x['images_per_second'] for x in lines if 'images_per_second' in x]
   return {

@@ -78,11 +78,9 @@ class Window:
   ):
     """Starts the clock.
 
-    Args:
-      images_per_step: global batch size.
-      skip_nonfinite: maximum number of consecutive steps skipped because of a
-        non-finite gradient.
-      max_loss: a larger loss counts as divergence.
+    `images_per_step` is the global batch size, `skip_nonfinite` the maximum
+    number of consecutive skipped steps, and `max_loss` the loss above which a
+    run diverged.
     """
     self._images_per_step = images_per_step
     self._max_loss = math.inf if max_loss is None else max_loss
@@ -97,10 +95,7 @@ class Window:
 
   @property
   def stop_requested(self) -> bool:
-    """Whether a fetched step carries a request to stop.
-
-    The same in all processes, since they fetch the same steps.
-    """
+    """Whether a fetched step asks to stop; the same in all processes."""
     return self._stop_requested
 
   @contextlib.contextmanager
@@ -143,16 +138,13 @@ class Window:
     self._clock = time.monotonic()
 
   def summarize(self) -> dict[str, float]:
-    """Returns mean metrics and speed since the last call.
+    """Returns mean metrics and speed since the last call; raises like `push`.
 
     Returns:
       The mean of each metric over the finite steps, except: the latest
       `learning_rate`; the number of examples `skipped`; the number of skipped
       `nonfinite` steps. If any step was timed, also `images_per_second`,
       `step_seconds` and `data_wait_seconds`, a part of `step_seconds`.
-
-    Raises:
-      FloatingPointError: as in `push`.
     """
     self._stop()
     means: dict[str, float] = {}

@@ -23,9 +23,8 @@ AXIS = 'devices'
 def parallel_train_step(step: Callable, *inputs: chex.ArrayTree) -> Callable:
   """Maps `step(state, batch, *inputs) → (state, metrics)` over all devices.
 
-  Args:
-    step: averages over the axis `AXIS`.
-    *inputs: replicated arguments of every step, not compile-time constants.
+  `step` averages over `AXIS`. `inputs` are replicated, not compiled in as
+  constants.
 
   Returns:
     A function of a replicated state, which it donates, and a batch from
@@ -52,14 +51,9 @@ def lower_train_step(
 ) -> jax.stages.Lowered:
   """Lowers the mapped step of `parallel_train_step`; donates nothing.
 
-  Args:
-    step: as in `parallel_train_step`.
-    state: arrays or shapes; replicated arrays with several processes.
-    batch: shapes `[devices, n, ...]`, for the devices of this process, or for
-      all of `devices` if given.
-    *inputs: as in `parallel_train_step`.
-    devices: devices to compile for, not necessarily attached; all attached
-      devices if None.
+  With several processes, `state` must be replicated arrays; else shapes
+  suffice. `batch` are shapes `[devices, n, ...]`, for the devices of this
+  process, or for all of `devices` if given, which need not be attached.
   """
   mapped = _map_train_step(step, len(inputs), devices)
   return _lower(mapped, devices, state, batch, *inputs)

@@ -24,13 +24,10 @@ _CIRCUMSTANCES = (
 def check(
   workdir: pathlib.Path, config: config_dict.ConfigDict, allow_change: bool
 ) -> bool:
-  """Checks that a run folder, if any, matches the config; writes nothing.
+  """Returns whether a run folder is new or of the same config; writes nothing.
 
   With `allow_change`, a run may resume with another config. Fields that only
   affect where and how fast data are read may always change.
-
-  Returns:
-    Whether the config is that of the existing run, or there is none.
 
   Raises:
     ValueError: if the folder holds a run of another config; lists the fields
@@ -63,13 +60,10 @@ def record(workdir: pathlib.Path, config: config_dict.ConfigDict) -> None:
 def check_data(
   workdir: pathlib.Path, data: Mapping[str, Any], allow_change: bool
 ) -> bool:
-  """Checks that a run resumes with the data it started with.
+  """Returns whether classes and number of training images are unchanged.
 
-  `data` comes from `build.describe_data`, or has its `class_names` only.
-
-  Returns:
-    Whether classes and number of training images are unchanged. Changes are
-    printed.
+  Prints changes. `data` comes from `build.describe_data`, or has its
+  `class_names` only.
 
   Raises:
     ValueError: if they changed and `allow_change` is false; lists the changes.
