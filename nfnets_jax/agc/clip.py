@@ -1,7 +1,6 @@
 """The AGC equation and gradient transformation.
 
-Let W_i be the weights of unit i, those that feed output i, and G_i their
-gradient:
+Let W_i be the weights that feed output i, a unit, and G_i their gradient:
 
   G_i ← λ ‖W_i‖* / ‖G_i‖ · G_i   if ‖G_i‖ / ‖W_i‖* > λ
   G_i ← G_i                      otherwise
@@ -47,22 +46,19 @@ def adaptive_grad_clip(
 ) -> optax.GradientTransformation:
   """Clips each unit's gradient norm to a multiple of its weight norm.
 
-  Functions of `(path, leaf)` receive a parameter and its path, such as
-  'params/Dense_0/kernel'.
+  Functions of `(path, leaf)` receive paths such as 'params/Dense_0/kernel'.
 
   Args:
     clipping: λ > 0, the maximum ratio of gradient norm to weight norm, or a
       schedule of the update count. The paper uses 0.01 for batches of 1024 to
       4096; smaller batches tolerate larger values.
-    eps: ε > 0, lower bound of the weight norm, so that zero-initialised
-      parameters can train.
+    eps: ε > 0, lower bound of the weight norm, so that zero weights can train.
     units: array layouts, which define the axes of a unit: a name such as 'HWIO'
       for leaves of that rank; a list of names, one per rank; a tuple of axes to
       sum over for all leaves; a function `(path, leaf)` or a tree of these.
       None is the released rule, for outputs last. See `nfnets_jax.agc.units`.
     strict: whether to reject leaves for which the released rule is ambiguous.
-    exclude: `(path, leaf)` to whether to skip a leaf; `is_head` is the paper's
-      choice.
+    exclude: `(path, leaf)` to whether to skip a leaf, in the paper `is_head`.
     group: `(path, leaf)` to the leaf's group in `statistics`.
     axis_name: mapped axes that units are sharded over in `shard_map`: a name, a
       tuple, or a function `(path, leaf)` to either or None. Leaves with more

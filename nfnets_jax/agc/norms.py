@@ -11,8 +11,7 @@ def scaled_norm(
   x: jax.Array, axes: tuple[int, ...], axis_name: Any
 ) -> tuple[jax.Array, jax.Array]:
   """Returns s and ‖s·x‖ per unit; s is 1 unless the squares overflow."""
-  # A power of two that keeps squares finite; in float32 they overflow above
-  # 1e19.
+  # A power of two; without it, float32 squares overflow above 1e19.
   small = np.asarray(2.0 ** (-5 * jnp.finfo(x.dtype).maxexp // 8), x.dtype)
   total = sum_of_squares(x, axes, axis_name)
   overflows = jnp.isinf(total)

@@ -1,7 +1,6 @@
 """Parameter paths, such as 'params/Dense_0/kernel', and the paper's `exclude`.
 
-Paths are `jax.tree_util.keystr` joined by '/', without the trailing `value`
-attribute of an `nnx.Param`.
+Paths are `jax.tree_util.keystr` joined by '/', without `nnx.Param`'s `value`.
 """
 
 import re
@@ -24,16 +23,16 @@ _HEAD = re.compile(
 
 
 def is_head(path: str, leaf: Any) -> bool:
-  """Whether a leaf is the classifier's weights, which the paper does not clip.
+  """Whether a leaf is the classifier's weights, unclipped in the paper.
 
   Matches the weights of `NET/~/linear` and `NET/linear` in Haiku, where NET is
   the outermost module, and in any library those of an outermost `head`,
   `lm_head`, `classifier`, `classification_head`, `fc`, `logits`, `out`,
-  `output`, `output_layer` or `score`, or of an `fc` or `out_proj` in it. The
-  bias is clipped.
+  `output`, `output_layer` or `score`, or of an `fc` or `out_proj` in it; never
+  biases.
 
   A path does not show which layer is last. As `exclude`, it must match exactly
-  one leaf, which must not be the first of several, such as `NET/linear` next to
+  one leaf, not the first of several, such as `NET/linear` next to
   `NET/linear_1`. Write your own function for other names.
 
   Example:

@@ -39,7 +39,6 @@ class Summary(NamedTuple):
   ratios: np.ndarray
 
   def __str__(self) -> str:
-    """Formats the rows as a table."""
     width = max([9, *(len(row.path) for row in self.rows)])
     lines = [
       f'{"parameter":{width}}  {"units":>6}  {"median":>9}  {"largest":>9}'
@@ -69,8 +68,7 @@ def summarize(
     A summary on the host; `print` shows it as a table.
 
   Raises:
-    ValueError: as in `adaptive_grad_clip`, or for a gradient without a
-      parameter.
+    ValueError: as in `adaptive_grad_clip`, or if a gradient has no parameter.
     TypeError: as in `adaptive_grad_clip`.
 
   Example:

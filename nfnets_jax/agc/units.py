@@ -6,13 +6,12 @@ a separate unit; all other axes are summed over. A trailing `*` applies the
 released rule to the remaining axes.
 
 The released rule assumes outputs last: scalars and vectors are one unit, `[I,
-O]` and rank-3 arrays are summed over the first axis, and `[H, W, I, O]` over
-the first three.
+O]` and rank 3 are summed over the first axis, `[H, W, I, O]` over the first
+three.
 
 Differences:
   * As in the released code, the rule treats an array with at most one axis
-    longer than 1, such as a `(1, O)` matrix, as a single unit. Layouts have no
-    such exception.
+    longer than 1, such as a `(1, O)` matrix, as one unit. Layouts do not.
 """
 
 import re

@@ -52,8 +52,7 @@ class Checkpointer:
   def __init__(self, directory: pathlib.Path, keep: int):
     """Lists the checkpoints; call it in all processes.
 
-    Raises:
-      ValueError: if `keep` is below 1, or the directory is not shared.
+    Raises a ValueError if `keep` is below 1 or the directory is not shared.
     """
     if keep < 1:
       raise ValueError(f'keep_checkpoints must be at least 1, got {keep}')
@@ -82,10 +81,8 @@ class Checkpointer:
   def shape_of(self, name: str) -> tuple[int, ...]:
     """Returns the shape of an array in the newest checkpoint.
 
-    `name` is its path in the state, joined by dots, or a suffix of it.
-
-    Raises:
-      FileNotFoundError: if there is no checkpoint or no such array.
+    `name` is its dotted path in the state or a suffix of it. Raises a
+    FileNotFoundError if there is no checkpoint or no such array.
     """
     if self.latest_step is not None:
       folder = self._directory / str(self.latest_step) / _FINGERPRINT
@@ -105,8 +102,7 @@ class Checkpointer:
   ) -> None:
     """Copies the replicated state to the host and writes it asynchronously.
 
-    Does nothing if the step already exists. `loader_state` is
-    JSON-serialisable.
+    Does nothing if the step exists. `loader_state` is JSON-serialisable.
 
     Raises:
       OSError: if this checkpoint or the previous one could not be written; the
@@ -237,17 +233,16 @@ class Checkpointer:
   def restore(self, template: Any) -> tuple[Any, dict[str, Any]]:
     """Reads the newest intact checkpoint; call it in all processes.
 
-    A corrupt checkpoint is reported and left in place. If the run reaches that
-    step again, the folder is renamed to `<step>.damaged`.
+    Corrupt checkpoints are reported and left in place, and renamed to
+    `<step>.damaged` if the run reaches their step again.
 
     Returns:
       The state, replicated over all devices, and the loader state.
 
     Raises:
       FileNotFoundError: if there is no checkpoint.
-      ValueError: if the shapes and dtypes differ from `template`; lists
-        missing, unexpected and mismatched arrays. Also if all checkpoints are
-        corrupt, or the processes see different ones.
+      ValueError: if the arrays differ from `template`, with a list; if all
+        checkpoints are corrupt, or the processes see different ones.
     """
     if not self._steps():
       raise FileNotFoundError(
@@ -344,5 +339,4 @@ def _free_name(name: str) -> pathlib.Path:
 
 
 def _brief(error: Exception) -> str:
-  """Returns the first line of an error message."""
   return (str(error) or type(error).__name__).splitlines()[0][:300]

@@ -19,9 +19,8 @@ _SMALL = 1 << 16
 def pack(state: Any) -> dict[str, Any]:
   """Concatenates the small arrays of each dtype and keeps the others.
 
-  Returns:
-    Name to array: one device's copy of each large array, and per dtype a vector
-    of all small arrays, on the host.
+  Maps names to one device's copy of each large array and, on the host, a vector
+  of the small arrays of each dtype.
   """
   copy = _named(jax.tree.map(parallel.local_copy, state))
   large = {name: x for name, x in copy.items() if x.size > _SMALL}

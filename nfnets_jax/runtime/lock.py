@@ -30,8 +30,7 @@ LAPSE = 60.0
 
 # errno of flock on file systems without support.
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
-# The file is written in one call of this many bytes, so that no reader sees a
-# partial write.
+# Bytes of the file, written in one call so that no reader sees a partial write.
 _SIZE = 512
 _FIELDS = {'host', 'pid', 'since', 'kernel'}
 
@@ -167,7 +166,7 @@ def _write(file: int, about: dict[str, Any]) -> None:
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
-  """Returns the holder recorded in the file, or {}."""
+  """Returns the recorded holder, or {}."""
   try:
     about = json.loads(path.read_bytes())
   except (FileNotFoundError, ValueError):

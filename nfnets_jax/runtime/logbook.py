@@ -41,10 +41,8 @@ class Writer:
 def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
   """Reads `metrics.jsonl`: one dict per line, empty if there is no file.
 
-  An incomplete last line, left by a killed process, is skipped.
-
-  Raises:
-    ValueError: if any other line is not JSON.
+  Skips an incomplete last line, left by a killed process; raises a ValueError
+  if any other line is not JSON.
   """
   path = workdir / 'metrics.jsonl'
   if not path.exists():

@@ -66,8 +66,7 @@ class CompileTimes:
 class Window:
   """Collects the metrics of the steps since the last report.
 
-  Fetching a metric blocks on its step, so the newest stay on the device until
-  later steps are dispatched.
+  Fetching blocks on a step, so the newest metrics stay on the device.
   """
 
   def __init__(
@@ -79,8 +78,7 @@ class Window:
     """Starts the clock.
 
     `images_per_step` is the global batch size, `skip_nonfinite` the maximum
-    number of consecutive skipped steps, and `max_loss` the loss above which a
-    run diverged.
+    consecutive skipped steps, `max_loss` the loss above which a run diverged.
     """
     self._images_per_step = images_per_step
     self._max_loss = math.inf if max_loss is None else max_loss
@@ -113,9 +111,8 @@ class Window:
     `metrics` are scalars on the device, including `loss` and `grad_norm`.
 
     Raises:
-      FloatingPointError: if the loss or gradient norm of a step is not finite
-        and the step was not skipped, or the loss exceeds `max_loss`; names the
-        step.
+      FloatingPointError: if the loss or gradient norm of a step that was not
+        skipped is not finite, or the loss exceeds `max_loss`; names the step.
     """
     self._pending.append((step, metrics))
     self._timed_steps += 1

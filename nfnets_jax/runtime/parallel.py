@@ -5,8 +5,7 @@ indexed with `[0]`. A missing mean over devices would make replicas diverge
 silently, which `replica_spread` detects.
 
 With several processes, all must call these functions; sums and means cover the
-devices of all. The outputs of a step may be passed to the next step as they
-are.
+devices of all. A step's outputs may be passed to the next step as they are.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,12 +22,10 @@ AXIS = 'devices'
 def parallel_train_step(step: Callable, *inputs: chex.ArrayTree) -> Callable:
   """Maps `step(state, batch, *inputs) → (state, metrics)` over all devices.
 
-  `step` averages over `AXIS`. `inputs` are replicated, not compiled in as
-  constants.
+  `step` averages over `AXIS`. `inputs` are replicated, not constants.
 
   Returns:
-    A function of a replicated state, which it donates, and a batch from
-    `shard`.
+    A function of a replicated state, donated, and a batch from `shard`.
   """
   mapped = _map_train_step(step, len(inputs), None)
   if not inputs:
@@ -77,7 +74,6 @@ class Program:
   """
 
   def __init__(self, compiled: jax.stages.Compiled, *inputs: chex.ArrayTree):
-    """Copies the inputs to every device."""
     self.compiled = compiled
     self._inputs = replicate(inputs)
     self._sharding = jax.sharding.NamedSharding(
@@ -133,7 +129,6 @@ def _lower(
 
 
 def _all_devices() -> list[jax.Device]:
-  """Returns all devices, ordered by process."""
   return [
     device
     for process in range(jax.process_count())
@@ -150,23 +145,20 @@ def replicate(tree: chex.ArrayTree) -> chex.ArrayTree:
   sharding = jax.sharding.NamedSharding(_mesh(), jax.sharding.PartitionSpec())
 
   def copy(x: np.ndarray) -> jax.Array:
-    # Per device: a global device_put would gather the values of all processes
-    # to compare them.
+    # Per device: a global device_put compares the values of all processes.
     copies = [jax.device_put(x, device) for device in jax.local_devices()]
     return jax.make_array_from_single_device_arrays(
       np.shape(x), sharding, copies
     )
 
-  # Through the host: device_put may alias its input, which the training step
-  # would then donate.
+  # Through the host: device_put may alias its input, which a step donates.
   return jax.tree.map(copy, jax.device_get(tree))
 
 
 def local_copy(x: chex.Array) -> chex.Array:
   """Returns one device's copy of a replicated array, without copying.
 
-  Operations on it need not involve the other processes. Host arrays are
-  returned unchanged.
+  Operations on it involve no other process. Host arrays stay as they are.
   """
   return x.addressable_data(0) if isinstance(x, jax.Array) else x
 

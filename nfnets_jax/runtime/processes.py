@@ -2,8 +2,7 @@
 
 Processes connect through the coordinator, process 0. Each reads its part of
 every batch; only process 0 writes shared files. If a process fails, it exits at
-once, and the others follow within the heartbeat timeout. A restart resumes from
-the newest checkpoint.
+once, the others within the heartbeat timeout. A restart resumes the run.
 """
 
 import contextlib
@@ -50,8 +49,7 @@ class _Launcher(NamedTuple):
   local_rank: str = ''
 
 
-# Launchers unknown to jax. Without this table, each of their processes would
-# train alone.
+# Launchers unknown to jax, whose processes would otherwise train alone.
 _LAUNCHERS = (
   _Launcher('mpiexec', 'PMI_SIZE', 'PMI_RANK', 'MPI_LOCALRANKID'),
   _Launcher(
@@ -99,8 +97,7 @@ def initialize(
       defaults to `$JAX_COORDINATOR_ADDRESS`.
     num_processes: number of processes; 1 ignores the environment.
     process_id: index of this process, in [0, num_processes).
-    start_timeout: seconds to wait for the others; then the process prints an
-      error and exits.
+    start_timeout: seconds to wait for the others before exiting with an error.
     heartbeat_timeout: seconds without a heartbeat after which a process counts
       as dead, and the others exit.
 
@@ -485,10 +482,8 @@ def all_agree(yes: bool) -> bool:
 def check_shared(folder: pathlib.Path) -> None:
   """Checks that all processes, which must all call this, share a folder.
 
-  With several processes, the folder is created if missing.
-
-  Raises:
-    ValueError: in every process, if any sees a different folder.
+  Creates the folder if there are several. A ValueError is raised in every
+  process if any sees another folder.
   """
   if jax.process_count() == 1:
     return

@@ -24,7 +24,6 @@ class Progress:
   """A progress bar on a terminal, plain lines elsewhere."""
 
   def __init__(self, start: int, total: int, batch_size: int):
-    """Starts at step `start` of `total`, each of `batch_size` images."""
     self._start, self._total = start, total
     self._began: float | None = None
     self._bar = None

@@ -62,8 +62,7 @@ def check_data(
 ) -> bool:
   """Returns whether classes and number of training images are unchanged.
 
-  Prints changes. `data` comes from `build.describe_data`, or has its
-  `class_names` only.
+  Prints changes. `data` is from `build.describe_data`, or only `class_names`.
 
   Raises:
     ValueError: if they changed and `allow_change` is false; lists the changes.
@@ -73,11 +72,7 @@ def check_data(
 
 
 def read_data(workdir: pathlib.Path) -> dict[str, Any] | None:
-  """Returns `data.json`, or None if there is none.
-
-  Raises:
-    ValueError: if the file is corrupt.
-  """
+  """Returns `data.json`, or None; raises a ValueError if it is corrupt."""
   path = workdir / 'data.json'
   if not path.exists():
     return None
@@ -153,8 +148,7 @@ def changes(
 ) -> dict[str, tuple[Any, Any]]:
   """Returns the fields of two configs that differ and affect results.
 
-  Returns:
-    Dotted name → (old, new); '(absent)' for a missing field.
+  Maps dotted names to (old, new), with '(absent)' for a missing field.
 
   Example:
     >>> changes({'seed': 0, 'data': {'size': 8}}, {'seed': 1, 'data': {}})

@@ -113,8 +113,7 @@ def describe_data(
 ) -> dict[str, Any]:
   """Returns the contents of `data.json`: name, splits, counts and classes.
 
-  Raises:
-    ValueError: if the two splits have different classes.
+  Raises a ValueError if the two splits have different classes.
   """
   names = list(train_set.class_names)
   if difference := workdirs.class_changes(names, list(test_set.class_names)):

@@ -68,8 +68,7 @@ def get_config() -> config_dict.ConfigDict:
   # chooses by their number.
   config.data.num_workers = config_dict.placeholder(int)
   config.data.worker_type = config_dict.placeholder(str)
-  # Cache decoded images and prepare them in whole chunks; for many epochs of
-  # few, small images.
+  # Cache decoded images and prepare whole chunks; for few, small images.
   config.data.in_memory = False
   # Corrupt images: stop at the first, or skip, count and list them.
   config.data.skip_corrupt = False
@@ -102,8 +101,7 @@ def get_config() -> config_dict.ConfigDict:
   config.optimizer.unclipped = config_dict.placeholder(str)
   config.optimizer.unclipped = r'^[^/]+/~/linear/w$'
   config.optimizer.max_norm = 1.0  # of 'global_norm'
-  # Maximum consecutive steps with a non-finite gradient; they are skipped and
-  # counted. 0 stops at the first.
+  # Maximum consecutive non-finite gradients to skip; 0 stops at the first.
   config.optimizer.skip_nonfinite = 0
   # Learning rate factors: 'PATTERN=FACTOR,...'. The first regular expression
   # found in 'module/parameter' applies; 0 freezes, the default is 1.
@@ -134,12 +132,7 @@ def get_config() -> config_dict.ConfigDict:
 
 
 def check(config: config_dict.ConfigDict, devices: int) -> None:
-  """Validates a config before data are read and weights are initialised.
-
-  Raises:
-    ValueError: for an unknown name, an invalid value, or batches not divisible
-      by `devices`, those of all processes.
-  """
+  """Raises a ValueError for invalid fields, before any data are read."""
   build.create_optimizer(config, lambda step: 0.0)
   data = config.data
   if not 0 <= config.seed < 2**32:

@@ -26,8 +26,7 @@ def update(
 ) -> chex.ArrayTree:
   """Moves `average` towards `new` by 1 − `decay_at(step, decay)`.
 
-  `new` is a pytree after update t. Its integers, such as counters in a net's
-  state, are copied.
+  `new` is a pytree after update t; its integers, such as counters, are copied.
 
   Reference:
     Brock et al. 2021, appendix A; the warm-up is the released code's.

@@ -36,18 +36,15 @@ def measure(
     topology: from `topologies.get`.
     memory: usable bytes per device; the topology's if None.
     evaluation: whether to compile the evaluation step too.
-    data: number of classes and of training examples; read from the data set if
-      None.
+    data: number of classes and training examples; from the data set if None.
 
   Returns:
     JSON-serialisable figures, and the HLO text of the training step, None if it
-    does not fit. `fits` covers both steps; if false, `reason` explains it. If
-    the training step does not fit, `remedy` has the fewest `micro_batches` that
-    fit, and `remat`.
+    does not fit. If a step does not fit, `fits` is false, `reason` explains it
+    and, for training, `remedy` has the `micro_batches` and `remat` that fit.
 
   Raises:
-    ValueError: if the config is invalid, or the device's memory is unknown and
-      `memory` is None.
+    ValueError: if the config is invalid or the device's memory is unknown.
   """
   memory = topology.memory if memory is None else memory
   if memory is None:
@@ -124,7 +121,6 @@ def _compiler(topology: topologies.Topology) -> str:
 
 
 def _facts(config: config_dict.ConfigDict) -> tuple[int, int]:
-  """Returns the number of classes and of training examples."""
   try:
     train_set, _ = build.load_data(config)
   except FileNotFoundError:

@@ -101,8 +101,7 @@ def _sums(
 def _ranks(logits: jax.Array, label: jax.Array) -> jax.Array:
   """Counts the classes ranked before the label."""
   target = jnp.take_along_axis(logits, label[:, None], axis=1)
-  # Ties rank by index, as in argmax, so constant logits do not score; a NaN is
-  # a miss.
+  # Ties rank by index, as in argmax, and a NaN is a miss.
   first = jnp.arange(logits.shape[1])[None, :] < label[:, None]
   before = (logits > target) | ((logits == target) & first)
   unordered = jnp.isnan(logits) | jnp.isnan(target)

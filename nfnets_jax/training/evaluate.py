@@ -64,9 +64,8 @@ def evaluate_checkpoint(
 ) -> dict[str, float]:
   """Evaluates a run's newest checkpoint, or `init_from`, on its test split.
 
-  Evaluation fields such as `data.eval_image_size` may differ from training.
-  With `init_from`, `workdir` need not exist. With `allow_config_change`, class
-  names may differ from training.
+  Evaluation fields such as `data.eval_image_size` may differ from training, and
+  class names with `allow_config_change`. `init_from` needs no `workdir`.
 
   Returns:
     As `evaluate`, and `num_classes`.

@@ -108,11 +108,7 @@ def need(compiled: jax.stages.Compiled) -> Need:
 
 
 def bytes_beside(batch: chex.ArrayTree) -> int:
-  """Returns the bytes per device of the batches that wait for their step.
-
-  Args:
-    batch: arrays `[devices, ...]` or their shapes.
-  """
+  """Returns the bytes per device of waiting batches `[devices, ...]`."""
   leaves = jax.tree.leaves(batch)
   return _WAITING_BATCHES * sum(
     x.size // x.shape[0] * x.dtype.itemsize for x in leaves
@@ -144,8 +140,7 @@ def compile_fewest(
   Args:
     lower: number of micro-batches → lowered step.
     counts: the numbers to try, ascending.
-    memory: bytes per device, of which `USABLE` may be used; None takes the
-      first that compiles.
+    memory: bytes per device, of which `USABLE` is used; None is no limit.
     beside: bytes on the device in addition to the program.
     agree: logical and over all processes, so that they choose alike.
     options: compiler options.

@@ -20,11 +20,7 @@ from nfnets_jax.weights import recognize, table
 
 
 def check_model(found: weights.Weights, model: config_dict.ConfigDict) -> None:
-  """Checks that weights match the network of a config.
-
-  Raises:
-    ValueError: if they are of another network; lists the fields that differ.
-  """
+  """Raises a ValueError unless weights are of the config's network."""
   if found.name != model.name:
     raise ValueError(
       f'init_from holds weights of {found.name}, and the config is for '
@@ -53,10 +49,8 @@ def recorded_facts(
 ) -> dict[str, Any]:
   """Returns `image_size`, `crop` and `class_names` recorded in a run.
 
-  Old runs lack `data.json`; their `class_names` are None.
-
-  Raises:
-    ValueError: if `data.json` is corrupt or does not have `num_classes` names.
+  Old runs lack `data.json`; their `class_names` are None. Raises a ValueError
+  if it is corrupt or does not have `num_classes` names.
   """
   data = workdirs.read_data(workdir)
   names = None if data is None else data['class_names']
@@ -81,10 +75,8 @@ def merge(
   """Loads weights into an initial state and prints what is new.
 
   The weights become the parameters and their averages. The classifier stays as
-  initialised if its number of classes differs, or with `new_head`.
-
-  Raises:
-    ValueError: if anything else differs; lists the differences.
+  initialised if its number of classes differs, or with `new_head`. Raises a
+  ValueError that lists any other difference.
   """
   head = f'{table.ROOTS[variants.get(found.name).family]}/~/linear'
   new_head = new_head or found.num_classes != num_classes
@@ -133,9 +125,7 @@ def _shapes(
 def read_weights(config: config_dict.ConfigDict) -> weights.Weights:
   """Returns the weights that `config.init_from` names.
 
-  Raises:
-    ValueError: if they are of another network or corrupt.
-    OSError: if they cannot be read.
+  A ValueError means corrupt or of another network, an OSError unreadable.
   """
   source, name = config.init_from, config.model.name
   path = weights.locate(source, name, 'init_from')
@@ -158,8 +148,7 @@ def read_weights(config: config_dict.ConfigDict) -> weights.Weights:
 def load_average(workdir: str | pathlib.Path) -> weights.Weights:
   """Returns the averaged weights of a run's newest checkpoint, on the host.
 
-  They come with the run's evaluation size and crop, and its class names if
-  recorded. Its data need not be present.
+  They include the run's evaluation size, crop and, if recorded, class names.
 
   Raises:
     FileNotFoundError: if there is no run or no checkpoint.

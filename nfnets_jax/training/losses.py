@@ -13,8 +13,7 @@ def cross_entropy(
   Args:
     logits: `[B, K]`; converted to float32.
     labels: `[B, K]` probabilities: one-hot, or mixed by MixUp and CutMix.
-    label_smoothing: probability mass spread evenly over the K classes, in [0,
-      1).
+    label_smoothing: probability mass spread evenly over the classes, in [0, 1).
 
   Example:
     >>> loss = cross_entropy(jnp.zeros((1, 4)), jnp.array([[1.0, 0, 0, 0]]))

@@ -19,8 +19,7 @@ def normalize(
 ) -> jax.Array:
   """Normalises each channel: `(x − mean) / std`.
 
-  Computed in float32 and rounded to `dtype` once, since bfloat16 has only 8
-  bits of precision.
+  Computed in float32 and rounded once, since bfloat16 has only 8 bits.
 
   Args:
     images: `[..., C]`, any integer or floating dtype, values in 0..255.

@@ -1,8 +1,7 @@
 """The paper's optimizer and its baselines.
 
-The update, in this order as released: gradient of the whole batch → AGC on all
-parameters but the classifier's weights → L2 weight decay → Nesterov momentum →
-−learning rate.
+The update as released: gradient of the whole batch → AGC on all parameters but
+the classifier's weights → L2 decay → Nesterov momentum → −learning rate.
 """
 
 import math
@@ -41,8 +40,7 @@ def create_optimizer(
       'adam' or 'adamw'.
     schedule: step → learning rate.
     momentum: for 'sgd', 'rmsprop' and 'lars', in [0, 1).
-    weight_decay: L2 coefficient of the weights, at least 0; decoupled for
-      'adamw'.
+    weight_decay: L2 coefficient, at least 0; decoupled for 'adamw'.
     clip: 'agc', 'global_norm' or None.
     clipping: λ of AGC; may be traced, then unchecked.
     clip_eps: ε of AGC.
@@ -50,9 +48,8 @@ def create_optimizer(
       excludes, in the paper the classifier's weights; None excludes nothing.
     max_norm: threshold of 'global_norm'; may be traced.
     learning_rate_groups: as in `parse_groups`, or None.
-    skip_nonfinite: maximum number of consecutive steps with a non-finite
-      gradient; they are skipped, through `optax.apply_if_finite`, but advance
-      the schedule.
+    skip_nonfinite: maximum consecutive non-finite gradients, skipped through
+      `optax.apply_if_finite`; skipped steps advance the schedule.
     depth: blocks per stage, for `clipping_metrics`.
 
   Returns:
@@ -110,8 +107,7 @@ def create_optimizer(
     )
   if skip_nonfinite:
     optimizer = _skip_nonfinite(optimizer, skip_nonfinite)
-  # AGC precedes the check, for statistics of skipped steps too. Clipping does
-  # not make a gradient finite.
+  # AGC precedes the check, for statistics of skipped steps too; NaN stays NaN.
   return optax.chain(clips[clip](), optimizer)
 
 
@@ -180,7 +176,6 @@ def clipping_metrics(opt_state: optax.OptState) -> dict[str, jax.Array]:
 
 
 def _part(module: str, depth: Sequence[int]) -> str:
-  """Returns the part of the net that a module belongs to."""
   if 'stem' in module or 'initial_conv' in module:
     return 'stem'
   match = re.search(r'block(?:_v2)?(?:_(\d+))?(?:/|$)', module)

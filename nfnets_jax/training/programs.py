@@ -146,8 +146,7 @@ def compile_eval_step(
   """Compiles the evaluation step with the fewest micro-batches that fit.
 
   Raises:
-    fit.TooLargeError: if no number fits, or compiles if device memory is
-      unknown.
+    fit.TooLargeError: if no number fits, or compiles without known memory.
   """
   batch = _local_part(eval_batch_shapes(config, jax.device_count()))
   fits = fit.compile_fewest(

@@ -38,16 +38,12 @@ def ascent_images(
 ) -> tuple[int, int]:
   """Returns the numbers of images and micro-batches of the ascent step.
 
-  At least one image; several micro-batches are as large as those of the
-  descent.
+  At least one image; several micro-batches are as large as in the descent.
 
   Args:
     share: per-device batch size, a multiple of `micro_batches`.
-    fraction: requested fraction of it, in (0, 1].
+    fraction: requested fraction of it, in (0, 1], else a ValueError is raised.
     micro_batches: number of micro-batches of the descent.
-
-  Raises:
-    ValueError: for an invalid fraction.
 
   Example:
     >>> ascent_images(32, 0.2, 1)

@@ -22,10 +22,7 @@ def create_schedule(
 ) -> Schedule:
   """Returns `warmup_cosine` (name 'cosine') or `warmup_exponential`.
 
-  The arguments are those of the two; `peak` may be traced.
-
-  Raises:
-    ValueError: for an unknown name or an invalid warm-up or decay.
+  The arguments are those of the two. Raises a ValueError for unknown names.
   """
   check_known('schedule', name, ('cosine', 'exponential'))
   if name == 'cosine':
@@ -89,8 +86,7 @@ def warmup_exponential(
   start of the warm-up. Otherwise like `warmup_cosine`.
 
   Raises:
-    ValueError: if the warm-up is not shorter than the run, or the decay is
-      invalid.
+    ValueError: if the warm-up or the decay is invalid.
 
   Example:
     >>> schedule = warmup_exponential(1.0, 0, 100, 0.5, decay_steps=10)

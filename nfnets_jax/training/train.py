@@ -48,10 +48,8 @@ def train_and_evaluate(
     workdir: receives `config.json`, `data.json`, `metrics.jsonl`,
       `tensorboard/`, `checkpoints/`, `curves.png` and, at the end,
       `report.json`. An interrupted run resumes from its newest checkpoint; a
-      finished run returns its report. During the run, the file `lock` names its
-      process.
-    allow_config_change: whether to resume a run with another config or other
-      data.
+      finished run returns its report. A file `lock` names the running process.
+    allow_config_change: whether to resume with another config or other data.
 
   Returns:
     The report: `steps`, `eval_top_1`, `eval_top_5`, `eval_loss`, the same with
@@ -61,13 +59,11 @@ def train_and_evaluate(
     the number of skipped `nonfinite` steps. Accuracies are fractions.
 
   Raises:
-    ValueError: if the config is invalid, or the folder has another config or
-      data.
+    ValueError: for an invalid config, or a folder with another config or data.
     lock.InUseError: if another process trains in the folder.
     FloatingPointError: if the loss or gradient norm is not finite, or the loss
       exceeds `max_loss`; names the step and the last good checkpoint.
-    interrupt.StoppedError: if SIGTERM or SIGINT stopped the run, after a
-      checkpoint.
+    interrupt.StoppedError: after a checkpoint, on SIGTERM or SIGINT.
   """
   # Set up.
   workdir = paths.expand_literal(workdir, '--workdir')

@@ -89,14 +89,11 @@ def train_step(
     state: the current state.
     batch: the per-device batch.
     hyperparams: traced inputs, so that one program serves all values.
-    gradient: gradient of the mean loss, `loss_gradient` with its keywords
-      bound.
-    create_optimizer: `hyperparams` → transformation of the whole batch's
-      gradient into the update.
+    gradient: `loss_gradient` with its keywords bound.
+    create_optimizer: `hyperparams` → transformation of gradient to update.
     create_schedule: `hyperparams` → learning rate schedule, for reporting only.
     ema_decay: upper bound of the moving average's decay.
-    micro_batches: number of sequential micro-batches; only the activations of
-      one are in memory.
+    micro_batches: number of sequential micro-batches, to save memory.
     sam_rho: ρ of sharpness-aware minimisation; None is off.
     sam_fraction: fraction of the batch for the ascent step.
     axis_name: mapped axis of the devices.
@@ -104,9 +101,9 @@ def train_step(
   Returns:
     The new state, and float32 scalars of the whole batch: `loss`, `top_1` (a
     fraction, against the likelier label of mixed images), `grad_norm` before
-    clipping, `learning_rate`, and `optimizer.clipping_metrics`. If the
-    optimizer skips non-finite steps: `nonfinite`, whether this one was skipped,
-    and `nonfinite_in_a_row`. The sums of `skipped` and `stop`, if in the batch.
+    clipping, `learning_rate` and `optimizer.clipping_metrics`; `nonfinite` and
+    `nonfinite_in_a_row` if the optimizer skips non-finite steps; the sums of
+    `skipped` and `stop` if in the batch.
 
   Raises:
     ValueError: if `micro_batches` does not divide the batch.
@@ -163,13 +160,11 @@ def accumulate(
 
   `model_state` passes from one to the next; without batch normalisation, the
   result is that of the whole batch up to rounding. `first` is the index of the
-  first image in the global batch.
+  first image in the global batch. Raises a ValueError if `micro_batches` does
+  not divide the batch.
 
   Returns:
     The mean gradient, the mean metrics and the last state.
-
-  Raises:
-    ValueError: if `micro_batches` does not divide the batch.
   """
   size = batch['image'].shape[0]
   if size % micro_batches:
@@ -308,11 +303,9 @@ def init_state(
 ) -> TrainState:
   """Initialises the train state.
 
-  `seed` determines the parameters, dropout and stochastic depth; `image_size`
-  is in pixels.
+  `seed` is also that of dropout and stochastic depth.
   """
-  # Runs once, so compile fast: 10 seconds instead of minutes for F0 on two
-  # cores.
+  # Runs once, so compile fast: 10 seconds, not minutes, for F0 on two cores.
   options = {'xla_backend_optimization_level': 0}
   init = jax.jit(
     _create_init(net, optimizer, image_size), compiler_options=options
