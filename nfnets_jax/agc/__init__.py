@@ -1,13 +1,11 @@
 """Adaptive gradient clipping (AGC) as an optax gradient transformation.
 
-Needs jax and optax only, and works in any JAX project:
+Depends on jax and optax only:
 
   optimizer = optax.chain(
       nfnets_jax.agc.adaptive_grad_clip(0.01), optax.sgd(0.1, 0.9))
 
-`clip` has the equation and the transformation, `units` the axes of a unit,
-`paths` the names of parameters, and `tuning` helps to choose λ. docs/agc.md is
-the guide, with recipes for Haiku, Flax and Equinox.
+docs/agc.md is the guide, with recipes for Haiku, Flax and Equinox.
 
 Reference:
   Brock et al. 2021, section 4.1.

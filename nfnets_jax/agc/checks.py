@@ -1,4 +1,4 @@
-"""Checks of leaves and scalars."""
+"""Argument and leaf checks."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def positive(value: Any, message: str) -> Any:
-  """Returns a positive finite scalar as a float; tracers unchecked, as is."""
+  """Returns a positive finite scalar as a float; tracers pass unchecked."""
   if isinstance(value, jax.core.Tracer):
     if value.shape or not _is_real(value.dtype):
       raise ValueError(message)
@@ -24,7 +24,7 @@ def positive(value: Any, message: str) -> Any:
 
 
 def check_leaf(path: str, grad: Any, param: Any) -> None:
-  """Raises unless both are real floating-point arrays of one shape."""
+  """Raises unless both are real floats of the same shape."""
   check_dtype(path, param)
   check_dtype(path, grad)
   if grad.shape != param.shape:
@@ -38,10 +38,10 @@ def check_dtype(path: str, x: Any) -> None:
   """Raises unless `x` is a real floating-point array."""
   dtype = getattr(x, 'dtype', None)
   if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-    found = f'a Python {type(x).__name__}' if dtype is None else dtype
+    kind = f'a Python {type(x).__name__}' if dtype is None else dtype
     remedy = 'make it an array or exclude it' if dtype is None else 'exclude it'
     raise TypeError(
-      f'AGC needs real floating-point leaves, got {found}'
+      f'AGC needs real floating-point leaves, got {kind}'
       + (f' at {path}; {remedy}' if path else '')
     )
 

@@ -1,4 +1,4 @@
-"""The equation of AGC, and the gradient transformation.
+"""The AGC equation and gradient transformation.
 
 Let W_i be the weights that feed output i, a unit, and G_i their gradient:
 
@@ -8,8 +8,8 @@ Let W_i be the weights that feed output i, a unit, and G_i their gradient:
 with Frobenius norms and ‖W_i‖* = max(‖W_i‖, ε).
 
 Differences:
-  * Norms are computed in float32 or wider, and do not overflow.
-  * Subnormal numbers, below 1.2e-38 in float32, may be flushed to zero.
+  * Norms are computed in float32 or wider and do not overflow.
+  * Subnormal numbers (below 1.2e-38 in float32) may be flushed to zero.
 
 Reference:
   Brock et al. 2021, section 4.1, equation 3.
@@ -26,7 +26,7 @@ from nfnets_jax.agc import checks, norms, paths
 from nfnets_jax.agc import units as layouts
 from nfnets_jax.agc.state import AGCState, unit_statistics
 
-# Keeps the division finite where a gradient is zero; released value.
+# Guards the division by a zero gradient norm; the released value.
 _DIV_EPS = 1e-6
 
 Number = float | jax.Array
@@ -44,36 +44,31 @@ def adaptive_grad_clip(
   axis_name: Any = None,
   statistics: bool = False,
 ) -> optax.GradientTransformation:
-  """Clips each unit's gradient to a multiple of the norm of its weights.
+  """Clips each unit's gradient norm to a multiple of its weight norm.
 
-  Functions of `(path, leaf)` get a parameter and its path, such as
-  'params/Dense_0/kernel'.
+  Functions of `(path, leaf)` receive paths such as 'params/Dense_0/kernel'.
 
   Args:
-    clipping: λ > 0, the largest allowed ratio of gradient norm to weight norm,
-      or a schedule from the number of updates. The paper uses 0.01 for batches
-      of 1024 to 4096; smaller batches tolerate larger values.
-    eps: ε > 0, lower bound of the weight norm, so that parameters initialised
-      to zero can move.
-    units: array layouts, which give the axes of a unit. A name such as 'HWIO'
-      applies to leaves of that rank, a list of names to those of each rank, and
-      a tuple of axes to sum over to all leaves; or a function `(path, leaf)` or
-      a tree of any of these. None is the released rule, for outputs last. See
-      `nfnets_jax.agc.units`.
+    clipping: λ > 0, the maximum ratio of gradient norm to weight norm, or a
+      schedule of the update count. The paper uses 0.01 for batches of 1024 to
+      4096; smaller batches tolerate larger values.
+    eps: ε > 0, lower bound of the weight norm, so that zero weights can train.
+    units: array layouts, which define the axes of a unit: a name such as 'HWIO'
+      for leaves of that rank; a list of names, one per rank; a tuple of axes to
+      sum over for all leaves; a function `(path, leaf)` or a tree of these.
+      None is the released rule, for outputs last. See `nfnets_jax.agc.units`.
     strict: whether to reject leaves for which the released rule is ambiguous.
-    exclude: `(path, leaf)` to whether a leaf is not clipped, such as `is_head`,
-      the paper's choice.
-    group: `(path, leaf)` to the group of a leaf in `statistics`.
-    axis_name: mapped axes that units are sharded over, in `shard_map`: a name,
-      a tuple, or a function `(path, leaf)` to either or None. Leaves of more
+    exclude: `(path, leaf)` to whether to skip a leaf, in the paper `is_head`.
+    group: `(path, leaf)` to the leaf's group in `statistics`.
+    axis_name: mapped axes that units are sharded over in `shard_map`: a name, a
+      tuple, or a function `(path, leaf)` to either or None. Leaves with more
       than one axis then need `units`.
-    statistics: whether to keep `Statistics` of the last update in the state;
-      in `shard_map` they are those of the shard.
+    statistics: whether to keep `Statistics` of the last update in the state; in
+      `shard_map` they cover the local shard.
 
   Returns:
-    A transformation that keeps each leaf's dtype and needs `params` in
-    `update`. Its state is an `AGCState`, or empty without a schedule and
-    statistics.
+    A transformation that preserves dtypes and needs `params` in `update`. Its
+    state is an `AGCState`, or empty without a schedule and statistics.
 
   Raises:
     ValueError: for invalid arguments; in `init`, if `units` or `exclude` match
@@ -149,7 +144,7 @@ def adaptive_grad_clip(
         f'`init` saw no parameter in the group {", ".join(map(repr, new))}; '
         'pass it the parameters that are updated'
       )
-    # All groups of `init`, so that `lax.scan` can carry the state.
+    # Keep all of `init`'s groups, so that `lax.scan` can carry the state.
     latest = {k: unit_statistics(groups.get(k, [])) for k in state.statistics}
     return clipped, AGCState(optax.safe_increment(state.count), latest)
 
@@ -164,20 +159,20 @@ def _clip(
   axes: tuple[int, ...],
   axis_name: Any,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Equation 3 for a leaf; returns which units were clipped, and the ratios."""
+  """Applies equation 3 to a leaf; also returns the clipped mask and ratios."""
   g = norms.widen(grad)
   g_scale, g_norm = norms.scaled_norm(g, axes, axis_name)
   w_scale, w_norm = norms.scaled_norm(norms.widen(param), axes, axis_name)
   w_norm = jnp.maximum(w_norm / w_scale, eps)
   max_norm = clipping * w_norm
   limit = max_norm * g_scale
-  # A unit that is not finite becomes NaN as a whole.
+  # A non-finite unit becomes NaN as a whole.
   is_finite = jnp.isfinite(g_norm) & jnp.isfinite(w_norm)
   keep = (g_norm < limit) & is_finite
   factor = max_norm / jnp.maximum(g_norm, _DIV_EPS * g_scale)
   factor = jnp.where(is_finite, factor, jnp.nan)
-  # Behind the barrier, products by one number per unit fuse into the optimiser;
-  # a select per element would be another pass that writes a copy.
+  # The barrier lets per-unit factors fuse into the optimizer; an elementwise
+  # select would write another copy.
   first, second = jax.lax.optimization_barrier(
     (jnp.where(keep, 1.0, g_scale), jnp.where(keep, 1.0, factor))
   )

@@ -10,15 +10,15 @@ import numpy as np
 def scaled_norm(
   x: jax.Array, axes: tuple[int, ...], axis_name: Any
 ) -> tuple[jax.Array, jax.Array]:
-  """Returns s and ‖s·x‖ of each unit; s is 1 unless the squares overflow."""
-  # In float32 they overflow above 1e19, but not times s, a power of two.
+  """Returns s and ‖s·x‖ per unit; s is 1 unless the squares overflow."""
+  # A power of two; without it, float32 squares overflow above 1e19.
   small = np.asarray(2.0 ** (-5 * jnp.finfo(x.dtype).maxexp // 8), x.dtype)
   total = sum_of_squares(x, axes, axis_name)
   overflows = jnp.isinf(total)
 
   def scaled(x: jax.Array, overflows: jax.Array) -> jax.Array:
     del overflows
-    # Without the barrier, XLA may compute s²·x² of a scalar, which is 0·∞.
+    # Otherwise XLA may rewrite a scalar (s·x)² as s²·x², which is 0·∞.
     barred = jax.lax.optimization_barrier(small)
     return sum_of_squares(x * barred, axes, axis_name)
 
@@ -27,7 +27,7 @@ def scaled_norm(
       jnp.any(overflows), scaled, lambda x, _: total, x, overflows
     )
 
-  # Accelerators compute both sums in one pass; on CPU each is a pass.
+  # Accelerators fuse both sums into one pass; the CPU does not.
   cpu = scaled_if_needed if axis_name is None else scaled
   small_total = jax.lax.platform_dependent(
     x, overflows, cpu=cpu, default=scaled
@@ -39,14 +39,14 @@ def scaled_norm(
 def sum_of_squares(
   x: jax.Array, axes: tuple[int, ...], axis_name: Any
 ) -> jax.Array:
-  """Sums squares over array axes, kept as 1, and mapped axes."""
+  """Sums squares over array axes (kept as 1) and mapped axes."""
   total = jnp.sum(x**2, axis=axes, keepdims=True)
   return total if axis_name is None else jax.lax.psum(total, axis_name)
 
 
 def sqrt(x: jax.Array) -> jax.Array:
-  """The square root, with gradient 0 at 0."""
-  zero = x == 0  # false for NaN, which stays NaN
+  """Square root with gradient 0 at 0."""
+  zero = x == 0  # false for NaN, which propagates
   return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, x)))
 
 
@@ -58,5 +58,5 @@ def widen(x: jax.Array) -> jax.Array:
 
 
 def canonical_dtype(x: jax.Array) -> Any:
-  """The dtype of `x` in jax: float64 is float32 without `jax_enable_x64`."""
+  """Returns the dtype in jax: float32 for float64 without `jax_enable_x64`."""
   return jax.dtypes.canonicalize_dtype(x.dtype)

@@ -1,7 +1,6 @@
-"""Parameters by path, such as 'params/Dense_0/kernel', and the paper's choice.
+"""Parameter paths, such as 'params/Dense_0/kernel', and the paper's `exclude`.
 
-Paths are those of `jax.tree_util.keystr`, joined by '/', without the attribute
-`value` at the end that an `nnx.Param` sometimes has.
+Paths are `jax.tree_util.keystr` joined by '/', without `nnx.Param`'s `value`.
 """
 
 import re
@@ -11,7 +10,7 @@ from typing import Any
 import jax
 import optax
 
-# An `nnx.Param` is a node in `init` of `nnx.Optimizer` and a leaf in `update`.
+# `nnx.Param` is a node in `init` of `nnx.Optimizer`, a leaf in `update`.
 _NNX_KEYS = tuple(map(jax.tree_util.GetAttrKey, ('value', 'raw_value')))
 
 _HEAD = re.compile(
@@ -24,24 +23,17 @@ _HEAD = re.compile(
 
 
 def is_head(path: str, leaf: Any) -> bool:
-  """Whether a leaf is the classifier's weights, which the paper does not clip.
+  """Whether a leaf is the classifier's weights, unclipped in the paper.
 
   Matches the weights of `NET/~/linear` and `NET/linear` in Haiku, where NET is
   the outermost module, and in any library those of an outermost `head`,
   `lm_head`, `classifier`, `classification_head`, `fc`, `logits`, `out`,
-  `output`, `output_layer` or `score`, or of a `fc` or `out_proj` in it. Its
-  bias is clipped.
+  `output`, `output_layer` or `score`, or of an `fc` or `out_proj` in it; never
+  biases.
 
-  A path does not tell which of several layers is the last. As `exclude` it must
-  match exactly one leaf, and not the first of several, such as `NET/linear`
-  beside `NET/linear_1`. For other names write such a function.
-
-  Args:
-    path: of a leaf.
-    leaf: the parameter; unused.
-
-  Returns:
-    Whether the path matches.
+  A path does not show which layer is last. As `exclude`, it must match exactly
+  one leaf, not the first of several, such as `NET/linear` next to
+  `NET/linear_1`. Write your own function for other names.
 
   Example:
     >>> paths = ['NFNet/~/linear/w', 'NFNet/~/block/~/gate/~/linear/w']
@@ -56,7 +48,7 @@ def is_head(path: str, leaf: Any) -> bool:
 
 
 def join(keys: tuple) -> str:
-  """Returns the path of a leaf from its keys."""
+  """Joins the keys of a leaf to its path."""
   if keys and keys[-1] in _NNX_KEYS:
     keys = keys[:-1]
   return jax.tree_util.keystr(keys, simple=True, separator='/')
@@ -69,7 +61,7 @@ def leaves(tree: Any, is_leaf: Any = None) -> list[tuple[str, Any]]:
 
 
 def is_whole(params: Any) -> bool:
-  """Whether no parameter is hidden, as `optax.masked` hides some."""
+  """Whether no parameter is masked, as by `optax.masked`."""
   nodes = jax.tree.leaves(
     params, is_leaf=lambda x: isinstance(x, optax.MaskedNode)
   )
@@ -79,12 +71,12 @@ def is_whole(params: Any) -> bool:
 def included(
   exclude: Callable[[str, Any], bool] | None, params: Any
 ) -> list[tuple[str, Any]]:
-  """Returns the leaves that are not excluded; `exclude` must match some."""
-  every = leaves(params)
+  """Returns the leaves not excluded; raises if `exclude` matches none."""
+  all_leaves = leaves(params)
   if exclude is None:
-    return every
-  names = [path for path, _ in every]
-  excluded = [path for path, x in every if exclude(path, x)]
+    return all_leaves
+  names = [path for path, _ in all_leaves]
+  excluded = [path for path, x in all_leaves if exclude(path, x)]
   if excluded and exclude is is_head:
     _check_head(excluded, names)
   elif not excluded and is_whole(params):
@@ -93,11 +85,11 @@ def included(
       f'exclude={name} matches no parameter; {_advice(names)}, or drop it to '
       'clip all'
     )
-  return [(path, x) for path, x in every if path not in set(excluded)]
+  return [(path, x) for path, x in all_leaves if path not in set(excluded)]
 
 
 def _check_head(matches: Sequence[str], names: Sequence[str]) -> None:
-  """Raises if a layer that `is_head` matches may not be the last."""
+  """Raises if the layer that `is_head` matches may not be the last."""
   module, _, name = matches[0].rpartition('/')
   net = module.split('/')[0] + '/'
   is_inner = module.endswith('/linear') and not all(
@@ -111,7 +103,7 @@ def _check_head(matches: Sequence[str], names: Sequence[str]) -> None:
 
 
 def _advice(names: Sequence[str]) -> str:
-  """Shows the outermost paths, among which the classifier's is."""
+  """Lists the outermost paths, one of which is the classifier."""
   some = sorted(names, key=lambda path: path.count('/'))[:20]
   return (
     f'the paths are {", ".join(some)}{", …" if len(names) > 20 else ""}: '

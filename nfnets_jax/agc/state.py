@@ -1,4 +1,4 @@
-"""The state of AGC: the number of updates, and statistics of the last one."""
+"""State of AGC: the update count and the statistics of the last update."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,12 +8,12 @@ import jax.numpy as jnp
 
 
 class Statistics(NamedTuple):
-  """Statistics of an update for a group of parameters, float32 scalars.
+  """Update statistics of a parameter group, float32 scalars.
 
   Zero for a group without gradients.
 
   Attributes:
-    clipped: fraction of the units that were clipped.
+    clipped: fraction of units clipped.
     largest: largest finite ratio ‖G_i‖ / max(‖W_i‖, ε) before clipping.
     units: number of units.
   """
@@ -28,7 +28,7 @@ class AGCState(NamedTuple):
 
   Attributes:
     count: number of updates, int32.
-    statistics: of the last update, by group; empty if off.
+    statistics: `Statistics` of the last update by group; empty if off.
   """
 
   count: jax.Array  # type: ignore[assignment]
@@ -38,7 +38,7 @@ class AGCState(NamedTuple):
 def unit_statistics(
   leaves: Sequence[Sequence[jax.Array]],
 ) -> Statistics:
-  """Reduces, for each leaf, which units were clipped and their ratios."""
+  """Reduces each leaf's clipped mask and ratios to `Statistics`."""
   clipped = [jnp.zeros((), jnp.float32)]
   largest = [jnp.zeros((), jnp.float32)]
   for is_clipped, ratio in leaves:

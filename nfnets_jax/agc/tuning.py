@@ -1,4 +1,4 @@
-"""Ratios of gradient to weight norms, to choose λ."""
+"""Ratios of gradient norm to weight norm, for choosing λ."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -10,14 +10,14 @@ from nfnets_jax.agc import units as layouts
 
 
 class Row(NamedTuple):
-  """A parameter in a `Summary`.
+  """One parameter of a `Summary`.
 
   Attributes:
-    path: joined by '/'.
-    shape: of the parameter.
+    path: path joined by '/'.
+    shape: shape of the parameter.
     units: number of units.
-    median: of the ratios ‖G_i‖ / max(‖W_i‖, ε) of its units.
-    largest: of the same ratios.
+    median: median ratio ‖G_i‖ / max(‖W_i‖, ε) over its units.
+    largest: largest ratio.
   """
 
   path: str
@@ -28,18 +28,17 @@ class Row(NamedTuple):
 
 
 class Summary(NamedTuple):
-  """Ratios of gradient to weight norms in one step.
+  """Ratios of gradient norm to weight norm at one step.
 
   Attributes:
     rows: one per parameter, by decreasing largest ratio.
-    ratios: of all units, in no particular order.
+    ratios: ratios of all units, unordered.
   """
 
   rows: tuple[Row, ...]
   ratios: np.ndarray
 
   def __str__(self) -> str:
-    """Returns a table of the parameters."""
     width = max([9, *(len(row.path) for row in self.rows)])
     lines = [
       f'{"parameter":{width}}  {"units":>6}  {"median":>9}  {"largest":>9}'
@@ -60,23 +59,17 @@ def summarize(
   strict: bool = False,
   exclude: Callable[[str, Any], bool] | None = None,
 ) -> Summary:
-  """Summarizes the ratios of gradient to weight norms of a step.
+  """Summarizes the ratios of gradient norm to weight norm at one step.
 
-  Args:
-    grads: of the whole batch, before clipping.
-    params: with the same structure.
-    eps: ε, as in `adaptive_grad_clip`.
-    units: as there.
-    strict: as there.
-    exclude: as there; excluded leaves are not in the table.
+  `grads` are those of the whole batch before clipping. `eps`, `units`, `strict`
+  and `exclude` are as in `adaptive_grad_clip`; excluded leaves are omitted.
 
   Returns:
-    The table, on the host; `print` it.
+    A summary on the host; `print` shows it as a table.
 
   Raises:
-    ValueError: as in `adaptive_grad_clip`, or for a gradient without a
-      parameter.
-    TypeError: as there.
+    ValueError: as in `adaptive_grad_clip`, or if a gradient has no parameter.
+    TypeError: as in `adaptive_grad_clip`.
 
   Example:
     >>> import jax
@@ -119,21 +112,14 @@ def summarize(
 
 
 def suggest_clipping(summaries: Iterable[Summary], share: float = 0.1) -> float:
-  """Suggests a λ that would have clipped a fraction of the units.
+  """Suggests the λ that would have clipped a fraction `share` of the units.
 
-  A heuristic to start a search from. The paper tuned λ by training: 0.01 for
-  batches of 1024 to 4096, and larger ones for smaller batches, whose gradients
-  are noisier. Use steps after the warm-up of a stable run.
-
-  Args:
-    summaries: of some steps.
-    share: fraction of the units, in (0, 1).
-
-  Returns:
-    λ.
+  A starting point for a search: the paper tuned λ by training, with 0.01 for
+  batches of 1024 to 4096 and larger values for smaller, noisier batches. Use
+  summaries of a stable run after the warm-up.
 
   Raises:
-    ValueError: if there are no finite ratios, or for an invalid share.
+    ValueError: if no ratio is finite, or `share` is not in (0, 1).
 
   Example:
     >>> import jax.numpy as jnp

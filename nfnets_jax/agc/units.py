@@ -1,18 +1,17 @@
-"""The axes of a unit, from the layout of an array.
+"""Unit axes from array layouts.
 
-A unit is all the weights that feed one output. A layout has a letter per axis:
-each index of `O` (outputs) and `S` (stacked layers, of a scan or vmap) is a
-unit of its own, and every other letter is summed over. `*` at the end applies
-the released rule to the remaining axes.
+A unit is the set of weights that feed one output. A layout has one letter per
+axis: each index of `O` (outputs) and `S` (stacked layers of a scan or vmap) is
+a separate unit; all other axes are summed over. A trailing `*` applies the
+released rule to the remaining axes.
 
-The released rule needs no layout where outputs are last: scalars and vectors
-are one unit, `[I, O]` and arrays of three axes are summed over the first axis,
-and `[H, W, I, O]` over the first three.
+The released rule assumes outputs last: scalars and vectors are one unit, `[I,
+O]` and rank 3 are summed over the first axis, `[H, W, I, O]` over the first
+three.
 
 Differences:
-  * As in the released code, the rule makes arrays with at most one dimension
-    longer than 1 a single unit, whatever their rank, also `(1, O)` matrices.
-    Layouts have no such exception.
+  * As in the released code, the rule treats an array with at most one axis
+    longer than 1, such as a `(1, O)` matrix, as one unit. Layouts do not.
 """
 
 import re
@@ -24,9 +23,9 @@ import numpy as np
 
 from nfnets_jax.agc import checks, norms, paths
 
-# The layout of a leaf, or the axes to sum over; None is the released rule.
+# A layout or the axes to sum over; None is the released rule.
 Units = str | tuple[int, ...] | None
-# From the path of a leaf and the leaf.
+# (path, leaf) → units.
 UnitsRule = Callable[[str, Any], Units]
 
 _CHOICES = (
@@ -41,13 +40,12 @@ def unitwise_norm(
 ) -> jax.Array:
   """Returns the L2 norm of each unit, in a shape that broadcasts against `x`.
 
-  Args:
-    x: an array of at most four axes, or of any rank with `units`.
-    units: its layout or the axes to sum over; see `adaptive_grad_clip`.
-    axis_name: mapped axes that units are sharded over; needs `units`.
+  The norms are float32 or wider.
 
-  Returns:
-    The norms, float32 or wider.
+  Args:
+    x: an array of rank at most 4, or of any rank with `units`.
+    units: layout or axes to sum over; see `adaptive_grad_clip`.
+    axis_name: mapped axes that units are sharded over; requires `units`.
 
   Raises:
     ValueError: if the layout is unknown.
@@ -69,7 +67,7 @@ def unitwise_norm(
 def unit_axes(
   path: str, x: jax.Array, units: Units, strict: bool, axis_name: Any
 ) -> tuple[int, ...]:
-  """Returns the axes of a unit of `x`, those to sum over."""
+  """Returns the axes of `x` to sum over."""
   if isinstance(units, tuple):
     if not all(_is_axis(axis, x.ndim) for axis in units):
       raise ValueError(
@@ -124,7 +122,7 @@ def _released_axes(
 
 
 def units_rule(units: Any, params: Any) -> UnitsRule:
-  """Returns `(path, leaf)` to `Units` from any form of the option."""
+  """Converts any form of `units` to a function `(path, leaf)`."""
   if units is None or (
     isinstance(units, tuple)
     and all(np.isscalar(x) and not isinstance(x, str) for x in units)

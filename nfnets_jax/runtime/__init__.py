@@ -1,1 +1,1 @@
-"""What a run needs of devices, processes and disks; it knows no net."""
+"""Devices, processes and files of a run; independent of the model."""

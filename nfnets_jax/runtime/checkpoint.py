@@ -1,17 +1,15 @@
-"""Checkpoints of the whole state of a run, through Orbax.
+"""Checkpoints of the full state of a run, through Orbax.
 
-A checkpoint is a folder that bears the number of a step. Process 0 writes it in
-the background under a temporary name and renames it when it is complete, so
-that a run killed at any moment leaves whole checkpoints only. All processes
-read.
+A checkpoint is a folder named after its step. Process 0 writes it
+asynchronously under a temporary name and renames it when complete, so a killed
+run leaves only complete checkpoints. All processes read.
 
-Disks and networks corrupt files nevertheless, and not every flipped bit makes a
-file illegible. A fingerprint of the state is therefore kept with it, and what
-is read must have the same. A checkpoint that has not is reported, and the one
-before it is used.
+Bit flips on disk can go unnoticed by Orbax, so each checkpoint stores a
+fingerprint of the state, which `restore` verifies. A corrupt checkpoint is
+reported, and the previous one is used.
 
-Orbax takes a millisecond for each array, and most arrays of a net are gains and
-biases: small arrays of a dtype are written as one.
+Orbax takes about a millisecond per array, and most arrays of a net are gains
+and biases: small arrays of the same dtype are stored as one.
 """
 
 import contextlib
@@ -28,38 +26,33 @@ import orbax.checkpoint as ocp
 
 from nfnets_jax.runtime import integrity, parallel, processes, progress
 
-# Parts of a checkpoint, each a folder.
+# Subfolders of a checkpoint.
 _STATE, _LOADER, _FINGERPRINT = 'state', 'loader', 'fingerprint'
 
 
 class DamagedError(Exception):
-  """What is read is not what was written."""
+  """A checkpoint is corrupt."""
 
 
 def begun(directory: pathlib.Path) -> bool:
-  """Returns whether a folder has a complete checkpoint; it need not exist."""
-  # A folder without one is what a run killed early leaves.
+  """Returns whether a folder, which need not exist, has a checkpoint."""
+  # A run killed early leaves an empty folder.
   return any(path.name.isdecimal() for path in directory.glob('*'))
 
 
 class Checkpointer:
   """Writes and reads `<directory>/<step>/`.
 
-  A checkpoint holds the train state (parameters, optimiser, moving average,
+  A checkpoint holds the train state (parameters, optimizer, moving average,
   step and random key) and the position of the input pipeline. The newest `keep`
-  stay. Nothing in the directory is touched before the first `save`: until then
-  it may be that of a run in another process.
+  are kept. Nothing is written before the first `save`: until then the directory
+  may belong to another process.
   """
 
   def __init__(self, directory: pathlib.Path, keep: int):
-    """Looks at a directory; all processes do.
+    """Lists the checkpoints; call it in all processes.
 
-    Args:
-      directory: of the checkpoints, shared by all processes.
-      keep: how many to keep, at least 1.
-
-    Raises:
-      ValueError: if `keep` is below 1, or the directory is not shared.
+    Raises a ValueError if `keep` is below 1 or the directory is not shared.
     """
     if keep < 1:
       raise ValueError(f'keep_checkpoints must be at least 1, got {keep}')
@@ -75,10 +68,7 @@ class Checkpointer:
 
   @property
   def latest_step(self) -> int | None:
-    """The step of the newest complete checkpoint, None if there is none.
-
-    One that `restore` has found to be damaged does not count.
-    """
+    """Newest complete step, or None; excludes steps that failed to restore."""
     return max(self._steps(), default=None)
 
   def _steps(self) -> list[int]:
@@ -89,16 +79,10 @@ class Checkpointer:
     return sorted(steps.difference(self._damaged))
 
   def shape_of(self, name: str) -> tuple[int, ...]:
-    """Returns the shape of an array of the newest checkpoint.
+    """Returns the shape of an array in the newest checkpoint.
 
-    Args:
-      name: its path in the state, joined by dots, or the end of it.
-
-    Returns:
-      The shape.
-
-    Raises:
-      FileNotFoundError: if there is no checkpoint, or no such array in it.
+    `name` is its dotted path in the state or a suffix of it. Raises a
+    FileNotFoundError if there is no checkpoint or no such array.
     """
     if self.latest_step is not None:
       folder = self._directory / str(self.latest_step) / _FINGERPRINT
@@ -116,22 +100,17 @@ class Checkpointer:
     state: Any,
     loader_state: dict[str, Any],
   ) -> None:
-    """Copies the state to the host and writes it in the background.
+    """Copies the replicated state to the host and writes it asynchronously.
 
-    A step that is there is not written again.
-
-    Args:
-      step: number of updates made.
-      state: replicated.
-      loader_state: JSON-serialisable position of the input pipeline.
+    Does nothing if the step exists. `loader_state` is JSON-serialisable.
 
     Raises:
-      OSError: if this checkpoint or the one before could not be written; the
-        message has the reason and the newest checkpoint that is intact.
+      OSError: if this checkpoint or the previous one could not be written; the
+        message has the reason and the newest intact checkpoint.
     """
     if jax.process_index() != 0:
       return
-    self.wait()  # so that what fails from here on is this step's
+    self.wait()  # errors from here on are this step's
     arrays = integrity.describe(state)
     packed = integrity.pack(state)
     fingerprint = {
@@ -150,7 +129,7 @@ class Checkpointer:
         step,
         args=ocp.args.Composite(
           **{
-            # Orbax takes numpy's arrays of one process among several.
+            # Single-process Orbax needs numpy arrays in a multi-process run.
             _STATE: ocp.args.StandardSave(jax.device_get(packed)),
             _LOADER: ocp.args.JsonSave(loader_state),
             _FINGERPRINT: ocp.args.JsonSave(fingerprint),
@@ -159,7 +138,7 @@ class Checkpointer:
       )
 
   def _open(self) -> ocp.CheckpointManager:
-    """Clears the way: what is damaged, and what was left half-written."""
+    """Renames corrupt checkpoints and removes partial ones."""
     self._directory.mkdir(parents=True, exist_ok=True)
     for step in self._damaged:
       folder = self._directory / str(step)
@@ -169,7 +148,7 @@ class Checkpointer:
         progress.say(f'{folder} is damaged and called {kept.name} from now on')
     self._damaged = []
     self._remove_partial()
-    # To Orbax it is a run of one process, so that no other is waited for.
+    # A single process for Orbax, so that it waits for no other.
     alone = ocp.options.MultiprocessingOptions(
       primary_host=0, active_processes={0}, barrier_sync_key_prefix='process_0'
     )
@@ -179,7 +158,7 @@ class Checkpointer:
         max_to_keep=self._keep,
         create=False,
         enable_async_checkpointing=True,
-        lightweight_initialize=True,  # reads nothing that may be damaged
+        lightweight_initialize=True,  # does not read old checkpoints
         multiprocessing_options=alone,
       ),
       item_handlers={
@@ -195,7 +174,7 @@ class Checkpointer:
 
   @contextlib.contextmanager
   def _explaining(self) -> Iterator[None]:
-    """Says of a checkpoint that cannot be written what is left."""
+    """Adds the newest intact checkpoint to a write error."""
     try:
       yield
     except Exception as error:
@@ -227,12 +206,12 @@ class Checkpointer:
     return None
 
   def check(self) -> None:
-    """Raises as `save` if what was saved could not be written; never waits."""
+    """Raises like `save` if the last write failed; does not block."""
     if self._manager is not None and not self._manager.is_saving_in_progress():
       self.wait()
 
   def wait(self) -> None:
-    """Returns when what was saved is on disk; raises as `save` if it is not."""
+    """Waits until the last checkpoint is on disk; raises like `save`."""
     if self._manager is not None:
       with self._explaining():
         self._manager.wait_until_finished()
@@ -241,9 +220,9 @@ class Checkpointer:
           raise FileNotFoundError('its folder is not there')
 
   def close(self) -> None:
-    """Waits for what is being written, raises as `save`, and ends writing."""
+    """Waits for pending writes and closes Orbax; raises like `save`."""
     try:
-      if not self._failed:  # or that has been said
+      if not self._failed:  # else it was already reported
         self.wait()
     finally:
       manager, self._manager = self._manager, None
@@ -252,22 +231,18 @@ class Checkpointer:
           manager.close()
 
   def restore(self, template: Any) -> tuple[Any, dict[str, Any]]:
-    """Reads the newest checkpoint that is not damaged; all processes do.
+    """Reads the newest intact checkpoint; call it in all processes.
 
-    One that is damaged is reported and left alone. If the run then comes to
-    that step again, the folder is renamed to `<step>.damaged`.
-
-    Args:
-      template: a state with the shapes and dtypes to expect.
+    Corrupt checkpoints are reported and left in place, and renamed to
+    `<step>.damaged` if the run reaches their step again.
 
     Returns:
-      The state, replicated over all devices, and the loader's state.
+      The state, replicated over all devices, and the loader state.
 
     Raises:
       FileNotFoundError: if there is no checkpoint.
-      ValueError: if it holds another state than `template`; the message lists
-        what is missing, left over and of another shape. Or if all checkpoints
-        are damaged, or the processes see different ones.
+      ValueError: if the arrays differ from `template`, with a list; if all
+        checkpoints are corrupt, or the processes see different ones.
     """
     if not self._steps():
       raise FileNotFoundError(
@@ -284,7 +259,7 @@ class Checkpointer:
       if processes.all_agree(problem is None):
         return parallel.replicate(state), loader_state
       if not processes.all_agree(folder.is_dir()):
-        continue  # the run that it is of has removed it meanwhile
+        continue  # removed meanwhile by the run that writes here
       self._damaged.append(step)
       reports.append(f'{folder}: {problem or "another process cannot read it"}')
       progress.say(
@@ -296,17 +271,12 @@ class Checkpointer:
     )
 
   def _read(self, step: int, template: Any) -> tuple[Any, dict[str, Any]]:
-    """Reads a checkpoint into numpy arrays, without the other processes.
-
-    Raises:
-      DamagedError: if it cannot be read, or is not what was written.
-      ValueError: if it is of another model or optimiser.
-    """
+    """Reads a checkpoint into numpy arrays, in this process only."""
     folder = self._directory / str(step)
-    states, texts = ocp.StandardCheckpointHandler(), ocp.JsonCheckpointHandler()
+    states, jsons = ocp.StandardCheckpointHandler(), ocp.JsonCheckpointHandler()
     try:
-      fingerprint = texts.restore(folder / _FINGERPRINT)
-      loader_state = texts.restore(folder / _LOADER)
+      fingerprint = jsons.restore(folder / _FINGERPRINT)
+      loader_state = jsons.restore(folder / _LOADER)
       description = integrity.describe(states.metadata(folder / _STATE).tree)
     except MemoryError:
       raise
@@ -316,8 +286,8 @@ class Checkpointer:
     if fingerprint.get('description') != integrity.digest(stored):
       raise DamagedError('its description is not what was written')
     _check_arrays(folder, stored, arrays)
-    like = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), template)
-    packed = integrity.pack(like)
+    empty = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), template)
+    packed = integrity.pack(empty)
     if description != integrity.describe(packed):
       raise DamagedError('its metadata are not what was written')
     try:
@@ -331,13 +301,13 @@ class Checkpointer:
     content = integrity.fingerprint(arrays, packed, loader_state)
     if fingerprint.get('content') != content:
       raise DamagedError('its content is not what was written')
-    return integrity.unpack(packed, like), loader_state
+    return integrity.unpack(packed, empty), loader_state
 
 
 def _check_arrays(
   folder: pathlib.Path, stored: dict[str, list], wanted: dict[str, list]
 ) -> None:
-  """Raises a ValueError with the differences, if there are any."""
+  """Raises a ValueError that lists the differences, if any."""
 
   def text(name: str, arrays: dict[str, list]) -> str:
     dtype, shape = arrays[name]
@@ -362,12 +332,11 @@ def _check_arrays(
 
 
 def _free_name(name: str) -> pathlib.Path:
-  """Returns the name, with a number if it is taken."""
-  numbered = (f'{name}.{number}' for number in itertools.count(2))
-  names = map(pathlib.Path, itertools.chain([name], numbered))
+  """Returns the name, with a numeric suffix if it exists."""
+  candidates = (f'{name}.{number}' for number in itertools.count(2))
+  names = map(pathlib.Path, itertools.chain([name], candidates))
   return next(path for path in names if not path.exists())
 
 
 def _brief(error: Exception) -> str:
-  """The first line of what may be a page."""
   return (str(error) or type(error).__name__).splitlines()[0][:300]

@@ -1,4 +1,4 @@
-"""Fingerprints of a state, and its arrays packed for a checkpoint."""
+"""State fingerprints, and packing of small arrays for checkpoints."""
 
 import functools
 import hashlib
@@ -11,20 +11,16 @@ import numpy as np
 
 from nfnets_jax.runtime import parallel
 
-# Arrays of up to this many elements are joined in a checkpoint. Their sum takes
-# numpy less time than a program for their shape takes to compile.
+# Arrays up to this size are packed. Summing them in numpy is faster than
+# compiling a program for their shape.
 _SMALL = 1 << 16
 
 
 def pack(state: Any) -> dict[str, Any]:
-  """Joins the small arrays of each dtype, and keeps the others.
+  """Concatenates the small arrays of each dtype and keeps the others.
 
-  Args:
-    state: pytree of arrays, on the host or replicated.
-
-  Returns:
-    Name to array: one device's copy of each large array, and for each dtype a
-    vector on the host of all small ones.
+  Maps names to one device's copy of each large array and, on the host, a vector
+  of the small arrays of each dtype.
   """
   copy = _named(jax.tree.map(parallel.local_copy, state))
   large = {name: x for name, x in copy.items() if x.size > _SMALL}
@@ -35,45 +31,30 @@ def pack(state: Any) -> dict[str, Any]:
 
 
 def unpack(packed: dict[str, Any], template: Any) -> Any:
-  """Inverts `pack`.
-
-  Args:
-    packed: of a state with the structure, shapes and dtypes of `template`.
-    template: pytree of numpy arrays.
-
-  Returns:
-    The state, on the host.
-  """
-  read = dict.fromkeys(packed, 0)
+  """Inverts `pack`, given a template of numpy arrays."""
+  offsets = dict.fromkeys(packed, 0)
 
   def array(name: str, like: np.ndarray) -> np.ndarray:
     if like.size > _SMALL:
       return packed[name]
     small = f'small {like.dtype.name}'
-    start, read[small] = read[small], read[small] + like.size
-    return packed[small][start : read[small]].reshape(like.shape)
+    start, offsets[small] = offsets[small], offsets[small] + like.size
+    return packed[small][start : offsets[small]].reshape(like.shape)
 
   leaves = [array(name, like) for name, like in _named(template).items()]
   return jax.tree.unflatten(jax.tree.structure(template), leaves)
 
 
 def fingerprint_of(state: Any, loader_state: dict[str, Any]) -> str:
-  """Digests the bits of a state and of the loader's.
+  """Returns a hex digest of the bits of a state and of the loader state.
 
-  Every single changed bit changes it; that any other damage goes unnoticed has
-  a chance of 1 in 2^32 for each damaged array.
-
-  Args:
-    state: pytree of arrays of up to 32 bits an element, on the host or
-      replicated.
-    loader_state: JSON-serialisable.
-
-  Returns:
-    A hexadecimal number, the same on every kind of device.
+  Detects every single-bit change; misses other corruption with probability
+  2^-32 per corrupt array. The same on every kind of device. Elements have up to
+  32 bits; `loader_state` is JSON-serialisable.
 
   Example:
     >>> x = np.zeros(3, np.float32)
-    >>> fingerprint_of([x], {}) == fingerprint_of([-x], {})  # a 0 of other sign
+    >>> fingerprint_of([x], {}) == fingerprint_of([-x], {})  # -0.0
     False
   """
   return fingerprint(describe(state), pack(state), loader_state)
@@ -92,10 +73,7 @@ def fingerprint(
 
 
 def _sum_of_bits(x: Any, xp: Any = np) -> Any:
-  """Sums a scrambled value for each element and its index, modulo 2^32.
-
-  With `xp` jax.numpy instead of numpy the sum is the same.
-  """
+  """Sums a hash of each element and its index, modulo 2^32."""
   if x.dtype == np.bool_:
     x = x.astype(np.uint8)
   bits = x.ravel().view(f'uint{8 * x.dtype.itemsize}').astype(np.uint32)
@@ -103,20 +81,20 @@ def _sum_of_bits(x: Any, xp: Any = np) -> Any:
   return xp.sum(_scramble(bits + _scramble(indices)), dtype=np.uint32)
 
 
-# Where it is, and in one pass; each shape takes its time to compile.
+# Runs in one pass where the array lives; compiles once per shape.
 _compiled_sum_of_bits = jax.jit(functools.partial(_sum_of_bits, xp=jnp))
 
 
 def _scramble(x: Any) -> Any:
-  """Maps numbers of 32 bits one to one, so that each bit moves half of them."""
-  # Odd factors and shifts to the right can both be undone: nothing is lost.
+  """Mixes the bits of 32-bit integers, bijectively."""
+  # Odd factors and right shifts are invertible: no information is lost.
   for factor in (0x7FEB352D, 0x846CA68B):
     x = (x ^ (x >> np.uint32(16))) * np.uint32(factor)
   return x ^ (x >> np.uint32(15))
 
 
 def digest(value: Any) -> str:
-  """Returns the SHA-256 of a JSON-serialisable value, in hexadecimal."""
+  """Returns the SHA-256 hex digest of a JSON-serialisable value."""
   text = json.dumps(value, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()
 
@@ -129,7 +107,7 @@ def _named(tree: Any) -> dict[str, Any]:
 
 
 def describe(tree: Any) -> dict[str, list]:
-  """Returns name → [dtype, shape] of the arrays, as JSON reads it back."""
+  """Returns name → [dtype, shape] of the arrays, JSON-serialisable."""
   return {
     name: [np.dtype(x.dtype).name, list(x.shape)]
     for name, x in _named(tree).items()

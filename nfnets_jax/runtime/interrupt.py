@@ -1,8 +1,8 @@
-"""Signals that ask a run to stop: it saves its state first.
+"""Graceful stop on SIGTERM and SIGINT.
 
-Schedulers send SIGTERM some time before they kill, people press Ctrl-C. The
-first signal is remembered, and the loop stops after a step and a checkpoint.
-The second acts as if there were no handler, for who cannot wait.
+Schedulers send SIGTERM some time before SIGKILL; users press Ctrl-C. After the
+first signal the loop finishes its step, saves a checkpoint and stops. The
+second signal has its default effect.
 """
 
 import contextlib
@@ -17,22 +17,20 @@ from absl import logging
 
 from nfnets_jax.runtime import progress
 
-# The exit code of a run that was stopped and can go on: EX_TEMPFAIL of the BSD
-# conventions, "try again later".
+# Exit code of an interrupted, resumable run: EX_TEMPFAIL, "try again later".
 EXIT_CODE = 75
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StoppedError(Exception):
-  """A run was stopped by a signal after a checkpoint; it can go on."""
+  """A signal stopped the run after a checkpoint; it can be resumed."""
 
 
 class Signals:
-  """Remembers the first SIGTERM or SIGINT while it is entered.
+  """Records the first SIGTERM or SIGINT while it is entered.
 
-  Python lets the main thread alone handle signals. In another thread nothing is
-  remembered, which a warning says.
+  Python handles signals only in the main thread; other threads log a warning.
 
   Example:
     >>> with Signals() as signals:
@@ -42,7 +40,6 @@ class Signals:
   """
 
   def __init__(self) -> None:
-    """Has received nothing yet."""
     self.received: str | None = None
     self._before: dict[signal.Signals, object] = {}
 
@@ -69,7 +66,7 @@ class Signals:
 
 @contextlib.contextmanager
 def exiting() -> Iterator[None]:
-  """Ends the process with `EXIT_CODE` if the run inside was interrupted."""
+  """Exits with `EXIT_CODE` if the run inside was interrupted."""
   try:
     yield
   except StoppedError as error:

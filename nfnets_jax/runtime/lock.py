@@ -1,10 +1,9 @@
-"""A lock on a run's folder, so that two processes never write the same run.
+"""A lock on the run folder, so that only one process writes to a run.
 
-The lock is a file in the folder that names its holder. The kernel locks it too
-(`flock`) and frees it when the process ends, however it ends: on the same host
-a killed run can be resumed at once. A heartbeat in the file tells whether a
-holder on another host is alive: the newcomer waits for the next beat, and takes
-over if there is none for `LAPSE` seconds.
+The lock file names its holder. The kernel also locks it (`flock`) and releases
+it when the process ends, so a killed run can resume at once on the same host.
+Holders on other hosts are detected by a heartbeat in the file: a new process
+waits for the next beat and takes over after `LAPSE` seconds without one.
 """
 
 import contextlib
@@ -25,20 +24,19 @@ from absl import logging
 from nfnets_jax.runtime import progress
 
 NAME = 'lock'
-# Seconds between heartbeats, and without one after which a holder is dead.
+# Seconds between heartbeats, and until a silent holder counts as dead.
 BEAT = 5.0
 LAPSE = 60.0
 
-# What flock raises where a file system does not support it.
+# errno of flock on file systems without support.
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
-# The file is overwritten in one piece of this many bytes, so that no reader
-# sees half of it.
+# Bytes of the file, written in one call so that no reader sees a partial write.
 _SIZE = 512
 _FIELDS = {'host', 'pid', 'since', 'kernel'}
 
 
 class InUseError(RuntimeError):
-  """Another process writes to this folder; the message names it."""
+  """Another process holds the lock; the message names it."""
 
 
 @contextlib.contextmanager
@@ -48,15 +46,14 @@ def hold(
   beat: float = BEAT,
   lapse: float = LAPSE,
 ) -> Iterator[None]:
-  """Holds the lock on a run's folder while it is entered.
+  """Holds the lock on a run folder while it is entered.
 
   Args:
-    folder: of the run; made if it does not exist, and removed again if nothing
-      is in it at the end.
-    name: of the file, for a folder that several may write different parts of.
+    folder: run folder; created if missing, and removed at the end if empty.
+    name: file name, for folders where several processes write different parts.
     beat: seconds between heartbeats.
-    lapse: seconds without a heartbeat after which a holder on another host is
-      dead; several times `beat`.
+    lapse: seconds without a heartbeat after which a holder on another host
+      counts as dead; several times `beat`.
 
   Raises:
     InUseError: if another process, or another thread of this one, holds it.
@@ -78,36 +75,36 @@ def hold(
     }
     _write(file, about)
     if not locked:
-      # Of two that found the file free at once, the one that wrote last stays.
+      # If two processes took it at once, the last writer keeps it.
       time.sleep(beat)
       if not _is_of(path, about):
         raise InUseError(_refusal(path, _read(path)))
     stop = threading.Event()
-    heart = threading.Thread(
+    heartbeat = threading.Thread(
       target=_beat, args=(file, about, stop, beat), daemon=True
     )
-    heart.start()
+    heartbeat.start()
     try:
       yield
     finally:
       stop.set()
-      heart.join()
-      if _is_of(path, about):  # and no process has taken over
-        path.unlink(missing_ok=True)  # while it is still locked
-      with contextlib.suppress(OSError):  # it is not empty
+      heartbeat.join()
+      if _is_of(path, about):  # else another process took over
+        path.unlink(missing_ok=True)  # while still locked
+      with contextlib.suppress(OSError):  # not empty
         folder.rmdir()
   finally:
     os.close(file)
 
 
 def _acquire(path: pathlib.Path, beat: float, lapse: float) -> tuple[int, bool]:
-  """Opens the lock file, held by nobody; says whether the kernel locks it."""
+  """Opens the free lock file; also returns whether flock is supported."""
   while True:
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
       locked = _flock(path, file)
       _wait_for(path, locked, beat, lapse)
-      # Whoever held it may have removed the file since it was opened.
+      # The previous holder may have removed the file since it was opened.
       with contextlib.suppress(FileNotFoundError):
         if os.path.samestat(os.fstat(file), path.stat()):
           return file, locked
@@ -118,7 +115,7 @@ def _acquire(path: pathlib.Path, beat: float, lapse: float) -> tuple[int, bool]:
 
 
 def _flock(path: pathlib.Path, file: int) -> bool:
-  """Locks an open file; returns whether its file system can."""
+  """Locks an open file; returns whether the file system supports it."""
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError:
@@ -133,7 +130,7 @@ def _flock(path: pathlib.Path, file: int) -> bool:
 def _wait_for(
   path: pathlib.Path, locked: bool, beat: float, lapse: float
 ) -> None:
-  """Returns once the holder that a file names is dead; raises if it lives."""
+  """Returns once the holder is dead; raises if it is alive."""
   holder = _read(path)
   if not holder or (locked and holder.get('kernel') == _kernel()):
     return
@@ -143,11 +140,11 @@ def _wait_for(
   deadline = time.monotonic() + lapse
   while time.monotonic() < deadline:
     time.sleep(min(beat, lapse) / 2)
-    now = _read(path)
-    if not now:
+    current = _read(path)
+    if not current:
       return
-    if now != holder:
-      raise InUseError(_refusal(path, now))
+    if current != holder:
+      raise InUseError(_refusal(path, current))
   progress.say(f'no heartbeat of {_describe(holder)}; this process takes over')
 
 
@@ -164,16 +161,16 @@ def _beat(
 def _write(file: int, about: dict[str, Any]) -> None:
   text = json.dumps({**about, 'beat': time.time()})
   os.pwrite(file, f'{text:{_SIZE - 1}}\n'.encode(), 0)
-  os.ftruncate(file, _SIZE)  # what was there may have been longer
+  os.ftruncate(file, _SIZE)  # the old content may be longer
   os.fsync(file)
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
-  """Returns what the file says of its holder, {} if it names none."""
+  """Returns the recorded holder, or {}."""
   try:
     about = json.loads(path.read_bytes())
   except (FileNotFoundError, ValueError):
-    # Empty before the first beat, or what a host that crashed has left.
+    # Empty before the first beat, or corrupt after a host crash.
     return {}
   return about if isinstance(about, dict) and about.keys() >= _FIELDS else {}
 
@@ -183,7 +180,7 @@ def _is_of(path: pathlib.Path, about: dict[str, Any]) -> bool:
 
 
 def _kernel() -> str:
-  """Returns what tells this host's kernel from all others since its boot."""
+  """Returns an ID of this host and boot."""
   path = pathlib.Path('/proc/sys/kernel/random/boot_id')
   return path.read_text().strip() if path.exists() else socket.gethostname()
 

@@ -1,4 +1,4 @@
-"""The log of a run: `metrics.jsonl`, TensorBoard's events, and curves."""
+"""Run logs: `metrics.jsonl`, TensorBoard events and curves."""
 
 import json
 import pathlib
@@ -11,17 +11,10 @@ import tensorboardX
 
 
 class Writer:
-  """Appends metrics to `metrics.jsonl` and to TensorBoard's event files."""
+  """Writes metrics to `metrics.jsonl` and to TensorBoard event files."""
 
   def __init__(self, workdir: pathlib.Path, step: int):
-    """Opens the files of a run that goes on after `step`.
-
-    What was written of later steps is removed: those steps are made again.
-
-    Args:
-      workdir: of the run.
-      step: the last step that counts, 0 for a new run.
-    """
+    """Opens the files of a run and removes entries after `step`."""
     self._path = workdir / 'metrics.jsonl'
     kept = [line for line in read(workdir) if line['step'] <= step]
     partial = self._path.with_suffix('.tmp')
@@ -32,13 +25,7 @@ class Writer:
     )
 
   def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
-    """Writes the values of one step.
-
-    Args:
-      step: number of updates made.
-      split: 'train' or 'test'.
-      values: by name.
-    """
+    """Writes the values of one step; `split` is 'train' or 'test'."""
     with self._path.open('a') as file:
       file.write(json.dumps({'step': step, 'split': split, **values}) + '\n')
     for name, value in values.items():
@@ -52,17 +39,10 @@ class Writer:
 
 
 def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
-  """Reads `metrics.jsonl`.
+  """Reads `metrics.jsonl`: one dict per line, empty if there is no file.
 
-  Args:
-    workdir: of a run.
-
-  Returns:
-    One dict per line, empty if there is no file. A last line that a killed
-    process left unfinished is left out.
-
-  Raises:
-    ValueError: if any other line is not JSON.
+  Skips an incomplete last line, left by a killed process; raises a ValueError
+  if any other line is not JSON.
   """
   path = workdir / 'metrics.jsonl'
   if not path.exists():
@@ -82,15 +62,7 @@ def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def totals(workdir: pathlib.Path) -> dict[str, Any]:
-  """Returns what a report says of all steps of a run.
-
-  Args:
-    workdir: of a run.
-
-  Returns:
-    The median of `images_per_second`, None if it was not measured, and the sums
-    of `skipped` and `nonfinite`.
-  """
+  """Returns a run's median `images_per_second`, `skipped` and `nonfinite`."""
   lines = read(workdir)
   speeds = [x['images_per_second'] for x in lines if 'images_per_second' in x]
   return {
@@ -101,11 +73,7 @@ def totals(workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def plot_curves(workdir: pathlib.Path) -> None:
-  """Draws `metrics.jsonl` into `curves.png`: loss, top-1 and learning rate.
-
-  Args:
-    workdir: of a run.
-  """
+  """Plots loss, top-1 error and learning rate to `curves.png`."""
   metrics = read(workdir)
 
   def series(split: str, name: str) -> tuple[list[float], list[float]]:

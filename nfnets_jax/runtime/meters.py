@@ -1,4 +1,4 @@
-"""Metrics of the training steps, fetched late, and times of compilations."""
+"""Asynchronously fetched training metrics, and compilation times."""
 
 import collections
 import contextlib
@@ -9,24 +9,24 @@ from typing import Self
 
 import jax
 
-# Steps whose metrics may still be on their way. The host runs ahead of the
-# devices by this much and no further, so a NaN is seen two steps later.
+# Steps whose metrics are not fetched yet. The host runs at most this far ahead
+# of the devices, so a NaN is detected two steps late.
 _IN_FLIGHT = 2
 
-# What depends on the machine's speed, and so differs between equal runs.
+# Metrics that differ between otherwise identical runs.
 SPEEDS = ('images_per_second', 'step_seconds', 'data_wait_seconds')
 
-# Metrics whose sum over the steps counts.
+# Metrics that are summed over steps.
 _COUNTS = ('skipped', 'nonfinite')
 
 
 class CompileTimes:
-  """Measures how long jax takes to compile what is called while it is entered.
+  """Measures jax compilation time while it is entered.
 
   Attributes:
-    trace: seconds of the longest trace, which holds those inside it.
-    lower: seconds from there to the compiler's input.
-    compile: seconds of the compiler, or of reading what it made before.
+    trace: seconds of the longest trace, including nested ones.
+    lower: seconds of lowering to the compiler's input.
+    compile: seconds of compilation, or of loading from the cache.
 
   Example:
     >>> with CompileTimes() as times:
@@ -36,7 +36,6 @@ class CompileTimes:
   """
 
   def __init__(self) -> None:
-    """Has measured nothing yet."""
     self.trace = self.lower = self.compile = 0.0
 
   def __enter__(self) -> Self:
@@ -67,8 +66,7 @@ class CompileTimes:
 class Window:
   """Collects the metrics of the steps since the last report.
 
-  Fetching a metric waits for its step, so the newest stay on the device until
-  the next steps have been started.
+  Fetching blocks on a step, so the newest metrics stay on the device.
   """
 
   def __init__(
@@ -79,11 +77,8 @@ class Window:
   ):
     """Starts the clock.
 
-    Args:
-      images_per_step: global batch size.
-      skip_nonfinite: how many steps in a row may have been left out because
-        their gradient was not finite.
-      max_loss: the loss of a step above which the run has diverged.
+    `images_per_step` is the global batch size, `skip_nonfinite` the maximum
+    consecutive skipped steps, `max_loss` the loss above which a run diverged.
     """
     self._images_per_step = images_per_step
     self._max_loss = math.inf if max_loss is None else max_loss
@@ -98,15 +93,12 @@ class Window:
 
   @property
   def stop_requested(self) -> bool:
-    """Whether a step that was fetched says that a process asks to stop.
-
-    It is the same in all processes, for they fetch the same steps.
-    """
+    """Whether a fetched step asks to stop; the same in all processes."""
     return self._stop_requested
 
   @contextlib.contextmanager
   def waiting(self) -> Iterator[None]:
-    """Counts what happens inside as waiting for data."""
+    """Counts the time inside as waiting for data."""
     began = time.monotonic()
     try:
       yield
@@ -114,16 +106,13 @@ class Window:
       self._waited += time.monotonic() - began
 
   def push(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
-    """Adds the metrics of `step` and fetches those that are due.
+    """Adds the metrics of a step and fetches those that are due.
 
-    Args:
-      step: number of updates made.
-      metrics: scalars on the device, `loss` and `grad_norm` among them.
+    `metrics` are scalars on the device, including `loss` and `grad_norm`.
 
     Raises:
-      FloatingPointError: if the loss or the gradient norm of a step is not
-        finite, and it was not left out, or the loss is too large; it names the
-        step.
+      FloatingPointError: if the loss or gradient norm of a step that was not
+        skipped is not finite, or the loss exceeds `max_loss`; names the step.
     """
     self._pending.append((step, metrics))
     self._timed_steps += 1
@@ -132,11 +121,7 @@ class Window:
 
   @contextlib.contextmanager
   def paused(self) -> Iterator[None]:
-    """Waits for all steps, and leaves what follows out of the speed.
-
-    Raises:
-      FloatingPointError: as `push`.
-    """
+    """Waits for all steps and stops the clock; raises like `push`."""
     self._stop()
     try:
       yield
@@ -144,22 +129,19 @@ class Window:
       self._clock = time.monotonic()
 
   def forget_time(self) -> None:
-    """Leaves all steps so far out of the speed; raises as `push`."""
+    """Excludes all steps so far from the speed; raises like `push`."""
     self._stop()
     self._seconds, self._waited, self._timed_steps = 0.0, 0.0, 0
     self._clock = time.monotonic()
 
   def summarize(self) -> dict[str, float]:
-    """Returns the means and the speed since the last call.
+    """Returns mean metrics and speed since the last call; raises like `push`.
 
     Returns:
-      The mean of each metric over the steps, without those that were left out;
-      but the newest learning rate, and the number of examples `skipped` and of
-      steps left out as `nonfinite`. If any step was timed, also
-      `images_per_second`, `step_seconds` and, of these, `data_wait_seconds`.
-
-    Raises:
-      FloatingPointError: as `push`.
+      The mean of each metric over the finite steps, except: the latest
+      `learning_rate`; the number of examples `skipped`; the number of skipped
+      `nonfinite` steps. If any step was timed, also `images_per_second`,
+      `step_seconds` and `data_wait_seconds`, a part of `step_seconds`.
     """
     self._stop()
     means: dict[str, float] = {}
@@ -167,7 +149,7 @@ class Window:
       values = [metrics[name] for metrics in self._fetched]
       if name in _COUNTS:
         means[name] = round(sum(values))
-      elif name == 'learning_rate':  # a mean of it belongs to no step
+      elif name == 'learning_rate':  # a mean belongs to no step
         means[name] = values[-1]
       elif finite := [x for x in values if math.isfinite(x)]:
         means[name] = sum(finite) / len(finite)
@@ -200,7 +182,7 @@ class Window:
             f'in a row; optimizer.skip_nonfinite allows '
             f'{self._skip_nonfinite}'
           )
-    # An infinite one is here only if its step was left out.
+    # An infinite loss here means that the step was skipped.
     if self._max_loss < metrics['loss'] < math.inf:
       raise FloatingPointError(
         f'loss is {metrics["loss"]:g} at step {step}, above max_loss '

@@ -1,13 +1,11 @@
-"""All that knows of several devices: the one file that says pmap.
+"""Data parallelism over devices; the only module that uses pmap.
 
-The state has no device axis: it goes in and comes out replicated, and nothing
-is ever indexed with `[0]`. What this cannot show is a forgotten mean over
-devices, which makes replicas drift apart silently: `replica_spread` measures
-it.
+The state has no device axis: it enters and leaves replicated and is never
+indexed with `[0]`. A missing mean over devices would make replicas diverge
+silently, which `replica_spread` detects.
 
-There may be several processes, each with devices of its own. All of them call
-these functions, and sums and means go over the devices of all. What a step
-returns may go into the next step as it is.
+With several processes, all must call these functions; sums and means cover the
+devices of all. A step's outputs may be passed to the next step as they are.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,14 +22,10 @@ AXIS = 'devices'
 def parallel_train_step(step: Callable, *inputs: chex.ArrayTree) -> Callable:
   """Maps `step(state, batch, *inputs) → (state, metrics)` over all devices.
 
-  Args:
-    step: averages over the axis `AXIS`.
-    *inputs: the same in every step and on every device, yet no constants of the
-      compiled program, which serves for any others of their shapes.
+  `step` averages over `AXIS`. `inputs` are replicated, not constants.
 
   Returns:
-    The compiled function of a replicated state, which it consumes, and a batch
-    from `shard`.
+    A function of a replicated state, donated, and a batch from `shard`.
   """
   mapped = _map_train_step(step, len(inputs), None)
   if not inputs:
@@ -41,7 +35,7 @@ def parallel_train_step(step: Callable, *inputs: chex.ArrayTree) -> Callable:
 
 
 def parallel_eval_step(step: Callable) -> Callable:
-  """Maps `step(state, batch) → sums` over all devices; keeps the state."""
+  """Maps `step(state, batch) → sums` over all devices, without donation."""
   return _map_eval_step(step, None)
 
 
@@ -52,19 +46,11 @@ def lower_train_step(
   *inputs: chex.ArrayTree,
   devices: Sequence[jax.Device] | None = None,
 ) -> jax.stages.Lowered:
-  """Lowers what `parallel_train_step` maps; nothing is consumed.
+  """Lowers the mapped step of `parallel_train_step`; donates nothing.
 
-  Args:
-    step: as of `parallel_train_step`.
-    state: arrays or their shapes; replicated arrays if there are several
-      processes.
-    batch: shapes `[devices, n, ...]` of a batch; `devices` those of this
-      process, or all of those given.
-    *inputs: as of `parallel_train_step`.
-    devices: to compile for, which need not be here; all there are if None.
-
-  Returns:
-    What to compile; a `Program` runs it.
+  With several processes, `state` must be replicated arrays; else shapes
+  suffice. `batch` are shapes `[devices, n, ...]`, for the devices of this
+  process, or for all of `devices` if given, which need not be attached.
   """
   mapped = _map_train_step(step, len(inputs), devices)
   return _lower(mapped, devices, state, batch, *inputs)
@@ -76,7 +62,7 @@ def lower_eval_step(
   batch: chex.ArrayTree,
   devices: Sequence[jax.Device] | None = None,
 ) -> jax.stages.Lowered:
-  """Lowers what `parallel_eval_step` maps; see `lower_train_step`."""
+  """Lowers the mapped step of `parallel_eval_step`; see `lower_train_step`."""
   return _lower(_map_eval_step(step, devices), devices, state, batch)
 
 
@@ -84,16 +70,10 @@ class Program:
   """A compiled step of a replicated state and a batch from `shard`.
 
   Attributes:
-    compiled: the program, for the devices that are here.
+    compiled: the program, for the attached devices.
   """
 
   def __init__(self, compiled: jax.stages.Compiled, *inputs: chex.ArrayTree):
-    """Copies the inputs to every device.
-
-    Args:
-      compiled: from what `lower_train_step` or `lower_eval_step` returns.
-      *inputs: as of `parallel_train_step`.
-    """
     self.compiled = compiled
     self._inputs = replicate(inputs)
     self._sharding = jax.sharding.NamedSharding(
@@ -101,10 +81,9 @@ class Program:
     )
 
   def __call__(self, state: chex.ArrayTree, batch: chex.ArrayTree) -> Any:
-    """Computes the step."""
+    """Runs the step."""
     if jax.process_count() > 1:
-      # A compiled step takes arrays over the devices of all processes, where
-      # the mapped one makes them of each process's part.
+      # A compiled step takes global arrays, unlike a mapped one.
       batch = jax.tree.map(
         lambda x: jax.make_array_from_process_local_data(self._sharding, x),
         batch,
@@ -143,14 +122,13 @@ def _lower(
   *inputs: chex.ArrayTree,
 ) -> jax.stages.Lowered:
   if devices is None and jax.process_count() > 1:
-    # Shapes do not say which part of an array is this process's.
+    # Shapes do not show which part of an array is this process's.
     batch = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), batch)
     inputs = replicate(inputs)
   return mapped.lower(state, batch, *inputs)
 
 
 def _all_devices() -> list[jax.Device]:
-  """Returns the devices of all processes, process by process."""
   return [
     device
     for process in range(jax.process_count())
@@ -163,38 +141,24 @@ def _mesh() -> jax.sharding.Mesh:
 
 
 def replicate(tree: chex.ArrayTree) -> chex.ArrayTree:
-  """Copies a pytree of arrays to every device.
-
-  Args:
-    tree: the same values in every process.
-
-  Returns:
-    The same pytree, each array with one full copy per device.
-  """
+  """Copies a pytree, equal in all processes, to every device."""
   sharding = jax.sharding.NamedSharding(_mesh(), jax.sharding.PartitionSpec())
 
   def copy(x: np.ndarray) -> jax.Array:
-    # Device by device: for all at once, device_put would gather what each
-    # process has, to compare.
+    # Per device: a global device_put compares the values of all processes.
     copies = [jax.device_put(x, device) for device in jax.local_devices()]
     return jax.make_array_from_single_device_arrays(
       np.shape(x), sharding, copies
     )
 
-  # Through the host, since device_put may alias the buffer that it is given,
-  # and the training step then consumes both.
+  # Through the host: device_put may alias its input, which a step donates.
   return jax.tree.map(copy, jax.device_get(tree))
 
 
 def local_copy(x: chex.Array) -> chex.Array:
-  """Returns one device's copy of a replicated array, without copying it.
+  """Returns one device's copy of a replicated array, without copying.
 
-  Args:
-    x: replicated, or of the host.
-
-  Returns:
-    An array on one device of this process, so that the other processes need not
-    take part in what is done with it; or `x`, if it is of the host.
+  Operations on it involve no other process. Host arrays stay as they are.
   """
   return x.addressable_data(0) if isinstance(x, jax.Array) else x
 
@@ -202,14 +166,11 @@ def local_copy(x: chex.Array) -> chex.Array:
 def shard(batch: chex.ArrayTree) -> chex.ArrayTree:
   """Splits this process's part of a batch over its devices.
 
-  Args:
-    batch: arrays `[n, ...]`; n a multiple of the local devices.
-
   Returns:
-    Arrays `[local devices, n / local devices, ...]`.
+    Arrays `[local devices, n / local devices, ...]` of arrays `[n, ...]`.
 
   Raises:
-    ValueError: if the examples cannot be split evenly.
+    ValueError: if n is not divisible by the local device count.
 
   Example:
     >>> shard({'label': np.zeros(16)})['label'].shape[0] == (
@@ -230,18 +191,13 @@ def shard(batch: chex.ArrayTree) -> chex.ArrayTree:
 
 
 def replica_spread(tree: chex.ArrayTree) -> float:
-  """Measures how far the copies of a pytree on all devices differ.
+  """Returns the largest difference between the copies on all devices.
 
-  Args:
-    tree: replicated arrays.
-
-  Returns:
-    The largest difference between two copies of any element, also of different
-    processes: 0 for replicas that are identical, NaN if an element is no number
-    somewhere or the same infinity everywhere. All processes get the same.
+  It covers all processes and is the same in each: 0 for identical replicas; NaN
+  if any copy of an element is NaN, or all are the same infinity.
   """
   if jax.device_count() == 1 and jax.devices()[0].platform == 'cpu':
-    # There is no other copy, and the host has it: it takes no program.
+    # A single copy, on the host: no program needed.
     leaves = jax.tree.leaves(jax.device_get(tree))
     finite = (np.isfinite(x).all() for x in leaves)
     return 0.0 if all(finite) else np.nan
@@ -252,7 +208,7 @@ def _spread_over_devices(tree: chex.ArrayTree, _: jax.Array) -> jax.Array:
   def leaf(x: jax.Array) -> jax.Array:
     x = x.astype(jnp.float32)
     spread = jnp.max(jax.lax.pmax(x, AXIS) - jax.lax.pmin(x, AXIS))
-    # A maximum over devices may pass over a NaN.
+    # pmax may ignore NaN.
     nans = jax.lax.psum(jnp.sum(jnp.isnan(x)), AXIS)
     return jnp.where(nans > 0, jnp.nan, spread)
 
@@ -260,7 +216,7 @@ def _spread_over_devices(tree: chex.ArrayTree, _: jax.Array) -> jax.Array:
   return jnp.max(jnp.stack(leaves))
 
 
-# The second argument is there for its device axis alone: pmap wants one.
+# pmap needs an argument with a device axis.
 _spread = jax.pmap(
   _spread_over_devices, axis_name=AXIS, in_axes=(None, 0), out_axes=None
 )

@@ -1,9 +1,8 @@
-"""Several processes that make one run, one on each host or device.
+"""Runs over several processes, one per host or device.
 
-They find one another through the coordinator, process 0. Each reads its part of
-every batch; what must be written once, process 0 writes. All live and die
-together: a process that fails ends at once, and the others follow within the
-heartbeat's timeout. Started again, they go on from the newest checkpoint.
+Processes connect through the coordinator, process 0. Each reads its part of
+every batch; only process 0 writes shared files. If a process fails, it exits at
+once, the others within the heartbeat timeout. A restart resumes the run.
 """
 
 import contextlib
@@ -26,23 +25,23 @@ from jax.experimental import multihost_utils
 from nfnets_jax import devices as platforms
 from nfnets_jax.runtime import interrupt
 
-# Seconds that the processes wait for one another at the start.
+# Seconds to wait for the other processes at the start.
 START_TIMEOUT = 300
-# Seconds without a sign of life after which a process is taken for dead. The
-# signs come from a thread of their own, also while jax compiles.
+# Seconds without a heartbeat until a process counts as dead. A separate thread
+# sends heartbeats, also while jax compiles.
 HEARTBEAT_TIMEOUT = 60
 
-# Seconds until all processes must see a new file: NFS shows it late.
+# Seconds to wait for a new file to appear in all processes; NFS is slow.
 _SHARED_TIMEOUT = 30.0
 
-# Of variables that jax takes for set where they are set to nothing.
+# jax treats empty variables with these prefixes as set.
 _PREFIXES = ('JAX_', 'SLURM_', 'OMPI_', 'TPU_', 'MEGASCALE_', 'KUBERNETES_')
 
 _ALONE = '--num_processes=1 runs a process by itself'
 
 
 class _Launcher(NamedTuple):
-  """The variables that a launcher sets in each process; '' if it has none."""
+  """A launcher's environment variables in each process; '' if missing."""
 
   name: str
   size: str
@@ -50,8 +49,7 @@ class _Launcher(NamedTuple):
   local_rank: str = ''
 
 
-# Those that jax does not know. Without this table, each of their processes
-# would take itself for the whole run.
+# Launchers unknown to jax, whose processes would otherwise train alone.
 _LAUNCHERS = (
   _Launcher('mpiexec', 'PMI_SIZE', 'PMI_RANK', 'MPI_LOCALRANKID'),
   _Launcher(
@@ -89,27 +87,24 @@ def initialize(
   start_timeout: int = START_TIMEOUT,
   heartbeat_timeout: int = HEARTBEAT_TIMEOUT,
 ) -> None:
-  """Joins the other processes of the run, if there are any.
+  """Connects to the other processes of the run, if any.
 
-  Without the first three arguments the environment decides, see `detect`. To be
-  called once, before jax is asked for its devices, which it starts.
+  Without the first three arguments, the environment decides; see `detect`. Call
+  it once, before any use of jax devices, which it initializes.
 
   Args:
-    coordinator_address: `host:port` of process 0, which all processes reach; by
-      default `$JAX_COORDINATOR_ADDRESS`.
-    num_processes: how many there are; 1 is a run of one process, whatever the
-      environment says.
-    process_id: which this is, in [0, num_processes).
-    start_timeout: seconds to wait for the others; after that the process says
-      so and ends.
-    heartbeat_timeout: seconds without a sign of life after which a process is
-      taken for dead, and the others end.
+    coordinator_address: `host:port` of process 0, reachable from all processes;
+      defaults to `$JAX_COORDINATOR_ADDRESS`.
+    num_processes: number of processes; 1 ignores the environment.
+    process_id: index of this process, in [0, num_processes).
+    start_timeout: seconds to wait for the others before exiting with an error.
+    heartbeat_timeout: seconds without a heartbeat after which a process counts
+      as dead, and the others exit.
 
   Raises:
-    ValueError: if some of the first three arguments are missing or make no
-      sense, the environment tells too little, or a platform that it names is
-      missing.
-    RuntimeError: if jax cannot join the processes.
+    ValueError: if some of the first three arguments are missing or invalid, the
+      environment is incomplete, or a platform that it names is missing.
+    RuntimeError: if jax cannot connect the processes.
   """
   timeouts = {
     'start_timeout': start_timeout,
@@ -125,7 +120,7 @@ def initialize(
   if arguments is None:
     platforms.start()
     return
-  # jax asks whether some of them are set, even to nothing.
+  # jax treats empty variables as set.
   for name, value in list(os.environ.items()):
     if not value.strip() and name.startswith(_PREFIXES):
       del os.environ[name]
@@ -135,7 +130,7 @@ def initialize(
     try:
       jax.distributed.initialize(
         **arguments,
-        # Longer than ours, for jax ends the process with less of a message.
+        # Longer than ours, since jax's message is less helpful.
         initialization_timeout=start_timeout + 60,
         heartbeat_timeout_seconds=heartbeat_timeout,
       )
@@ -185,7 +180,7 @@ def _from_flags(
       f'process_id {process_id} is not one of {num_processes} processes: give '
       'a number from 0'
     )
-  # What the flags say is not to be mixed with what the environment says.
+  # Do not mix flags with the environment.
   return {**flags, 'cluster_detection_method': 'deactivate'}
 
 
@@ -196,23 +191,20 @@ def _check_address(name: str, address: str) -> None:
 
 
 def detect(environment: Mapping[str, str]) -> dict[str, Any] | None:
-  """Tells from the environment whether there are other processes.
+  """Detects the other processes of a run from the environment.
 
-  The innermost launcher decides: one that jax does not know (`mpiexec` of MPICH
-  or Intel MPI, torchrun and the like), if what it says differs from the rest;
-  then, in this order, Open MPI, SLURM, a TPU pod slice, an indexed job of
-  Kubernetes.
-
-  Args:
-    environment: the process's variables; empty ones count as unset.
+  The innermost launcher wins: one unknown to jax (`mpiexec` of MPICH or Intel
+  MPI, torchrun etc.), if it differs from the rest; then, in this order, Open
+  MPI, SLURM, a TPU pod slice and an indexed Kubernetes job. Empty variables
+  count as unset.
 
   Returns:
-    None if this process is alone. Else arguments of
-    `jax.distributed.initialize`, empty where jax finds all by itself.
+    None for a single process. Else arguments of `jax.distributed.initialize`,
+    empty if jax detects them itself.
 
   Raises:
-    ValueError: if there are other processes, but not enough is known of them,
-      or a variable is not a number; the message says what to do.
+    ValueError: if there are other processes but not enough information, or a
+      variable is not a number; the message has the remedy.
 
   Example:
     >>> detect({}) is None
@@ -228,9 +220,9 @@ def detect(environment: Mapping[str, str]) -> dict[str, Any] | None:
     1
   """
   environment = {x: y for x, y in environment.items() if y.strip()}
-  open_mpi = _place(environment, _OPEN_MPI)
-  # In a shell of `salloc` or `sbatch` some of these are missing, or the step
-  # has one task although the job has more: nobody would join.
+  open_mpi = _size_and_rank(environment, _OPEN_MPI)
+  # In a shell of `salloc` or `sbatch`, some of these are missing, or the step
+  # has one task although the job has more, which would never connect.
   started_by_srun = all(
     name in environment
     for name in (
@@ -244,7 +236,7 @@ def detect(environment: Mapping[str, str]) -> dict[str, Any] | None:
   slurm = None
   if started_by_srun:
     for name in ('SLURM_JOB_ID', 'SLURM_NTASKS', 'SLURM_LOCALID'):
-      _number(environment, name)  # jax reads them
+      _number(environment, name)  # read by jax
     step = 'SLURM_STEP_NUM_TASKS'
     tasks = _number(
       environment, step if step in environment else 'SLURM_NTASKS'
@@ -252,10 +244,10 @@ def detect(environment: Mapping[str, str]) -> dict[str, Any] | None:
     slurm = tasks, _number(environment, 'SLURM_PROCID')
 
   for launcher in _LAUNCHERS:
-    place = _place(environment, launcher)
-    # SLURM sets the variables of PMI too, and jsrun those of Open MPI.
-    said = any(_agree(place, other) for other in (open_mpi, slurm))
-    if place and _of_several(place) and not said:
+    detected = _size_and_rank(environment, launcher)
+    # SLURM also sets PMI's variables, and jsrun Open MPI's.
+    is_known = any(_agree(detected, other) for other in (open_mpi, slurm))
+    if detected and _of_several(detected) and not is_known:
       return _from_launcher(environment, launcher)
   if open_mpi:
     if not _of_several(open_mpi):
@@ -292,15 +284,15 @@ def _number(environment: Mapping[str, str], name: str) -> int:
   return int(text)
 
 
-_Place = tuple[int | None, int | None]
+_SizeAndRank = tuple[int | None, int | None]
 
 
-def _place(
+def _size_and_rank(
   environment: Mapping[str, str], launcher: _Launcher
-) -> _Place | None:
-  """Returns how many processes there are and which this is, None if unsaid."""
+) -> _SizeAndRank | None:
+  """Returns (number of processes, index); None where unknown."""
   names = {launcher.size, launcher.rank} & environment.keys()
-  # The names of torchrun are such as others may use for something else.
+  # torchrun's names are generic: require both.
   if not names or (launcher.name == 'torchrun' and len(names) < 2):
     return None
   size, rank = (
@@ -310,27 +302,24 @@ def _place(
   return size, rank
 
 
-def _agree(place: _Place | None, other: _Place | None) -> bool:
-  if place is None or other is None:
+def _agree(detected: _SizeAndRank | None, other: _SizeAndRank | None) -> bool:
+  if detected is None or other is None:
     return False
-  return place[0] in (None, other[0]) and place[1] == other[1]
+  return detected[0] in (None, other[0]) and detected[1] == other[1]
 
 
-def _of_several(place: _Place) -> bool:
-  """Whether there are others; where the size is unsaid, rank 0 is let pass.
-
-  It could be alone, and if it is not, the others are refused.
-  """
-  size, rank = place
+def _of_several(detected: _SizeAndRank) -> bool:
+  """Whether there are others; if the size is unknown, rank 0 passes."""
+  size, rank = detected
   return bool(rank) if size is None else size > 1
 
 
 def _from_launcher(
   environment: Mapping[str, str], launcher: _Launcher
 ) -> dict[str, Any]:
-  """Returns arguments where the launcher does not say where process 0 is."""
-  size, rank = _place(environment, launcher) or (None, None)
-  # The number of processes on this host is not that of all.
+  """Returns arguments for a launcher that does not give process 0's address."""
+  size, rank = _size_and_rank(environment, launcher) or (None, None)
+  # MPI_LOCALNRANKS counts the processes of this host only.
   known = None not in (size, rank) and launcher.size != 'MPI_LOCALNRANKS'
   address = environment.get('JAX_COORDINATOR_ADDRESS', '').strip()
   if known and address:
@@ -375,7 +364,7 @@ def _has_tpu(environment: Mapping[str, str]) -> bool:
   platforms = environment.get('JAX_PLATFORMS', '')
   if platforms and 'tpu' not in platforms.split(','):
     return False
-  # Without the metadata server, hosts are known from these variables alone.
+  # Without the metadata server, only these variables list the hosts.
   names = (
     'TPU_PROCESS_ADDRESSES_PATH',
     'TPU_PROCESS_ADDRESSES',
@@ -408,7 +397,7 @@ def _describe(arguments: Mapping[str, Any]) -> str:
 def _ending_after(
   seconds: float, arguments: Mapping[str, Any]
 ) -> Iterator[None]:
-  """Ends the process with a message if what is inside takes longer."""
+  """Exits with an error if the body takes longer."""
 
   def end() -> None:
     print(
@@ -431,11 +420,10 @@ def _ending_after(
 
 @contextlib.contextmanager
 def ending_together() -> Iterator[None]:
-  """Ends the process at once if what is inside fails, so that others notice.
+  """Exits at once if the body fails, so that the other processes notice.
 
-  Left to itself, a process of several that fails would wait at its exit for the
-  others, which wait for it in the next sum over devices. A run of one process
-  raises as usual.
+  Otherwise a failed process would block at exit on the others, which block on
+  it in their next collective. A single process raises as usual.
   """
   try:
     yield
@@ -443,7 +431,7 @@ def ending_together() -> Iterator[None]:
     stopped = (
       isinstance(error, SystemExit) and error.code == interrupt.EXIT_CODE
     )
-    if jax.process_count() == 1 or stopped:  # all have stopped alike
+    if jax.process_count() == 1 or stopped:  # all stop at the same step
       raise
     if not isinstance(error, SystemExit):
       traceback.print_exc()
@@ -461,14 +449,12 @@ def ending_together() -> Iterator[None]:
 
 
 def agree(what: str, value: Any) -> None:
-  """Checks that a value is the same in all processes, which all call this.
+  """Checks that all processes, which must all call this, have the same value.
 
-  Args:
-    what: the value's name, for the message.
-    value: JSON-serialisable.
+  `what` names it in the message; `value` is JSON-serialisable.
 
   Raises:
-    ValueError: in every process, if a value differs from that of process 0.
+    ValueError: in every process, if any value differs from that of process 0.
 
   Example:
     >>> agree('the seed', 0)
@@ -479,28 +465,25 @@ def agree(what: str, value: Any) -> None:
   digest = hashlib.sha256(text.encode()).digest()
   digests = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8))
   if others := np.flatnonzero((digests != digests[0]).any(axis=1)).tolist():
-    mine = text if len(text) <= 200 else f'{text[:200]}...'
+    shown = text if len(text) <= 200 else f'{text[:200]}...'
     raise ValueError(
       f'{what} is not the same in all processes: {others} differ from process '
-      f'0; in process {jax.process_index()} it is {mine}'
+      f'0; in process {jax.process_index()} it is {shown}'
     )
 
 
 def all_agree(yes: bool) -> bool:
-  """Returns whether all processes, which all call this, say yes."""
+  """Returns the logical and over all processes, which must all call this."""
   if jax.process_count() == 1:
     return yes
   return bool(multihost_utils.process_allgather(np.uint8(yes)).all())
 
 
 def check_shared(folder: pathlib.Path) -> None:
-  """Checks that a folder is the same for all processes, which all call this.
+  """Checks that all processes, which must all call this, share a folder.
 
-  Args:
-    folder: made if it is not there and there are several processes.
-
-  Raises:
-    ValueError: in every process, if one has a folder of its own there.
+  Creates the folder if there are several. A ValueError is raised in every
+  process if any sees another folder.
   """
   if jax.process_count() == 1:
     return
@@ -508,12 +491,12 @@ def check_shared(folder: pathlib.Path) -> None:
   mark = f'.shared-{multihost_utils.broadcast_one_to_all(number)[0]:08x}'
   if jax.process_index() == 0:
     folder.mkdir(parents=True, exist_ok=True)
-    for left_over in folder.glob('.shared-*'):
-      left_over.unlink()
+    for stale in folder.glob('.shared-*'):
+      stale.unlink()
     (folder / mark).touch()
-  all_agree(True)  # process 0 has written
+  all_agree(True)  # wait for process 0 to write
   deadline = time.monotonic() + _SHARED_TIMEOUT
-  # Listed, so that what else is in the folder is seen as well from here on.
+  # Listing refreshes the cached view of the whole folder.
   while not (seen := folder.is_dir() and folder / mark in folder.iterdir()):
     if time.monotonic() > deadline:
       break

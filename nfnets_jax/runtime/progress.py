@@ -1,4 +1,4 @@
-"""What a person sees of a run: a bar, or plain lines."""
+"""Progress of a run: a bar or plain lines."""
 
 import sys
 import time
@@ -7,7 +7,7 @@ from typing import Self, TextIO
 import jax
 import tqdm
 
-# What people watch; `metrics.jsonl` has the rest.
+# Metrics to show; `metrics.jsonl` has the rest.
 _SHOWN = (
   'loss',
   'top_1',
@@ -21,10 +21,9 @@ _SHOWN = (
 
 
 class Progress:
-  """A bar where a person watches, plain lines where not."""
+  """A progress bar on a terminal, plain lines elsewhere."""
 
   def __init__(self, start: int, total: int, batch_size: int):
-    """Starts at step `start` of `total`, each of `batch_size` images."""
     self._start, self._total = start, total
     self._began: float | None = None
     self._bar = None
@@ -38,7 +37,7 @@ class Progress:
       )
 
   def advance(self) -> None:
-    """Counts a step; the first, which compiles, is left out of the ETA."""
+    """Counts a step; the ETA excludes the first, which loads the program."""
     if self._began is None:
       self._start += 1
       self._began = time.monotonic()
@@ -46,7 +45,7 @@ class Progress:
       self._bar.update()
 
   def show(self, step: int, epoch: float, values: dict[str, float]) -> None:
-    """Shows the newest values."""
+    """Prints the latest values."""
     text = ', '.join(
       f'{name} {_format(values[name])}' for name in _SHOWN if name in values
     )
@@ -73,12 +72,7 @@ class Progress:
 
 
 def say(text: str, file: TextIO | None = None) -> None:
-  """Prints a line, once however many processes there are.
-
-  Args:
-    text: to print.
-    file: to print to; standard output by default.
-  """
+  """Prints a line from process 0, to standard output by default."""
   if jax.process_index() == 0:
     print(text, file=file, flush=True)
 

@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, what it depends on, and what came out."""
+"""The run folder: its config, data and report."""
 
 import json
 import pathlib
@@ -9,7 +9,7 @@ from ml_collections import config_dict
 
 from nfnets_jax.runtime import progress
 
-# Fields that say where and how fast, not what: a run may go on with others.
+# Fields that may change in a resumed run, since results do not depend on them.
 _CIRCUMSTANCES = (
   'compilation_cache',
   'data.data_dir',
@@ -24,21 +24,14 @@ _CIRCUMSTANCES = (
 def check(
   workdir: pathlib.Path, config: config_dict.ConfigDict, allow_change: bool
 ) -> bool:
-  """Checks that a folder is this config's; writes nothing.
+  """Returns whether a run folder is new or of the same config; writes nothing.
 
-  Args:
-    workdir: of the run; need not be there.
-    config: of the run.
-    allow_change: whether a run may go on with another config. What only says
-      where the data are and how fast they are read may always change.
-
-  Returns:
-    Whether the config is the one that the folder's run began with, or there is
-    no run.
+  With `allow_change`, a run may resume with another config. Fields that only
+  affect where and how fast data are read may always change.
 
   Raises:
-    ValueError: if the folder holds a run of another config; the message lists
-      the fields that differ.
+    ValueError: if the folder holds a run of another config; lists the fields
+      that differ.
   """
   path = workdir / 'config.json'
   if not path.exists():
@@ -58,12 +51,7 @@ def check(
 
 
 def record(workdir: pathlib.Path, config: config_dict.ConfigDict) -> None:
-  """Writes `config.json`, and removes a report that it would not explain.
-
-  Args:
-    workdir: of the run; made if it is not there.
-    config: of the run.
-  """
+  """Writes `config.json` and removes any older report; creates the folder."""
   workdir.mkdir(parents=True, exist_ok=True)
   (workdir / 'report.json').unlink(missing_ok=True)
   write_json(workdir / 'config.json', config.to_dict())
@@ -72,33 +60,19 @@ def record(workdir: pathlib.Path, config: config_dict.ConfigDict) -> None:
 def check_data(
   workdir: pathlib.Path, data: Mapping[str, Any], allow_change: bool
 ) -> bool:
-  """Checks that a run goes on with the data that it began with.
+  """Returns whether classes and number of training images are unchanged.
 
-  Args:
-    workdir: of the run; need not exist.
-    data: as of `build.describe_data`, or its `class_names` alone.
-    allow_change: whether a run may go on with other data.
-
-  Returns:
-    Whether nothing changed that the training depends on: the classes and the
-    number of training images. A change is printed.
+  Prints changes. `data` is from `build.describe_data`, or only `class_names`.
 
   Raises:
-    ValueError: if something did and it may not; the message lists it.
+    ValueError: if they changed and `allow_change` is false; lists the changes.
   """
   old = read_data(workdir)
   return old is None or compare_data(workdir, old, data, allow_change)
 
 
 def read_data(workdir: pathlib.Path) -> dict[str, Any] | None:
-  """Returns `data.json`, or None if there is none.
-
-  Args:
-    workdir: of a run.
-
-  Raises:
-    ValueError: if the file is damaged.
-  """
+  """Returns `data.json`, or None; raises a ValueError if it is corrupt."""
   path = workdir / 'data.json'
   if not path.exists():
     return None
@@ -106,14 +80,14 @@ def read_data(workdir: pathlib.Path) -> dict[str, Any] | None:
     data = json.loads(path.read_bytes())
     names = data['class_names']
     counts = [data['splits'][part]['count'] for part in ('train', 'test')]
-    whole = (
+    valid = (
       isinstance(names, list)
       and all(isinstance(x, str) for x in names)
       and all(isinstance(x, int) for x in counts)
     )
   except (KeyError, TypeError, ValueError):
-    whole = False
-  if not whole:
+    valid = False
+  if not valid:
     raise ValueError(
       f'{path} is damaged; move it away to go on without what it records'
     )
@@ -126,37 +100,24 @@ def compare_data(
   new: Mapping[str, Any],
   allow_change: bool,
 ) -> bool:
-  """As `check_data`, with what is known of the data of a run or of weights.
-
-  Args:
-    source: what was trained with the old data, for messages.
-    old: as of `build.describe_data`, with at least the fields of `new`.
-    new: as for `check_data`.
-    allow_change: as for `check_data`.
-
-  Returns:
-    As `check_data`.
-
-  Raises:
-    ValueError: as `check_data`.
-  """
+  """Like `check_data`, for the `old` data of the run or weights `source`."""
   sizes = {
     part: (old['splits'][part]['count'], split['count'])
     for part, split in new.get('splits', {}).items()
   }
-  found = {
+  changed = {
     part: f'{part} split: {before:,} -> {after:,} images'
     for part, (before, after) in sizes.items()
     if before != after
   }
-  if 'test' in found:  # nothing depends on it but the accuracy
-    progress.say(f'the data of {source} have changed: {found.pop("test")}')
+  if 'test' in changed:  # affects only the reported accuracy
+    progress.say(f'the data of {source} have changed: {changed.pop("test")}')
   if difference := class_changes(old['class_names'], new['class_names']):
-    found['classes'] = difference
-  if not found:
+    changed['classes'] = difference
+  if not changed:
     return True
   message = f'the data of {source} have changed:' + ''.join(
-    f'\n  {line}' for line in found.values()
+    f'\n  {line}' for line in changed.values()
   )
   if not allow_change:
     raise ValueError(
@@ -168,7 +129,7 @@ def compare_data(
 
 
 def class_changes(old: list[str], new: list[str]) -> str:
-  """Returns how two lists of class names differ; '' if they do not."""
+  """Describes how two lists of class names differ; '' if they do not."""
   if old == new:
     return ''
   if len(old) != len(new):
@@ -185,39 +146,33 @@ def class_changes(old: list[str], new: list[str]) -> str:
 def changes(
   old: Mapping[str, Any], new: Mapping[str, Any]
 ) -> dict[str, tuple[Any, Any]]:
-  """Returns the fields of two configs that differ and make another run.
+  """Returns the fields of two configs that differ and affect results.
 
-  Args:
-    old: a config as a dict, or what was read from its JSON.
-    new: likewise.
-
-  Returns:
-    The two values of each by its name with dots; '(absent)' where it is not
-    there. What only says where and how fast is left out.
+  Maps dotted names to (old, new), with '(absent)' for a missing field.
 
   Example:
     >>> changes({'seed': 0, 'data': {'size': 8}}, {'seed': 1, 'data': {}})
     {'data.size': (8, '(absent)'), 'seed': (0, 1)}
   """
-  # Through JSON, so that tuples compare equal to the lists in a file.
+  # Through JSON, so that tuples equal the lists in a file.
   first, second = (json.loads(json.dumps(x)) for x in (old, new))
-  found = _changes(first, second, '')
-  return {k: v for k, v in found.items() if k not in _CIRCUMSTANCES}
+  changed = _changes(first, second, '')
+  return {k: v for k, v in changed.items() if k not in _CIRCUMSTANCES}
 
 
 def _changes(old: Any, new: Any, name: str) -> dict[str, tuple[Any, Any]]:
   if not (isinstance(old, dict) and isinstance(new, dict)):
     return {} if old == new else {name: (old, new)}
-  found: dict[str, tuple[Any, Any]] = {}
+  changed: dict[str, tuple[Any, Any]] = {}
   for key in sorted(old.keys() | new.keys()):
     missing = '(absent)'
     inner = f'{name}.{key}' if name else key
-    found |= _changes(old.get(key, missing), new.get(key, missing), inner)
-  return found
+    changed |= _changes(old.get(key, missing), new.get(key, missing), inner)
+  return changed
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-  """Writes indented JSON so that the file is never seen half-written."""
+  """Writes indented JSON atomically."""
   partial = path.with_suffix('.tmp')
   partial.write_text(json.dumps(value, indent=2) + '\n')
   partial.replace(path)
@@ -230,15 +185,7 @@ def read_report(workdir: pathlib.Path) -> dict[str, Any] | None:
 
 
 def format_report(report: Mapping[str, Any], workdir: pathlib.Path) -> str:
-  """Lays a report out as a table for people.
-
-  Args:
-    report: of `training.train.train_and_evaluate`.
-    workdir: of the run.
-
-  Returns:
-    Lines of text.
-  """
+  """Formats a report of `training.train.train_and_evaluate` as a table."""
 
   def percent(name: str) -> str:
     return f'{100 * report[name]:9.2f} %'
@@ -247,7 +194,7 @@ def format_report(report: Mapping[str, Any], workdir: pathlib.Path) -> str:
     f'{"":14}{"weights":>11}{"EMA":>11}',
     f'{"top-1":14}{percent("eval_top_1")}{percent("ema_eval_top_1")}',
   ]
-  if report.get('num_classes', 1000) > 5:  # else every image is a hit
+  if report.get('num_classes', 1000) > 5:  # else top-5 is trivial
     rows.append(
       f'{"top-5":14}{percent("eval_top_5")}{percent("ema_eval_top_5")}'
     )

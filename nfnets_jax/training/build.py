@@ -1,4 +1,4 @@
-"""The parts of a run from its config: data, net, optimizer and steps."""
+"""Builds the parts of a run from its config: data, net, optimizer, steps."""
 
 import functools
 import math
@@ -29,7 +29,7 @@ _HYPERPARAMS = ('learning_rate_per_256', 'clipping', 'max_norm')
 def load_data(
   config: config_dict.ConfigDict,
 ) -> tuple[datasets.Dataset, datasets.Dataset]:
-  """Opens the training and the test split, preparing them if told to."""
+  """Opens the training and test splits, preparing the data set if asked to."""
   name, data_dir = config.data.name, config.data.data_dir
   if config.data.prepare:
     if jax.process_index() == 0:
@@ -42,7 +42,7 @@ def load_data(
 
 
 def load_split(config: config_dict.ConfigDict, split: str) -> datasets.Dataset:
-  """Opens a split, with the classes and in the memory that the config says."""
+  """Opens a split, with the classes and caching of the config."""
   dataset = datasets.load(config.data.name, split, config.data.data_dir)
   if config.data.classes is not None:
     dataset = datasets.select_classes(dataset, config.data.classes)
@@ -52,7 +52,7 @@ def load_split(config: config_dict.ConfigDict, split: str) -> datasets.Dataset:
 def create_transform(
   config: config_dict.ConfigDict,
 ) -> transforms.TrainTransform:
-  """Returns what makes the config's training images."""
+  """Returns the config's training transform."""
   data, augment = config.data, config.augment
   return transforms.train_transform(
     data.image_size,
@@ -65,12 +65,12 @@ def create_transform(
 
 
 def mixes(config: config_dict.ConfigDict) -> bool:
-  """Returns whether a training image is made of two photographs."""
+  """Returns whether training images are mixed in pairs."""
   return mixing.is_on(config.augment.mixup_alpha, config.augment.cutmix)
 
 
 def loader_options(config: config_dict.ConfigDict) -> dict[str, Any]:
-  """Returns what all loaders of this process have in common."""
+  """Returns the options common to all loaders of this process."""
   return {
     'process_index': jax.process_index(),
     'process_count': jax.process_count(),
@@ -83,7 +83,7 @@ def loader_options(config: config_dict.ConfigDict) -> dict[str, Any]:
 def train_batches(
   config: config_dict.ConfigDict, train_set: datasets.Dataset
 ) -> loaders.Batches:
-  """Returns this process's training batches, an endless stream."""
+  """Returns this process's endless stream of training batches."""
   return loaders.train_batches(
     train_set,
     batch_size=config.batch_size,
@@ -97,7 +97,7 @@ def train_batches(
 def eval_batches(
   config: config_dict.ConfigDict, test_set: datasets.Dataset
 ) -> Iterable[train_step.Batch]:
-  """Returns this process's batches of the test split, from its beginning."""
+  """Returns this process's batches of one pass over the test split."""
   return loaders.eval_batches(
     test_set,
     batch_size=config.eval_batch_size,
@@ -111,19 +111,9 @@ def eval_batches(
 def describe_data(
   train_set: datasets.Dataset, test_set: datasets.Dataset
 ) -> dict[str, Any]:
-  """Returns what a run depends on in its data, for `data.json`.
+  """Returns the contents of `data.json`: name, splits, counts and classes.
 
-  Args:
-    train_set: the training split.
-    test_set: the test split.
-
-  Returns:
-    JSON-serialisable: the `name` of the data set, the TFDS notation and the
-    number of examples of both `splits`, and the `class_names` in the order of
-    their labels.
-
-  Raises:
-    ValueError: if the two splits have different classes.
+  Raises a ValueError if the two splits have different classes.
   """
   names = list(train_set.class_names)
   if difference := workdirs.class_changes(names, list(test_set.class_names)):
@@ -142,11 +132,7 @@ def describe_data(
 
 
 def count_steps(epochs: float, epoch_steps: float) -> int:
-  """Returns the whole steps of a run, as released: 112,602 of 112,602.57.
-
-  Args:
-    epochs: of the run.
-    epoch_steps: steps of an epoch, not necessarily whole.
+  """Returns the whole steps of a run, rounded down as in the released code.
 
   Example:
     >>> count_steps(360.0, 1_281_167 / 4096)
@@ -154,27 +140,23 @@ def count_steps(epochs: float, epoch_steps: float) -> int:
     >>> count_steps(15_000 / (50_000 / 2048), 50_000 / 2048)
     15000
   """
-  # Epochs that were computed from steps are off by the rounding of a float.
+  # Epochs computed from steps carry a rounding error.
   return math.floor(epochs * epoch_steps + 1e-6)
 
 
 def create_net(
   config: config_dict.ConfigDict, num_classes: int
 ) -> hk.TransformedWithState:
-  """Transforms the config's network, a function of `(images, is_training)`.
-
-  Args:
-    config: of the run.
-    num_classes: K.
+  """Transforms the config's network.
 
   Returns:
-    `init` and `apply`, also of `image_index` int32 `[B]`, the index of each
-    image in the global batch, and of `standardized`, whether the parameters are
-    those of `layers.fold`.
+    `init` and `apply` of `(images, is_training)`, and optionally of
+    `image_index`, int32 `[B]`, indices in the global batch, and `standardized`,
+    whether the parameters come from `layers.fold`.
 
   Raises:
-    ValueError: if the config names one variant and describes another, as when
-      only `model.name` is overridden.
+    ValueError: if the fields are those of a variant other than `model.name`, as
+      when only the name is overridden.
   """
   overrides = {k: v for k, v in config.model.items() if k != 'name'}
   for name in variants.VARIANTS:
@@ -203,14 +185,7 @@ def create_net(
 
 
 def hyperparams(config: config_dict.ConfigDict) -> train_step.Hyperparams:
-  """Returns the inputs of the compiled training step.
-
-  Args:
-    config: of the run.
-
-  Returns:
-    Field to float32: the learning rate, and the thresholds of clipping.
-  """
+  """Returns the learning rate and clipping thresholds, inputs of the step."""
   fields = config.optimizer
   return {
     name: np.float32(fields[name])
@@ -224,18 +199,10 @@ def create_schedule(
   epoch_steps: float,
   hyperparams: train_step.Hyperparams | None = None,
 ) -> schedules.Schedule:
-  """Builds the learning rate schedule.
+  """Builds the learning rate schedule; see `schedules.create_schedule`.
 
-  Args:
-    config: of the run.
-    epoch_steps: steps of an epoch, not necessarily whole.
-    hyperparams: instead of the config's, perhaps traced.
-
-  Returns:
-    A function from the step, counted from 0, to the learning rate.
-
-  Raises:
-    ValueError: for an unknown schedule, or a warm-up that does not fit.
+  `epoch_steps` may be fractional. `hyperparams` override those of the config
+  and may be traced.
   """
   fields = {**config.optimizer, **(hyperparams or {})}
   return schedules.create_schedule(
@@ -256,16 +223,7 @@ def create_optimizer(
 ) -> optax.GradientTransformation:
   """Builds the optimizer; see `optimizer.create_optimizer`.
 
-  Args:
-    config: of the run.
-    schedule: step → learning rate.
-    hyperparams: instead of the config's, perhaps traced.
-
-  Returns:
-    The transformation of the whole batch's gradient into the update.
-
-  Raises:
-    ValueError: for impossible fields.
+  `hyperparams` override those of the config and may be traced.
   """
   fields = {**config.optimizer, **(hyperparams or {})}
   return optimizer.create_optimizer(
@@ -293,16 +251,8 @@ def create_train_step(
 ) -> Callable[..., tuple[train_step.TrainState, train_step.Metrics]]:
   """Returns `train_step.train_step` with the arguments of the config.
 
-  Args:
-    config: of the run.
-    net: as of `create_net`.
-    num_classes: K.
-    schedule: from the hyperparameters to the learning rate schedule.
-    micro_batches: parts that each device's share is computed in.
-
-  Returns:
-    `step(state, batch, hyperparams) → (state, metrics)`, to be mapped over
-    `parallel.AXIS`.
+  `schedule` maps hyperparameters to a learning rate schedule. To map over
+  `parallel.AXIS`: `step(state, batch, hyperparams) → (state, metrics)`.
   """
   return functools.partial(
     train_step.train_step,
@@ -332,13 +282,7 @@ def create_eval_step(
 ) -> Callable[..., dict[str, train_step.Metrics]]:
   """Returns `eval_step.eval_step` with the arguments of the config.
 
-  Args:
-    config: of the run.
-    net: as of `create_net`.
-    micro_batches: parts that each device's share is computed in.
-
-  Returns:
-    `step(state, batch) → sums`, to be mapped over `parallel.AXIS`.
+  To map over `parallel.AXIS`: `step(state, batch) → sums`.
   """
   return functools.partial(
     eval_step.eval_step,
@@ -352,14 +296,10 @@ def create_eval_step(
 def keep_compiled(
   config: config_dict.ConfigDict, workdir: pathlib.Path
 ) -> None:
-  """Makes jax keep compiled programs, so that resuming starts fast.
+  """Enables jax's persistent compilation cache, so that resuming is fast.
 
-  A folder that jax was told of otherwise, as by the environment variable
-  JAX_COMPILATION_CACHE_DIR, comes first.
-
-  Args:
-    config: of the run.
-    workdir: of the run, which a relative folder belongs to.
+  A folder already set in jax, as by JAX_COMPILATION_CACHE_DIR, takes
+  precedence. A relative folder in the config is relative to `workdir`.
   """
   name = 'jax_compilation_cache_dir'
   if config.compilation_cache and not getattr(jax.config, name):
@@ -367,5 +307,5 @@ def keep_compiled(
       config.compilation_cache, 'config.compilation_cache'
     )
     jax.config.update(name, str(folder))
-    # jax decides at the first compilation whether to keep any.
+    # jax decides at the first compilation whether to use a cache.
     compilation_cache.reset_cache()

@@ -1,8 +1,7 @@
-"""The fields of a run and the paper's values for ImageNet.
+"""The fields of a run, with the paper's values for ImageNet.
 
-The fields are independent facts: counts of steps, the peak learning rate and
-the like follow from them in the loop. None means off. An experiment file
-changes what differs and nothing else.
+The fields are independent: step counts, the peak learning rate etc. are derived
+from them. None means off. An experiment file sets only what differs.
 
 Source: Brock et al. 2021, appendix A.
 """
@@ -17,9 +16,9 @@ from nfnets_jax.training import build, fit, sam, train_step
 
 
 def model(name: str) -> config_dict.ConfigDict:
-  """Returns the name of a variant and every argument of its network."""
+  """Returns a variant's name and all arguments of its network."""
   arguments = {
-    # All that a net can be told and is off is called by a name.
+    # An option that is None takes a string.
     key: config_dict.placeholder(str) if value is None else value
     for key, value in models.arguments(name).items()
   }
@@ -33,55 +32,53 @@ def get_config() -> config_dict.ConfigDict:
   # Length and size. An epoch is one output image per training example.
   config.epochs = 360.0
   config.batch_size = 4096  # over all devices and hosts
-  # The result does not depend on it; one device must hold its share.
+  # Does not affect results; the per-device batch must fit in memory.
   config.eval_batch_size = 1024
-  # Parts that each device's share of a batch is computed in, one after the
-  # other; their mean gradient is the whole batch's, but for a net with batch
-  # normalisation. None takes the fewest that fit into the device's memory.
+  # Micro-batches per device, computed sequentially. Their mean gradient is that
+  # of the whole batch, except with batch normalisation. None is the fewest that
+  # fit in device memory.
   config.micro_batches = config_dict.placeholder(int)
-  # What the forward pass keeps for the backward pass: None keeps all, 'block'
-  # the input of each residual block, 'stage' the input of each stage; the rest
-  # is computed again.
+  # Rematerialisation: None stores all activations, 'block' the input of each
+  # residual block, 'stage' the input of each stage.
   config.remat = config_dict.placeholder(str)
   config.seed = 0
-  # Where the weights are at the start, or in an evaluation without training: a
-  # file, the folder of a run, or 'released'. The classifier is new if there is
-  # another number of classes, or if it is to be; else it is kept.
+  # Initial weights, or those to evaluate without training: a file, a run folder
+  # or 'released'. The classifier is reinitialised if the number of classes
+  # differs or init_new_head is set.
   config.init_from = config_dict.placeholder(str)
   config.init_new_head = False
 
   config.model = model('nfnet_f0')
 
   config.data = config_dict.ConfigDict()
-  config.data.name = 'imagenet2012'  # of TFDS, 'folder' or 'fake'
-  # None is $TFDS_DATA_DIR, or ~/tensorflow_datasets.
+  config.data.name = 'imagenet2012'  # a TFDS name, 'folder' or 'fake'
+  # None is $TFDS_DATA_DIR or ~/tensorflow_datasets.
   config.data.data_dir = config_dict.placeholder(str)
-  config.data.prepare = False  # build the data set if it is not there
+  config.data.prepare = False  # build the data set if missing
   config.data.train_split = 'train'
   config.data.test_split = 'validation'
-  # Which classes: 'FIRST-LAST', counted from 0; None is all.
+  # 'FIRST-LAST', counted from 0; None is all classes.
   config.data.classes = config_dict.placeholder(str)
   config.data.image_size = 224  # pixels
   config.data.eval_image_size = 224
   config.data.crop = 'random_resized'
   config.data.eval_crop = 'resize_crop_32'
   config.data.flip = True
-  # What decodes: as many workers as there are cores, if None; 'threads' or
-  # 'processes', if None by their number.
+  # Decoding workers: None is one per core; 'threads' or 'processes', None
+  # chooses by their number.
   config.data.num_workers = config_dict.placeholder(int)
   config.data.worker_type = config_dict.placeholder(str)
-  # Whether images stay in memory once they were decoded, and are prepared in
-  # whole chunks: for many epochs of few and small ones.
+  # Cache decoded images and prepare whole chunks; for few, small images.
   config.data.in_memory = False
-  # Damaged images: stop and name the first, or leave out, count and name all.
+  # Corrupt images: stop at the first, or skip, count and list them.
   config.data.skip_corrupt = False
 
   config.augment = config_dict.ConfigDict()
-  # With both, each makes half of a batch.
+  # With both, each is applied to half of a batch.
   config.augment.mixup_alpha = config_dict.placeholder(float)
   config.augment.mixup_alpha = 0.2
   config.augment.cutmix = True
-  # Such as '4x10', or '4x10@224', where what is in pixels is for images of 224.
+  # Such as '4x10' or '4x10@224', with pixel magnitudes for 224-pixel images.
   config.augment.rand_augment = config_dict.placeholder(str)
 
   config.optimizer = config_dict.ConfigDict()
@@ -89,8 +86,8 @@ def get_config() -> config_dict.ConfigDict:
   config.optimizer.learning_rate_per_256 = 0.1  # scaled by batch_size / 256
   config.optimizer.warmup_epochs = 5.0
   config.optimizer.schedule = 'cosine'  # or 'exponential'
-  config.optimizer.end_learning_rate = 0.0  # of 'cosine'; not scaled
-  # Of 'exponential': times decay_rate every decay_epochs.
+  config.optimizer.end_learning_rate = 0.0  # of 'cosine'; unscaled
+  # For 'exponential': multiply by decay_rate every decay_epochs.
   config.optimizer.decay_rate = 0.97
   config.optimizer.decay_epochs = 2.4
   config.optimizer.momentum = 0.9
@@ -99,34 +96,31 @@ def get_config() -> config_dict.ConfigDict:
   config.optimizer.clip = 'agc'  # or 'global_norm', or None
   config.optimizer.clipping = 0.01  # λ of AGC
   config.optimizer.clip_eps = 1e-3  # ε of AGC
-  # What AGC leaves alone: a regular expression that is searched for in
-  # 'module/parameter'; here the classifier's weights. None clips everything.
+  # Regular expression searched in 'module/parameter' for what AGC excludes,
+  # here the classifier's weights. None clips everything.
   config.optimizer.unclipped = config_dict.placeholder(str)
   config.optimizer.unclipped = r'^[^/]+/~/linear/w$'
   config.optimizer.max_norm = 1.0  # of 'global_norm'
-  # Steps in a row whose gradient may be infinite or no number: they are left
-  # out and counted. 0 stops at the first.
+  # Maximum consecutive non-finite gradients to skip; 0 stops at the first.
   config.optimizer.skip_nonfinite = 0
-  # Factors of the learning rate of some parameters: 'PATTERN=FACTOR,...'. The
-  # first regular expression that is found in 'module/parameter' counts; 0
-  # freezes, and what none is found in has 1.
+  # Learning rate factors: 'PATTERN=FACTOR,...'. The first regular expression
+  # found in 'module/parameter' applies; 0 freezes, the default is 1.
   config.optimizer.learning_rate_groups = config_dict.placeholder(str)
-  # ρ of sharpness-aware minimisation, and the part of each device's images that
-  # the step up is taken with; None is off.
+  # ρ of sharpness-aware minimisation (None is off), and the fraction of each
+  # device's images used for the ascent step.
   config.optimizer.sam_rho = config_dict.placeholder(float)
   config.optimizer.sam_fraction = 0.2
 
   config.label_smoothing = 0.1
-  # The loss of a step above which a run has diverged and is stopped.
+  # A larger loss counts as divergence and stops the run.
   config.max_loss = config_dict.placeholder(float)
-  config.ema_decay = 0.99999  # 0 is no average
-  config.compute_dtype = 'bfloat16'  # of the training
-  # Of the evaluation, as released; 'bfloat16' is faster, but makes many logits
-  # equal.
+  config.ema_decay = 0.99999  # 0 disables averaging
+  config.compute_dtype = 'bfloat16'  # for training
+  # For evaluation, as released; 'bfloat16' is faster, but creates ties.
   config.eval_dtype = 'float32'
-  # Where compiled programs are kept, in the run's folder or elsewhere; None
-  # compiles anew each time. Runs that share a folder share programs, whatever
-  # their learning rate, thresholds of clipping and seed.
+  # Cache of compiled programs, relative to the run folder; None disables it.
+  # Runs that share it share programs across learning rates, clipping thresholds
+  # and seeds.
   config.compilation_cache = config_dict.placeholder(str)
   config.compilation_cache = 'compilation_cache'
 
@@ -138,16 +132,7 @@ def get_config() -> config_dict.ConfigDict:
 
 
 def check(config: config_dict.ConfigDict, devices: int) -> None:
-  """Checks what can be checked before data are read and weights are drawn.
-
-  Args:
-    config: of the run.
-    devices: of all processes.
-
-  Raises:
-    ValueError: for a name that is not known, or if the batches cannot be split
-      so.
-  """
+  """Raises a ValueError for invalid fields, before any data are read."""
   build.create_optimizer(config, lambda step: 0.0)
   data = config.data
   if not 0 <= config.seed < 2**32:

@@ -1,4 +1,4 @@
-"""Exponential moving average of the parameters and of the state of a net."""
+"""Exponential moving average of parameters and of a net's state."""
 
 import chex
 import jax
@@ -7,18 +7,11 @@ import optax
 
 
 def decay_at(step: jax.Array, decay: float) -> jax.Array:
-  """Returns the decay of update `step`: min(decay, (1 + t) / (10 + t)).
+  """Returns the decay at `step` t, float32: min(decay, (1 + t) / (10 + t)).
 
-  The second term reaches 0.99999 only at t = 899,990, so runs of the paper's
-  length (112,602 steps) average over about the last ninth of training whatever
-  `decay` says.
-
-  Args:
-    step: t, the number of updates before this one, an integer scalar.
-    decay: upper bound, in [0, 1).
-
-  Returns:
-    A float32 scalar.
+  The second term reaches 0.99999 only at t = 899,990, so the paper's 112,602
+  steps average over about the last ninth of training even with `decay` 0.99999.
+  t counts the previous updates; `decay` is in [0, 1).
 
   Example:
     >>> round(float(decay_at(jnp.asarray(0), 0.99999)), 3)
@@ -33,15 +26,7 @@ def update(
 ) -> chex.ArrayTree:
   """Moves `average` towards `new` by 1 − `decay_at(step, decay)`.
 
-  Args:
-    average: pytree of arrays.
-    new: pytree of the same structure, after the update of step t. Its integers,
-      counters of a net's state, are taken as they are.
-    step: t, as in `decay_at`.
-    decay: as in `decay_at`.
-
-  Returns:
-    The new average.
+  `new` is a pytree after update t; its integers, such as counters, are copied.
 
   Reference:
     Brock et al. 2021, appendix A; the warm-up is the released code's.
@@ -58,18 +43,11 @@ def update(
 
 @jax.jit
 def distance(average: chex.ArrayTree, params: chex.ArrayTree) -> jax.Array:
-  """Returns how far an average is from the parameters, relative to their norm.
-
-  Args:
-    average: of `params`.
-    params: pytree of arrays.
-
-  Returns:
-    ‖params − average‖ / ‖params‖, a float32 scalar; NaN if all are zero.
+  """Returns ‖params − average‖ / ‖params‖, float32; NaN if `params` are zero.
 
   Example:
     >>> float(distance({'w': jnp.array([3.0])}, {'w': jnp.array([4.0])}))
     0.25
   """
-  apart = optax.tree.norm(optax.tree.sub(params, average))
-  return apart / optax.tree.norm(params)
+  difference = optax.tree.norm(optax.tree.sub(params, average))
+  return difference / optax.tree.norm(params)

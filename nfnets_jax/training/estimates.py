@@ -1,7 +1,7 @@
-"""What the devices' own compiler says of a run's steps.
+"""Compile-time estimates of the memory and speed of a run's steps.
 
-The figures are estimates of a compiler, or follow from them by the devices'
-speeds; nothing runs. The steps are those of the training loop.
+The figures come from the target's compiler, or follow from them and the
+device's peak rates; nothing runs. The steps are those of the training loop.
 """
 
 import importlib.metadata
@@ -18,7 +18,7 @@ from nfnets_jax import hlo, models, topologies
 from nfnets_jax.training import build, fit, programs, sam, train_step
 from nfnets_jax.training import config as configs
 
-# Classes and training images, where they are not at hand.
+# ImageNet classes and training images, used if the data set is missing.
 _IMAGENET = (1000, 1_281_167)
 
 
@@ -29,25 +29,22 @@ def measure(
   evaluation: bool = True,
   data: tuple[int, int] | None = None,
 ) -> tuple[dict[str, Any], str | None]:
-  """Compiles the steps of a config.
+  """Compiles the steps of a config and returns their estimates.
 
   Args:
-    config: of a run.
+    config: config of a run.
     topology: from `topologies.get`.
-    memory: bytes of a device that programs can have; the topology's if None.
-    evaluation: whether the evaluation step is compiled too.
-    data: the number of classes and of training examples; read from the data
-      set if None.
+    memory: usable bytes per device; the topology's if None.
+    evaluation: whether to compile the evaluation step too.
+    data: number of classes and training examples; from the data set if None.
 
   Returns:
-    The figures, JSON-serialisable, and the text of the compiled training step,
-    None if it does not fit. `fits` says whether both steps do; if not, `reason`
-    says why, and if it is the training step, `remedy` has the fewest
-    `micro_batches` that do, and `remat`.
+    JSON-serialisable figures, and the HLO text of the training step, None if it
+    does not fit. If a step does not fit, `fits` is false, `reason` explains it
+    and, for training, `remedy` has the `micro_batches` and `remat` that fit.
 
   Raises:
-    ValueError: if the config is impossible, or the device does not say how much
-      memory it has and `memory` is None.
+    ValueError: if the config is invalid or the device's memory is unknown.
   """
   memory = topology.memory if memory is None else memory
   if memory is None:
@@ -124,7 +121,6 @@ def _compiler(topology: topologies.Topology) -> str:
 
 
 def _facts(config: config_dict.ConfigDict) -> tuple[int, int]:
-  """The number of classes and of training examples."""
   try:
     train_set, _ = build.load_data(config)
   except FileNotFoundError:
@@ -146,20 +142,12 @@ def fit_training(
 ) -> fit.Fitting:
   """Compiles the training step with the fewest micro-batches that fit.
 
-  Args:
-    config: of a run.
-    topology: to compile for.
-    memory: bytes of a device; None is as much as its compiler lets it have.
-    num_classes: K.
-    epoch_steps: steps of an epoch, not necessarily whole.
-    counts: numbers of micro-batches to try; by default the config's, or all.
-    before: of the same step in fewer micro-batches.
-
-  Returns:
-    The first that fits.
+  `memory` is in bytes per device; None is the compiler's limit. `counts` are
+  the numbers to try, by default the config's, or all. `before` is the error of
+  the same step in fewer micro-batches.
 
   Raises:
-    fit.TooLargeError: if none does.
+    fit.TooLargeError: if none fits.
   """
   count = len(topology.devices)
   net = build.create_net(config, num_classes)
@@ -203,20 +191,7 @@ def fit_evaluation(
   memory: int | None,
   num_classes: int,
 ) -> fit.Fitting:
-  """Compiles the evaluation step in the fewest parts that fit.
-
-  Args:
-    config: of a run.
-    topology: to compile for.
-    memory: bytes of a device; None is as much as its compiler lets it have.
-    num_classes: K.
-
-  Returns:
-    The first that fits.
-
-  Raises:
-    fit.TooLargeError: if none does.
-  """
+  """Compiles the evaluation step like `fit_training`."""
   count = len(topology.devices)
   net = build.create_net(config, num_classes)
   optimizer = build.create_optimizer(config, lambda step: 0.0)
@@ -247,19 +222,19 @@ def _remedy(
   epoch_steps: float,
   before: fit.TooLargeError,
 ) -> dict[str, Any] | None:
-  """The fewest micro-batches that fit, first with the config's `remat`."""
-  share = config.batch_size // len(topology.devices)
-  valid = fit.valid_micro_batches(share)
-  tried = config.micro_batches or share
+  """Finds the fewest micro-batches that fit, preferring the config's remat."""
+  device_batch = config.batch_size // len(topology.devices)
+  valid = fit.valid_micro_batches(device_batch)
+  tried = config.micro_batches or device_batch
   for remat in dict.fromkeys([config.remat, 'block']):
     counts = valid if remat != config.remat else [x for x in valid if x > tried]
-    planned = config.copy_and_resolve_references()
-    planned.remat = remat
+    candidate = config.copy_and_resolve_references()
+    candidate.remat = remat
     if not counts:
       continue
     try:
-      found = fit_training(
-        planned,
+      best = fit_training(
+        candidate,
         topology,
         memory,
         num_classes,
@@ -269,7 +244,7 @@ def _remedy(
       )
     except fit.TooLargeError:
       continue
-    return {'micro_batches': found.parts, 'remat': remat, 'bytes': found.total}
+    return {'micro_batches': best.parts, 'remat': remat, 'bytes': best.total}
   return None
 
 
@@ -281,7 +256,7 @@ def _figures(
   share: int,
   evaluation: bool = False,
 ) -> dict[str, Any]:
-  """What a compiled step takes and does on each device."""
+  """Returns the cost of a compiled step per device."""
   need, program = fit.need(found.compiled), hlo.read(text)
   cost = found.compiled.cost_analysis() or {}
   figures: dict[str, Any] = {
@@ -304,14 +279,14 @@ def _figures(
     'cycle_seconds': None,
     'bound': None,
   }
-  # The compiler counts a loop as if it ran once.
-  moved_again = program.traffic / program.traffic_once
-  worked_again = moved_again
+  # The compiler counts a loop body once.
+  traffic_ratio = program.traffic / program.traffic_once
+  cycle_ratio = traffic_ratio
   if program.cycles_once:
-    worked_again = program.cycles / program.cycles_once
+    cycle_ratio = program.cycles / program.cycles_once
   if 'flops' in cost:
-    figures['flops'] = cost['flops'] * worked_again
-    figures['bytes_accessed'] = cost.get('bytes accessed', 0.0) * moved_again
+    figures['flops'] = cost['flops'] * cycle_ratio
+    figures['bytes_accessed'] = cost.get('bytes accessed', 0.0) * traffic_ratio
   else:
     figures['flops'] = _flops(config, share, found.parts, evaluation)
     figures['bytes_accessed'] = program.traffic
@@ -326,7 +301,7 @@ def _figures(
     'bound': 'compute' if compute > transfer else 'memory',
   }
   if (optimal := optimal_seconds(cost)) and program.cycles_once:
-    figures['seconds'] = optimal * worked_again
+    figures['seconds'] = optimal * cycle_ratio
   else:
     figures['seconds'] = max(compute, transfer)
   if kind.clock and program.cycles:
@@ -335,10 +310,9 @@ def _figures(
 
 
 def optimal_seconds(cost: Mapping[str, float]) -> float | None:
-  """Returns XLA's estimate of a program's time, None if there is none.
+  """Returns XLA's estimate of a program's time, None if unavailable.
 
-  Args:
-    cost: of `compiled.cost_analysis()`; libtpu's may be below zero for a v5e.
+  libtpu's is negative for a v5e.
 
   Example:
     >>> optimal_seconds({'optimal_seconds': -407.9}) is None
@@ -351,7 +325,7 @@ def optimal_seconds(cost: Mapping[str, float]) -> float | None:
 def _peak(
   kind: topologies.Kind, config: config_dict.ConfigDict, evaluation: bool
 ) -> float:
-  """Operations a second of a step's products."""
+  """Returns the peak FLOP/s for a step's matrix products."""
   dtype = config.eval_dtype if evaluation else config.compute_dtype
   if dtype == 'bfloat16':
     return kind.flops
@@ -361,11 +335,11 @@ def _peak(
 def _flops(
   config: config_dict.ConfigDict, share: int, parts: int, evaluation: bool
 ) -> float:
-  """Operations of the passes alone, where the compiler does not count them."""
+  """Counts FLOPs where the compiler does not."""
   size = config.data.eval_image_size if evaluation else config.data.image_size
-  # Nothing is mapped here, so there is no axis of devices.
-  unset = ('name', 'cross_replica_axis')
-  overrides = {k: v for k, v in config.model.items() if k not in unset}
+  # No device axis here.
+  excluded = ('name', 'cross_replica_axis')
+  overrides = {k: v for k, v in config.model.items() if k not in excluded}
 
   def forward(images: jax.Array) -> dict[str, jax.Array]:
     net = models.create(config.model.name, 1000, **overrides)
@@ -377,8 +351,8 @@ def _flops(
     jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32),
   )
   if evaluation:
-    return 4.0 * share * macs  # two nets forwards
-  # Forwards, perhaps again, and backwards twice as much.
+    return 4.0 * share * macs  # two forward passes
+  # Forward, recomputed forward with remat, and twice that backward.
   passes = 3 if config.remat is None else 4
   images = share
   if config.optimizer.sam_rho is not None:
@@ -391,11 +365,7 @@ def _say(text: str) -> None:
 
 
 def table(result: dict[str, Any]) -> str:
-  """Returns the figures as text.
-
-  Args:
-    result: from `measure`.
-  """
+  """Formats the result of `measure` as text."""
   gib, x = 2**30, result
   lines = [
     f'{x["model"]}, {x["image_size"]} px, {x["compute_dtype"]}, batch '

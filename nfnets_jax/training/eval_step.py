@@ -1,4 +1,4 @@
-"""One evaluation step, as a pure function of arrays and plain arguments."""
+"""One evaluation step as a pure function."""
 
 import functools
 
@@ -29,18 +29,17 @@ def eval_step(
   """Sums losses and hits over a batch; to be mapped over the devices.
 
   Args:
-    state: both its current and its averaged parameters are evaluated.
-    batch: this device's `image` uint8 `[B, H, W, 3]`, `label` int32 `[B]` and
-      `mask` `[B]`, false or 0 for padding.
+    state: both the current and the averaged parameters are evaluated.
+    batch: per-device `image` uint8 `[B, H, W, 3]`, `label` int32 `[B]` and
+      `mask` `[B]`, 0 or false for padding.
     net: takes `(images, is_training)`.
-    micro_batches: parts that the share is computed in, one after the other; it
-      must divide the share.
-    compute_dtype: of the pass, whatever that of the training: in bfloat16 many
-      of 1000 logits are equal, and ties decide ranks.
-    axis_name: of the devices that share the batch.
+    micro_batches: number of sequential micro-batches; must divide B.
+    compute_dtype: independent of training: in bfloat16, ties among 1000 logits
+      decide ranks.
+    axis_name: mapped axis of the devices.
 
   Returns:
-    `{'eval': sums, 'ema_eval': sums}`, over all devices, of `loss` (nats, no
+    `{'eval': sums, 'ema_eval': sums}` over all devices: `loss` (nats, no
     smoothing), `top_1` and `top_5` hits, and the `count` of images.
   """
   models = {
@@ -73,7 +72,7 @@ def _sums(
   compute_dtype: str,
 ) -> Metrics:
   policy = create_policy(compute_dtype)
-  # By default a TPU multiplies float32 in bfloat16, and a GPU in TF32.
+  # The default is bfloat16 products on TPU and TF32 on GPU.
   precision = 'float32' if compute_dtype == 'float32' else None
   with jax.default_matmul_precision(precision):
     outputs, _ = net.apply(
@@ -94,16 +93,15 @@ def _sums(
     'top_5': (rank < 5).astype(jnp.float32),
     'count': jnp.ones(logits.shape[0]),
   }
-  # `where`, because a padded image may have any loss, also a NaN.
+  # `where`, since the loss of padding may be NaN.
   mask = batch['mask'] > 0
   return jax.tree.map(lambda x: jnp.sum(jnp.where(mask, x, 0.0)), per_image)
 
 
 def _ranks(logits: jax.Array, label: jax.Array) -> jax.Array:
-  """Counts the classes that come before the label."""
+  """Counts the classes ranked before the label."""
   target = jnp.take_along_axis(logits, label[:, None], axis=1)
-  # Of equal logits the first comes first, as in argmax, or a net that says the
-  # same of all would be right; and a NaN is a miss.
+  # Ties rank by index, as in argmax, and a NaN is a miss.
   first = jnp.arange(logits.shape[1])[None, :] < label[:, None]
   before = (logits > target) | ((logits == target) & first)
   unordered = jnp.isnan(logits) | jnp.isnan(target)

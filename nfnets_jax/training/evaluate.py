@@ -1,4 +1,4 @@
-"""Evaluation of a state on a data set, every image once."""
+"""Evaluation of a state on a data set, each image once."""
 
 import collections
 import contextlib
@@ -24,8 +24,8 @@ def evaluate(
   """Averages the loss and the hits over all images.
 
   Args:
-    eval_step: the compiled evaluation step, of all devices.
-    state: replicated; both its current and its averaged parameters are used.
+    eval_step: compiled evaluation step over all devices.
+    state: replicated; both current and averaged parameters are evaluated.
     batches: this process's batches, with `image`, `label` and `mask`.
 
   Returns:
@@ -33,21 +33,20 @@ def evaluate(
     with the prefix `ema_`, and `eval_count`, the number of images.
 
   Raises:
-    ValueError: if there is no image.
+    ValueError: if there are no batches.
     FloatingPointError: if a loss is not finite.
   """
   in_flight: collections.deque = collections.deque()
   sums = []
   for batch in batches:
     in_flight.append(eval_step(state, parallel.shard(batch)))
-    # Two batches are enough to keep the devices busy, and their images in
-    # memory.
+    # Two batches in flight keep the devices busy and bound the memory.
     if len(in_flight) > 2:
       sums.append(jax.device_get(in_flight.popleft()))
   sums.extend(jax.device_get(list(in_flight)))
   if not sums:
     raise ValueError('there is nothing to evaluate: the split has no batches')
-  # In Python's floats: float32 would lose the last digits of a long sum.
+  # Python floats: float32 would lose digits of a long sum.
   totals = jax.tree.map(lambda *xs: sum(map(float, xs)), *sums)
   results: dict[str, float] = {'eval_count': int(totals['eval']['count'])}
   for prefix, total in totals.items():
@@ -63,23 +62,17 @@ def evaluate_checkpoint(
   workdir: str | pathlib.Path,
   allow_config_change: bool = False,
 ) -> dict[str, float]:
-  """Evaluates a run's newest checkpoint, or other weights, on its test split.
+  """Evaluates a run's newest checkpoint, or `init_from`, on its test split.
 
-  Args:
-    config: of the run; fields of the evaluation, such as
-      `data.eval_image_size`, may differ from those of the training. With
-      `init_from` it is those weights that are evaluated.
-    workdir: of the run; need not be there with `init_from`.
-    allow_config_change: whether the classes may have other names than in the
-      training.
+  Evaluation fields such as `data.eval_image_size` may differ from training, and
+  class names with `allow_config_change`. `init_from` needs no `workdir`.
 
   Returns:
     As `evaluate`, and `num_classes`.
 
   Raises:
     FileNotFoundError: if there is no checkpoint.
-    ValueError: if the config is impossible, or the classes are not those of the
-      training.
+    ValueError: if the config is invalid, or the classes differ from training.
   """
   workdir = paths.expand_literal(workdir, '--workdir')
   configs.check(config, jax.device_count())
@@ -101,24 +94,24 @@ def evaluate_checkpoint(
   optimizer = build.create_optimizer(config, lambda step: 0.0)
   size = config.data.image_size
   if config.init_from is not None:
-    found = init_from.read_weights(config)
-    if found.num_classes != test_set.num_classes:
+    loaded = init_from.read_weights(config)
+    if loaded.num_classes != test_set.num_classes:
       raise ValueError(
-        f'init_from holds weights for {found.num_classes} classes, and '
+        f'init_from holds weights for {loaded.num_classes} classes, and '
         f'{config.data.name} has {test_set.num_classes}; train first'
       )
-    if found.class_names is not None:
+    if loaded.class_names is not None:
       workdirs.compare_data(
         config.init_from,
-        {'class_names': list(found.class_names)},
+        {'class_names': list(loaded.class_names)},
         names,
         allow_config_change,
       )
     state = train_step.init_state(net, optimizer, config.seed, size)
-    state = init_from.merge(state, found, test_set.num_classes)
+    state = init_from.merge(state, loaded, test_set.num_classes)
     state = parallel.replicate(state)
   else:
-    shapes = train_step.state_shapes(net, optimizer, size)  # nothing is drawn
+    shapes = train_step.state_shapes(net, optimizer, size)  # no initialisation
     checkpoints = checkpoint.Checkpointer(directory, config.keep_checkpoints)
     with contextlib.closing(checkpoints):
       state, _ = checkpoints.restore(shapes)

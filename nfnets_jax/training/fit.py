@@ -1,8 +1,7 @@
-"""The fewest parts of a batch with which a compiled step fits into a device.
+"""Finds the fewest micro-batches with which a compiled step fits in memory.
 
-Memory is what the compiler says. A program that fits is kept, since it is the
-one that runs; one that does not costs its compilation, and tells which numbers
-of parts are not worth a try.
+Memory is the compiler's estimate. The program that fits is the one to run; the
+estimate of one that does not rules out further numbers of micro-batches.
 """
 
 import math
@@ -16,15 +15,15 @@ import jax
 
 GIB = 2**30
 
-# The part of a device's memory that a step may take. The rest is for what is
-# not in its program: holes between arrays, the evaluation, the program itself.
+# Fraction of device memory that a step may use. The rest is for fragmentation,
+# the evaluation and the program itself.
 USABLE = 0.9
 
-# Batches of images on a device that the running step does not read: the loop
-# starts up to two steps before it waits for the first (`metrics.Window`).
+# Batches on a device that wait for their step: the loop dispatches up to two
+# steps ahead (`metrics.Window`).
 _WAITING_BATCHES = 2
 
-# What helps where nothing fits.
+# Advice if nothing fits.
 TRAINING_REMEDY = (
   "Set remat to 'block', make data.image_size or batch_size smaller, take more "
   'devices or another model'
@@ -34,43 +33,34 @@ EVALUATION_REMEDY = (
   "'bfloat16', take more devices or another model"
 )
 
-# A program is not compiled if the one before leaves no doubt that it is too
-# large, with this much to spare.
+# Do not compile a program predicted to exceed memory by this factor.
 _DOUBT = 1.1
 
 
 class TooLargeError(ValueError):
-  """A step does not fit into a device.
+  """A step does not fit in device memory.
 
   Attributes:
     reason: the message without the remedy.
-    fixed: bytes that stay however many parts there are, as far as is known.
-    divided: those that n parts divide by n at best.
+    fixed: known bytes independent of the number of micro-batches.
+    divided: bytes that n micro-batches divide by at most n.
   """
 
   def __init__(
     self, reason: str, remedy: str = '', fixed: int = 0, divided: int = 0
   ):
-    """Makes the message of a reason and a remedy.
-
-    Args:
-      reason: with the figures.
-      remedy: what would help; a sentence.
-      fixed: as in the attribute.
-      divided: as in the attribute.
-    """
     super().__init__(f'{reason}. {remedy}' if remedy else reason)
     self.reason, self.fixed, self.divided = reason, fixed, divided
 
 
 class Need(NamedTuple):
-  """What a program takes of each device, in bytes.
+  """Memory of a program per device, in bytes.
 
   Attributes:
-    arguments: the state and the batch.
-    outputs: results that do not take the place of an argument.
-    temporaries: the most that all else takes at once.
-    code: the program itself, where it lies on the device.
+    arguments: state and batch.
+    outputs: results that do not alias an argument.
+    temporaries: peak of everything else.
+    code: the program, if it resides on the device.
     total: the sum.
   """
 
@@ -85,12 +75,11 @@ class Fitting(NamedTuple):
   """A program that fits.
 
   Attributes:
-    parts: that the batch is computed in.
+    parts: number of micro-batches.
     compiled: the program.
-    total: bytes that it takes of each device, with what lies beside it.
-    refused: the numbers of parts that were too few, and their bytes, None if
-      the compiler did not say.
-    seconds: that tracing, lowering and compiling took.
+    total: bytes per device, including waiting batches.
+    refused: bytes by number of micro-batches that did not fit, None if unknown.
+    seconds: time to trace, lower and compile.
   """
 
   parts: int
@@ -101,29 +90,25 @@ class Fitting(NamedTuple):
 
 
 def need(compiled: jax.stages.Compiled) -> Need:
-  """Returns what a compiled program takes of each device.
+  """Returns the memory of a compiled program per device.
 
   Example:
     >>> x = jax.ShapeDtypeStruct((256,), 'float32')
     >>> need(jax.jit(lambda x: x + 1).lower(x).compile()).total
     2048
   """
-  found: Any = compiled.memory_analysis()
+  analysis: Any = compiled.memory_analysis()
   parts = (
-    found.argument_size_in_bytes,
-    found.output_size_in_bytes - found.alias_size_in_bytes,
-    found.temp_size_in_bytes,
-    found.generated_code_size_in_bytes,
+    analysis.argument_size_in_bytes,
+    analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
+    analysis.temp_size_in_bytes,
+    analysis.generated_code_size_in_bytes,
   )
   return Need(*parts, total=sum(parts))
 
 
 def bytes_beside(batch: chex.ArrayTree) -> int:
-  """Returns the bytes on a device of the batches that wait for their step.
-
-  Args:
-    batch: arrays `[devices, ...]` or their shapes.
-  """
+  """Returns the bytes per device of waiting batches `[devices, ...]`."""
   leaves = jax.tree.leaves(batch)
   return _WAITING_BATCHES * sum(
     x.size // x.shape[0] * x.dtype.itemsize for x in leaves
@@ -131,13 +116,7 @@ def bytes_beside(batch: chex.ArrayTree) -> int:
 
 
 def valid_micro_batches(share: int) -> list[int]:
-  """Returns the numbers of micro-batches that a share can be split into.
-
-  Args:
-    share: images per device and step.
-
-  Returns:
-    The numbers in ascending order; empty if there is none.
+  """Returns the divisors of a per-device batch size, ascending; [] for 0.
 
   Example:
     >>> valid_micro_batches(12)
@@ -156,25 +135,23 @@ def compile_fewest(
   remedy: str = TRAINING_REMEDY,
   before: TooLargeError | None = None,
 ) -> Fitting:
-  """Compiles a step in ever more parts until it fits.
+  """Compiles a step in increasing numbers of micro-batches until it fits.
 
   Args:
-    lower: from a number of parts to the step, not yet compiled.
-    counts: the numbers, in ascending order.
-    memory: bytes of one device, of which `USABLE` is filled; None takes the
-      first that the compiler does not refuse.
-    beside: bytes that lie on the device beside the program.
-    agree: whether all processes say yes, so that they choose alike.
-    options: of the compiler.
-    remedy: what the error advises.
-    before: of the same step in fewer parts.
+    lower: number of micro-batches → lowered step.
+    counts: the numbers to try, ascending.
+    memory: bytes per device, of which `USABLE` is used; None is no limit.
+    beside: bytes on the device in addition to the program.
+    agree: logical and over all processes, so that they choose alike.
+    options: compiler options.
+    remedy: advice in the error.
+    before: error of the same step in fewer micro-batches.
 
   Returns:
-    The first program that fits, in all processes.
+    The first program that fits in all processes.
 
   Raises:
-    TooLargeError: if none does; the message has the figures, and what would
-      help.
+    TooLargeError: if none fits; the message has the figures and the remedy.
 
   Example:
     >>> step = jax.jit(lambda x: x + 1)
@@ -186,11 +163,11 @@ def compile_fewest(
   usable = math.inf if memory is None else USABLE * memory
   refused: dict[int, int | None] = {}
   text = ''
-  # Of the step before, as in `TooLargeError`.
+  # From the previous attempt, as in `TooLargeError`.
   fixed, divided = (before.fixed, before.divided) if before else (0, 0)
   for count in counts:
-    hopeless = fixed + divided / count > _DOUBT * usable
-    if count != counts[-1] and not agree(not hopeless):
+    too_large = fixed + divided / count > _DOUBT * usable
+    if count != counts[-1] and not agree(not too_large):
       continue
     began = time.monotonic()
     compiled, reason = _compile(lower(count), options)
@@ -201,15 +178,18 @@ def compile_fewest(
       agree(False)
       text = f'the compiler refuses a step in {count} part(s): {reason}'
     else:
-      found = need(compiled)
-      total = found.total + beside
-      fixed, divided = total - found.temporaries, count * found.temporaries
+      use = need(compiled)
+      total = use.total + beside
+      fixed, divided = (
+        total - use.temporaries,
+        count * use.temporaries,
+      )
       if agree(total <= usable):
         return Fitting(count, compiled, total, refused, seconds)
       text = (
         f'a step in {count} part(s) needs {total / GIB:.3f} GiB of each '
-        f'device: {found.arguments / GIB:.3f} for parameters, averages and '
-        f'images, {found.temporaries / GIB:.3f} for activations and the like; '
+        f'device: {use.arguments / GIB:.3f} for parameters, averages and '
+        f'images, {use.temporaries / GIB:.3f} for activations and the like; '
         f'it has {usable / GIB:.3f}, {USABLE:.0%} of its memory'
       )
     refused[count] = total
@@ -219,7 +199,7 @@ def compile_fewest(
 def _compile(
   lowered: jax.stages.Lowered, options: Mapping[str, bool] | None
 ) -> tuple[jax.stages.Compiled | None, str]:
-  """Compiles, or returns why the compiler finds no room."""
+  """Compiles, or returns why the program does not fit."""
   try:
     return lowered.compile(compiler_options=dict(options or {}) or None), ''
   except jax.errors.JaxRuntimeError as error:
@@ -229,17 +209,14 @@ def _compile(
 
 
 def refused_bytes(message: str) -> int | None:
-  """Returns the bytes that a compiler names when it refuses a program.
-
-  Args:
-    message: of the error RESOURCE_EXHAUSTED.
+  """Parses the bytes in an XLA RESOURCE_EXHAUSTED message.
 
   Example:
     >>> refused_bytes('Used 24.50G of 15.48G hbm. Exceeded hbm capacity')
     26306674688
   """
-  found = re.search(r'Used ([\d.]+)([KMGT]?) of', message)
-  if found is None:
+  match = re.search(r'Used ([\d.]+)([KMGT]?) of', message)
+  if match is None:
     return None
-  scale = 2 ** (10 * ' KMGT'.index(found[2] or ' '))
-  return round(float(found[1]) * scale)
+  scale = 2 ** (10 * ' KMGT'.index(match[2] or ' '))
+  return round(float(match[1]) * scale)

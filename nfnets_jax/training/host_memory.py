@@ -1,26 +1,24 @@
-"""The memory of the host, where the host computes."""
+"""glibc malloc settings for computing on CPU."""
 
 import ctypes
 import platform
 
-# Parameters of glibc's `mallopt`, from its malloc.h.
+# `mallopt` parameters, from glibc's malloc.h.
 _TRIM_THRESHOLD = -1
 _MMAP_MAX = -4
 _ARENA_MAX = -8
 
 
 def keep_freed_memory() -> bool:
-  """Makes this process keep memory that is freed, for the next step.
+  """Makes this process keep freed memory for the next step.
 
-  XLA for CPU allocates its temporary buffers anew in each step, and glibc gives
-  blocks of that size back to the system each time, which then has to clear page
-  after page: a fifth of a million page faults, and up to a tenth of the time,
-  for a step of NFNet-F0 with eight images. It is for processes that train or
-  predict on CPU: what was once taken is not given back unless
-  `give_back_freed_memory` is called, and threads share one heap.
+  XLA on CPU reallocates its temporary buffers at each step. By default, glibc
+  returns large blocks to the system, which clears every page again: for a step
+  of NFNet-F0 with eight images, 200,000 page faults and up to a tenth of the
+  time. For processes that train or predict on CPU: memory stays allocated until
+  `give_back_freed_memory`, and threads share one heap.
 
-  Returns:
-    Whether it could be done: False where the C library is not glibc.
+  Returns False, and does nothing, without glibc.
 
   Example:
     >>> keep_freed_memory() == (platform.libc_ver()[0] == 'glibc')
@@ -29,8 +27,8 @@ def keep_freed_memory() -> bool:
   if platform.libc_ver()[0] != 'glibc':
     return False
   mallopt = ctypes.CDLL(None).mallopt
-  # Large blocks live on the heap, which is never cut at its end; other heaps
-  # than the main one could not hold them. −1 is the largest threshold.
+  # Allocates large blocks on the main heap, which is never trimmed (−1 is the
+  # maximum threshold); other heaps could not hold them.
   done = [
     mallopt(name, value)
     for name, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1), (_ARENA_MAX, 1))
@@ -39,12 +37,10 @@ def keep_freed_memory() -> bool:
 
 
 def give_back_freed_memory() -> bool:
-  """Gives the system what is freed and was kept, as between two nets.
+  """Returns freed memory to the system, as between two nets.
 
-  Large blocks of another size leave holes on the heap that nothing fills.
-
-  Returns:
-    Whether the C library is glibc; nothing is done otherwise.
+  Large blocks of other sizes leave holes in the heap that nothing fills.
+  Returns False, and does nothing, without glibc.
 
   Example:
     >>> give_back_freed_memory() == (platform.libc_ver()[0] == 'glibc')

@@ -1,4 +1,4 @@
-"""Starts a run from weights that are there."""
+"""Initialises a run from existing weights."""
 
 import contextlib
 import json
@@ -20,15 +20,7 @@ from nfnets_jax.weights import recognize, table
 
 
 def check_model(found: weights.Weights, model: config_dict.ConfigDict) -> None:
-  """Checks that weights are of the network that a config describes.
-
-  Args:
-    found: as of `weights.read`.
-    model: the config's.
-
-  Raises:
-    ValueError: if they are of another; the message lists the fields.
-  """
+  """Raises a ValueError unless weights are of the config's network."""
   if found.name != model.name:
     raise ValueError(
       f'init_from holds weights of {found.name}, and the config is for '
@@ -55,18 +47,10 @@ def _plain(value: Any) -> Any:
 def recorded_facts(
   workdir: pathlib.Path, config: config_dict.ConfigDict, num_classes: int
 ) -> dict[str, Any]:
-  """Returns what a run has recorded of its evaluation and its classes.
+  """Returns `image_size`, `crop` and `class_names` recorded in a run.
 
-  Args:
-    workdir: of the run; the names are in `data.json`, which old runs lack.
-    config: of the run.
-    num_classes: K, of its checkpoint.
-
-  Returns:
-    `image_size`, `crop` and `class_names`, as in `weights.Weights`.
-
-  Raises:
-    ValueError: if `data.json` is damaged, or has not K names.
+  Old runs lack `data.json`; their `class_names` are None. Raises a ValueError
+  if it is corrupt or does not have `num_classes` names.
   """
   data = workdirs.read_data(workdir)
   names = None if data is None else data['class_names']
@@ -88,21 +72,11 @@ def merge(
   num_classes: int,
   new_head: bool = False,
 ) -> train_step.TrainState:
-  """Puts weights into a run's first state, and says what is new.
+  """Loads weights into an initial state and prints what is new.
 
-  Args:
-    state: freshly drawn.
-    found: weights of the same network, but for the number of classes.
-    num_classes: K, of the run.
-    new_head: whether the classifier is to be new even so.
-
-  Returns:
-    The state with the weights as parameters and as their average, and with the
-    statistics that come with them. The classifier stays as drawn if the number
-    of classes differs.
-
-  Raises:
-    ValueError: if anything else differs; the message lists it.
+  The weights become the parameters and their averages. The classifier stays as
+  initialised if its number of classes differs, or with `new_head`. Raises a
+  ValueError that lists any other difference.
   """
   head = f'{table.ROOTS[variants.get(found.name).family]}/~/linear'
   new_head = new_head or found.num_classes != num_classes
@@ -151,22 +125,14 @@ def _shapes(
 def read_weights(config: config_dict.ConfigDict) -> weights.Weights:
   """Returns the weights that `config.init_from` names.
 
-  Args:
-    config: of the run.
-
-  Returns:
-    The weights, which are of the config's network.
-
-  Raises:
-    ValueError: if they are of another network, or damaged.
-    OSError: if they cannot be read.
+  A ValueError means corrupt or of another network, an OSError unreadable.
   """
   source, name = config.init_from, config.model.name
   path = weights.locate(source, name, 'init_from')
   if source == 'released':
-    found = weights.read(weights.fetch(name), name)
+    loaded = weights.read(weights.fetch(name), name)
   elif path.is_dir():
-    found = load_average(path)
+    loaded = load_average(path)
   else:
     arguments = models.arguments(name)
     overrides = {
@@ -174,24 +140,19 @@ def read_weights(config: config_dict.ConfigDict) -> weights.Weights:
       for field, value in config.model.items()
       if field != 'name' and value != arguments[field]
     }
-    found = weights.read(path, name, **overrides)
-  check_model(found, config.model)
-  return found
+    loaded = weights.read(path, name, **overrides)
+  check_model(loaded, config.model)
+  return loaded
 
 
 def load_average(workdir: str | pathlib.Path) -> weights.Weights:
-  """Returns the averaged weights of a run's newest checkpoint.
+  """Returns the averaged weights of a run's newest checkpoint, on the host.
 
-  Args:
-    workdir: of the run; its data need not be here.
-
-  Returns:
-    The weights, on the host, with the size and crop of the run's evaluation,
-    and the names of its classes if it has recorded them.
+  They include the run's evaluation size, crop and, if recorded, class names.
 
   Raises:
-    FileNotFoundError: if there is no run, or no checkpoint.
-    ValueError: if all checkpoints are damaged, or what the run has recorded.
+    FileNotFoundError: if there is no run or no checkpoint.
+    ValueError: if all checkpoints or the recorded data are corrupt.
   """
   workdir = paths.existing(workdir, 'workdir', 'folder')
   recognize.check_folder(workdir, 'workdir')
@@ -201,7 +162,7 @@ def load_average(workdir: str | pathlib.Path) -> weights.Weights:
     workdir / 'checkpoints', config.keep_checkpoints
   )
   with contextlib.closing(checkpoints):
-    # The classifier's; blocks have gates of that name, and come after `~/`.
+    # The classifier: gates of the same name are nested deeper.
     (num_classes,) = checkpoints.shape_of('Net/~/linear.b')
     net = build.create_net(config, num_classes)
     optimizer = build.create_optimizer(config, lambda step: 0.0)
@@ -212,9 +173,9 @@ def load_average(workdir: str | pathlib.Path) -> weights.Weights:
     jax.tree.map(parallel.local_copy, (state.ema_params, state.ema_model_state))
   )
   default = models.arguments(config.model.name)
-  told = {k: v for k, v in config.model.to_dict().items() if k != 'name'}
-  told = {k: tuple(v) if isinstance(v, list) else v for k, v in told.items()}
-  overrides = {k: v for k, v in told.items() if v != default[k]}
+  args = {k: v for k, v in config.model.to_dict().items() if k != 'name'}
+  args = {k: tuple(v) if isinstance(v, list) else v for k, v in args.items()}
+  overrides = {k: v for k, v in args.items() if v != default[k]}
   return weights.Weights(
     config.model.name,
     params,

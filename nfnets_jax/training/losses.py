@@ -8,16 +8,12 @@ import optax
 def cross_entropy(
   logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0
 ) -> jax.Array:
-  """Softmax cross-entropy against smoothed label distributions.
+  """Softmax cross-entropy per example, `[B]`, float32, in nats.
 
   Args:
     logits: `[B, K]`; converted to float32.
     labels: `[B, K]` probabilities: one-hot, or mixed by MixUp and CutMix.
-    label_smoothing: share of the probability that is spread evenly over the K
-      classes, in [0, 1).
-
-  Returns:
-    The loss of each example, `[B]`, float32, in nats.
+    label_smoothing: probability mass spread evenly over the classes, in [0, 1).
 
   Example:
     >>> loss = cross_entropy(jnp.zeros((1, 4)), jnp.array([[1.0, 0, 0, 0]]))

@@ -1,8 +1,7 @@
-"""The optimizer of the paper, and the baselines that it is compared with.
+"""The paper's optimizer and its baselines.
 
-The update is, in this order and as released: gradient of the whole batch → AGC
-on everything but the classifier's weight matrix → L2 decay of the weights →
-Nesterov momentum → −learning rate.
+The update as released: gradient of the whole batch → AGC on all parameters but
+the classifier's weights → L2 decay → Nesterov momentum → −learning rate.
 """
 
 import math
@@ -37,23 +36,20 @@ def create_optimizer(
   """Builds an optimizer.
 
   Args:
-    name: 'sgd' (Nesterov momentum), 'rmsprop' (as of EfficientNet), 'lars',
+    name: 'sgd' (Nesterov momentum), 'rmsprop' (as in EfficientNet), 'lars',
       'adam' or 'adamw'.
     schedule: step → learning rate.
-    momentum: of 'sgd', 'rmsprop' and 'lars', in [0, 1).
-    weight_decay: added to the gradient of the weights (L2), at least 0; for
-      'adamw' decoupled from it.
+    momentum: for 'sgd', 'rmsprop' and 'lars', in [0, 1).
+    weight_decay: L2 coefficient, at least 0; decoupled for 'adamw'.
     clip: 'agc', 'global_norm' or None.
-    clipping: λ of AGC; may be traced, and is not checked then.
+    clipping: λ of AGC; may be traced, then unchecked.
     clip_eps: ε of AGC.
-    unclipped: a regular expression, searched for in 'module/parameter', of the
-      parameters that AGC excludes: in the paper the classifier's weights. None
-      excludes nothing.
-    max_norm: the largest norm that 'global_norm' lets pass; may be traced.
-    learning_rate_groups: as for `parse_groups`, or None.
-    skip_nonfinite: how many consecutive steps may have a gradient that is not
-      finite; they are skipped, through `optax.apply_if_finite`, and count for
-      the schedule.
+    unclipped: regular expression searched in 'module/parameter' for what AGC
+      excludes, in the paper the classifier's weights; None excludes nothing.
+    max_norm: threshold of 'global_norm'; may be traced.
+    learning_rate_groups: as in `parse_groups`, or None.
+    skip_nonfinite: maximum consecutive non-finite gradients, skipped through
+      `optax.apply_if_finite`; skipped steps advance the schedule.
     depth: blocks per stage, for `clipping_metrics`.
 
   Returns:
@@ -61,8 +57,7 @@ def create_optimizer(
     `init` raises a ValueError if `unclipped` matches no parameter.
 
   Raises:
-    ValueError: for an unknown `name` or `clip`, listing the known ones, or an
-      `unclipped` that is no regular expression.
+    ValueError: for an unknown `name` or `clip`, or an invalid `unclipped`.
   """
   clips = {
     None: optax.identity,
@@ -74,8 +69,8 @@ def create_optimizer(
     'sgd': lambda: optax.chain(
       l2, optax.sgd(schedule, momentum, nesterov=True)
     ),
-    # The averages of squares start at 1 and have ε inside the root, as in
-    # tensorflow, which the published recipe is for.
+    # Averages start at 1, with ε inside the root, as in TensorFlow's RMSProp,
+    # which the published recipe uses.
     'rmsprop': lambda: optax.chain(
       l2,
       optax.rmsprop(
@@ -87,8 +82,8 @@ def create_optimizer(
         momentum=momentum,
       ),
     ),
-    # The trust ratio holds for what decays, as is usual: scaled by their own
-    # tiny norm, gains and biases would stop.
+    # As usual, only decayed parameters have a trust ratio: scaled by their own
+    # small norm, gains and biases would not train.
     'lars': lambda: optax.lars(
       schedule,
       weight_decay=weight_decay,
@@ -112,8 +107,7 @@ def create_optimizer(
     )
   if skip_nonfinite:
     optimizer = _skip_nonfinite(optimizer, skip_nonfinite)
-  # AGC precedes the check, so that it has statistics of skipped steps too. What
-  # is not finite is not finite after clipping.
+  # AGC precedes the check, for statistics of skipped steps too; NaN stays NaN.
   return optax.chain(clips[clip](), optimizer)
 
 
@@ -123,7 +117,7 @@ def _adaptive_grad_clip(
   unclipped: str | None,
   depth: Sequence[int],
 ) -> optax.GradientTransformation:
-  """AGC with statistics by part of the net."""
+  """AGC with statistics per part of the net."""
   pattern = None if unclipped is None else re.compile(unclipped)
   clip = agc.adaptive_grad_clip(
     clipping,
@@ -142,31 +136,19 @@ def _adaptive_grad_clip(
 
 
 def decay_mask(params: chex.ArrayTree) -> chex.ArrayTree:
-  """Marks the parameters that weight decay acts on: those named `w`.
+  """Marks the parameters to decay: those named `w` in a Haiku tree.
 
-  That is every weight, also of the classifier and of squeeze-excite; gains,
-  biases and SkipInit scalars do not decay.
-
-  Args:
-    params: a Haiku parameter tree.
-
-  Returns:
-    The same structure with True or False at each leaf.
+  These are all weights, including classifier and squeeze-excite; gains, biases
+  and SkipInit scalars do not decay.
   """
   return _mark(params, lambda module, name: name == 'w')
 
 
 def global_norm(grads: chex.ArrayTree) -> jax.Array:
-  """Returns the L2 norm of a whole gradient, as `optax.tree.norm`.
+  """Returns the L2 norm of a gradient, float32, as `optax.tree.norm`.
 
-  It is that of the norms of the units, which AGC takes anyway: compiled
-  together, the gradient is read once for both.
-
-  Args:
-    grads: of the parameters, of at most four dimensions each.
-
-  Returns:
-    A float32 scalar.
+  Computed from the unit norms, which AGC needs anyway, so that XLA reads the
+  gradient once for both. Arrays have rank at most 4.
 
   Example:
     >>> float(global_norm({'w': jnp.array([[3.0, 0.0], [0.0, 4.0]])}))
@@ -177,15 +159,10 @@ def global_norm(grads: chex.ArrayTree) -> jax.Array:
 
 
 def clipping_metrics(opt_state: optax.OptState) -> dict[str, jax.Array]:
-  """Reads the fractions of units that AGC clipped in the last update.
+  """Returns the fractions of units that AGC clipped in the last update.
 
-  Args:
-    opt_state: of `create_optimizer`.
-
-  Returns:
-    `clipped`, of all units that AGC applies to, and of parts of the net:
-    `clipped_stem`, `clipped_stage_1` and so on, and `clipped_head` for what
-    follows. Float32 scalars in [0, 1]. Empty without AGC.
+  Float32 scalars: `clipped`, over all units subject to AGC, `clipped_stem`,
+  `clipped_stage_1` etc., and `clipped_head` for the rest. Empty without AGC.
   """
   parts = optax.tree.get(opt_state, 'statistics', {})
   if not parts:
@@ -199,7 +176,6 @@ def clipping_metrics(opt_state: optax.OptState) -> dict[str, jax.Array]:
 
 
 def _part(module: str, depth: Sequence[int]) -> str:
-  """Returns the part of the net that a module belongs to."""
   if 'stem' in module or 'initial_conv' in module:
     return 'stem'
   match = re.search(r'block(?:_v2)?(?:_(\d+))?(?:/|$)', module)
@@ -223,7 +199,7 @@ def _mark(
 def _skip_nonfinite(
   optimizer: optax.GradientTransformation, max_consecutive: int
 ) -> optax.GradientTransformation:
-  """As `optax.apply_if_finite`, but schedules count the skipped steps too."""
+  """Like `optax.apply_if_finite`, but skipped steps advance schedules."""
   inner = optax.apply_if_finite(optimizer, max_consecutive)
 
   def advance(old: Any, new: Any) -> Any:
@@ -247,17 +223,12 @@ def _skip_nonfinite(
 
 
 def parse_groups(text: str) -> list[tuple[re.Pattern[str], float]]:
-  """Reads factors of the learning rate of some parameters.
+  """Parses 'PATTERN=FACTOR,...', learning rate factors of parameters.
 
-  Args:
-    text: 'PATTERN=FACTOR,...', regular expressions without commas, and factors
-      that are at least 0.
-
-  Returns:
-    Patterns and factors.
+  Patterns are regular expressions without commas, factors at least 0.
 
   Raises:
-    ValueError: if it is written otherwise.
+    ValueError: for invalid syntax.
 
   Example:
     >>> parse_groups('/linear/=1,.=0')
@@ -268,10 +239,10 @@ def parse_groups(text: str) -> list[tuple[re.Pattern[str], float]]:
     pattern, equals, factor = part.rpartition('=')
     try:
       groups.append((re.compile(pattern), float(factor)))
-      right = bool(equals and pattern) and 0 <= groups[-1][1] < math.inf
+      valid = bool(equals and pattern) and 0 <= groups[-1][1] < math.inf
     except (re.error, ValueError):
-      right = False
-    if not right:
+      valid = False
+    if not valid:
       raise ValueError(
         f'optimizer.learning_rate_groups has the part {part!r}; write '
         'PATTERN=FACTOR, a regular expression and a number of at least 0'
@@ -282,15 +253,10 @@ def parse_groups(text: str) -> list[tuple[re.Pattern[str], float]]:
 def scale_groups(
   groups: Sequence[tuple[re.Pattern[str], float]],
 ) -> optax.GradientTransformation:
-  """Multiplies the updates of some parameters; 0 freezes them.
+  """Scales the updates of some parameters; 0 freezes them.
 
-  Args:
-    groups: as of `parse_groups`; the first pattern that is found in
-      'module/parameter' counts.
-
-  Returns:
-    A transformation of a Haiku tree of updates, to be the last. It raises a
-    ValueError if a pattern is found nowhere.
+  The first pattern found in 'module/parameter' applies. Chain it last, on a
+  Haiku tree; it raises a ValueError if a pattern matches no parameter.
   """
 
   def factor(module: str, name: str) -> float:
@@ -301,7 +267,7 @@ def scale_groups(
     del params
     for pattern, _ in groups:
       _check_found('learning_rate_groups', pattern, updates)
-    # What is frozen stays so where an update is infinite or no number.
+    # Frozen parameters stay frozen if an update is not finite.
     return jax.tree.map(
       lambda x, scale: x * scale if scale else jnp.zeros_like(x),
       updates,

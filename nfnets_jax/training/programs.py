@@ -1,6 +1,6 @@
-"""The steps of a config, lowered and compiled, for any devices.
+"""Lowers and compiles the steps of a config for any devices.
 
-The loop and `nfnets_jax.compile` take the same ones.
+Used by the training loop and by `nfnets_jax.compile`.
 """
 
 from collections.abc import Sequence
@@ -25,20 +25,9 @@ def lower_train_step(
   micro_batches: int,
   devices: Sequence[jax.Device] | None = None,
 ) -> jax.stages.Lowered:
-  """Lowers the training step.
+  """Lowers the training step for `devices`, by default the attached ones.
 
-  Args:
-    config: of the run.
-    net: as of `build.create_net`.
-    state: replicated, or its shapes.
-    batch: shapes, as of `batch_shapes`.
-    num_classes: K.
-    epoch_steps: steps of an epoch, not necessarily whole.
-    micro_batches: parts that each device's share is computed in.
-    devices: to compile for; None are those that are here.
-
-  Returns:
-    What to compile.
+  `state` is replicated or shapes; `batch` comes from `batch_shapes`.
   """
   step = build.create_train_step(
     config,
@@ -69,13 +58,8 @@ def batch_shapes(
 ) -> train_step.Batch:
   """Returns the shapes and dtypes of a training batch, split over devices.
 
-  Args:
-    config: of the run.
-    devices: of all processes; its first axis.
-    several: whether there are several processes, which vote in the batch.
-
-  Returns:
-    Of each array of the batch, `[devices, images of a device, ...]`.
+  All arrays are `[devices, per-device batch, ...]`, with `devices` over all
+  processes. If there are `several` processes, they add `stop`.
   """
   share = config.batch_size // devices
   shapes = {
@@ -93,7 +77,7 @@ def batch_shapes(
 def eval_batch_shapes(
   config: config_dict.ConfigDict, devices: int
 ) -> train_step.Batch:
-  """Returns those of a batch of the evaluation; see `batch_shapes`."""
+  """Returns the shapes of an evaluation batch; see `batch_shapes`."""
   share = config.eval_batch_size // devices
   return {
     **_image_shapes(devices, share, config.data.eval_image_size),
@@ -116,22 +100,14 @@ def compile_train_step(
   num_classes: int,
   epoch_steps: float,
 ) -> parallel.Program:
-  """Compiles the training step with the fewest micro-batches that fit.
+  """Compiles `step(state, batch)` with the fewest micro-batches that fit.
 
-  Args:
-    config: of the run; its `micro_batches`, if not None, are taken unseen.
-    net: as of `create_net`.
-    state: replicated.
-    num_classes: K.
-    epoch_steps: steps of an epoch, not necessarily whole.
-
-  Returns:
-    The compiled `step(state, batch) → (state, metrics)`, with the same number
-    of micro-batches in all processes.
+  `config.micro_batches`, if not None, is used unchecked. All processes choose
+  the same number.
 
   Raises:
     fit.TooLargeError: if no number fits.
-    ValueError: if a device does not say how much memory it has.
+    ValueError: if the memory of a device is unknown.
   """
   batch = _local_part(
     batch_shapes(config, jax.device_count(), jax.process_count() > 1)
@@ -140,7 +116,7 @@ def compile_train_step(
   chosen = config.micro_batches is None
   memory = platforms.memory() if chosen else None
   counts = fit.valid_micro_batches(share) if chosen else [config.micro_batches]
-  found = fit.compile_fewest(
+  fits = fit.compile_fewest(
     lambda count: lower_train_step(
       config, net, state, batch, num_classes, epoch_steps, count
     ),
@@ -151,15 +127,15 @@ def compile_train_step(
   )
   if memory is not None:
     progress.say(
-      f'micro-batches: {found.parts} of {share // found.parts} images on each '
-      f'device, {found.total / fit.GIB:.2f} of {memory / fit.GIB:.2f} GiB'
+      f'micro-batches: {fits.parts} of {share // fits.parts} images on each '
+      f'device, {fits.total / fit.GIB:.2f} of {memory / fit.GIB:.2f} GiB'
     )
-  if state.model_state and found.parts > 1:
+  if state.model_state and fits.parts > 1:
     progress.say(
-      f'batch normalisation takes statistics of {found.parts} parts of a '
+      f'batch normalisation takes statistics of {fits.parts} parts of a '
       "device's share of a batch; set micro_batches for the same elsewhere"
     )
-  return parallel.Program(found.compiled, build.hyperparams(config))
+  return parallel.Program(fits.compiled, build.hyperparams(config))
 
 
 def compile_eval_step(
@@ -167,22 +143,13 @@ def compile_eval_step(
   net: hk.TransformedWithState,
   state: train_step.TrainState,
 ) -> parallel.Program:
-  """Compiles the evaluation step in the fewest parts that fit.
-
-  Args:
-    config: of the run.
-    net: as of `create_net`.
-    state: replicated.
-
-  Returns:
-    The compiled `step(state, batch) → sums`.
+  """Compiles the evaluation step with the fewest micro-batches that fit.
 
   Raises:
-    fit.TooLargeError: if no number of parts fits; where a device does not say
-      how much memory it has, if the compiler refuses them all.
+    fit.TooLargeError: if no number fits, or compiles without known memory.
   """
   batch = _local_part(eval_batch_shapes(config, jax.device_count()))
-  found = fit.compile_fewest(
+  fits = fit.compile_fewest(
     lambda parts: lower_eval_step(config, net, state, batch, parts),
     fit.valid_micro_batches(config.eval_batch_size // jax.device_count()),
     memory=platforms.known_memory(),
@@ -190,10 +157,10 @@ def compile_eval_step(
     agree=processes.all_agree,
     remedy=fit.EVALUATION_REMEDY,
   )
-  return parallel.Program(found.compiled)
+  return parallel.Program(fits.compiled)
 
 
 def _local_part(batch: train_step.Batch) -> train_step.Batch:
-  """Returns the shapes of this process's part of a batch over all devices."""
+  """Returns the shapes of this process's part of a global batch."""
   local = jax.local_device_count()
   return jax.tree.map(lambda x: x.update(shape=(local, *x.shape[1:])), batch)

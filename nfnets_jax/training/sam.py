@@ -1,12 +1,11 @@
-"""Sharpness-aware minimisation, as the paper has it for its largest nets.
+"""Sharpness-aware minimisation (SAM), for the paper's largest nets.
 
-The gradient that descends is taken at a neighbour of the parameters, one step
-of length ρ up the loss: θ + ρ·g/‖g‖. The paper takes g from a leading fifth of
-each device's share of the batch, and each device for itself, so that the step
-up costs a fifth of a gradient and no communication.
+The descent gradient is taken at θ + ρ·g/‖g‖, one ascent step of length ρ from
+the parameters. In the paper, each device computes g from the first 20 % of its
+own batch, so the ascent costs a fifth of a gradient and no communication.
 
-`optax.contrib.sam` takes turns with the optimiser instead, over whole batches
-and synchronised, and so is of no use here.
+`optax.contrib.sam` does not fit: it alternates ascent and descent over whole,
+synchronised batches.
 
 Reference:
   Foret et al. 2021, https://arxiv.org/abs/2010.01412; Brock et al. 2021,
@@ -22,15 +21,7 @@ import optax
 def ascend(
   params: chex.ArrayTree, grads: chex.ArrayTree, rho: float
 ) -> chex.ArrayTree:
-  """Takes one step up the loss: θ + ρ·g/‖g‖.
-
-  Args:
-    params: θ, a tree of arrays.
-    grads: g, the same structure.
-    rho: ρ, length of the step, above 0.
-
-  Returns:
-    Like `params`. Where the gradient is zero, `params`.
+  """Takes an ascent step θ + ρ·g/‖g‖, ρ > 0; none if the gradient is zero.
 
   Example:
     >>> params, grads = {'w': jnp.zeros(2)}, {'w': jnp.array([3.0, 4.0])}
@@ -45,24 +36,19 @@ def ascend(
 def ascent_images(
   share: int, fraction: float, micro_batches: int
 ) -> tuple[int, int]:
-  """Returns how many images of a device's share the step up is taken with.
+  """Returns the numbers of images and micro-batches of the ascent step.
+
+  At least one image; several micro-batches are as large as in the descent.
 
   Args:
-    share: images of the device, a multiple of `micro_batches`.
-    fraction: of them that is wanted, in (0, 1].
-    micro_batches: parts that the share is computed in.
-
-  Returns:
-    Images, at least one, and the parts that they are computed in:
-    parts as large as those of the descent, if they need more than one.
-
-  Raises:
-    ValueError: for an impossible fraction.
+    share: per-device batch size, a multiple of `micro_batches`.
+    fraction: requested fraction of it, in (0, 1], else a ValueError is raised.
+    micro_batches: number of micro-batches of the descent.
 
   Example:
     >>> ascent_images(32, 0.2, 1)
     (6, 1)
-    >>> ascent_images(4096, 0.2, 128)  # 26 parts of 32
+    >>> ascent_images(4096, 0.2, 128)  # 26 micro-batches of 32
     (832, 26)
   """
   check_fraction(fraction)
@@ -75,7 +61,7 @@ def ascent_images(
 
 
 def check_fraction(fraction: float) -> None:
-  """Raises a ValueError for an impossible `sam_fraction`."""
+  """Raises a ValueError for an invalid `sam_fraction`."""
   if not 0 < fraction <= 1:
     raise ValueError(
       f'sam_fraction {fraction:g} is no part of a batch; use one in (0, 1]'

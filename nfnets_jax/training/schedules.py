@@ -1,4 +1,4 @@
-"""Learning rate schedules: linear warm-up, then a decay."""
+"""Learning rate schedules with linear warm-up."""
 
 import difflib
 from collections.abc import Callable, Iterable
@@ -20,22 +20,9 @@ def create_schedule(
   decay_rate: float = 0.97,
   decay_steps: float = 1.0,
 ) -> Schedule:
-  """Returns `warmup_cosine` or `warmup_exponential`.
+  """Returns `warmup_cosine` (name 'cosine') or `warmup_exponential`.
 
-  Args:
-    name: 'cosine' or 'exponential'.
-    peak: learning rate at the end of the warm-up; may be traced.
-    warmup_steps: length of the warm-up in steps, not necessarily whole.
-    total_steps: of the run.
-    end: learning rate at the end of the cosine.
-    decay_rate: of the exponential, as are
-    decay_steps: the steps between decays.
-
-  Returns:
-    A function from the step, counted from 0, to the learning rate.
-
-  Raises:
-    ValueError: for an unknown name, or a warm-up that does not fit.
+  The arguments are those of the two. Raises a ValueError for unknown names.
   """
   check_known('schedule', name, ('cosine', 'exponential'))
   if name == 'cosine':
@@ -51,23 +38,22 @@ def warmup_cosine(
   total_steps: int,
   end: float = 0.0,
 ) -> Schedule:
-  """Linear warm-up from 0 to `peak`, then half a cosine down to `end`.
+  """Linear warm-up from 0 to `peak`, then cosine decay to `end`.
 
-  As `optax.warmup_cosine_decay_schedule`, with `end` as a rate of its own and a
-  `peak` that may be traced. The number of warm-up steps may be fractional: five
-  epochs of ImageNet are 1563.9 batches of 4096.
+  Like `optax.warmup_cosine_decay_schedule`, but `peak` may be traced and
+  `warmup_steps` fractional: five epochs of ImageNet are 1563.9 batches of 4096.
 
   Args:
     peak: learning rate at the end of the warm-up.
-    warmup_steps: its length in steps, at least 0.
-    total_steps: length of both, in steps, more than `warmup_steps`.
-    end: learning rate at the end.
+    warmup_steps: length of the warm-up in steps, at least 0.
+    total_steps: total length in steps, greater than `warmup_steps`.
+    end: final learning rate.
 
   Returns:
     A function from the step, counted from 0, to the learning rate, float32.
 
   Raises:
-    ValueError: if the warm-up is not shorter than the whole.
+    ValueError: if the warm-up is not shorter than the run.
 
   Example:
     >>> schedule = warmup_cosine(1.6, warmup_steps=2.5, total_steps=10)
@@ -93,24 +79,14 @@ def warmup_exponential(
   decay_rate: float,
   decay_steps: float,
 ) -> Schedule:
-  """Linear warm-up from 0 to `peak`, then `peak` times powers of `decay_rate`.
+  """Linear warm-up from 0 to `peak`, then staircase exponential decay.
 
-  The power is the number of whole `decay_steps` since the first step, so that
-  some of the decay falls into the warm-up, as in the published recipe.
-
-  Args:
-    peak: learning rate at the end of the warm-up.
-    warmup_steps: its length in steps, at least 0.
-    total_steps: length of the run, in steps, more than `warmup_steps`.
-    decay_rate: factor of each decay, in (0, 1].
-    decay_steps: steps between decays, above 0.
-
-  Returns:
-    A function from the step, counted from 0, to the learning rate, float32.
+  The rate is `peak * decay_rate ** (step // decay_steps)`, with `decay_rate` in
+  (0, 1] and `decay_steps` > 0. As in the published recipe, steps count from the
+  start of the warm-up. Otherwise like `warmup_cosine`.
 
   Raises:
-    ValueError: if the warm-up is not shorter than the run, or the decay makes
-      no sense.
+    ValueError: if the warm-up or the decay is invalid.
 
   Example:
     >>> schedule = warmup_exponential(1.0, 0, 100, 0.5, decay_steps=10)
@@ -156,7 +132,7 @@ def _after_warmup(
 
 
 def check_known(field: str, value: str | None, known: Iterable) -> None:
-  """Raises a ValueError if a field of the optimizer has no known value."""
+  """Raises a ValueError if an optimizer field has an unknown value."""
   if value not in known:
     names = [str(name) for name in known]
     similar = difflib.get_close_matches(str(value), names, n=1)

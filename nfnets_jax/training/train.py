@@ -1,4 +1,4 @@
-"""The training loop, read from top to bottom."""
+"""The training loop."""
 
 import contextlib
 import functools
@@ -41,35 +41,29 @@ def train_and_evaluate(
   workdir: str | pathlib.Path,
   allow_config_change: bool = False,
 ) -> dict[str, Any]:
-  """Trains a network and evaluates it, or goes on with what was begun.
+  """Trains a network and evaluates it, resuming an existing run.
 
   Args:
-    config: of the run; `training/config.py` documents the fields.
+    config: config of the run; `training/config.py` documents the fields.
     workdir: receives `config.json`, `data.json`, `metrics.jsonl`,
       `tensorboard/`, `checkpoints/`, `curves.png` and, at the end,
-      `report.json`. A run that was interrupted there goes on after its newest
-      checkpoint; a finished one is reported as it is. While the run lasts, a
-      file `lock` names its process.
-    allow_config_change: whether a run begun under another config, or with other
-      data, may go on.
+      `report.json`. An interrupted run resumes from its newest checkpoint; a
+      finished run returns its report. A file `lock` names the running process.
+    allow_config_change: whether to resume with another config or other data.
 
   Returns:
     The report: `steps`, `eval_top_1`, `eval_top_5`, `eval_loss`, the same with
-    the prefix `ema_`, `eval_count`, `images_per_second` and `num_params`;
-    `batch_size`, `num_classes`, `devices` and `device_kind`; `skipped`, how
-    often a damaged image was left out of the training, and `eval_skipped`, how
-    many of the test images were; `nonfinite`, how many steps were left out.
-    Accuracies are fractions.
+    the prefix `ema_`, `eval_count`, `images_per_second`, `num_params`,
+    `batch_size`, `num_classes`, `devices` and `device_kind`; the number of
+    corrupt examples `skipped` in training and `eval_skipped` in the test split;
+    the number of skipped `nonfinite` steps. Accuracies are fractions.
 
   Raises:
-    ValueError: if the config is impossible, or the folder is of another config
-      or other data.
+    ValueError: for an invalid config, or a folder with another config or data.
     lock.InUseError: if another process trains in the folder.
-    FloatingPointError: if the loss or the gradient norm is not finite, or the
-      loss above `max_loss`; the message names the step and the last good
-      checkpoint.
-    interrupt.StoppedError: if SIGTERM or SIGINT stopped the run, after a
-      checkpoint.
+    FloatingPointError: if the loss or gradient norm is not finite, or the loss
+      exceeds `max_loss`; names the step and the last good checkpoint.
+    interrupt.StoppedError: after a checkpoint, on SIGTERM or SIGINT.
   """
   # Set up.
   workdir = paths.expand_literal(workdir, '--workdir')
@@ -117,7 +111,7 @@ def train_and_evaluate(
 
   with contextlib.ExitStack() as stack:
     stack.callback(loader.close)
-    if first_process:  # the only one that writes
+    if first_process:  # the only writer
       stack.enter_context(lock.hold(workdir))
 
     # Restore.
@@ -132,7 +126,7 @@ def train_and_evaluate(
       start = int(state.step)
       progress.say(f'resumed after step {start}')
     if several:
-      # Also where the versions of jax or the kinds of device differ.
+      # jax versions or device kinds may differ between processes.
       processes.agree('the state', integrity.fingerprint_of(state, {}))
     if start > total_steps:
       raise ValueError(
@@ -140,7 +134,7 @@ def train_and_evaluate(
         f'for {total_steps}; raise epochs, or use another --workdir'
       )
 
-    # Steps, compiled before the run leaves a trace of itself.
+    # Compile the steps before anything is written.
     build.keep_compiled(config, workdir)
     compiling = stack.enter_context(meters.CompileTimes())
     step_fn = programs.compile_train_step(
@@ -151,7 +145,7 @@ def train_and_evaluate(
 
     writer = None
     if first_process:
-      # Not before here, so that a config which cannot be run leaves no trace.
+      # Not earlier, so that a failing config leaves no files.
       workdirs.record(workdir, config)
       workdirs.write_json(workdir / 'data.json', data)
       writer = stack.enter_context(logbook.Writer(workdir, start))
@@ -184,7 +178,7 @@ def train_and_evaluate(
       bar.advance()
       if step == start + 1:
         window.forget_time()  # the first step loads the program
-      # Several processes stop after the same step, once they know of it.
+      # All processes stop at the same step, once the vote is fetched.
       stop = window.stop_requested if several else signals.received
       last = step == total_steps
       save = last or stop or step % save_every == 0
@@ -192,7 +186,7 @@ def train_and_evaluate(
       if save or step % config.log_every_steps == 0:
         checkpoints.check()
         means = window.summarize()
-        # Of this step alone: it reads all parameters, and all wait here.
+        # Once per report: it reads all parameters and blocks.
         pair = jax.tree.map(
           parallel.local_copy, (state.ema_params, state.params)
         )
@@ -206,9 +200,9 @@ def train_and_evaluate(
         bar.show(step, step / epoch_steps, results)
         if writer:
           writer.write(step, 'test', results)
-      # Last, so that what was measured up to a checkpoint is on record.
+      # Last, so that all metrics up to the checkpoint are on disk.
       if save:
-        with window.paused():  # every step so far was finite
+        with window.paused():  # all steps so far were finite
           _check_replicas(state, step)
           checkpoints.save(step, state, loader.get_state())
       if stop and not last:
@@ -218,9 +212,9 @@ def train_and_evaluate(
           f'step {step}; the same command goes on'
         )
 
-    # Report, once nothing can be lost any more.
+    # Report, once the last checkpoint is on disk.
     checkpoints.wait()
-    if not results:  # all steps had been made, but the report not written
+    if not results:  # resumed after the last step
       results = evaluate.evaluate(eval_fn, state, test_batches())
     report = {
       'model': config.model.name,
@@ -245,7 +239,7 @@ def train_and_evaluate(
 def _advice(
   checkpoints: checkpoint.Checkpointer, workdir: pathlib.Path
 ) -> Iterator[None]:
-  """Adds to an error of divergence where to go on from, and how."""
+  """Adds the last good checkpoint and a remedy to divergence errors."""
   try:
     yield
   except FloatingPointError as error:
@@ -260,14 +254,14 @@ def _advice(
 
 
 def _stop_votes(signals: interrupt.Signals) -> np.ndarray:
-  """What this process adds to a batch to ask all others to stop."""
+  """Returns this process's request to stop, as an array of the batch."""
   votes = np.zeros(jax.local_device_count(), np.int32)
   votes[0] = signals.received is not None
   return votes
 
 
 def _check_replicas(state: train_step.TrainState, step: int) -> None:
-  """Raises if the devices' copies of the state differ or are not finite."""
+  """Raises if the replicas differ or are not finite."""
   spread = parallel.replica_spread(state)
   if math.isnan(spread):
     raise FloatingPointError(f'the state is not finite at step {step}')

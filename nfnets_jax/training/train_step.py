@@ -1,25 +1,21 @@
-"""One training step, as a pure function of arrays and plain arguments.
+"""One training step as a pure function.
 
-It runs on one device's share of a batch, and knows of the other devices only
-the name of the axis to average over. Images come finished from the host, and
-are only normalised here. What dropout and stochastic depth drop of an image is
-drawn from the run's key, the step and the image's index in the global batch: a
-run does not depend on the number of devices or of micro-batches.
-
-Batch normalisation is an exception: it normalises by the images of one
-micro-batch on one device, or of all devices if the net is told so. Its moving
-statistics, the net's state, are updated by each micro-batch, and averaged over
-the devices at the end of the step.
-
-Sharpness-aware minimisation is another: each device takes the step up with a
-fraction of its own images, so the result depends on the number of devices.
+It runs on a per-device batch and knows the other devices only by the axis name
+to average over. Images arrive augmented and are only normalised here. Dropout
+and stochastic depth draw from the run's key, the step and the image's index in
+the global batch, so a run does not depend on the number of devices or
+micro-batches, with two exceptions:
+  * Batch normalisation uses the statistics of one micro-batch on one device, or
+    on all devices if the net is configured so. Each micro-batch updates the
+    moving statistics, which are averaged over devices at the end of the step.
+  * Sharpness-aware minimisation ascends on each device with a fraction of its
+    own images.
 
 Differences:
-  * The released code casts parameters to bfloat16 before the pass; here the
-    layers cast them after they have standardised them in float32.
-  * There each device keeps a state of its own, and a checkpoint holds that of
-    the first; here all devices hold the mean, so that one device may go on
-    where eight have stopped.
+  * The released code casts parameters to bfloat16 before the forward pass; here
+    layers standardise them in float32 and then cast.
+  * The released code keeps a state per device and saves the first; here all
+    devices hold the mean, so a run can resume on another number of devices.
 """
 
 import functools
@@ -39,29 +35,29 @@ from nfnets_jax.training import optimizer as optimizers
 from nfnets_jax.training.normalize import normalize
 from nfnets_jax.training.schedules import Schedule
 
-# `image` uint8 `[B, H, W, 3]`, `label` and `mix_label` int32 `[B]`, and `ratio`
-# float32 `[B]`, the weight of `label`; and perhaps some of `_COUNTERS`.
+# `image` uint8 `[B, H, W, 3]`, `label` and `mix_label` int32 `[B]`, `ratio`
+# float32 `[B]`, the weight of `label`; optionally some of `_COUNTERS`.
 Batch = dict[str, chex.Array]
 Metrics = dict[str, jax.Array]
-# Learning rate and thresholds, float32 scalars.
+# Learning rate and clipping thresholds, float32 scalars.
 Hyperparams = dict[str, chex.Numeric]
 
-# Arrays of a batch that are summed over it, and reported: the corrupt examples
-# skipped before each example, and the processes that ask to stop.
+# Arrays of a batch to sum and report: corrupt examples skipped before each
+# example, and processes that ask to stop.
 _COUNTERS = ('skipped', 'stop')
 
 
 class TrainState(NamedTuple):
-  """All that training changes, the same on every device.
+  """All mutable state of training, identical on every device.
 
   Attributes:
     step: number of updates made, int32 scalar.
-    key: data of the run's random key, uint32; never changes.
-    params: the network's parameters, float32.
-    model_state: the network's Haiku state, empty for normaliser-free nets.
-    opt_state: the optimiser's state.
+    key: data of the run's random key, uint32; constant.
+    params: network parameters, float32.
+    model_state: Haiku state of the network, empty for normaliser-free nets.
+    opt_state: optimizer state.
     ema_params: moving average of `params`.
-    ema_model_state: moving average of `model_state`, to go with `ema_params`.
+    ema_model_state: moving average of `model_state`.
   """
 
   step: jax.Array
@@ -90,33 +86,27 @@ def train_step(
   """Makes one update; to be mapped over the devices.
 
   Args:
-    state: before the update.
-    batch: this device's share.
-    hyperparams: inputs of the compiled step, so that one program serves for all
-      of their values.
-    gradient: of the mean loss of some images, `loss_gradient` with its
-      keywords.
-    create_optimizer: from `hyperparams` to the transformation of the whole
-      batch's gradient into the update.
-    create_schedule: from `hyperparams` to the learning rate of a step, which is
-      only reported.
-    ema_decay: upper bound of the decay of the moving average.
-    micro_batches: parts that the share is computed in, one after the other; the
-      activations of one are in memory at a time.
+    state: the current state.
+    batch: the per-device batch.
+    hyperparams: traced inputs, so that one program serves all values.
+    gradient: `loss_gradient` with its keywords bound.
+    create_optimizer: `hyperparams` → transformation of gradient to update.
+    create_schedule: `hyperparams` → learning rate schedule, for reporting only.
+    ema_decay: upper bound of the moving average's decay.
+    micro_batches: number of sequential micro-batches, to save memory.
     sam_rho: ρ of sharpness-aware minimisation; None is off.
-    sam_fraction: of the share that the step up is taken with.
-    axis_name: of the devices that share the batch.
+    sam_fraction: fraction of the batch for the ascent step.
+    axis_name: mapped axis of the devices.
 
   Returns:
     The new state, and float32 scalars of the whole batch: `loss`, `top_1` (a
-    fraction, against the likelier label of a mixed image), `grad_norm` before
-    clipping, `learning_rate`, and the fractions of units that AGC clipped
-    (`optimizer.clipping_metrics`). If the optimizer skips non-finite steps:
-    `nonfinite`, whether this one was, and `nonfinite_in_a_row`. The sums of
-    `skipped` and `stop`, if the batch has them.
+    fraction, against the likelier label of mixed images), `grad_norm` before
+    clipping, `learning_rate` and `optimizer.clipping_metrics`; `nonfinite` and
+    `nonfinite_in_a_row` if the optimizer skips non-finite steps; the sums of
+    `skipped` and `stop` if in the batch.
 
   Raises:
-    ValueError: if the share cannot be split into the micro-batches.
+    ValueError: if `micro_batches` does not divide the batch.
   """
   key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
   batch, counters = _split_counters(batch)
@@ -126,13 +116,13 @@ def train_step(
   params = state.params
   if sam_rho is not None:
     part, parts = _leading(batch, sam_fraction, micro_batches)
-    # Each device goes up its own way.
+    # Not synchronised over devices.
     ascent, *_ = mean_gradient(params, state.model_state, part, parts)
     params = sam.ascend(params, ascent, sam_rho)
   grads, metrics, model_state = mean_gradient(
     params, state.model_state, batch, micro_batches
   )
-  # One mean over the whole batch, before AGC looks at the gradient.
+  # Average over the whole batch before AGC.
   grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
   model_state = _mean_state(model_state, axis_name)
   metrics |= jax.lax.psum(jax.tree.map(jnp.sum, counters), axis_name)
@@ -144,7 +134,7 @@ def train_step(
   metrics |= optimizers.clipping_metrics(new.opt_state)
   finite = optax.tree.get(new.opt_state, 'last_finite')
   if finite is not None:
-    # A skipped step leaves no trace in the net's state either.
+    # A skipped step does not change the net's state either.
     keep = functools.partial(jnp.where, finite)
     model_state = jax.tree.map(keep, model_state, state.model_state)
     in_a_row = optax.tree.get(new.opt_state, 'notfinite_count')
@@ -166,23 +156,15 @@ def accumulate(
   key: jax.Array,
   first: jax.Array,
 ) -> tuple[hk.MutableParams, Metrics, hk.MutableState]:
-  """Averages gradients and metrics over micro-batches, one after the other.
+  """Averages gradients and metrics over sequential micro-batches.
 
-  Args:
-    gradient: as of `train_step`.
-    params: of the net.
-    model_state: of the net; goes from micro-batch to micro-batch.
-    batch: of this device.
-    micro_batches: into which it is split; without batch normalisation the
-      result is that of the whole batch but for the rounding of sums.
-    key: of the step.
-    first: index of the first image in the global batch.
+  `model_state` passes from one to the next; without batch normalisation, the
+  result is that of the whole batch up to rounding. `first` is the index of the
+  first image in the global batch. Raises a ValueError if `micro_batches` does
+  not divide the batch.
 
   Returns:
-    The mean gradient, the mean metrics, and the last state.
-
-  Raises:
-    ValueError: if the batch cannot be split so.
+    The mean gradient, the mean metrics and the last state.
   """
   size = batch['image'].shape[0]
   if size % micro_batches:
@@ -205,7 +187,7 @@ def accumulate(
     )
     return (jax.tree.map(jnp.add, sums, tuple(terms)), model_state), None
 
-  # Weights are standardised, and the gradient taken through that, once.
+  # Standardise weights, and differentiate through it, only once.
   standardized, pull_back = jax.vjp(layers.fold, params)
   metrics = {'loss': jnp.zeros(()), 'top_1': jnp.zeros(())}
   zeros = (jax.tree.map(jnp.zeros_like, standardized), metrics)
@@ -229,22 +211,14 @@ def loss_gradient(
   label_smoothing: float = 0.0,
   compute_dtype: str = 'float32',
 ) -> tuple[hk.MutableParams, Metrics, hk.MutableState]:
-  """Returns the gradient of the mean loss of some images of a batch.
+  """Returns the gradient of the mean loss of a micro-batch.
 
-  Args:
-    params: of the net.
-    model_state: of the net.
-    key: of the step.
-    batch: the images and their labels.
-    first: index of the first image in the global batch.
-    standardized: whether `params` are those of `layers.fold`.
-    net: takes `(images, is_training)`.
-    num_classes: K.
-    label_smoothing: in [0, 1).
-    compute_dtype: of the pass, one of `DTYPES`.
+  `first` is the index of its first image in the global batch; `params` come
+  from `layers.fold` if `standardized`; `label_smoothing` is in [0, 1);
+  `compute_dtype` is one of `DTYPES`.
 
   Returns:
-    The float32 gradient, the means of `loss` and `top_1`, and the net's state.
+    The float32 gradient, the mean `loss` and `top_1`, and the new state.
   """
   policy = create_policy(compute_dtype)
   images = policy.cast_to_compute(normalize(batch['image']))
@@ -279,17 +253,7 @@ def apply_gradients(
   optimizer: optax.GradientTransformation,
   ema_decay: float,
 ) -> TrainState:
-  """Makes one update from the gradient of the whole batch.
-
-  Args:
-    state: before the update.
-    grads: of the parameters, float32.
-    optimizer: maps the gradient to the update.
-    ema_decay: upper bound of the decay of the moving average.
-
-  Returns:
-    The state after it, one step further.
-  """
+  """Makes one update from the float32 gradient of the whole batch."""
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   return state._replace(
@@ -301,15 +265,10 @@ def apply_gradients(
 
 
 def label_distributions(batch: Batch, num_classes: int) -> jax.Array:
-  """Returns the probabilities of the classes of mixed images.
+  """Returns the class probabilities of mixed images, float32 `[B, K]`.
 
-  Args:
-    batch: `label` and `mix_label` int32 `[B]`, and `ratio` float32 `[B]`, the
-      weight of `label`; that of `mix_label` is the rest.
-    num_classes: K.
-
-  Returns:
-    float32 `[B, K]`.
+  `label` and `mix_label` are int32 `[B]`; `ratio`, float32 `[B]`, is the weight
+  of `label`, and `mix_label` has the rest.
 
   Example:
     >>> batch = {'label': jnp.array([0]), 'mix_label': jnp.array([2]),
@@ -325,12 +284,12 @@ def label_distributions(batch: Batch, num_classes: int) -> jax.Array:
   return ratio * label + (1 - ratio) * mix_label
 
 
-# Dtypes that a pass can compute in. A loss would have to be scaled for float16.
+# Compute dtypes; float16 would need loss scaling.
 DTYPES = ('float32', 'bfloat16')
 
 
 def create_policy(compute_dtype: str) -> jmp.Policy:
-  """Returns float32 parameters and outputs with `compute_dtype` in between."""
+  """Returns a policy with float32 parameters and outputs."""
   return jmp.get_policy(
     f'params=float32,compute={compute_dtype},output=float32'
   )
@@ -342,24 +301,16 @@ def init_state(
   seed: int,
   image_size: int,
 ) -> TrainState:
-  """Draws the initial state.
+  """Initialises the train state.
 
-  Args:
-    net: takes `(images, is_training)`.
-    optimizer: of the parameters.
-    seed: of the parameters, dropout and stochastic depth.
-    image_size: side of the training images in pixels.
-
-  Returns:
-    The state before the first step.
+  `seed` is also that of dropout and stochastic depth.
   """
-  # It runs once: compile it fast rather than well, which for F0 on two cores is
-  # a matter of 10 seconds instead of minutes.
+  # Runs once, so compile fast: 10 seconds, not minutes, for F0 on two cores.
   options = {'xla_backend_optimization_level': 0}
   init = jax.jit(
     _create_init(net, optimizer, image_size), compiler_options=options
   )
-  # The key is an input, so that one program does for all seeds.
+  # The key is an input, so that one program serves all seeds.
   return init(jax.random.key(seed))
 
 
@@ -368,7 +319,7 @@ def state_shapes(
   optimizer: optax.GradientTransformation,
   image_size: int,
 ) -> TrainState:
-  """Returns the shapes and dtypes of what `init_state` draws."""
+  """Returns the shapes and dtypes of `init_state`'s result."""
   init = _create_init(net, optimizer, image_size)
   return jax.eval_shape(init, jax.random.key(0))
 
@@ -403,7 +354,7 @@ def _split_counters(batch: Batch) -> tuple[Batch, Batch]:
 def _leading(
   batch: Batch, fraction: float, micro_batches: int
 ) -> tuple[Batch, int]:
-  """The images that the step up is taken with, and their micro-batches."""
+  """Returns the images of the ascent step and their number of micro-batches."""
   count, parts = sam.ascent_images(
     batch['image'].shape[0], fraction, micro_batches
   )
@@ -411,7 +362,7 @@ def _leading(
 
 
 def _mean_state(state: hk.MutableState, axis_name: str) -> hk.MutableState:
-  """Averages a net's state over devices; its counters agree on all of them."""
+  """Averages a net's state over devices; integer counters are equal on all."""
 
   def mean(x: jax.Array) -> jax.Array:
     if jnp.issubdtype(x.dtype, jnp.floating):
