@@ -1,15 +1,13 @@
-"""Converts a data set that TFDS prepared as TFRecord files to ArrayRecord.
+"""Converts TFDS data sets from TFRecord, the default of TFDS, to ArrayRecord.
 
-TFDS writes TFRecord files unless told otherwise, and they can only be read from
-their start. The records are the same in both formats, so they are copied as
-they are, shard by shard, into a folder beside the one to be:
+TFRecord has no random access. The records are the same in both formats, so they
+are copied unchanged, shard by shard, to a sibling of the target folder:
 
     <data_dir>/imagenet2012/incomplete.1a2b3c4d_5.1.0
 
-That is renamed when all is there, and an interrupted conversion finds there
-what it has done. Its name has a digest of what is converted, so that two copies
-of a data set never mix. What is converted is only read. Where two runs convert
-the same, one finishes, and the other finds it done.
+It is renamed at the end, and an interrupted conversion resumes from it. Its
+name has a digest of the source, so two sources never mix. The source is only
+read. Of two concurrent runs, one finishes and the other finds the result.
 """
 
 import contextlib
@@ -32,12 +30,12 @@ from tensorflow_datasets.core import (
 from nfnets_jax import paths
 from nfnets_jax.data import datasets, storage
 
-_INFO = 'dataset_info.json'  # a folder without it holds no data set
+_INFO = 'dataset_info.json'  # every data set has one
 _ARRAY_RECORD = tfds.core.FileFormat.ARRAY_RECORD
 
 
 class _Shard(NamedTuple):
-  """A file to convert, its place after, and how many records it has."""
+  """Source and target of a file, and its number of records."""
 
   source: pathlib.Path
   target: pathlib.Path
@@ -49,24 +47,23 @@ def convert(
   source: str | os.PathLike[str],
   data_dir: str | os.PathLike[str] | None = None,
 ) -> tfds.core.DatasetBuilder:
-  """Converts a data set, or goes on where an earlier call was interrupted.
+  """Converts a data set, or resumes an interrupted conversion.
 
   Args:
-    name: the name of the data set, such as `imagenet2012` or, where `source`
-      holds several versions, `imagenet2012:5.1.0`.
+    name: name of the data set, such as `imagenet2012`, or
+      `imagenet2012:5.1.0` if `source` has several versions.
     source: the data_dir of the TFRecord files, or the folder of the version.
-    data_dir: where to write, as for `datasets.load`.
+    data_dir: where to write, as in `datasets.load`.
 
   Returns:
     The builder of the data set in `data_dir`.
 
   Raises:
-    FileNotFoundError: if there is no such data set in `source`, or it lacks
-      files.
-    ValueError: if its files do not hold what its info says, or something else
-      is in the place to write to, such as a copy in another format.
-    OSError: if the disk has no room.
-    ModuleNotFoundError: if there is no tensorflow.
+    FileNotFoundError: if the data set or some of its files are missing.
+    ValueError: if the files do not match the info, or the target exists and is
+      something else, such as a copy in another format.
+    OSError: if the disk is full.
+    ModuleNotFoundError: if tensorflow is not installed.
   """
   folder = _find(name, paths.expand_literal(source, 'from_tfrecord'))
   info = _read_info(folder)
@@ -89,7 +86,7 @@ def convert(
     except Exception:
       if not target.exists():
         raise
-      # Another run has renamed the folder, with what this one was writing.
+      # Another run has renamed the folder while this one was writing to it.
       _delete_partial_files(target)
       _check_target(target, folder, info)
       print(f'{target} has been finished by another run')
@@ -97,14 +94,14 @@ def convert(
 
 
 def _find(name: str, source: pathlib.Path) -> pathlib.Path:
-  """Returns the folder with the version of the data set to convert."""
+  """Returns the version folder to convert."""
   parsed, wanted = naming.parse_builder_name_kwargs(name)
   if (source / _INFO).is_file():
     found = [source]
   else:
     folder = source / parsed.name
     infos = [*folder.glob(f'*/{_INFO}'), *folder.glob(f'*/*/{_INFO}')]
-    # The folders of a config and of a version bear their names.
+    # Folders are named after the config and the version.
     found = [
       path.parent
       for path in sorted(infos)
@@ -137,7 +134,7 @@ def _find(name: str, source: pathlib.Path) -> pathlib.Path:
 
 
 def _read_info(folder: pathlib.Path) -> Any:
-  """Reads what describes a data set."""
+  """Reads the description of a data set."""
   try:
     return dataset_info.read_proto_from_builder_dir(folder)
   except json_format.ParseError as error:
@@ -147,7 +144,7 @@ def _read_info(folder: pathlib.Path) -> Any:
 def _check_target(
   target: pathlib.Path, folder: pathlib.Path, info: Any
 ) -> None:
-  """Checks that what is in the place to write to is what would be written."""
+  """Checks that an existing target is what would be written."""
   if target.samefile(folder):
     raise ValueError(
       f'{target} is what is to be converted; give another --data_dir'
@@ -178,7 +175,7 @@ def _num_examples(info: Any) -> dict[str, int]:
 def _convert_shards(
   info: Any, folder: pathlib.Path, work: pathlib.Path
 ) -> None:
-  """Converts all shards that have not been converted."""
+  """Converts the shards that are not converted yet."""
   adapter = file_adapters.ADAPTER_FOR_FORMAT[
     tfds.core.FileFormat(info.file_format or 'tfrecord')
   ]
@@ -201,7 +198,7 @@ def _convert_shards(
 def _shards(
   info: Any, folder: pathlib.Path, work: pathlib.Path
 ) -> list[_Shard]:
-  """Lists the shards of all splits, and checks that none is missing."""
+  """Lists the shards of all splits, and checks that they exist."""
   source = dataset_info.get_split_dict_from_proto(
     info, folder, info.file_format or 'tfrecord'
   )
@@ -228,7 +225,7 @@ def _shards(
 
 
 def _convert_shard(shard: _Shard, adapter: Any, progress: tqdm.tqdm) -> None:
-  # The number keeps two runs at a time apart.
+  # The process id keeps concurrent runs apart.
   partial = shard.target.with_name(f'{shard.target.name}.partial.{os.getpid()}')
   writer = file_adapters.ADAPTER_FOR_FORMAT[_ARRAY_RECORD]
   try:
@@ -254,22 +251,22 @@ def _records(
       progress.update()
   except ModuleNotFoundError:
     raise
-  except Exception as error:  # tensorflow has its own
+  except Exception as error:  # tensorflow has its own errors
     raise ValueError(f'cannot read {path}: {error}') from error
 
 
 def _num_records(path: pathlib.Path) -> int | None:
-  """Returns how many records an ArrayRecord file has, None if it is none."""
+  """Returns the number of records; None if it is not a valid ArrayRecord."""
   if not path.is_file():
     return None
   try:
     return file_adapters.ADAPTER_FOR_FORMAT[_ARRAY_RECORD].num_examples(path)
-  except Exception:  # whatever is wrong with it
+  except Exception:  # any fault of the file
     return None
 
 
 def _delete_partial_files(folder: pathlib.Path) -> None:
-  """Deletes what this process and those that were killed have left."""
+  """Deletes partial files of this process and of dead ones."""
   for path in folder.glob('*.partial.*'):
     process = path.suffix[1:]
     is_mine = process == str(os.getpid())
@@ -278,7 +275,7 @@ def _delete_partial_files(folder: pathlib.Path) -> None:
 
 
 def _is_alive(process: int) -> bool:
-  with contextlib.suppress(PermissionError):  # it is another user's
+  with contextlib.suppress(PermissionError):  # it belongs to another user
     try:
       os.kill(process, 0)
     except ProcessLookupError:
@@ -287,7 +284,7 @@ def _is_alive(process: int) -> bool:
 
 
 def _write_info(info: Any, folder: pathlib.Path, work: pathlib.Path) -> None:
-  """Writes what describes the data set, `dataset_info.json` at last."""
+  """Writes the metadata, `dataset_info.json` last."""
   for path in folder.iterdir():
     is_text = path.suffix in ('.json', '.txt') or path.name == 'LICENSE'
     if is_text and path.name != _INFO:
