@@ -19,7 +19,7 @@ from nfnets_jax.data import crops, decode, mixing, randaugment, resize
 Example = Mapping[str, Any]
 Examples = Sequence[Example]
 Batch = dict[str, np.ndarray]
-# Maps n examples, n partners, `[n, NUM_DRAWS]` numbers and `[n]` stream indices.
+# Of n examples, n partners, `[n, NUM_DRAWS]` numbers and `[n]` stream indices.
 TrainTransform = Callable[[Examples, Examples, np.ndarray, np.ndarray], Batch]
 
 # Random numbers per image: for its two photographs, mixing and RandAugment. A
