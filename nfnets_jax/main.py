@@ -1,8 +1,8 @@
-r"""Trains or evaluates a network: flags in, one call out.
+r"""Trains or evaluates a network.
 
 python -m nfnets_jax.main --config=experiments/digits.py --workdir=runs/digits
 
-On several hosts the same command runs on each; experiments/launch/ has scripts.
+With several hosts, run the same command on each; see experiments/launch/.
 """
 
 import pathlib
@@ -49,10 +49,10 @@ flags.mark_flags_as_required(['config', 'workdir'])
 
 
 def start(argv: list[str]) -> pathlib.Path:
-  """Does what every mode begins with: quiet logs, and the other processes.
+  """Sets up logging and the distributed runtime, for every mode.
 
   Args:
-    argv: what `command_line.parse_flags` left.
+    argv: the result of `command_line.parse_flags`.
 
   Returns:
     The folder of the run.
@@ -62,9 +62,9 @@ def start(argv: list[str]) -> pathlib.Path:
       f'error: unexpected arguments: {" ".join(argv[1:])}; flags begin with --'
     )
   if not flags.FLAGS['verbosity'].present:
-    # Orbax says at level INFO what it does at each checkpoint.
+    # Orbax logs every checkpoint at level INFO.
     logging.set_verbosity(logging.WARNING)
-  # Imported late, so that --help and a mistyped flag answer at once.
+  # Imported late, so that --help and mistyped flags respond at once.
   from nfnets_jax.runtime import (
     processes,
   )
@@ -90,7 +90,7 @@ def start(argv: list[str]) -> pathlib.Path:
 
 
 def main(argv: list[str]) -> None:
-  """Runs one mode."""
+  """Trains or evaluates."""
   workdir = start(argv)
   from nfnets_jax.runtime import (
     interrupt,
