@@ -74,14 +74,10 @@ def _is_refusal(error: Exception) -> bool:
 def define_config(
   default: str | None = None,
 ) -> flags.FlagHolder[config_dict.ConfigDict]:
-  """Defines the flag --config, which `parse_flags` parses.
+  """Defines the flag --config, whose value is a locked config.
 
-  Args:
-    default: an experiment file, with its argument.
-
-  Returns:
-    The flag; its value is a locked config. Commands imported into the same
-    process share it.
+  `default` is an experiment file, with its argument. Commands imported into the
+  same process share the flag.
   """
   if 'config' in flags.FLAGS:
     return flags.FlagHolder(flags.FLAGS, flags.FLAGS['config'])
@@ -190,15 +186,10 @@ def _fields(config: config_dict.ConfigDict, prefix: str = '') -> Iterator[str]:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-  """Parses the command line, including `--config.field=None`.
+  """Parses flags, and returns the program and the remaining arguments.
 
-  ml_collections would read None as a string, or reject it.
-
-  Args:
-    argv: the program and its arguments.
-
-  Returns:
-    The program and the arguments that are not flags.
+  Supports `--config.field=None`; ml_collections would read None as a string, or
+  reject it.
   """
   none = re.compile(r'--config\.([^=]+)=None')
   fields = [match[1] for match in map(none.fullmatch, argv) if match]

@@ -98,10 +98,8 @@ def memory(device: jax.Device | None = None) -> int:
   """Returns the usable memory of a device of this process in bytes.
 
   An accelerator reports how much jax may allocate. CPU devices share the memory
-  of the machine, or of its control group, evenly.
-
-  Args:
-    device: the first local device by default.
+  of the machine, or of its control group, evenly. The default is the first
+  local device.
 
   Raises:
     ValueError: if it is unknown; the message says what to set.

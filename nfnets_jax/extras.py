@@ -10,10 +10,6 @@ import importlib.util
 def need(extra: str, *packages: str) -> None:
   """Checks that packages of an extra are installed, without importing them.
 
-  Args:
-    extra: of this package, 'models' or 'train'.
-    *packages: names to import.
-
   Raises:
     ModuleNotFoundError: if one is missing; the message has the pip command.
       installs it.

@@ -107,9 +107,6 @@ class Program(NamedTuple):
 def read(text: str) -> Program:
   """Reads the text of a compiled program.
 
-  Args:
-    text: from `compiled.as_text()`.
-
   Raises:
     ValueError: if it has no entry computation.
   """
@@ -128,24 +125,12 @@ def read(text: str) -> Program:
     collectives += _collectives(instructions, sizes, times, computations)
   gathers, scatters = _large(computations)
   return Program(
-    traffic,
-    traffic_once,
-    cycles,
-    cycles_once,
-    gathers,
-    scatters,
-    collectives,
+    traffic, traffic_once, cycles, cycles_once, gathers, scatters, collectives
   )
 
 
 def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
-  """Parses the text of a program.
-
-  Args:
-    text: from `compiled.as_text()`.
-
-  Returns:
-    The instructions of each computation in order, and the name of the entry.
+  """Parses a program to instructions by computation, and the entry's name.
 
   Raises:
     ValueError: if there is no entry computation.
@@ -191,12 +176,7 @@ def _instruction(line: str) -> Instruction | None:
     operands = [inside]  # its value
   size, elements = _size(shape)
   return Instruction(
-    head[1],
-    opcode,
-    size,
-    elements,
-    tuple(operands),
-    rest[len(inside) + 1 :],
+    head[1], opcode, size, elements, tuple(operands), rest[len(inside) + 1 :]
   )
 
 
@@ -333,9 +313,7 @@ def _collectives(
     )
 
 
-def _large(
-  computations: Mapping[str, list[Instruction]],
-) -> tuple[int, int]:
+def _large(computations: Mapping[str, list[Instruction]]) -> tuple[int, int]:
   """Counts large gathers and scatters, including those in kernels."""
   gathers = scatters = 0
   for instructions in computations.values():

@@ -49,14 +49,7 @@ flags.mark_flags_as_required(['config', 'workdir'])
 
 
 def start(argv: list[str]) -> pathlib.Path:
-  """Sets up logging and the distributed runtime, for every mode.
-
-  Args:
-    argv: the result of `command_line.parse_flags`.
-
-  Returns:
-    The folder of the run.
-  """
+  """Sets up logging and the distributed runtime; returns the run's folder."""
   if len(argv) > 1:
     sys.exit(
       f'error: unexpected arguments: {" ".join(argv[1:])}; flags begin with --'
@@ -65,9 +58,7 @@ def start(argv: list[str]) -> pathlib.Path:
     # Orbax logs every checkpoint at level INFO.
     logging.set_verbosity(logging.WARNING)
   # Imported late, so that --help and mistyped flags respond at once.
-  from nfnets_jax.runtime import (
-    processes,
-  )
+  from nfnets_jax.runtime import processes
 
   with command_line.telling():
     workdir = paths.expand_literal(flags.FLAGS.workdir, '--workdir')
@@ -92,21 +83,11 @@ def start(argv: list[str]) -> pathlib.Path:
 def main(argv: list[str]) -> None:
   """Trains or evaluates."""
   workdir = start(argv)
-  from nfnets_jax.runtime import (
-    interrupt,
-    processes,
-    progress,
-  )
+  from nfnets_jax.runtime import interrupt, processes, progress
   from nfnets_jax.runtime import workdir as workdirs
-  from nfnets_jax.training import (
-    train,
-  )
+  from nfnets_jax.training import train
 
-  with (
-    processes.ending_together(),
-    command_line.telling(),
-    interrupt.exiting(),
-  ):
+  with processes.ending_together(), command_line.telling(), interrupt.exiting():
     if _MODE.value == 'train':
       report = train.train_and_evaluate(
         _CONFIG.value, workdir, _ALLOW_CONFIG_CHANGE.value

@@ -62,10 +62,6 @@ def expand(path: PathLike, option: str = 'path') -> pathlib.Path:
 def expand_literal(path: PathLike, option: str = 'path') -> pathlib.Path:
   r"""Calls `expand`, for libraries that read some characters as patterns.
 
-  Args:
-    path: as given by a user.
-    option: as in `expand`.
-
   Raises:
     ValueError: as in `expand`, or if the absolute path has one of `* ? [ ] \`,
       a control character, or bytes that are not UTF-8.
@@ -107,12 +103,7 @@ def _argument(take: Callable[[str], pathlib.Path], text: str) -> pathlib.Path:
 def existing(
   path: PathLike, option: str = 'path', what: str = 'file or folder'
 ) -> pathlib.Path:
-  """Calls `expand`, and checks that the file or folder exists.
-
-  Args:
-    path: as given by a user.
-    option: as in `expand`.
-    what: required type: 'file', 'folder' or 'file or folder'.
+  """Calls `expand`, and checks that the path exists and has the right type.
 
   Raises:
     ValueError: as in `expand`.
@@ -144,9 +135,7 @@ def existing(
 def from_environment(name: str, default: PathLike) -> pathlib.Path:
   """Returns the path in an environment variable, or the default.
 
-  Args:
-    name: of the variable.
-    default: used if the variable is unset or empty; may begin with `~`.
+  The default is used if the variable is unset or empty; it may begin with `~`.
 
   Raises:
     ValueError: as in `expand`; the message names the variable.
@@ -156,15 +145,10 @@ def from_environment(name: str, default: PathLike) -> pathlib.Path:
 
 
 def read_text_lines(path: PathLike, option: str = 'path') -> list[str]:
-  """Reads the lines of a text file.
+  """Reads the lines of a text file in UTF-8, or UTF-16 with a byte-order mark.
 
-  Args:
-    path: a text file in UTF-8, or in UTF-16 with a byte-order mark.
-    option: as in `expand`.
-
-  Returns:
-    The lines without their ends (LF, CRLF or CR), a byte-order mark, and empty
-    lines at the end.
+  Line ends (LF, CRLF or CR), the byte-order mark and empty lines at the end are
+  removed.
 
   Raises:
     ValueError: as in `expand`, or if the file is not text.

@@ -101,13 +101,7 @@ def create_forward(
 def random_weights(
   name: str, num_classes: int = 1000, seed: int = 0
 ) -> weights.Weights:
-  """Returns untrained weights, for tests and benchmarks.
-
-  Args:
-    name: the variant.
-    num_classes: K.
-    seed: of the initialisation.
-  """
+  """Returns untrained weights, for tests and benchmarks."""
 
   def apply(images: jax.Array) -> dict[str, jax.Array]:
     return models.create(name, num_classes)(images, is_training=False)
@@ -164,14 +158,10 @@ def _read_names(file: str | os.PathLike) -> list[str]:
 
 
 def evaluation_of(net_weights: weights.Weights) -> tuple[int, str]:
-  """Returns the image size and the crop to evaluate weights with.
+  """Returns the image size in pixels and the crop to evaluate weights with.
 
-  Args:
-    net_weights: as returned by `read_weights`.
-
-  Returns:
-    The values stored with the weights, by default the published ones: the test
-    size of the variant, and 'resize_crop_32'.
+  They are stored with the weights; by default they are the published ones, the
+  test size of the variant and 'resize_crop_32'.
 
   Example:
     >>> evaluation_of(weights.Weights('nfnet_f1', {}, image_size=400))

@@ -39,13 +39,8 @@ _MIB = 2**20
 class Summary(NamedTuple):
   """The cost of a network.
 
-  Attributes:
-    name: the variant.
-    train_size: side of training images in pixels.
-    test_size: side of test images in pixels.
-    params: number of parameters.
-    train_macs: multiply-accumulates of a forward pass of one training image.
-    test_macs: the same for one test image.
+  Sizes are the sides of images in pixels; `params` counts parameters, and MACs
+  are multiply-accumulates of a forward pass of one image.
   """
 
   name: str
@@ -58,13 +53,6 @@ class Summary(NamedTuple):
 
 def count(name: str, image_size: int) -> tuple[int, int]:
   """Counts the parameters, and the MACs of a forward pass of one image.
-
-  Args:
-    name: a variant.
-    image_size: side of the image in pixels.
-
-  Returns:
-    The numbers of parameters and of multiply-accumulates.
 
   Raises:
     ValueError: if the variant does not exist.
@@ -90,9 +78,7 @@ def count(name: str, image_size: int) -> tuple[int, int]:
 def summarize(name: str, image_size: int | None = None) -> Summary:
   """Counts the parameters and MACs of a network with 1000 classes.
 
-  Args:
-    name: a variant.
-    image_size: side of training images in pixels, by default the variant's.
+  `image_size` is the side of training images, by default the variant's.
 
   Raises:
     ValueError: if the variant does not exist.

@@ -127,8 +127,7 @@ def train_crop(name: str, image_size: int) -> TrainCrop:
   """Returns a training crop by name.
 
   Args:
-    name: `'random_resized'`, `'random_resized_AREA'`, `'pad_PIXELS'` or
-      `'none'`; see the module docstring.
+    name: one of `TRAIN_CROPS`; see the module docstring.
     image_size: side in pixels to which the crop is later resized.
 
   Returns:
@@ -167,8 +166,7 @@ def eval_crop(name: str, image_size: int) -> Callable[[np.ndarray], np.ndarray]:
   """Returns an evaluation crop by name; it also resizes.
 
   Args:
-    name: `'resize_crop_PIXELS'`, `'resize_crop_FRACTION'`, `'crop_resize'` or
-      `'resize'`; see the module docstring.
+    name: one of `EVAL_CROPS`; see the module docstring.
     image_size: side of the square result in pixels.
 
   Returns:

@@ -184,11 +184,6 @@ def check_label(
 ) -> int:
   """Returns the label of an example after checking its range.
 
-  Args:
-    dataset: the data set of the example.
-    index: its index.
-    example: as read from the source.
-
   Raises:
     LabelError: if the label is not an integer in [0, num_classes - 1].
 
@@ -231,14 +226,14 @@ class _Selected:
 
 
 def select_classes(dataset: Dataset, classes: str) -> Dataset:
-  """Keeps only a range of classes. Reads all examples once for their labels.
+  """Keeps only a range of classes, relabelled from 0.
+
+  Reads all examples once for their labels.
 
   Args:
     dataset: a split.
     classes: 'FIRST-LAST', both inclusive and counted from 0.
 
-  Returns:
-    The split with these classes, relabelled from 0.
 
   Raises:
     ValueError: if the range is invalid or has no examples.
@@ -318,10 +313,6 @@ def find(
 ) -> tfds.core.DatasetBuilder:
   """Returns the TFDS builder of a data set, prepared or not.
 
-  Args:
-    name: as in `load`.
-    data_dir: as in `resolve`.
-
   Raises:
     ValueError: if neither TFDS nor `data_dir` has the data set or version, its
       description is corrupt, or it requires a package that is missing.
@@ -397,11 +388,7 @@ def no_random_access(builder: tfds.core.DatasetBuilder) -> str:
 
 
 def prepare_command(name: str, **options: str | os.PathLike[str] | None) -> str:
-  """Returns the shell command that prepares a data set.
-
-  Args:
-    name: the name of the data set.
-    **options: options of the command; None omits one.
+  """Returns the shell command that prepares a data set; None omits an option.
 
   Example:
     >>> prepare_command('cifar10', data_dir='/my data')

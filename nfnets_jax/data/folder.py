@@ -106,9 +106,7 @@ def warn(folder: str | os.PathLike[str], passed_over: PassedOver) -> None:
 
 
 def printable(path: str | os.PathLike[str]) -> str:
-  r"""Returns a path as text that is safe for terminals, logs and JSON.
-
-  Bytes that are not UTF-8 and control characters are escaped.
+  r"""Escapes bytes that are not UTF-8 and control characters of a path.
 
   Example:
     >>> printable(os.fsdecode(b'caf\xe9/a\n.jpg'))

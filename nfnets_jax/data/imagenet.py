@@ -35,15 +35,7 @@ _MAX_PADDING = 1 << 20
 
 @dataclasses.dataclass(frozen=True)
 class Archive:
-  """An archive of the ILSVRC 2012 challenge.
-
-  Attributes:
-    name: file name.
-    title: title on the download page.
-    num_bytes: size.
-    md5: checksum.
-    num_images: number of images.
-  """
+  """An archive of the ILSVRC 2012 challenge, as on its download page."""
 
   name: str
   title: str

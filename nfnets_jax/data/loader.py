@@ -65,12 +65,7 @@ class Batches(Iterator[Batch]):
   def __init__(
     self, start: Callable[[int], grain.DatasetIterator[Batch]], batch_size: int
   ):
-    """Starts at the first batch.
-
-    Args:
-      start: returns an iterator that starts at the given batch index.
-      batch_size: global batch size.
-    """
+    """Starts at batch 0; `start` returns an iterator from a batch index on."""
     self._start = start
     self._batch_size = batch_size
     self._next_batch = 0
@@ -95,13 +90,10 @@ class Batches(Iterator[Batch]):
     return {'next_index': self._next_batch * self._batch_size}
 
   def set_state(self, state: dict[str, int]) -> None:
-    """Restores a position; the number of processes may differ.
-
-    Args:
-      state: returned by `get_state`, with the same batch size.
+    """Restores a position of `get_state`, perhaps of other processes.
 
     Raises:
-      ValueError: if no batch starts there.
+      ValueError: if no batch starts there, as with another batch size.
     """
     batch, rest = divmod(state['next_index'], self._batch_size)
     if rest:
@@ -275,18 +267,9 @@ def eval_batches(
   """Returns this process's batches of one pass over the data set, in order.
 
   All batches are full, and all processes get the same number: the last global
-  batch is padded with examples from the start, with mask 0.
-
-  Args:
-    dataset: the examples.
-    batch_size: global batch size, over all processes.
-    transform: maps an example to a dict of arrays of fixed shape; see
-      `transforms.eval_transform`.
-    process_index: index of this process.
-    process_count: number of processes.
-    num_workers: as in `train_batches`.
-    worker_type: as in `train_batches`.
-    skip_corrupt: as in `train_batches`.
+  batch is padded with examples from the start, with mask 0. The arguments are
+  those of `train_batches`, but `transform` maps one example to a dict of arrays
+  of fixed shape; see `transforms.eval_transform`.
 
   Returns:
     An iterator over `{'image': uint8 [b, px, px, 3], 'label': int32 [b],
@@ -362,11 +345,6 @@ def read_example(
   transform: Callable[[Any], dict[str, Any]],
 ) -> dict[str, Any]:
   """Reads and transforms one example.
-
-  Args:
-    dataset: the examples.
-    index: index of the example.
-    transform: maps it to a dict of arrays, which is returned.
 
   Raises:
     DamagedExampleError: if it cannot be decoded; the message has the data set,

@@ -158,8 +158,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _check_imagenet(
-  builder: tfds.core.DatasetBuilder,
-  imagenet_dir: str | os.PathLike[str] | None,
+  builder: tfds.core.DatasetBuilder, imagenet_dir: str | os.PathLike[str] | None
 ) -> pathlib.Path:
   """Checks the archives and the disk space, and prints the sizes."""
   if not imagenet_dir:

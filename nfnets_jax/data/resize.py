@@ -26,15 +26,9 @@ _STRIP = 64  # pixels
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-  """Resizes an image by bicubic interpolation, rounded to whole levels.
+  """Resizes uint8 `[H, W, 3]` to uint8 `[height, width, 3]`.
 
-  Args:
-    image: uint8 `[H, W, 3]`.
-    height: the new height in pixels.
-    width: the new width in pixels.
-
-  Returns:
-    uint8 `[height, width, 3]`: `resize_float`, rounded and clipped.
+  Rounds and clips the result of `resize_float`.
 
   Example:
     >>> image = np.full((5, 7, 3), 200, np.uint8)
@@ -58,8 +52,8 @@ def resize_float(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
   Args:
     image: `[H, W, C]`, any real dtype.
-    height: the new height in pixels.
-    width: the new width in pixels.
+    height: new height in pixels.
+    width: new width in pixels.
 
   Returns:
     float32 `[height, width, C]`; negative lobes of the kernel may exceed the

@@ -12,8 +12,6 @@ import tensorflow_datasets as tfds
 def names(split: str) -> list[str]:
   """Returns the split names in order, without duplicates.
 
-  They need not exist.
-
   Example:
     >>> names('train[:10%]+test+train[90%:]')
     ['train', 'test']

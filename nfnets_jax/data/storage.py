@@ -10,11 +10,7 @@ import shutil
 
 
 def check_space(folder: pathlib.Path, num_bytes: int) -> None:
-  """Raises an OSError if there is not enough disk space.
-
-  Args:
-    folder: the folder to write; need not exist.
-    num_bytes: its size.
+  """Raises an OSError if the disk of a future folder lacks space for it.
 
   Example:
     >>> check_space(pathlib.Path('/tmp/data'), num_bytes=10**18)

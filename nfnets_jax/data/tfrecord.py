@@ -21,11 +21,7 @@ from typing import Any, NamedTuple
 import tensorflow_datasets as tfds
 import tqdm
 from google.protobuf import json_format
-from tensorflow_datasets.core import (
-  dataset_info,
-  file_adapters,
-  naming,
-)
+from tensorflow_datasets.core import dataset_info, file_adapters, naming
 
 from nfnets_jax import paths
 from nfnets_jax.data import datasets, storage
@@ -97,40 +93,40 @@ def _find(name: str, source: pathlib.Path) -> pathlib.Path:
   """Returns the version folder to convert."""
   parsed, wanted = naming.parse_builder_name_kwargs(name)
   if (source / _INFO).is_file():
-    found = [source]
+    folders = [source]
   else:
     folder = source / parsed.name
     infos = [*folder.glob(f'*/{_INFO}'), *folder.glob(f'*/*/{_INFO}')]
     # Folders are named after the config and the version.
-    found = [
+    folders = [
       path.parent
       for path in sorted(infos)
       if not path.parent.name.startswith('incomplete.')
       and {*wanted.values()} <= {*path.parent.relative_to(folder).parts}
     ]
-  if not found:
+  if not folders:
     raise FileNotFoundError(
       f'no data set {name!r} in {source}: there is no '
       f'{source / parsed.name}/<version>/{_INFO}'
     )
-  if len(found) > 1:
+  if len(folders) > 1:
     raise ValueError(
       f'{source} holds several versions of data set {name!r}; give the folder '
-      f'of one: {", ".join(map(str, found))}'
+      f'of one: {", ".join(map(str, folders))}'
     )
-  info = _read_info(found[0])
+  info = _read_info(folders[0])
   if (
     info.name != parsed.name
     or wanted.get('version', info.version) != info.version
     or wanted.get('config', info.config_name) != info.config_name
   ):
     raise ValueError(
-      f'{found[0]} holds data set {info.name!r}, config '
+      f'{folders[0]} holds data set {info.name!r}, config '
       f'{info.config_name or None!r}, version {info.version!r}, not {name!r}'
     )
   if tfds.core.FileFormat(info.file_format or 'tfrecord') == _ARRAY_RECORD:
-    raise ValueError(f'{found[0]} is in the format array_record already')
-  return found[0]
+    raise ValueError(f'{folders[0]} is in the format array_record already')
+  return folders[0]
 
 
 def _read_info(folder: pathlib.Path) -> Any:
@@ -154,16 +150,17 @@ def _check_target(
       f'{target} is there already, and is no prepared data set; give another '
       '--data_dir, or move it away'
     )
-  there = _read_info(target)
-  file_format = there.file_format or 'tfrecord'
+  existing = _read_info(target)
+  file_format = existing.file_format or 'tfrecord'
   if file_format != _ARRAY_RECORD.value:
     raise ValueError(
       f'{target} is there already, in the format {file_format}; give another '
       '--data_dir'
     )
-  if _num_examples(there) != _num_examples(info):
+  if _num_examples(existing) != _num_examples(info):
     raise ValueError(
-      f'{target} is there already, and has the splits {_num_examples(there)}, '
+      f'{target} is there already, and has the splits '
+      f'{_num_examples(existing)}, '
       f'where {folder} has {_num_examples(info)}; give another --data_dir'
     )
 
@@ -231,10 +228,10 @@ def _convert_shard(shard: _Shard, adapter: Any, progress: tqdm.tqdm) -> None:
   try:
     records = _records(shard.source, adapter, progress)
     writer.write_examples(partial, enumerate(records))
-    found = _num_records(partial)
-    if found != shard.length:
+    count = _num_records(partial)
+    if count != shard.length:
       raise ValueError(
-        f'{shard.source} holds {found} records, and {_INFO} beside it says '
+        f'{shard.source} holds {count} records, and {_INFO} beside it says '
         f'{shard.length}'
       )
     partial.replace(shard.target)

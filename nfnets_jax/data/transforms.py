@@ -43,8 +43,7 @@ def train_transform(
 
   Args:
     image_size: side of the square images in pixels.
-    crop: `'random_resized'`, `'random_resized_AREA'`, `'pad_PIXELS'` or
-      `'none'`; see `crops`.
+    crop: one of `crops.TRAIN_CROPS`.
     flip: whether to flip horizontally with probability 1/2.
     mixup_alpha: α of MixUp; None disables it.
     cutmix: whether to use CutMix; with both, they alternate.
@@ -128,8 +127,7 @@ def eval_transform(
 
   Args:
     image_size: side of the square result in pixels.
-    crop: `'resize_crop_PIXELS'`, `'resize_crop_FRACTION'`, `'crop_resize'` or
-      `'resize'`; see `crops`.
+    crop: one of `crops.EVAL_CROPS`.
 
   Returns:
     A function of an example that returns
@@ -174,13 +172,7 @@ def decode_example(example: Example) -> dict[str, Any]:
 
 
 def numbers_of_second(uniform: np.ndarray) -> np.ndarray:
-  """Returns the numbers that crop an image as its partner would be cropped.
-
-  Args:
-    uniform: `[n, NUM_DRAWS]`.
-
-  Returns:
-    `[n, NUM_DRAWS]`.
+  """Returns the numbers `[n, NUM_DRAWS]` that crop an image like its partner.
 
   Example:
     >>> uniform = np.arange(NUM_DRAWS)[None]

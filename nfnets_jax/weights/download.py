@@ -47,10 +47,7 @@ def cache_dir() -> pathlib.Path:
 
 
 def place(name: str) -> pathlib.Path:
-  """Returns the path where `fetch` stores released weights.
-
-  Args:
-    name: the variant, 'nfnet_f0' to 'nfnet_f6'.
+  """Returns the path where `fetch` stores the weights of a variant.
 
   Raises:
     ValueError: if no weights were released for that variant.

@@ -214,11 +214,6 @@ def check_target(
 ) -> pathlib.Path:
   """Returns the expanded path of a file that `write` can create.
 
-  Args:
-    path: as in `write`.
-    form: as in `write`.
-    option: the flag or argument that holds the path, for messages.
-
   Raises:
     FileExistsError: if the file exists.
     ValueError: if the suffix does not match the form.
@@ -534,10 +529,7 @@ def _writer(
     module: {leaf: np.asarray(x, order='C') for leaf, x in leaves.items()}
     for module, leaves in weights.params.items()
   }
-  about = {
-    'model': weights.name,
-    'overrides': json.dumps(weights.overrides),
-  }
+  about = {'model': weights.name, 'overrides': json.dumps(weights.overrides)}
   if weights.image_size is not None:
     about['image_size'] = json.dumps(weights.image_size)
   if weights.crop is not None:

@@ -84,9 +84,6 @@ def check_file(path: pathlib.Path) -> None:
 
   Reads only its beginning, or the directory of an archive.
 
-  Args:
-    path: a file.
-
   Raises:
     ValueError: if it is empty, truncated, or something else; the message says
       what it is, and the remedy.
@@ -143,9 +140,6 @@ def _problem(path: pathlib.Path, start: bytes) -> str | None:
 def check_answer(path: pathlib.Path) -> None:
   """Raises an error if a server has sent a page instead of a file.
 
-  Args:
-    path: the downloaded file.
-
   Raises:
     ValueError: if it is a web page, XML or JSON.
     OSError: if it cannot be read.
@@ -198,9 +192,6 @@ def _brief(text: str) -> str:
 def is_run(folder: pathlib.Path) -> bool:
   """Returns whether a folder has the `config.json` of a run.
 
-  Args:
-    folder: any folder.
-
   Raises:
     ValueError: if that file is corrupt and there are checkpoints.
     OSError: if it cannot be read.
@@ -221,11 +212,7 @@ def is_run(folder: pathlib.Path) -> bool:
 def check_folder(folder: pathlib.Path, option: str = 'path') -> None:
   """Raises an error if a folder is not a run with a checkpoint.
 
-  Reads only names and `config.json`.
-
-  Args:
-    folder: any folder.
-    option: the flag, field or argument that holds it, for messages.
+  Reads only names and `config.json`. `option` names the folder in messages.
 
   Raises:
     FileNotFoundError: if it is not; the message says what it is, and the

@@ -32,15 +32,9 @@ _MAX_LINES = 40
 def shapes(
   name: str, num_classes: int, changes: Mapping[str, Any]
 ) -> tuple[Any, Any]:
-  """Returns the shapes of a network's parameters and state.
+  """Returns parameters and state as trees of `jax.ShapeDtypeStruct`.
 
-  Args:
-    name: the variant.
-    num_classes: K.
-    changes: overrides of the variant, as in `models.create`.
-
-  Returns:
-    Two trees of `jax.ShapeDtypeStruct`.
+  `changes` are overrides of the variant `name`, as in `models.create`.
   """
 
   def forward(images: jax.Array) -> dict[str, jax.Array]:
@@ -57,13 +51,7 @@ def compare(
   expected: Mapping[str, tuple[int, ...]],
   prefix: str = '',
 ) -> list[str]:
-  """Lists missing and surplus paths and wrong shapes, a line each.
-
-  Args:
-    found: shapes by path.
-    expected: shapes by path.
-    prefix: of each path in the list.
-  """
+  """Lists missing and surplus paths and wrong shapes, a line each."""
   problems = []
   for path in sorted(found.keys() | expected.keys()):
     if path not in found:
@@ -82,10 +70,7 @@ def differences(
 ) -> list[str]:
   """Lists how parameters and state differ from those of a network.
 
-  Args:
-    given: parameters and state, trees of anything with a shape.
-    name: the variant.
-    changes: overrides of the variant.
+  `given` are two trees of anything with a shape.
   """
   wanted = shapes(name, num_classes(given[0], name), changes)
   problems = []
@@ -139,10 +124,6 @@ def candidates(family: str, depth: int) -> list[str]:
 
 def identify(params: AnyTree, state: AnyTree) -> str:
   """Returns the variant with these parameters and state.
-
-  Args:
-    params: tree of anything with a shape.
-    state: tree of anything with a shape.
 
   Raises:
     ValueError: if there is none; the message lists the differences from the

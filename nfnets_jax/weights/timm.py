@@ -123,13 +123,7 @@ class _Entry:
 
 
 def overrides(name: str) -> dict[str, Any]:
-  """Returns the overrides that make a network compute what timm's does.
-
-  Args:
-    name: the variant here, such as 'nf_resnet50'.
-
-  Returns:
-    Arguments for `models.create`.
+  """Returns overrides for `models.create` that match timm's network.
 
   Raises:
     ValueError: if timm has no such network.
@@ -275,15 +269,8 @@ def originals(
 ) -> Tree:
   """Returns the parameters that `from_timm` cannot restore bit by bit.
 
-  Args:
-    params: of the network.
-    state: of the network.
-    tensors: result of `to_timm`.
-    name: the variant here.
-    **changes: as in `to_timm`.
-
-  Returns:
-    A subset of the parameters, for `exact` of `from_timm`.
+  They are its argument `exact`. `tensors` is the result of `to_timm` for the
+  same arguments.
   """
   del state  # not rescaled
   back, _ = from_timm(tensors, name, **changes)
@@ -300,15 +287,8 @@ def folded(
 ) -> dict[str, np.ndarray]:
   """Converts to a PyTorch network with plain convolutions.
 
-  Args:
-    params: of the network.
-    state: of the network.
-    name: the variant here.
-    **changes: as in `to_timm`.
-
-  Returns:
-    As `to_timm`, but with weights standardised and scaled by the gains, which
-    are removed.
+  As `to_timm`, but weights are standardised and scaled by the gains, which are
+  removed.
   """
   tensors = to_timm(params, state, name, **changes)
   changes = {**overrides(name), **changes}
@@ -331,9 +311,7 @@ def folded(
 
 
 def _problems(
-  tensors: Mapping[str, Any],
-  entries: list[_Entry],
-  like: tuple[Any, Any],
+  tensors: Mapping[str, Any], entries: list[_Entry], like: tuple[Any, Any]
 ) -> list[str]:
   expected = {}
   for entry in entries:
@@ -342,10 +320,10 @@ def _problems(
       zeros = np.broadcast_to(np.float32(0), shape)
       expected[entry.key] = entry.layout.write(zeros).shape
   counters = {_counter_key(e) for e in entries if _is_mean(e)}
-  found = {
+  given = {
     k: tuple(np.shape(x)) for k, x in tensors.items() if k not in counters
   }
-  return table.compare(found, expected)
+  return table.compare(given, expected)
 
 
 def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
@@ -353,10 +331,7 @@ def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
 
 
 def identify(tensors: Mapping[str, Any]) -> str:
-  """Returns the variant for a state dict of timm.
-
-  Args:
-    tensors: anything with a shape, by timm's keys.
+  """Returns the variant for a state dict of timm, of anything with a shape.
 
   Raises:
     ValueError: if there is none; the message lists the differences from the
