@@ -45,13 +45,8 @@ _FREE = {
 class Instruction(NamedTuple):
   """An HLO instruction.
 
-  Attributes:
-    name: without the percent sign.
-    opcode: such as 'fusion'.
-    bytes: size of the result.
-    elements: number of elements of the result.
-    operands: their names.
-    attributes: the rest of the line.
+  Names are without the percent sign, `bytes` and `elements` are the size of the
+  result, and `attributes` is the rest of the line.
   """
 
   name: str
@@ -91,7 +86,7 @@ class Program(NamedTuple):
     cycles: sum of the compiler's estimates; 0 if there are none.
     cycles_once: the same with each loop run once.
     large_gathers: number of gathers of more than `LARGE` elements.
-    large_scatters: number of scatters of more than `LARGE` elements.
+    large_scatters: the same for scatters.
     collectives: all collectives.
   """
 

@@ -101,11 +101,9 @@ def compiled_need(
 ) -> fit.Need:
   """Returns the compiler's memory estimate of a training step, per device.
 
-  Compiles the step for the local devices.
-
   Args:
     name: a variant.
-    batch: per-device batch size.
+    batch: per-device batch size, on the local devices.
     image_size: side of training images in pixels, by default the variant's.
     compute_dtype: 'bfloat16' or 'float32'.
     remat: granularity of rematerialisation: 'block', 'stage', or None.

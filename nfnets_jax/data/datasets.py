@@ -234,7 +234,6 @@ def select_classes(dataset: Dataset, classes: str) -> Dataset:
     dataset: a split.
     classes: 'FIRST-LAST', both inclusive and counted from 0.
 
-
   Raises:
     ValueError: if the range is invalid or has no examples.
     LabelError: if a label is out of range.

@@ -43,15 +43,12 @@ PassedOver = dict[str, list[str]]
 def walk(
   folder: str | os.PathLike[str], passed_over: PassedOver, deep: bool = True
 ) -> list[str]:
-  """Lists the images in a folder.
+  """Lists the images in a folder as relative paths, sorted by their parts.
 
   Args:
     folder: where to look.
     passed_over: filled with the skipped names by reason.
     deep: whether to recurse. Links are followed unless they form a cycle.
-
-  Returns:
-    Paths relative to the folder, sorted by their parts.
 
   Raises:
     OSError: if the folder itself cannot be read.

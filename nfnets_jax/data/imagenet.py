@@ -91,17 +91,14 @@ def remedy(*splits: str) -> str:
 def check(
   folder: str | os.PathLike[str], synsets: Collection[str]
 ) -> dict[str, int]:
-  """Checks that both archives exist, are complete and suit TFDS.
+  """Checks both archives, and returns the number of images of each split.
 
-  Archives with a subset of the images pass; the validation images must be the
-  first ones.
+  They must exist, be complete and suit TFDS. Archives with a subset of the
+  images pass; the validation images must be the first ones.
 
   Args:
     folder: the folder of the archives.
     synsets: class names, such as n01440764.
-
-  Returns:
-    Number of images of each split.
 
   Raises:
     FileNotFoundError: if the folder or an archive is missing.

@@ -10,7 +10,7 @@ import shutil
 
 
 def check_space(folder: pathlib.Path, num_bytes: int) -> None:
-  """Raises an OSError if the disk of a future folder lacks space for it.
+  """Raises an OSError if the disk of `folder` has less than `num_bytes` free.
 
   Example:
     >>> check_space(pathlib.Path('/tmp/data'), num_bytes=10**18)
@@ -30,16 +30,13 @@ def check_space(folder: pathlib.Path, num_bytes: int) -> None:
 def leftovers(
   target: pathlib.Path, mine: pathlib.Path | None = None
 ) -> list[str]:
-  """Lists folders of killed runs, and how to delete them.
+  """Lists folders of killed runs, with a command to delete each.
 
   They are not deleted, since those of concurrent runs look the same.
 
   Args:
     target: the folder of the prepared data set, such as `imagenet2012/5.1.0`.
     mine: a folder to skip, because the caller resumes it.
-
-  Returns:
-    A line for each folder.
   """
   lines = []
   for path in sorted(target.parent.glob(f'incomplete.*_{target.name}')):

@@ -238,15 +238,10 @@ def check_target(
 
 @contextlib.contextmanager
 def new_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Yields a temporary path that becomes the file at the end.
+  """Yields an empty temporary file in the same folder, renamed at the end.
 
-  Nothing is overwritten, and no other process sees a partial file.
-
-  Args:
-    path: the new file; its folder is created if necessary.
-
-  Yields:
-    An empty file in the same folder, with default permissions.
+  The folder is created if necessary. Nothing is overwritten, and no other
+  process sees a partial file.
 
   Raises:
     FileExistsError: if the file exists at the end.

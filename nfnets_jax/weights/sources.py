@@ -17,9 +17,7 @@ _ARE = (
 def locate(
   source: str | os.PathLike, name: str | None = None, option: str = 'weights'
 ) -> pathlib.Path:
-  """Returns the path of weights after cheap checks.
-
-  Reads little, so that errors show before data or weights are loaded.
+  """Returns the path of weights, after checks that read as little as possible.
 
   Args:
     source: a file, the folder of a run, or 'released'.

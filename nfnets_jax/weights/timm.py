@@ -102,9 +102,9 @@ class _Entry:
   """An array here and in timm, and the conversion between the two.
 
   Attributes:
-    key: in timm; None if timm has no such array, and it is one here.
-    module: here.
-    leaf: here.
+    key: name in timm; None if timm has no such array, and it is all ones here.
+    module: Haiku module here.
+    leaf: name of the parameter or state here.
     layout: conversion of the layout.
     is_state: whether it is state here.
     scale: ours divided by timm's.
@@ -331,7 +331,7 @@ def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
 
 
 def identify(tensors: Mapping[str, Any]) -> str:
-  """Returns the variant for a state dict of timm, of anything with a shape.
+  """Returns the variant for a state dict of timm, by keys and shapes.
 
   Raises:
     ValueError: if there is none; the message lists the differences from the
