@@ -1,6 +1,6 @@
 """Normaliser-Free ResNets (NFNets) in JAX, with adaptive gradient clipping.
 
-The package has one subpackage per concern, and importing it loads none:
+There is one subpackage per concern; none is imported by default:
 
 * `nfnets_jax.agc`: adaptive gradient clipping, for any JAX project;
 * `nfnets_jax.models`: the networks, as Haiku modules;

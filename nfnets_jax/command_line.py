@@ -1,7 +1,7 @@
-"""What the commands share: the flag --config, and one-line error messages.
+"""Shared by the commands: the flag --config, and one-line error messages.
 
-An error that this package raises on purpose is a message for the user. Any
-other is a fault, of a config file or of the code, and keeps its traceback.
+Errors that this package raises on purpose are shown as a message. Any other
+error is a bug, in a config file or in the code, and keeps its traceback.
 """
 
 import contextlib
@@ -26,13 +26,13 @@ from ml_collections import config_dict, config_flags
 
 from nfnets_jax import paths
 
-# So that --help of a command shows --config.
+# Shows --config in the --help of a command.
 flags.disclaim_key_flags()
 
 _PACKAGE = pathlib.Path(__file__).parent
 _OURS = (_PACKAGE, _PACKAGE.parent / 'experiments')
 
-# What absl and Python say of values of the wrong type, in other words.
+# Rewording of absl's and Python's messages about wrong types.
 _REASONS = {
   r'(--\w+)=None: Flag \1 must have a value other than None\.': (
     r'\1 must have a value'
@@ -45,7 +45,7 @@ _REASONS = {
 
 @contextlib.contextmanager
 def telling() -> Iterator[None]:
-  """Exits with `error: ...` and code 1 if the body raises our own error.
+  """Exits with `error: ...` and code 1 if the body raises one of our errors.
 
   Example:
     >>> with telling():
@@ -62,7 +62,7 @@ def telling() -> Iterator[None]:
 
 
 def _is_refusal(error: Exception) -> bool:
-  """Whether a `raise` of this package, and no fault in it, was the origin."""
+  """Returns whether this package raised the error on purpose."""
   frames = traceback.extract_tb(error.__traceback__)
   if not frames:
     return False
@@ -74,14 +74,10 @@ def _is_refusal(error: Exception) -> bool:
 def define_config(
   default: str | None = None,
 ) -> flags.FlagHolder[config_dict.ConfigDict]:
-  """Defines the flag --config; `parse_flags` parses it.
+  """Defines the flag --config, whose value is a locked config.
 
-  Args:
-    default: an experiment file, with its argument.
-
-  Returns:
-    The flag; its value is a locked config. Commands that are imported beside
-    one another, as by a test, share it.
+  `default` is an experiment file, with its argument. Commands imported into the
+  same process share the flag.
   """
   if 'config' in flags.FLAGS:
     return flags.FlagHolder(flags.FLAGS, flags.FLAGS['config'])
@@ -98,7 +94,7 @@ def define_config(
 
 
 class _ConfigParser(flags.ArgumentParser):
-  """Reads an experiment file, and checks the names that override its fields."""
+  """Loads an experiment file, and checks the names of overridden fields."""
 
   def parse(self, argument: str) -> config_dict.ConfigDict:
     path, colon, rest = argument.partition(':')
@@ -118,7 +114,7 @@ class _ConfigParser(flags.ArgumentParser):
 
 
 def _load(file: pathlib.Path, arguments: list[str]) -> config_dict.ConfigDict:
-  name = 'config_config'  # as ml_collections calls it
+  name = 'config_config'  # the name in ml_collections
   loader = importlib.machinery.SourceFileLoader(name, str(file))
   spec = importlib.util.spec_from_loader(name, loader)
   assert spec is not None
@@ -145,7 +141,7 @@ def _load(file: pathlib.Path, arguments: list[str]) -> config_dict.ConfigDict:
 
 
 def _describe(error: Exception, file: pathlib.Path) -> str:
-  """A message, or the traceback from where it enters the config file."""
+  """Returns the message, or the traceback from the config file on."""
   if _is_refusal(error):
     return f' {error}'
   frame = error.__traceback__
@@ -172,10 +168,10 @@ def _hint(config: config_dict.ConfigDict, field: str) -> str:
   similar = difflib.get_close_matches(field, known, n=1, cutoff=0.8)
   if not similar:
     last = {name.rpartition('.')[2]: name for name in known}
-    found = difflib.get_close_matches(
+    matches = difflib.get_close_matches(
       field.rpartition('.')[2], last, cutoff=0.7
     )
-    similar = [last[name] for name in found]
+    similar = [last[name] for name in matches]
   if similar:
     return f'; did you mean {" or ".join(similar)}?'
   return '; nfnets_jax/training/config.py lists the fields'
@@ -190,20 +186,15 @@ def _fields(config: config_dict.ConfigDict, prefix: str = '') -> Iterator[str]:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-  """Parses the command line; understands `--config.field=None`.
+  """Parses flags, and returns the program and the remaining arguments.
 
-  ml_collections would take None for a string, or refuse it.
-
-  Args:
-    argv: the program and its arguments.
-
-  Returns:
-    The program and what are no flags.
+  Supports `--config.field=None`; ml_collections would read None as a string, or
+  reject it.
   """
-  off = re.compile(r'--config\.([^=]+)=None')
-  fields = [match[1] for match in map(off.fullmatch, argv) if match]
-  # ml_collections looks for overrides in sys.argv, whatever is parsed.
-  sys.argv = [word for word in argv if not off.fullmatch(word)]
+  none = re.compile(r'--config\.([^=]+)=None')
+  fields = [match[1] for match in map(none.fullmatch, argv) if match]
+  # ml_collections looks for overrides in sys.argv.
+  sys.argv = [word for word in argv if not none.fullmatch(word)]
   try:
     rest = flags.FLAGS(sys.argv)
   except flags.Error as error:
@@ -212,20 +203,20 @@ def parse_flags(argv: list[str]) -> list[str]:
       text = re.sub(pattern, reason, text)
     sys.exit(f'error: {text}\n--help shows the flags')
   for field in fields:
-    _turn_off(flags.FLAGS['config'].value, field)
+    _set_none(flags.FLAGS['config'].value, field)
   return rest
 
 
-def _turn_off(config: config_dict.ConfigDict, field: str) -> None:
+def _set_none(config: config_dict.ConfigDict, field: str) -> None:
   _check_field(config, field)
   parent, _, name = field.rpartition('.')
   node: Any = config
   for part in filter(None, parent.split('.')):
     node = node[part]
   value = dict(node.items(preserve_field_references=True))[name]
-  # A net knows what of it may be None; of the rest, placeholders may.
-  may = isinstance(value, config_dict.FieldReference) or parent == 'model'
-  if not may and value is not None:
+  # The model checks its own arguments; elsewhere only placeholders may be None.
+  allowed = isinstance(value, config_dict.FieldReference) or parent == 'model'
+  if not allowed and value is not None:
     sys.exit(
       f'error: --config.{field}=None: it cannot be off; it is {value!r} in '
       'this config'

@@ -1,12 +1,12 @@
-r"""Compiles a run's steps for devices that need not be here: do they fit?
+r"""Compiles a run's steps for devices that need not be present: do they fit?
 
 python -m nfnets_jax.compile --config=experiments/nfnet_imagenet.py:F1 \
   --topology=v3:4x4
 
-It compiles the very steps of the training loop, and exits with code 1 if one of
-them does not fit. All figures are those of the devices' own compiler
-or follow from them: estimates, not measurements. `make compile` installs the
-compilers of TPUs and GPUs in environments apart.
+Compiles the exact steps of the training loop, and exits with code 1 if one does
+not fit. All figures come from the compiler of the devices: they are estimates,
+not measurements. `make compile` installs the compilers of TPUs and GPUs in
+separate environments.
 """
 
 import json
@@ -47,8 +47,8 @@ def main(argv: list[str]) -> None:
       'than 0'
     )
   if not flags.FLAGS['verbosity'].present:
-    logging.set_verbosity(logging.WARNING)  # TFDS says a lot
-  # Imported late, so that --help and a mistyped flag answer at once.
+    logging.set_verbosity(logging.WARNING)  # TFDS is verbose
+  # Imported late, so that --help and mistyped flags respond at once.
   from nfnets_jax import paths, topologies
   from nfnets_jax.training import estimates
 

@@ -1,17 +1,17 @@
-r"""Converts weights: the authors' form, this package's, timm's, StableHLO.
+r"""Converts weights between the authors' form, ours, timm's and StableHLO.
 
     python -m nfnets_jax.convert F0_haiku.npz f0.safetensors --to=timm
     python -m nfnets_jax.convert dm_nfnet_f0.safetensors f0.npz
     python -m nfnets_jax.convert runs/digits digits.safetensors
     python -m nfnets_jax.convert F0_haiku.npz f0.stablehlo --batch=8
 
-The source is a file, the folder of a run, whose moving average is taken, or
+The source is a file, the folder of a run (its moving average is used), or
 'released' with a --model. The target ends in .npz, .safetensors or .stablehlo.
-What a run says of its images and classes goes with its weights into .npz and
-.safetensors, but for the authors' form, which holds parameters alone.
+The image size, crop and class names of a run are stored in .npz and
+.safetensors, but not in the authors' form, which holds only parameters.
 
 A StableHLO file maps uint8 photographs `[B, px, px, 3]` to logits. jax and
-flatbuffers run it without this package, on CPUs, GPUs and TPUs:
+flatbuffers run it without this package, on CPU, GPU and TPU:
 
     forward = jax.export.deserialize(open('f0.stablehlo', 'rb').read())
     logits = forward.call(images)
@@ -31,7 +31,7 @@ from nfnets_jax import devices, paths, predict, weights
 from nfnets_jax.weights import files
 
 _STABLEHLO = '.stablehlo'
-# That an exported program is for, as jax calls them.
+# Platforms of an exported program, by jax's names.
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 _ENDINGS = ('.npz', '.safetensors', _STABLEHLO)
 
@@ -44,21 +44,20 @@ def export(
   batch_size: int | None = None,
   precision: str = 'float32',
 ) -> None:
-  """Writes a network with its weights, folded, as a StableHLO program.
+  """Writes a network with its folded weights as a StableHLO program.
 
-  One file is for all of `PLATFORMS`, with the forms of the convolutions that
-  each takes.
+  One file supports all `PLATFORMS`, with the convolution form that suits each.
 
   Args:
-    path: of the new file.
-    net_weights: as of `weights.read`.
-    image_size: side of the photographs in pixels; None is that of
+    path: the new file.
+    net_weights: as returned by `weights.read`.
+    image_size: side of the photographs in pixels, by default that of
       `predict.evaluation_of`.
-    batch_size: photographs in a call; None is any number.
+    batch_size: photographs per call; None allows any number.
     precision: 'float32' or 'bfloat16'.
 
   Raises:
-    FileExistsError: if there is such a file.
+    FileExistsError: if the file exists.
   """
   if path.exists():
     raise FileExistsError(f'{path} already exists; choose another name')
@@ -74,11 +73,7 @@ def export(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-  """Runs the command.
-
-  Args:
-    argv: arguments; None takes those of the process.
-  """
+  """Runs the command."""
   text = __doc__ or ''
   parser = argparse.ArgumentParser(
     prog='python -m nfnets_jax.convert',
@@ -112,35 +107,35 @@ def main(argv: Sequence[str] | None = None) -> None:
   )
   args = parser.parse_args(argv)
   if isinstance(sys.stdout, io.TextIOWrapper):
-    # Names of files may have what the terminal does not.
+    # File names may have characters that the terminal lacks.
     sys.stdout.reconfigure(errors='backslashreplace')
   devices.start_or_exit()
   try:
-    # Before weights are read or drawn, which takes its time.
+    # Checked before weights are read or initialised, which is slow.
     target = _check_target(args)
-    found = predict.read_weights(args.source, args.model, 'SRC')
+    net_weights = predict.read_weights(args.source, args.model, 'SRC')
     if target.suffix == _STABLEHLO:
       export(
         target,
-        found,
+        net_weights,
         image_size=args.image_size,
         batch_size=args.batch,
         precision=args.precision or 'float32',
       )
     else:
-      weights.write(target, found, args.to or 'haiku', args.folded)
+      weights.write(target, net_weights, args.to or 'haiku', args.folded)
   except (OSError, ValueError) as error:
     sys.exit(f'error: {error}')
-  count = sum(x.size for v in found.params.values() for x in v.values())
+  count = sum(x.size for v in net_weights.params.values() for x in v.values())
   print(
-    f'{target}: {found.name}, {found.num_classes} classes, '
+    f'{target}: {net_weights.name}, {net_weights.num_classes} classes, '
     f'{count:,} parameters, {target.stat().st_size / 1e6:,.1f} MB'
-    + _told(args, found, target)
+    + _notes(args, net_weights, target)
   )
 
 
 def _check_target(args: argparse.Namespace) -> pathlib.Path:
-  """Returns the path of the target, if it can be written with these flags."""
+  """Returns the target path after checking it against the flags."""
   target = paths.expand(args.target, 'DST')
   if target.suffix not in _ENDINGS:
     raise ValueError(
@@ -163,17 +158,17 @@ def _check_target(args: argparse.Namespace) -> pathlib.Path:
   return target
 
 
-def _told(
-  args: argparse.Namespace, found: weights.Weights, target: pathlib.Path
+def _notes(
+  args: argparse.Namespace, net_weights: weights.Weights, target: pathlib.Path
 ) -> str:
-  """What there is to say of a file besides."""
-  px, crop = predict.evaluation_of(found)
+  """Returns further notes about the file."""
+  px, crop = predict.evaluation_of(net_weights)
   if target.suffix == _STABLEHLO:
     return (
       f'; for {", ".join(PLATFORMS)}; images of '
       f'{args.image_size or px} px, crop {crop}'
     )
-  known = (found.image_size, found.crop, found.class_names)
+  known = (net_weights.image_size, net_weights.crop, net_weights.class_names)
   if args.to == 'released' and known != (None, None, None):
     return (
       '; this form does not hold names of classes, image size and crop: give '

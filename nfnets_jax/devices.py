@@ -1,8 +1,8 @@
-"""The platform that jax computes on: chosen by the environment, started here.
+"""Starts jax on the platform chosen by the environment.
 
-Where a platform is missing, jax raises a bare assertion or a long traceback;
-every command starts jax through this module instead. It also knows how much
-memory a device has.
+If a platform is missing, jax raises a bare assertion or a long traceback, so
+every command starts jax through this module. It also returns the memory of a
+device.
 """
 
 import os
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import jax
 
-# What installs the support of a platform.
+# The pip extra of each platform.
 _EXTRAS = {
   'cuda': 'jax[cuda13]',
   'gpu': 'jax[cuda13]',
@@ -23,9 +23,9 @@ _EXTRAS = {
 
 
 def start() -> None:
-  """Starts jax on the platforms that the environment names.
+  """Starts jax on the platforms that the environment selects.
 
-  Processes of one run join the others first; see `training.distributed`.
+  With several processes, join the others first; see `training.distributed`.
 
   Raises:
     ValueError: if a platform of `$JAX_PLATFORMS` is missing, or jax's own
@@ -34,12 +34,12 @@ def start() -> None:
   Example:
     >>> start()
   """
-  # jax would look for a platform called ' ' or 'CPU'.
+  # jax would look for platforms named ' ' or 'CPU'.
   names = (name.strip().lower() for name in (_chosen() or '').split(','))
   text = ','.join(filter(None, names))
   if text != (_chosen() or ''):
     jax.config.update('jax_platforms', text or None)
-  # jax skips cuda of 'cuda,cpu' without a word where it sees no GPU.
+  # Without a GPU, jax silently skips cuda in 'cuda,cpu'.
   for platform in text.split(',') if text else [None]:
     try:
       jax.devices(platform)
@@ -48,7 +48,7 @@ def start() -> None:
 
 
 def start_or_exit() -> None:
-  """As `start`, for commands: prints the error and exits with code 1."""
+  """Calls `start`, but prints the error and exits with code 1."""
   try:
     start()
   except ValueError as error:
@@ -56,11 +56,11 @@ def start_or_exit() -> None:
 
 
 def _explain(platform: str | None, text: str, reason: str) -> str:
-  # jax starts all of them when it is asked for one.
-  blamed = re.search(r"backend '([^']*)'", reason)
-  if blamed and blamed[1] in text.split(','):
-    platform = blamed[1]
-  # The rest of jax's message is advice that is given below.
+  # jax starts all platforms even if asked for one.
+  backend = re.search(r"backend '([^']*)'", reason)
+  if backend and backend[1] in text.split(','):
+    platform = backend[1]
+  # The rest of jax's message is advice that is repeated below.
   reason = reason.partition(' (set JAX_PLATFORMS')[0].partition('\n')[0]
   name = 'JAX_PLATFORMS'
   if platform is None:
@@ -78,33 +78,31 @@ def _explain(platform: str | None, text: str, reason: str) -> str:
 
 
 def _chosen() -> str | None:
-  name = 'jax_platforms'  # which the types of some versions of jax lack
+  name = 'jax_platforms'  # missing from the types of some versions of jax
   return getattr(jax.config, name)
 
 
 def _available() -> list[str]:
-  """Returns the platforms that jax finds by itself."""
+  """Returns the platforms that jax detects."""
   before = _chosen()
   jax.config.update('jax_platforms', None)
   try:
     return sorted({jax.default_backend(), 'cpu'})
-  except (AssertionError, RuntimeError):  # another one is broken
+  except (AssertionError, RuntimeError):  # another platform is broken
     return ['cpu']
   finally:
     jax.config.update('jax_platforms', before)
 
 
 def memory(device: jax.Device | None = None) -> int:
-  """Returns the bytes of memory that a device of this process can use.
+  """Returns the usable memory of a device of this process in bytes.
 
-  An accelerator says how much it lets jax allocate. On CPU the devices share
-  the machine's memory, or what its control group leaves of it, evenly.
-
-  Args:
-    device: the first by default.
+  An accelerator reports how much jax may allocate. CPU devices share the memory
+  of the machine, or of its control group, evenly. The default is the first
+  local device.
 
   Raises:
-    ValueError: if the device does not say; the message says what to set.
+    ValueError: if it is unknown; the message says what to set.
 
   Example:
     >>> memory() > 2**20
@@ -121,7 +119,7 @@ def memory(device: jax.Device | None = None) -> int:
 
 
 def known_memory(device: jax.Device | None = None) -> int | None:
-  """As `memory`, but None if the device does not say."""
+  """Returns the same as `memory`, but None if it is unknown."""
   device = device or jax.local_devices()[0]
   if device.platform == 'cpu':
     return _host_memory() // jax.local_device_count()
@@ -130,13 +128,13 @@ def known_memory(device: jax.Device | None = None) -> int | None:
 
 
 def _host_memory(groups: pathlib.Path = pathlib.Path('/sys/fs/cgroup')) -> int:
-  """Bytes that this process can have: the machine's, or its control group's."""
+  """Returns the bytes available to the machine or its control group."""
   machine = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
   return min([machine, *_group_limits(groups)])
 
 
 def _group_limits(groups: pathlib.Path) -> Iterator[int]:
-  # The names of the second and of the first version of control groups.
+  # File names of control groups version 2 and 1.
   for name in ('memory.max', 'memory/memory.limit_in_bytes'):
     path = groups / name
     if path.is_file() and (text := path.read_text().strip()) != 'max':

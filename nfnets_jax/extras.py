@@ -1,21 +1,17 @@
-"""Packages that `pip install nfnets_jax` leaves to an extra.
+"""Optional dependencies of the package.
 
-Without extras there are jax and optax, which AGC needs. The other parts of the
-package say which extra they need, before a package is found missing one by one.
+Without extras only jax and optax are installed, which AGC needs. The other
+parts check their packages at once and name the extra.
 """
 
 import importlib.util
 
 
 def need(extra: str, *packages: str) -> None:
-  """Checks that packages of an extra are installed; imports none of them.
-
-  Args:
-    extra: of this package, 'models' or 'train'.
-    *packages: names to import.
+  """Checks that packages of an extra are installed, without importing them.
 
   Raises:
-    ModuleNotFoundError: if one is missing; the message has the command that
+    ModuleNotFoundError: if one is missing; the message has the pip command.
       installs it.
 
   Example:

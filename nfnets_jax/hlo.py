@@ -1,10 +1,9 @@
-"""What the text of a compiled program says of its work.
+"""Estimates the work of a compiled program from its HLO text.
 
-    found = read(compiled.as_text())
+    program = read(compiled.as_text())
 
-It is a reading of XLA's text, not of XLA: instructions are taken in the order
-in which they are scheduled, a loop as often as it runs if its bound is a
-constant, and once if not, and a conditional as if it took all branches.
+Instructions are taken in scheduled order. A loop with a constant bound counts
+as often as it runs, any other once; a conditional counts all its branches.
 """
 
 import math
@@ -12,10 +11,10 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-# Gathers and scatters of fewer elements cost nothing that counts.
+# Gathers and scatters of fewer elements are negligible.
 LARGE = 10_000
 
-_TYPES = {'pred': 1, 'bf16': 2}  # others say how many bits they have
+_TYPES = {'pred': 1, 'bf16': 2}  # other names contain the number of bits
 _COLLECTIVES = (
   'all-reduce',
   'all-gather',
@@ -24,7 +23,7 @@ _COLLECTIVES = (
   'collective-permute',
   'collective-broadcast',
 )
-# What moves nothing by itself.
+# Opcodes that move no data themselves.
 _FREE = {
   'after-all',
   'async-done',
@@ -44,15 +43,10 @@ _FREE = {
 
 
 class Instruction(NamedTuple):
-  """A line of the text.
+  """An HLO instruction.
 
-  Attributes:
-    name: without the percent sign.
-    opcode: such as 'fusion'.
-    bytes: of the result.
-    elements: of the result.
-    operands: names.
-    attributes: the rest of the line.
+  Names are without the percent sign, `bytes` and `elements` are the size of the
+  result, and `attributes` is the rest of the line.
   """
 
   name: str
@@ -64,15 +58,15 @@ class Instruction(NamedTuple):
 
 
 class Collective(NamedTuple):
-  """What the devices do together.
+  """A collective operation.
 
   Attributes:
     opcode: such as 'all-reduce'.
-    bytes: that a device gives or gets, whichever is more.
-    times: that it is done in a step.
+    bytes: per device, the larger of input and output.
+    times: executions per step.
     asynchronous: whether it has a start and an end.
-    work: instructions between the two that move or compute something.
-    cycles: estimated, of those.
+    work: number of instructions between the two that move or compute data.
+    cycles: estimated cycles of those.
   """
 
   opcode: str
@@ -84,16 +78,16 @@ class Collective(NamedTuple):
 
 
 class Program(NamedTuple):
-  """What a program does in a step on each device.
+  """The work of a program per step and device.
 
   Attributes:
     traffic: bytes of operands and results of all instructions.
     traffic_once: the same with each loop run once.
-    cycles: the sum of the compiler's estimates; 0 if it makes none.
+    cycles: sum of the compiler's estimates; 0 if there are none.
     cycles_once: the same with each loop run once.
-    large_gathers: gathers of more than `LARGE` elements.
-    large_scatters: scatters of as many.
-    collectives: all of them.
+    large_gathers: number of gathers of more than `LARGE` elements.
+    large_scatters: the same for scatters.
+    collectives: all collectives.
   """
 
   traffic: int
@@ -107,12 +101,6 @@ class Program(NamedTuple):
 
 def read(text: str) -> Program:
   """Reads the text of a compiled program.
-
-  Args:
-    text: from `compiled.as_text()`.
-
-  Returns:
-    What it says.
 
   Raises:
     ValueError: if it has no entry computation.
@@ -132,24 +120,12 @@ def read(text: str) -> Program:
     collectives += _collectives(instructions, sizes, times, computations)
   gathers, scatters = _large(computations)
   return Program(
-    traffic,
-    traffic_once,
-    cycles,
-    cycles_once,
-    gathers,
-    scatters,
-    collectives,
+    traffic, traffic_once, cycles, cycles_once, gathers, scatters, collectives
   )
 
 
 def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
-  """Parses the text of a program.
-
-  Args:
-    text: from `compiled.as_text()`.
-
-  Returns:
-    Each computation's instructions in order, and the name of the entry.
+  """Parses a program to instructions by computation, and the entry's name.
 
   Raises:
     ValueError: if there is no entry computation.
@@ -195,12 +171,7 @@ def _instruction(line: str) -> Instruction | None:
     operands = [inside]  # its value
   size, elements = _size(shape)
   return Instruction(
-    head[1],
-    opcode,
-    size,
-    elements,
-    tuple(operands),
-    rest[len(inside) + 1 :],
+    head[1], opcode, size, elements, tuple(operands), rest[len(inside) + 1 :]
   )
 
 
@@ -214,7 +185,7 @@ def _until_balanced(text: str) -> str:
 
 
 def _size(shape: str) -> tuple[int, int]:
-  """Bytes and elements of an array, or of all arrays of a tuple."""
+  """Returns bytes and elements of an array, or of all arrays of a tuple."""
   size = elements = 0
   for kind, dims in re.findall(r'([a-z]+\d*)[a-z\d]*\[([\d,]*)\]', shape):
     count = math.prod(int(x) for x in dims.split(',') if x)
@@ -226,16 +197,16 @@ def _size(shape: str) -> tuple[int, int]:
 
 
 def _called(instruction: Instruction, attribute: str) -> list[str]:
-  found = re.search(
+  match = re.search(
     rf'{attribute}=(\{{[^}}]*\}}|%?[\w.\-]+)', instruction.attributes
   )
-  return re.findall(r'[\w.\-]+', found[1]) if found else []
+  return re.findall(r'[\w.\-]+', match[1]) if match else []
 
 
 def _executed(
   computations: Mapping[str, list[Instruction]], name: str, times: int = 1
 ) -> Iterator[tuple[str, int]]:
-  """What runs by itself, not inside a kernel, and how often."""
+  """Yields the computations outside kernels, and how often each runs."""
   yield name, times
   for instruction in computations[name]:
     inner: list[str] = []
@@ -258,7 +229,7 @@ def _executed(
 def _trips(
   loop: Instruction, computations: Mapping[str, list[Instruction]]
 ) -> int:
-  """How often a loop runs; 1 if it does not say."""
+  """Returns the trip count of a loop; 1 if unknown."""
   known = re.search(
     r'known_trip_count\D*:\s*\{\s*"?n"?\D*(\d+)', loop.attributes
   )
@@ -283,14 +254,14 @@ def _moved(instruction: Instruction, sizes: Mapping[str, int]) -> int:
   if instruction.opcode.endswith('-start') and instruction.opcode != (
     'all-reduce-start'
   ):
-    written = max(0, written - read)  # the operands are among the results
+    written = max(0, written - read)  # the result includes the operands
   return read + written
 
 
 def _cycles(instruction: Instruction) -> int:
-  found = re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes)
-  # More than a day means that the compiler does not know.
-  return int(found[1]) if found and len(found[1]) < 14 else 0
+  match = re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes)
+  # More than a day means that the compiler has no estimate.
+  return int(match[1]) if match and len(match[1]) < 14 else 0
 
 
 def _collectives(
@@ -313,11 +284,11 @@ def _collectives(
       )
     if opcode not in _COLLECTIVES:
       continue
-    given = sum(sizes.get(name, 0) for name in instruction.operands)
+    sent = sum(sizes.get(name, 0) for name in instruction.operands)
     asynchronous = instruction.opcode.endswith('-start')
-    got = instruction.bytes
+    received = instruction.bytes
     if asynchronous and opcode != 'all-reduce':
-      got = max(0, got - given)  # the operands are among the results
+      received = max(0, received - sent)  # the result includes the operands
     between: list[Instruction] = []
     if asynchronous:
       for other in instructions[start + 1 :]:
@@ -329,7 +300,7 @@ def _collectives(
           between.append(other)
     yield Collective(
       opcode,
-      max(given, got),
+      max(sent, received),
       times,
       asynchronous,
       len(between),
@@ -337,10 +308,8 @@ def _collectives(
     )
 
 
-def _large(
-  computations: Mapping[str, list[Instruction]],
-) -> tuple[int, int]:
-  """Counts large gathers and scatters, in kernels too."""
+def _large(computations: Mapping[str, list[Instruction]]) -> tuple[int, int]:
+  """Counts large gathers and scatters, including those in kernels."""
   gathers = scatters = 0
   for instructions in computations.values():
     elements = {x.name: x.elements for x in instructions}
@@ -348,7 +317,7 @@ def _large(
       if x.opcode == 'gather':
         gathers += x.elements > LARGE
       elif x.opcode == 'scatter':
-        # The operands: what is written to, where, and what.
+        # Operands: targets, indices and updates.
         updates = x.operands[2 * len(x.operands) // 3 :]
         scatters += sum(elements.get(name, 0) for name in updates) > LARGE
   return gathers, scatters

@@ -1,8 +1,8 @@
-r"""Trains or evaluates a network: flags in, one call out.
+r"""Trains or evaluates a network.
 
 python -m nfnets_jax.main --config=experiments/digits.py --workdir=runs/digits
 
-On several hosts the same command runs on each; experiments/launch/ has scripts.
+With several hosts, run the same command on each; see experiments/launch/.
 """
 
 import pathlib
@@ -49,25 +49,16 @@ flags.mark_flags_as_required(['config', 'workdir'])
 
 
 def start(argv: list[str]) -> pathlib.Path:
-  """Does what every mode begins with: quiet logs, and the other processes.
-
-  Args:
-    argv: what `command_line.parse_flags` left.
-
-  Returns:
-    The folder of the run.
-  """
+  """Sets up logging and the distributed runtime; returns the run's folder."""
   if len(argv) > 1:
     sys.exit(
       f'error: unexpected arguments: {" ".join(argv[1:])}; flags begin with --'
     )
   if not flags.FLAGS['verbosity'].present:
-    # Orbax says at level INFO what it does at each checkpoint.
+    # Orbax logs every checkpoint at level INFO.
     logging.set_verbosity(logging.WARNING)
-  # Imported late, so that --help and a mistyped flag answer at once.
-  from nfnets_jax.runtime import (
-    processes,
-  )
+  # Imported late, so that --help and mistyped flags respond at once.
+  from nfnets_jax.runtime import processes
 
   with command_line.telling():
     workdir = paths.expand_literal(flags.FLAGS.workdir, '--workdir')
@@ -90,23 +81,13 @@ def start(argv: list[str]) -> pathlib.Path:
 
 
 def main(argv: list[str]) -> None:
-  """Runs one mode."""
+  """Trains or evaluates."""
   workdir = start(argv)
-  from nfnets_jax.runtime import (
-    interrupt,
-    processes,
-    progress,
-  )
+  from nfnets_jax.runtime import interrupt, processes, progress
   from nfnets_jax.runtime import workdir as workdirs
-  from nfnets_jax.training import (
-    train,
-  )
+  from nfnets_jax.training import train
 
-  with (
-    processes.ending_together(),
-    command_line.telling(),
-    interrupt.exiting(),
-  ):
+  with processes.ending_together(), command_line.telling(), interrupt.exiting():
     if _MODE.value == 'train':
       report = train.train_and_evaluate(
         _CONFIG.value, workdir, _ALLOW_CONFIG_CHANGE.value

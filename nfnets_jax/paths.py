@@ -1,7 +1,7 @@
 """Paths as users write them, in flags, configs and arguments.
 
-Every path that a user gives is taken in here: `~` is expanded, and what a
-library below would misread is refused with the option and the remedy.
+Every path from a user passes through here: `~` is expanded, and characters that
+a library would misread raise an error with the option and the remedy.
 """
 
 import argparse
@@ -23,13 +23,13 @@ def expand(path: PathLike, option: str = 'path') -> pathlib.Path:
 
   Args:
     path: as given by a user.
-    option: the flag, field or argument that it was given as, for messages.
+    option: the flag, field or argument that holds it, for messages.
 
   Returns:
-    The path, absolute only if it was given so or began with `~`.
+    The path; a relative path stays relative.
 
   Raises:
-    ValueError: if it is empty or an address such as `gs://bucket`, or the home
+    ValueError: if it is empty or a URL such as `gs://bucket`, or the home
       directory is unknown.
 
   Example:
@@ -49,7 +49,7 @@ def expand(path: PathLike, option: str = 'path') -> pathlib.Path:
   try:
     parts = pathlib.Path(text).parts
     if parts[:1] == ('~',) and not os.environ.get('HOME'):
-      # Empty counts as unset, for which the standard library takes '/'.
+      # Treat empty as unset, for which the standard library assumes '/'.
       return pathlib.Path(pwd.getpwuid(os.getuid()).pw_dir, *parts[1:])
     return pathlib.Path(text).expanduser()
   except (KeyError, RuntimeError) as error:  # no home, or no such user
@@ -60,42 +60,35 @@ def expand(path: PathLike, option: str = 'path') -> pathlib.Path:
 
 
 def expand_literal(path: PathLike, option: str = 'path') -> pathlib.Path:
-  r"""As `expand`, for libraries that read some characters as patterns.
-
-  Args:
-    path: as given by a user.
-    option: as for `expand`.
-
-  Returns:
-    As `expand`.
+  r"""Calls `expand`, for libraries that read some characters as patterns.
 
   Raises:
-    ValueError: as `expand`, or if the absolute path has one of `* ? [ ] \`, a
-      control character, or bytes that are not UTF-8.
+    ValueError: as in `expand`, or if the absolute path has one of `* ? [ ] \`,
+      a control character, or bytes that are not UTF-8.
 
   Example:
     >>> expand_literal('runs/lr=0.1')
     PosixPath('runs/lr=0.1')
   """
   expanded = expand(path, option)
-  found = _PATTERN.search(str(expanded.absolute()))
-  if found:
-    where = '' if found[0] in os.fspath(path) else f' ({expanded.absolute()})'
+  match = _PATTERN.search(str(expanded.absolute()))
+  if match:
+    where = '' if match[0] in os.fspath(path) else f' ({expanded.absolute()})'
     shown = os.fspath(path).encode(errors='backslashreplace').decode()
     raise ValueError(
-      f'{option}={shown}{where} has {found[0]!r}, which checkpoints and data '
+      f'{option}={shown}{where} has {match[0]!r}, which checkpoints and data '
       'sets read as part of a pattern; use letters, digits and any of . _ - = +'
     )
   return expanded
 
 
 def argument(text: str) -> pathlib.Path:
-  """As `expand`, for `type=` of an argument of argparse."""
+  """Calls `expand`, as the `type` of an argparse argument."""
   return _argument(expand, text)
 
 
 def literal_argument(text: str) -> pathlib.Path:
-  """As `expand_literal`, for `type=` of an argument of argparse."""
+  """Calls `expand_literal`, as the `type` of an argparse argument."""
   return _argument(expand_literal, text)
 
 
@@ -103,28 +96,20 @@ def _argument(take: Callable[[str], pathlib.Path], text: str) -> pathlib.Path:
   try:
     return take(text)
   except ValueError as error:
-    # argparse shows the message of this error alone.
+    # argparse shows the message of this type only.
     raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def existing(
   path: PathLike, option: str = 'path', what: str = 'file or folder'
 ) -> pathlib.Path:
-  """As `expand`, for a file or folder that must exist.
-
-  Args:
-    path: as given by a user.
-    option: as for `expand`.
-    what: 'file', 'folder' or 'file or folder': what it must be.
-
-  Returns:
-    As `expand`.
+  """Calls `expand`, and checks that the path exists and has the right type.
 
   Raises:
-    ValueError: as `expand`.
-    FileNotFoundError: if it does not exist, with similar names beside it.
-    NotADirectoryError: if it is a file and must be a folder.
-    IsADirectoryError: if it is a folder and must be a file.
+    ValueError: as in `expand`.
+    FileNotFoundError: if it does not exist; lists similar names in its folder.
+    NotADirectoryError: if it is a file and a folder is required.
+    IsADirectoryError: if it is a folder and a file is required.
   """
   expanded = expand(path, option)
   if expanded.is_symlink() and not expanded.exists():
@@ -132,13 +117,13 @@ def existing(
       f'{option}: {expanded} is a broken link, to {expanded.readlink()}'
     )
   if not expanded.exists():
-    beside = expanded.parent
-    entries = beside.iterdir() if beside.is_dir() else ()
+    parent = expanded.parent
+    entries = parent.iterdir() if parent.is_dir() else ()
     names = [x.name for x in entries if x.name[0] not in '._']
     similar = difflib.get_close_matches(expanded.name, sorted(names))
     hint = f'; did you mean {" or ".join(similar)}?' if similar else ''
-    if not beside.is_dir():
-      hint = f'; there is no folder {beside} either'
+    if not parent.is_dir():
+      hint = f'; there is no folder {parent} either'
     raise FileNotFoundError(f'{option}: there is no {what} {expanded}{hint}')
   if what == 'folder' and not expanded.is_dir():
     raise NotADirectoryError(f'{option}: {expanded} is not a folder')
@@ -150,33 +135,23 @@ def existing(
 def from_environment(name: str, default: PathLike) -> pathlib.Path:
   """Returns the path in an environment variable, or the default.
 
-  Args:
-    name: of the variable; empty counts as unset.
-    default: used if the variable is unset; may begin with `~`.
-
-  Returns:
-    As `expand`.
+  The default is used if the variable is unset or empty; it may begin with `~`.
 
   Raises:
-    ValueError: as `expand`; the message names the variable.
+    ValueError: as in `expand`; the message names the variable.
   """
   value = os.environ.get(name, '')
   return expand(value if value.strip() else default, f'${name}')
 
 
 def read_text_lines(path: PathLike, option: str = 'path') -> list[str]:
-  """Reads a list, one entry a line.
+  """Reads the lines of a text file in UTF-8, or UTF-16 with a byte-order mark.
 
-  Args:
-    path: of a text file in UTF-8, or in UTF-16 with a byte-order mark.
-    option: as for `expand`.
-
-  Returns:
-    The lines without their ends (LF, CRLF or CR), without a byte-order mark,
-    and without empty lines at the end.
+  Line ends (LF, CRLF or CR), the byte-order mark and empty lines at the end are
+  removed.
 
   Raises:
-    ValueError: as `expand`, or if the file is not text.
+    ValueError: as in `expand`, or if the file is not text.
     OSError: if it cannot be read.
   """
   expanded = existing(path, option, 'file')
@@ -194,7 +169,7 @@ def read_text_lines(path: PathLike, option: str = 'path') -> list[str]:
       f'{option}: {expanded} is not text in UTF-8: it has null characters; '
       'save it as UTF-8'
     )
-  # str.splitlines would also split at U+2028 and other characters of a name.
+  # str.splitlines would also split at U+2028 and the like.
   lines = re.split(r'\r\n|\n|\r', text)
   while lines and not lines[-1].strip():
     lines.pop()

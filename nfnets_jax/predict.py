@@ -1,13 +1,12 @@
-r"""Names what is in photographs.
+r"""Classifies photographs.
 
     python -m nfnets_jax.predict --weights=F0_haiku.npz cat.jpg photographs/
     python -m nfnets_jax.predict --model=nfnet_f0 --weights=released *.jpg
     python -m nfnets_jax.predict --weights=runs/digits digit.png
 
-Photographs are prepared as in the evaluation of the run that the weights are
-of. Files of others do not tell; then it is the published evaluation: at the
-test size of the variant, both sides resized to 32 pixels more, and the central
-square taken.
+Images are preprocessed as in the evaluation of the run. For other weights the
+published evaluation is used: at the test size of the variant, both sides
+resized to 32 pixels more, then the central square.
 """
 
 import argparse
@@ -45,18 +44,18 @@ Forward = Callable[[jax.Array], jax.Array]
 def create_forward(
   net_weights: weights.Weights, precision: str = 'float32'
 ) -> Forward:
-  """Returns a function from pixels to logits, with weights folded into it.
+  """Returns a function from pixels to logits with folded weights.
 
   Args:
-    net_weights: as of `weights.read`.
-    precision: that the network computes in, 'float32' or 'bfloat16'.
+    net_weights: as returned by `weights.read`.
+    precision: of the computation, 'float32' or 'bfloat16'.
 
   Returns:
-    A pure function of images `[B, px, px, 3]`, 0 to 255, that returns logits
-    `[B, K]`, float32. Weights are standardised once, here.
+    A pure function from images `[B, px, px, 3]`, 0 to 255, to float32 logits
+    `[B, K]`. Weights are standardised once, here.
 
   Raises:
-    ValueError: for another precision.
+    ValueError: if the precision is unknown.
 
   Example:
     >>> forward = jax.jit(create_forward(random_weights('nfnet_tiny', 10)))
@@ -91,7 +90,7 @@ def create_forward(
 
   def forward(images: jax.Array) -> jax.Array:
     inputs = normalize(images, dtype=dtype)
-    # By default a TPU multiplies float32 in bfloat16, and a GPU in TF32.
+    # The default precision is bfloat16 on TPU and TF32 on GPU.
     with jax.default_matmul_precision(precision):
       outputs, _ = net.apply(params, net_weights.state, None, inputs)
     return outputs['logits'].astype(jnp.float32)
@@ -102,16 +101,7 @@ def create_forward(
 def random_weights(
   name: str, num_classes: int = 1000, seed: int = 0
 ) -> weights.Weights:
-  """Returns untrained weights, to try what does not need trained ones.
-
-  Args:
-    name: the variant.
-    num_classes: K.
-    seed: of the weights.
-
-  Returns:
-    Weights as at the beginning of a training.
-  """
+  """Returns untrained weights, for tests and benchmarks."""
 
   def apply(images: jax.Array) -> dict[str, jax.Array]:
     return models.create(name, num_classes)(images, is_training=False)
@@ -127,21 +117,17 @@ def class_names(
   file: str | os.PathLike | None = None,
   recorded: Sequence[str] | None = None,
 ) -> list[str]:
-  """Returns the names of the classes.
+  """Returns the K class names.
 
   Args:
     num_classes: K.
-    file: a name a line.
-    recorded: the names that come with the weights, taken if there is no file.
-      Without either they are ImageNet's, if there are 1000 classes, or else
-      their numbers.
-
-  Returns:
-    K names.
+    file: text file with one name per line.
+    recorded: names stored with the weights, used if there is no file. By
+      default the names of ImageNet if K is 1000, else numbers.
 
   Raises:
-    ValueError: if the file is no text, has an empty line, or another number of
-      lines.
+    ValueError: if the file is not text, or has an empty line or another number
+      of lines.
     OSError: if it cannot be read.
 
   Example:
@@ -172,14 +158,10 @@ def _read_names(file: str | os.PathLike) -> list[str]:
 
 
 def evaluation_of(net_weights: weights.Weights) -> tuple[int, str]:
-  """Returns the image size and the crop that weights are evaluated with.
+  """Returns the image size in pixels and the crop to evaluate weights with.
 
-  Args:
-    net_weights: as of `read_weights`.
-
-  Returns:
-    What comes with the weights, or else the published: the test size of the
-    variant, and 'resize_crop_32'.
+  They are stored with the weights; by default they are the published ones, the
+  test size of the variant and 'resize_crop_32'.
 
   Example:
     >>> evaluation_of(weights.Weights('nfnet_f1', {}, image_size=400))
@@ -198,54 +180,53 @@ def predict(
   batch_size: int = 8,
   precision: str = 'float32',
 ) -> Iterator[tuple[pathlib.Path, np.ndarray | None, str]]:
-  """Yields the probabilities of the classes for each photograph.
+  """Yields the class probabilities of each photograph.
 
   Args:
-    files: of photographs, in one of `data.decode.FORMATS`; they are turned by
-      their EXIF orientation.
-    net_weights: as of `weights.read`.
-    image_size: side in pixels; None is that of `evaluation_of`.
-    crop: as in `data.transforms.eval_transform`; None likewise.
-    batch_size: photographs that go through the network together.
-    precision: as for `create_forward`.
+    files: photographs in one of `data.decode.FORMATS`; their EXIF orientation
+      is applied.
+    net_weights: as returned by `weights.read`.
+    image_size: side in pixels, by default that of `evaluation_of`.
+    crop: as in `data.transforms.eval_transform`, by default that of
+      `evaluation_of`.
+    batch_size: photographs per forward pass.
+    precision: as in `create_forward`.
 
   Yields:
-    The file, probabilities `[K]`, and an empty text; or for one that is no
-    whole photograph, the file, None, and why.
+    The file, probabilities `[K]` and ''; or the file, None and the reason, if
+    it cannot be decoded.
   """
-  usual_size, usual_crop = evaluation_of(net_weights)
-  px = image_size or usual_size
-  transform = transforms.eval_transform(px, crop or usual_crop)
+  default_size, default_crop = evaluation_of(net_weights)
+  px = image_size or default_size
+  transform = transforms.eval_transform(px, crop or default_crop)
   forward = jax.jit(create_forward(net_weights, precision))
   for start in range(0, len(files), batch_size):
-    share = files[start : start + batch_size]
+    chunk = files[start : start + batch_size]
     batch = np.zeros((batch_size, px, px, 3), np.uint8)
-    problems = [''] * len(share)
-    for i, file in enumerate(share):
+    problems = [''] * len(chunk)
+    for i, file in enumerate(chunk):
       try:
         example = {'image': file.read_bytes(), 'label': 0, 'orient': True}
         batch[i] = transform(example)['image']
       except (MemoryError, OSError, ValueError) as error:
         problems[i] = str(error) or type(error).__name__
     probabilities = np.asarray(jax.nn.softmax(forward(batch)))
-    for file, found, problem in zip(
-      share, probabilities, problems, strict=False
-    ):
-      yield file, None if problem else found, problem
+    for file, row, problem in zip(chunk, probabilities, problems, strict=False):
+      yield file, None if problem else row, problem
 
 
 def find_images(images: Sequence[paths.PathLike]) -> list[pathlib.Path]:
-  """Returns the files named, and those of photographs in the folders named.
+  """Returns the given files, and all images in the given folders.
 
   Args:
-    images: files and folders; a folder's folders count too. As in the data set
-      `folder`, links are followed, and a warning names what is passed over.
+    images: files and folders, which are searched recursively. As in the data
+      set `folder`, links are followed, and a warning names what is skipped.
 
   Returns:
-    Files, those of a folder in the order of their names.
+    Files; those of a folder are sorted by name.
 
   Raises:
-    FileNotFoundError: if there is no such file, or no photograph in a folder.
+    FileNotFoundError: if a file does not exist, or a folder has no images.
   """
   files = []
   for image in images:
@@ -267,19 +248,19 @@ def find_images(images: Sequence[paths.PathLike]) -> list[pathlib.Path]:
 def read_weights(
   source: str, name: str | None, option: str = 'weights'
 ) -> weights.Weights:
-  """Returns weights from a file, a run, the authors, or none at all.
+  """Returns weights from a file, a run, the authors' release or at random.
 
   Args:
     source: a file; the folder of a run; 'released'; or 'random'.
-    name: the variant; None finds out from a file or a run.
-    option: the flag or argument that the source was given as.
+    name: the variant; None infers it from a file or a run.
+    option: the flag or argument that holds `source`, for messages.
 
   Returns:
-    The weights; of a run, the moving average.
+    The weights; for a run, the moving average.
 
   Raises:
-    ValueError: as `weights.read`, or if the name is needed.
-    OSError: if there are no weights, or they cannot be read.
+    ValueError: as in `weights.read`, or if the name is required.
+    OSError: if the weights do not exist or cannot be read.
   """
   if source in ('released', 'random') and name is None:
     raise ValueError(f'{source} weights need a --model')
@@ -291,21 +272,17 @@ def read_weights(
   if source == 'released':
     return weights.read(weights.fetch(name or ''), name)
   if path.is_dir():
-    # The training needs more than prediction does; only a run asks for it.
-
-    found = init_from.load_average(path)
-    if name not in (None, found.name):
-      raise ValueError(f'the run in {source} is of {found.name}, not of {name}')
-    return found
+    average = init_from.load_average(path)
+    if name not in (None, average.name):
+      raise ValueError(
+        f'the run in {source} is of {average.name}, not of {name}'
+      )
+    return average
   return weights.read(path, name)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-  """Runs the command.
-
-  Args:
-    argv: arguments; None takes those of the process.
-  """
+  """Runs the command."""
   parser = argparse.ArgumentParser(
     prog='python -m nfnets_jax.predict',
     description=(__doc__ or '').split('\n')[0],
@@ -343,11 +320,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if value is not None and value < 1:
       parser.error(f'--{flag} must be at least 1, got {value}')
   if isinstance(sys.stdout, io.TextIOWrapper):
-    # Names of files and classes may have what the terminal does not.
+    # Files and classes may have characters that the terminal lacks.
     sys.stdout.reconfigure(errors='backslashreplace')
   devices.start_or_exit()
   try:
-    # Before weights are read or drawn, which takes its time.
+    # Checked before weights are read or initialised, which is slow.
     if args.crop is not None:
       transforms.eval_transform(args.image_size or 32, args.crop)
     if args.classes is not None:
@@ -363,7 +340,7 @@ def main(argv: Sequence[str] | None = None) -> None:
       f'{args.image_size or px} px, crop {args.crop or crop}',
       file=sys.stderr,
     )
-    found = predict(
+    results = predict(
       files,
       net_weights,
       image_size=args.image_size,
@@ -371,7 +348,7 @@ def main(argv: Sequence[str] | None = None) -> None:
       batch_size=min(args.batch, len(files)),
       precision=args.precision,
     )
-    failed = _print(found, names, args.top, args.json)
+    failed = _print(results, names, args.top, args.json)
   except (OSError, ValueError) as error:
     sys.exit(f'error: {error}')
   if failed:
@@ -379,14 +356,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _print(
-  found: Iterator[tuple[pathlib.Path, np.ndarray | None, str]],
+  results: Iterator[tuple[pathlib.Path, np.ndarray | None, str]],
   names: Sequence[str],
   top: int,
   as_json: bool,
 ) -> int:
-  """Prints what was found; returns how many files could not be read."""
+  """Prints the results; returns the number of files that failed."""
   failed = 0
-  for file, probabilities, problem in found:
+  for file, probabilities, problem in results:
     best: list[dict[str, Any]] = []
     if probabilities is not None:
       order = np.argsort(-probabilities, kind='stable')[:top]

@@ -1,13 +1,13 @@
-"""Prints what networks cost: parameters, arithmetic, memory of a training step.
+"""Prints the cost of networks: parameters, MACs, memory of a training step.
 
     python -m nfnets_jax.summary
     python -m nfnets_jax.summary nfnet_f1 --batch=64 --remat=block --compile
 
-The second prints the network's modules besides, and what the compiler of this
-machine's devices says of the memory of a training step with the paper's
-optimiser and 1000 classes. Nothing is computed, and without `--compile` the
-networks are only traced. `python -m nfnets_jax.compile` says more, also of
-devices that are not here.
+The second also prints the modules of the network, and the compiler's estimate
+of the memory of a training step on the local devices, with the paper's
+optimiser and 1000 classes. Nothing is executed; without `--compile` the
+networks are only traced. `python -m nfnets_jax.compile` gives more details,
+also for other devices.
 """
 
 import argparse
@@ -37,15 +37,10 @@ _MIB = 2**20
 
 
 class Summary(NamedTuple):
-  """What a network costs.
+  """The cost of a network.
 
-  Attributes:
-    name: of the variant.
-    train_size: side of the training images in pixels.
-    test_size: side of the test images in pixels.
-    params: number of parameters.
-    train_macs: multiply-accumulates of a forward pass of one training image.
-    test_macs: the same for one test image.
+  Sizes are the sides of images in pixels; `params` counts parameters, and MACs
+  are multiply-accumulates of a forward pass of one image.
   """
 
   name: str
@@ -57,17 +52,10 @@ class Summary(NamedTuple):
 
 
 def count(name: str, image_size: int) -> tuple[int, int]:
-  """Counts a network's parameters and its arithmetic for one image.
-
-  Args:
-    name: a variant.
-    image_size: side of the image in pixels.
-
-  Returns:
-    The number of parameters, and of multiply-accumulates of a forward pass.
+  """Counts the parameters, and the MACs of a forward pass of one image.
 
   Raises:
-    ValueError: if there is no such variant.
+    ValueError: if the variant does not exist.
 
   Example:
     >>> params, macs = count('nfnet_tiny', image_size=32)
@@ -78,7 +66,7 @@ def count(name: str, image_size: int) -> tuple[int, int]:
   def forward(images: jax.Array) -> dict[str, jax.Array]:
     return models.create(name, _NUM_CLASSES)(images, is_training=False)
 
-  # `jit`, so that it is traced once for both.
+  # `jit` caches the trace, which both counts use.
   init = jax.jit(hk.transform_with_state(forward).init)
   key = jax.eval_shape(lambda: jax.random.key(0))
   image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
@@ -88,17 +76,12 @@ def count(name: str, image_size: int) -> tuple[int, int]:
 
 
 def summarize(name: str, image_size: int | None = None) -> Summary:
-  """Traces a network.
+  """Counts the parameters and MACs of a network with 1000 classes.
 
-  Args:
-    name: a variant.
-    image_size: side of the training images in pixels; the variant's if None.
-
-  Returns:
-    The summary, for 1000 classes.
+  `image_size` is the side of training images, by default the variant's.
 
   Raises:
-    ValueError: if there is no such variant.
+    ValueError: if the variant does not exist.
   """
   variant = variants.get(name)
   train_size = variant.train_size if image_size is None else image_size
@@ -116,35 +99,32 @@ def compiled_need(
   compute_dtype: str = 'bfloat16',
   remat: str | None = None,
 ) -> fit.Need:
-  """Compiles a network's training step for this machine's devices.
+  """Returns the compiler's memory estimate of a training step, per device.
 
   Args:
     name: a variant.
-    batch: images on each device.
-    image_size: side of the training images in pixels; the variant's if None.
+    batch: per-device batch size, on the local devices.
+    image_size: side of training images in pixels, by default the variant's.
     compute_dtype: 'bfloat16' or 'float32'.
-    remat: what the backward pass computes again: 'block', 'stage', or None.
-
-  Returns:
-    What the compiler says that the step takes of each device.
+    remat: granularity of rematerialisation: 'block', 'stage', or None.
 
   Raises:
-    ValueError: if there is no such variant, or the compiler refuses the step.
+    ValueError: if the variant does not exist, or compilation fails.
   """
   topology = topologies.get('local')
   size = image_size or variants.get(name).train_size
   config = _config(name, size, batch * len(topology.devices))
   config.compute_dtype, config.remat = compute_dtype, remat
-  found = estimates.fit_training(
+  training = estimates.fit_training(
     config, topology, None, _NUM_CLASSES, epoch_steps=_EPOCH_STEPS
   )
-  return fit.need(found.compiled)
+  return fit.need(training.compiled)
 
 
 def _config(
   name: str, image_size: int, batch_size: int
 ) -> config_dict.ConfigDict:
-  """The paper's config, for another net."""
+  """Returns the paper's config with another network."""
   config = configs.get_config()
   config.model = configs.model(name)
   config.batch_size, config.micro_batches = batch_size, 1
@@ -155,11 +135,7 @@ def _config(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-  """Prints a table with a row for each variant named on the command line.
-
-  Args:
-    argv: the command line without the program; that of the process by default.
-  """
+  """Prints a table with a row for each variant named on the command line."""
   parser = argparse.ArgumentParser(
     prog='python -m nfnets_jax.summary',
     description='Prints what networks cost; only traces them.',
@@ -210,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-  """Raises a ValueError for what cannot be, before anything is traced."""
+  """Checks the arguments before anything is traced."""
   for name in args.names:
     variants.get(name)
   if args.image_size is not None and args.image_size < 1:
@@ -220,7 +196,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _print_modules(args: argparse.Namespace) -> None:
-  """Prints a row for each module of the network, and the totals."""
+  """Prints the cost of each module, and the totals."""
   (name,) = args.names
   variant = variants.get(name)
   size = args.image_size or variant.train_size
@@ -310,7 +286,7 @@ def _print_table(args: argparse.Namespace) -> None:
 def _print_row(name: str, *cells: str) -> None:
   widths = (6, 5, 8, 8, 8, 7, 8, 7)
   row = ''.join(f'{x:>{n}}' for x, n in zip(cells, widths, strict=False))
-  # At once, since the next may take ten seconds, or minutes to compile.
+  # Flushed, since the next row takes seconds, or minutes to compile.
   print(f'{name:13}{row}'.rstrip(), flush=True)
 
 

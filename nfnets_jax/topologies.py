@@ -1,7 +1,7 @@
-"""Devices that are not here, and what is known of them.
+"""Devices to compile for that need not be present, and their specifications.
 
-`jax.pmap` compiles for the devices of a topology as for those of the machine:
-libtpu and CUDA's plugin bring their compilers, and those run on a CPU.
+`jax.pmap` compiles for the devices of a topology as for local ones. The
+compilers come with libtpu and the CUDA plugin and run on CPU.
 """
 
 import importlib.util
@@ -18,23 +18,23 @@ GIB = 2**30
 
 
 class Kind(NamedTuple):
-  """A kind of device; of a TPU v2 or v3 a device is one of a chip's two cores.
+  """A kind of device.
 
-  Of a v4 or v5p, whose chips have two as well, it is the whole chip, as jax has
-  it on one.
+  For TPU v2 and v3 a device is one of the two cores of a chip; for v4 and v5p,
+  as in jax, it is the whole chip.
 
   Attributes:
-    platform: as jax calls it.
-    memory: bytes that a device has.
-    allocated: the part of them that jax lets programs have.
-    flops: operations a second in bfloat16, at most.
-    float32_flops: the same of float32 products as jax makes them by default: in
-      bfloat16 on a TPU, in TF32 on a GPU.
-    exact_flops: the same of float32 products at the precision 'float32': six
-      passes in bfloat16 on a TPU.
-    bandwidth: bytes a second between a device and its memory.
-    clock: cycles a second; None if it is not published.
-    example: the name of a topology.
+    platform: jax's name.
+    memory: bytes per device.
+    allocated: fraction of the memory that jax allocates to programs.
+    flops: peak bfloat16 operations per second.
+    float32_flops: the same for float32 products at jax's default precision:
+      bfloat16 on TPU, TF32 on GPU.
+    exact_flops: the same for float32 products at precision 'float32': six
+      bfloat16 passes on TPU.
+    bandwidth: memory bandwidth in bytes per second.
+    clock: cycles per second; None if unpublished.
+    example: name of a topology.
   """
 
   platform: str
@@ -57,8 +57,8 @@ def _tpu(
 
 
 # TPUs: cloud.google.com/tpu/docs, "TPU versions", halved for v2 and v3; clocks:
-# Jouppi et al. 2021 and 2023. H100: NVIDIA's data sheet of the SXM5, dense; the
-# memory is what its driver tells, and jax takes three quarters.
+# Jouppi et al. 2021 and 2023. H100: NVIDIA's data sheet of the SXM5, dense;
+# memory as reported by the driver, of which jax allocates three quarters.
 KINDS = {
   'v2': _tpu(8 * GIB, 22.5e12, 350e9, 700e6, 'v2:2x2'),
   'v3': _tpu(16 * GIB, 61.5e12, 450e9, 940e6, 'v3:4x4'),
@@ -71,7 +71,7 @@ KINDS = {
   ),
 }
 
-# As jax calls them.
+# By jax's names.
 _KIND_NAMES = {
   'TPU v2': 'v2',
   'TPU v3': 'v3',
@@ -82,7 +82,7 @@ _KIND_NAMES = {
   'NVIDIA H100 80GB HBM3': 'h100',
 }
 
-# What XLA asks of an H100 that it cannot see.
+# The specification that XLA needs to compile for an absent H100.
 _H100 = """
 gpu_device_info {
   threads_per_block_limit: 1024
@@ -116,10 +116,10 @@ class Topology(NamedTuple):
   Attributes:
     name: of the topology.
     platform: of its devices.
-    devices: all of them.
-    kind: what is known of them; None for those of this machine.
-    memory: bytes of a device that programs can have; None if it does not say.
-    options: of the compiler.
+    devices: all devices.
+    kind: specification; None for unknown local devices.
+    memory: bytes per device for programs; None if unknown.
+    options: compiler options.
   """
 
   name: str
@@ -131,19 +131,16 @@ class Topology(NamedTuple):
 
 
 def get(name: str) -> Topology:
-  """Returns the devices that a name means; call it before jax has started.
+  """Returns a topology by name. Call it before jax has started.
 
   Args:
-    name: 'local' for those of this machine, 'v3:4x4' and the like for a TPU
-      slice of 4 x 4 chips, 'h100' or 'h100x8' for one or eight GPUs.
-
-  Returns:
-    The topology.
+    name: 'local' for the devices of this machine, 'v3:4x4' and the like for a
+      TPU slice of 4 x 4 chips, 'h100' or 'h100x8' for one or eight GPUs.
 
   Raises:
-    ValueError: if there is no such topology; the message says what there is.
+    ValueError: if the topology does not exist; the message lists examples.
     ModuleNotFoundError: if its compiler is not installed; the message has the
-      command that installs it.
+      command.
 
   Example:
     >>> get('v3:four')
@@ -152,11 +149,11 @@ def get(name: str) -> Topology:
   """
   if name == 'local':
     devices.start()
-    found = jax.devices()
-    here = _KIND_NAMES.get(found[0].device_kind)
-    kind = KINDS[here] if here else None
+    local = jax.devices()
+    kind_name = _KIND_NAMES.get(local[0].device_kind)
+    kind = KINDS[kind_name] if kind_name else None
     memory = devices.known_memory()
-    return Topology(name, found[0].platform, found, kind, memory, {})
+    return Topology(name, local[0].platform, local, kind, memory, {})
   tpu = re.fullmatch(r'(v\d+[ep]?):(\d+(?:x\d+){1,2})', name)
   gpu = re.fullmatch(r'(h100)(?:x([1-9]\d*))?', name)
   match = tpu or gpu
@@ -167,26 +164,25 @@ def get(name: str) -> Topology:
     raise ValueError(_unknown(name))
   memory = int(kind.allocated * kind.memory)
   _need_compiler(kind.platform, name)
-  # This process computes nothing, and a host without a TPU need not look for
-  # one.
+  # Do not look for a TPU: this process only compiles.
   os.environ['TPU_SKIP_MDS_QUERY'] = '1'
-  # Any type that there is, or libtpu warns; the slice is that of the name.
+  # libtpu warns without a valid type; the name determines the slice.
   os.environ.setdefault('TPU_ACCELERATOR_TYPE', 'v3-8')
   os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'none')
-  # Else one process at a time.
+  # Otherwise only one process at a time may load libtpu.
   os.environ['ALLOW_MULTIPLE_LIBTPU_LOAD'] = '1'
   jax.config.update('jax_platforms', 'cpu')
   from jax.experimental import topologies
 
   if gpu:
-    # Slices, hosts and devices.
+    # Slices, hosts and devices per host.
     described = topologies.get_topology_desc(
       platform='cuda',
       topology_name=name,
       target_config=_H100,
       topology=f'1x1x{match[2] or 1}',
     )
-    # Without a device to try tiles on, it finds none for some products.
+    # Without a GPU to autotune on, Triton has no tiling for some products.
     options = {'xla_gpu_enable_triton_gemm': False}
   else:
     options = {}
@@ -201,12 +197,12 @@ def get(name: str) -> Topology:
 
 
 def _layout(kind: str, chips: str) -> dict[str, Any]:
-  """What libtpu is told of a slice beside its name."""
+  """Returns libtpu's arguments for a slice besides its name."""
   layout: dict[str, Any] = {}
   if kind == 'v4':
     layout['chip_config_name'] = 'megacore'  # a chip is one device
   if math.prod(map(int, chips.split('x'))) == 1:
-    layout['chips_per_host_bounds'] = (1, 1, 1)  # less than a host
+    layout['chips_per_host_bounds'] = (1, 1, 1)  # part of a host
   return layout
 
 
@@ -219,7 +215,7 @@ def _unknown(name: str) -> str:
 
 
 def _need_compiler(platform: str, name: str) -> None:
-  """Raises if the compiler of a platform is not installed."""
+  """Raises an error if the compiler of a platform is not installed."""
   modules = {
     'tpu': ('libtpu',),
     'cuda': ('jax_cuda13_plugin', 'jax_cuda12_plugin'),

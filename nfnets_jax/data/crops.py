@@ -1,29 +1,29 @@
-"""Crops of training and of evaluation.
+"""Crops for training and evaluation.
 
-What is random is a function of numbers that are given to it, uniform in [0, 1).
+Random crops are deterministic functions of the uniform numbers they are given.
 
-`train_crop` knows these crops:
+Crops of `train_crop`:
 
-* `'random_resized'`, or `'random_resized_0.25'` for another minimal area: a box
-  of random area and aspect ratio, resized; the crop of ImageNet training;
-* `'pad_4'`: pad by so many black pixels and take a random window of the size
-  before; the crop of CIFAR training;
+* `'random_resized'`: a box of random area and aspect ratio, resized; the crop
+  of ImageNet training. `'random_resized_0.25'` sets the minimal area;
+* `'pad_4'`: pad by 4 black pixels and cut out a random window of the original
+  size; the crop of CIFAR training;
 * `'none'`: the whole image, resized.
 
-`eval_crop` knows these:
+Crops of `eval_crop`:
 
-* `'resize_crop_32'`: resize both sides to px + 32, take the central px; the
-  whole image is squashed into a square. The evaluation of the NFNets;
-* `'resize_crop_0.875'`: likewise, with both sides resized to px / 0.875;
-* `'crop_resize'`: take the central square of px / (px + 32) of the shorter
-  side, resize; keeps the proportions;
+* `'resize_crop_32'`: resize both sides to px + 32 regardless of aspect ratio,
+  then crop the central px; the evaluation of NFNets;
+* `'resize_crop_0.875'`: the same, with both sides resized to px / 0.875;
+* `'crop_resize'`: crop the central square, px / (px + 32) of the shorter side,
+  then resize; keeps the aspect ratio;
 * `'resize'`: the whole image, resized; for small square images.
 
 Differences:
-  * The released random crop asks for 8 % of the area, and also for 10 % of the
-    object, which it says is the whole image. Both together ask for 10 %, the
-    default of `min_area` here. So does EfficientNet's official code; its config
-    here asks for the 8 % alone, `random_resized_0.08`.
+  * The released random crop requires 8 % of the area and also 10 % of the
+    object, which it sets to the whole image: 10 % in effect, the default of
+    `min_area` here. EfficientNet's official code does the same; its config
+    here uses 8 %, `random_resized_0.08`.
 
 Reference:
   Brock, De, Smith, Simonyan, "High-Performance Large-Scale Image Recognition
@@ -40,7 +40,7 @@ import numpy as np
 
 from nfnets_jax.data import resize
 
-# Of n images and `[n, NUM_DRAWS]` numbers, uniform in [0, 1).
+# Maps n images and `[n, NUM_DRAWS]` numbers, uniform in [0, 1), to n crops.
 TrainCrop = Callable[[Sequence[np.ndarray], np.ndarray], Sequence[np.ndarray]]
 
 TRAIN_CROPS = ('random_resized', 'random_resized_AREA', 'pad_PIXELS', 'none')
@@ -52,7 +52,7 @@ EVAL_CROPS = (
 )
 
 _TRIES = 10
-NUM_DRAWS = 4 * _TRIES  # the most that a crop takes
+NUM_DRAWS = 4 * _TRIES  # the most that any crop uses
 
 
 def random_resized_crop(
@@ -61,21 +61,19 @@ def random_resized_crop(
   min_area: float = 0.1,
   center: float = 1.0,
 ) -> np.ndarray:
-  """Cuts out a box of random area and aspect ratio.
+  """Crops a box of random area and aspect ratio.
 
-  The ratio of width to height is uniform in [3/4, 4/3], then the height among
-  those that fit into the image and cover at least `min_area` of it, then the
-  place. A ratio that leaves no height is drawn again, up to ten times; after
-  that, as for an image more narrow than 10 : 1, the central square is taken. As
-  in the released code it is also taken in place of a box that is the whole
-  image.
+  The aspect ratio (width / height) is uniform in [3/4, 4/3]; the height is
+  uniform over those that fit and cover at least `min_area`; then the position
+  is uniform. If no height fits, the ratio is redrawn, up to ten times. The
+  fallback, as for images narrower than 10 : 1, is the central square. As in the
+  released code, the central square also replaces a box of the whole image.
 
   Args:
     image: `[H, W, C]`.
-    uniform: `[40]`, uniform in [0, 1): four for each try.
-    min_area: the least area of the box, as a fraction of the image's, in
-      (0, 1].
-    center: the side of the central square, as a fraction of the shorter side.
+    uniform: `[40]`, uniform in [0, 1): four per try.
+    min_area: minimal area of the box as a fraction of the image, in (0, 1].
+    center: side of the central square as a fraction of the shorter side.
 
   Returns:
     A view `[h, w, C]` of the image.
@@ -98,15 +96,15 @@ def random_resized_crop(
 def pad_crop(
   images: np.ndarray, uniform: np.ndarray, pixels: int = 4
 ) -> list[np.ndarray]:
-  """Pads images with black and cuts out random windows of their own size.
+  """Pads images with black and crops random windows of the original size.
 
   Args:
     images: `[n, H, W, C]`.
-    uniform: `[n, 2]` or more numbers, uniform in [0, 1).
-    pixels: how far to pad each side, and so how far to shift at most.
+    uniform: `[n, 2]` or more columns, uniform in [0, 1).
+    pixels: padding of each side, and thus the largest shift.
 
   Returns:
-    n views `[H, W, C]`, the images moved by up to `pixels` along each axis.
+    n views `[H, W, C]`.
 
   Example:
     >>> images = np.ones((1, 8, 8, 3), np.uint8)
@@ -126,19 +124,18 @@ def pad_crop(
 
 
 def train_crop(name: str, image_size: int) -> TrainCrop:
-  """Returns the crop of that name.
+  """Returns a training crop by name.
 
   Args:
-    name: `'random_resized'`, `'random_resized_AREA'`, `'pad_PIXELS'` or
-      `'none'`; see the module's docstring.
-    image_size: the side that the crop is then resized to, in pixels.
+    name: one of `TRAIN_CROPS`; see the module docstring.
+    image_size: side in pixels to which the crop is later resized.
 
   Returns:
     A function of n images `[H, W, C]` and `[n, NUM_DRAWS]` numbers, uniform in
-    [0, 1), which returns n crops.
+    [0, 1), that returns n crops.
 
   Raises:
-    ValueError: if there is no such crop, or its number makes no sense.
+    ValueError: if the name is unknown or its number is out of range.
 
   Example:
     >>> crop = train_crop('pad_4', image_size=32)
@@ -146,7 +143,7 @@ def train_crop(name: str, image_size: int) -> TrainCrop:
     >>> crop(images, np.zeros((1, NUM_DRAWS)))[0].shape
     (28, 28, 3)
   """
-  # The released fallback is the crop of evaluation.
+  # As released, the fallback is the evaluation crop.
   center = image_size / (image_size + 32)
   match _split_number(name):
     case 'none', None:
@@ -166,19 +163,17 @@ def train_crop(name: str, image_size: int) -> TrainCrop:
 
 
 def eval_crop(name: str, image_size: int) -> Callable[[np.ndarray], np.ndarray]:
-  """Returns the crop of that name, with the resize that belongs to it.
+  """Returns an evaluation crop by name; it also resizes.
 
   Args:
-    name: `'resize_crop_PIXELS'`, `'resize_crop_FRACTION'`, `'crop_resize'` or
-      `'resize'`; see the module's docstring.
-    image_size: the side of the square result, in pixels.
+    name: one of `EVAL_CROPS`; see the module docstring.
+    image_size: side of the square result in pixels.
 
   Returns:
-    A function of an image, uint8 `[H, W, 3]`, which returns uint8
-    `[image_size, image_size, 3]`.
+    A function from uint8 `[H, W, 3]` to uint8 `[image_size, image_size, 3]`.
 
   Raises:
-    ValueError: if there is no such crop, or its number makes no sense.
+    ValueError: if the name is unknown or its number is out of range.
 
   Example:
     >>> crop = eval_crop('crop_resize', image_size=64)
@@ -209,7 +204,7 @@ def _each(crop: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> TrainCrop:
 def _pad_crops(
   images: Sequence[np.ndarray], uniform: np.ndarray, pixels: int
 ) -> list[np.ndarray]:
-  """Is `pad_crop` of images that may differ in size."""
+  """Applies `pad_crop` to images that may differ in size."""
   if resize.same_shape(images):
     return pad_crop(np.stack(images), uniform, pixels)
   return [
@@ -219,7 +214,7 @@ def _pad_crops(
 
 
 def _split_number(name: str) -> tuple[str, int | float | None]:
-  """Splits 'pad_4' into 'pad' and 4; a name without a number has None."""
+  """Splits 'pad_4' into 'pad' and 4; the number is None if absent."""
   match = re.fullmatch(r'(\w+)_(\d+(\.\d+)?)', name)
   if match is None:
     return name, None
@@ -230,7 +225,7 @@ def _split_number(name: str) -> tuple[str, int | float | None]:
 def _random_box(
   height: int, width: int, uniform: np.ndarray, min_area: float
 ) -> tuple[slice, slice] | None:
-  """Draws the rows and columns of `random_resized_crop`, None for a center."""
+  """Draws the box of `random_resized_crop`; None means the central square."""
   least = min_area * height * width
   for shape, size, down, right in uniform[:NUM_DRAWS].reshape(-1, 4).tolist():
     ratio = 3 / 4 + shape * (4 / 3 - 3 / 4)
@@ -265,6 +260,6 @@ def _center_crop(image: np.ndarray, side: int) -> np.ndarray:
 
 
 def _center_box(height: int, width: int, side: int) -> tuple[slice, slice]:
-  """Finds the central square; an odd pixel is left over below and right."""
+  """Returns the central square; an odd pixel remains below and on the right."""
   top, left = (height - side + 1) // 2, (width - side + 1) // 2
   return slice(top, top + side), slice(left, left + side)

@@ -1,4 +1,4 @@
-"""Finds prepared data sets and reads them, example by example."""
+"""Finds and reads prepared data sets."""
 
 import dataclasses
 import difflib
@@ -20,7 +20,7 @@ import nfnets_jax.data.digits  # noqa: F401, registers itself with TFDS
 from nfnets_jax import paths
 from nfnets_jax.data import decode, folder, splits
 
-# These are read as they are.
+# Data sets that need no preparation.
 UNPREPARED = ('fake', 'folder')
 
 _DATA_DIR_VARIABLE = 'TFDS_DATA_DIR'
@@ -30,7 +30,7 @@ _FAKE_SHAPE = (256, 256, 3)
 
 
 class Source(Protocol):
-  """Random access to examples, safe to use from several threads."""
+  """Random access to examples; thread-safe."""
 
   def __len__(self) -> int: ...
 
@@ -38,22 +38,22 @@ class Source(Protocol):
 
 
 class LabelError(ValueError):
-  """A label is not one of the data set's; the message names the example."""
+  """The label is out of range; the message names the example."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-  """One split of a data set for image classification.
+  """One split of an image classification data set.
 
   Attributes:
-    name: the name that TFDS knows it by, `fake` or `folder`.
-    split: which part, in TFDS' notation.
-    source: the examples, `{'image': encoded bytes, 'label': int}`. Those of
-      `fake` hold uint8 `[H, W, 3]` instead of bytes. Other features of the data
-      set may be there too, such as `file_name`, bytes from TFDS and a string
-      from `folder`, whose examples also have `'orient': True`.
-    class_names: the name of each label.
-    in_memory: whether the examples stay in memory, decoded.
+    name: TFDS name, `fake` or `folder`.
+    split: in TFDS notation.
+    source: the examples, `{'image': encoded bytes, 'label': int}`; images of
+      `fake` are uint8 `[H, W, 3]`. There may be other features, such as
+      `file_name` (bytes from TFDS, a string from `folder`). Examples of
+      `folder` have `'orient': True`.
+    class_names: name of each label.
+    in_memory: whether decoded examples are kept in memory.
   """
 
   name: str
@@ -67,40 +67,39 @@ class Dataset:
 
   @property
   def num_classes(self) -> int:
-    """How many labels there are, 0 to num_classes - 1."""
+    """Number of classes; labels are 0 to num_classes - 1."""
     return len(self.class_names)
 
 
 def load(
   name: str, split: str, data_dir: str | os.PathLike[str] | None = None
 ) -> Dataset:
-  """Opens one split of a data set that has been prepared.
+  """Opens one split of a prepared data set.
 
   Args:
     name: any TFDS data set with the features `image` and `label`, such as
-      `'digits'`, `'cifar10'` or `'imagenet2012'`, also one that TFDS knows only
-      from its files in `data_dir`. `'folder'` is a plain folder of images,
+      `'digits'`, `'cifar10'` or `'imagenet2012'`, including those that exist
+      only as files in `data_dir`. `'folder'` is a folder of images,
       `<data_dir>/train/<class>/*.jpg`; see the module `folder`. `'fake'` needs
-      no files: noise of 256 x 256 pixels, a function of the index, in the
-      splits and 1,000 classes of ImageNet.
-    split: in TFDS' notation: `'train'`, `'train[10000:]'`, `'train[:5%]'`,
+      no files: 256 x 256 noise, a function of the index, with the splits and
+      1,000 classes of ImageNet.
+    split: in TFDS notation: `'train'`, `'train[10000:]'`, `'train[:5%]'`,
       `'train+validation'`.
-    data_dir: where data sets are kept, by default $TFDS_DATA_DIR or
-      `~/tensorflow_datasets`. It is only read.
+    data_dir: root of the data sets, by default $TFDS_DATA_DIR or
+      `~/tensorflow_datasets`. Never written to.
 
   Returns:
-    The split; its examples are read when they are asked for. It can be pickled.
+    The split, read lazily. It can be pickled.
 
   Raises:
-    ValueError: if there is no such data set or split, if it does not suit, or
-      if files of it are missing, empty, or damaged where that shows at once:
-      all files are looked for, and the first and the last are opened. Also if
-      `data_dir` has characters that TFDS reads as a pattern, such as brackets;
-      that of `folder` may have any.
+    ValueError: if the data set or split does not exist or is unsuitable; if
+      files are missing, empty or corrupt (all must exist, the first and the
+      last are opened); or if `data_dir` has characters that TFDS reads as a
+      pattern, such as brackets, except for `folder`.
     LabelError: if the first example has no label, as in the test split of
       `imagenet2012`.
     FileNotFoundError: if the data set is not prepared, or the folder or a split
-      in it is not there.
+      of it does not exist.
 
   Example:
     >>> dataset = load('fake', split='train[:100]')
@@ -124,7 +123,7 @@ def load(
     return Dataset(name, split, images, images.class_names)
 
   builder = find(name, data_dir)
-  # TFDS warns of a folder that is not there.
+  # TFDS warns if the folder does not exist.
   if not (builder.data_path.exists() and builder.is_prepared()):
     raise FileNotFoundError(
       f'data set {name!r} is not prepared in {builder.data_dir}'
@@ -150,7 +149,7 @@ def load(
     )
   if not has_random_access(builder):
     raise ValueError(no_random_access(builder))
-  # Decoding is the work of `transforms`, also where it fails.
+  # Images are decoded in `transforms`.
   decoders = {
     key: tfds.decode.SkipDecoding()
     for key, feature in fields.items()
@@ -174,7 +173,7 @@ def load(
   dataset = Dataset(name, split, source, tuple(fields['label'].names))
   try:
     first = source[0]
-  except Exception:  # the loader names it, or skips it if told to
+  except Exception:  # the loader reports or skips it
     return dataset
   check_label(dataset, 0, first)
   return dataset
@@ -183,18 +182,10 @@ def load(
 def check_label(
   dataset: Dataset, index: int, example: Mapping[str, Any]
 ) -> int:
-  """Returns the label of an example, which must be one of the data set's.
-
-  Args:
-    dataset: where the example is from.
-    index: of the example.
-    example: as read from the source.
-
-  Returns:
-    The label.
+  """Returns the label of an example after checking its range.
 
   Raises:
-    LabelError: if it is not an integer from 0 to num_classes - 1.
+    LabelError: if the label is not an integer in [0, num_classes - 1].
 
   Example:
     >>> dataset = load('fake', split='train[:3]')
@@ -220,7 +211,7 @@ def check_label(
 
 @dataclasses.dataclass(frozen=True)
 class _Selected:
-  """Some examples of a source, their labels counted anew."""
+  """A subset of a source, with labels counted from `first_label`."""
 
   source: Source
   indices: np.ndarray
@@ -235,20 +226,17 @@ class _Selected:
 
 
 def select_classes(dataset: Dataset, classes: str) -> Dataset:
-  """Keeps the examples of some neighbouring classes.
+  """Keeps only a range of classes, relabelled from 0.
 
-  All examples are read once, for their labels.
+  Reads all examples once for their labels.
 
   Args:
     dataset: a split.
-    classes: 'FIRST-LAST', both included and counted from 0.
-
-  Returns:
-    The split with these classes alone, counted from 0 again.
+    classes: 'FIRST-LAST', both inclusive and counted from 0.
 
   Raises:
-    ValueError: if there are no such classes, or no examples of them.
-    LabelError: if an example has a label that is none of the data set's.
+    ValueError: if the range is invalid or has no examples.
+    LabelError: if a label is out of range.
 
   Example:
     >>> few = select_classes(load('fake', split='train[:2000]'), '10-14')
@@ -277,11 +265,11 @@ def select_classes(dataset: Dataset, classes: str) -> Dataset:
 
 
 class _Kept:
-  """A source whose examples stay in memory, decoded, once they were read."""
+  """Caches decoded examples of a source in memory."""
 
   def __init__(self, source: Source):
     self._source = source
-    # Two threads that read an example at a time find the same.
+    # If two threads read the same example, they store equal values.
     self._examples: dict[int, dict[str, Any]] = {}
 
   def __len__(self) -> int:
@@ -301,16 +289,10 @@ class _Kept:
 
 
 def keep_in_memory(dataset: Dataset) -> Dataset:
-  """Keeps the examples in memory, decoded, once they were read.
+  """Caches decoded examples in memory, as uint8 `[H, W, 3]`.
 
-  For many epochs of small images: reading and decoding take longer than all
-  else then. Each process that reads keeps its own.
-
-  Args:
-    dataset: a split.
-
-  Returns:
-    The same split; its images are uint8 `[H, W, 3]`.
+  For many epochs of small images, where reading and decoding dominate. Each
+  worker process has its own cache.
 
   Example:
     >>> kept = keep_in_memory(load('fake', split='train[:2]'))
@@ -328,19 +310,11 @@ def _all(source: Source) -> Iterator[dict[str, Any]]:
 def find(
   name: str, data_dir: str | os.PathLike[str] | None = None
 ) -> tfds.core.DatasetBuilder:
-  """Finds the TFDS builder of a data set, prepared or not.
-
-  Args:
-    name: the name of a data set, as in `load`.
-    data_dir: where data sets are kept, as for `resolve`.
-
-  Returns:
-    The builder.
+  """Returns the TFDS builder of a data set, prepared or not.
 
   Raises:
-    ValueError: if neither TFDS nor `data_dir` has such a data set or version,
-      if its description there is damaged, or if it takes a package that is
-      missing.
+    ValueError: if neither TFDS nor `data_dir` has the data set or version, its
+      description is corrupt, or it requires a package that is missing.
 
   Example:
     >>> find('digits').name
@@ -371,14 +345,11 @@ def find(
 
 
 def resolve(data_dir: str | os.PathLike[str] | None) -> pathlib.Path:
-  """Returns the folder where data sets are kept.
+  """Returns the root folder of data sets; it need not exist.
 
   Args:
-    data_dir: as given by a user; None is $TFDS_DATA_DIR, or where that is unset
-      or empty, `~/tensorflow_datasets`.
-
-  Returns:
-    The folder, which need not exist.
+    data_dir: None means $TFDS_DATA_DIR, or `~/tensorflow_datasets` if that is
+      unset or empty.
 
   Raises:
     ValueError: if the home directory is needed and unknown, or the path has
@@ -395,27 +366,13 @@ def resolve(data_dir: str | os.PathLike[str] | None) -> pathlib.Path:
 
 
 def has_random_access(builder: tfds.core.DatasetBuilder) -> bool:
-  """Says whether a prepared data set is in a format that can be shuffled.
-
-  Args:
-    builder: the builder of the data set, prepared.
-
-  Returns:
-    False for TFRecord, which can only be read from its start.
-  """
+  """Returns whether the format allows shuffling; TFRecord does not."""
   formats = builder.info.available_file_formats()
   return bool(formats & tfds.core.FileFormat.with_random_access())
 
 
 def no_random_access(builder: tfds.core.DatasetBuilder) -> str:
-  """Returns what to say of a prepared data set without random access.
-
-  Args:
-    builder: the builder of the data set, prepared.
-
-  Returns:
-    What is wrong and the command that helps.
-  """
+  """Returns the error message for a data set without random access."""
   file_format = builder.info.file_format or tfds.core.FileFormat.TFRECORD
   command = prepare_command(
     _without_version(builder),
@@ -430,14 +387,7 @@ def no_random_access(builder: tfds.core.DatasetBuilder) -> str:
 
 
 def prepare_command(name: str, **options: str | os.PathLike[str] | None) -> str:
-  """Returns the command line that prepares a data set.
-
-  Args:
-    name: the name of the data set.
-    **options: options of the command; None leaves one out.
-
-  Returns:
-    The command, fit for a shell.
+  """Returns the shell command that prepares a data set; None omits an option.
 
   Example:
     >>> prepare_command('cifar10', data_dir='/my data')
@@ -451,7 +401,7 @@ def prepare_command(name: str, **options: str | os.PathLike[str] | None) -> str:
 
 
 def _how_to_prepare(name: str, data_dir: str | os.PathLike[str] | None) -> str:
-  """The command, which for ImageNet takes what cannot be downloaded."""
+  """Returns the command; for ImageNet, with the archives as an argument."""
   if not re.match(r'imagenet2012\b', name):
     return prepare_command(name, data_dir=data_dir)
   words = ['make', 'imagenet', 'IMAGENET_DIR=FOLDER']
@@ -465,7 +415,7 @@ def _how_to_prepare(name: str, data_dir: str | os.PathLike[str] | None) -> str:
 
 
 def _other_versions(builder: tfds.core.DatasetBuilder) -> str:
-  """Says which versions are prepared beside one that is not."""
+  """Lists the other versions that are prepared, for an error message."""
   infos = pathlib.Path(builder.data_dir).parent.glob('*/dataset_info.json')
   names = [
     repr(f'{_without_version(builder)}:{path.parent.name}')
@@ -482,7 +432,7 @@ def _without_version(builder: tfds.core.DatasetBuilder) -> str:
 def _check_files(
   builder: tfds.core.DatasetBuilder, files: list[str], remedy: str
 ) -> None:
-  """Checks that files of a data set are there, as far as it costs nothing."""
+  """Checks that all files exist, and opens the first and the last."""
   shards = [pathlib.Path(file) for file in dict.fromkeys(files)]
   bad = [x.name for x in shards if not (x.is_file() and x.stat().st_size)]
   if bad:
@@ -495,12 +445,12 @@ def _check_files(
   for path in dict.fromkeys([shards[0], shards[-1]]):
     try:
       adapter.num_examples(path)  # opens it
-    except Exception as error:  # the formats have their own
+    except Exception as error:  # each format has its own errors
       raise ValueError(f'cannot read {path}: {error}\n{remedy}') from error
 
 
 def _damaged_description(name: str, data_dir: pathlib.Path) -> pathlib.Path:
-  """Returns the JSON file of a data set that is none, if it can be found."""
+  """Returns the JSON file that cannot be parsed, or a placeholder."""
   parsed, _ = naming.parse_builder_name_kwargs(name)
   folder = data_dir / parsed.name
   for path in sorted(folder.rglob('*.json')):
@@ -521,10 +471,10 @@ def _prepare_anew(
 
 
 class _FakeImages:
-  """Noise and labels, made from the index when they are asked for."""
+  """Noise and labels, generated from the index."""
 
   def __init__(self, split: str):
-    # One seed for every example: those of a split follow those of the last.
+    # Splits have disjoint seeds.
     first, total = {}, 0
     for name, size in _FAKE_SPLITS.items():
       first[name] = total

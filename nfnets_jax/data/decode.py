@@ -1,14 +1,13 @@
-"""Decodes pictures: pixels of any type to uint8 RGB.
+"""Decodes images of any type to uint8 RGB.
 
-An image comes from a camera, a scanner or the web, and not only as the 8-bit
-JPEG of ImageNet. What cannot be brought to 0 to 255 without a guess is refused.
+Inputs come from cameras, scanners and the web, not only as the 8-bit JPEG of
+ImageNet. Images whose range is ambiguous are rejected.
 
 Differences:
-  * Pictures are turned upright by their EXIF orientation if asked to: those of
-    folders and of `predict` are. Those of TFDS data sets are not, as in
-    TensorFlow, so that published weights see what they were trained on. Pillow
-    turns TIFF in any case.
-  * A JPEG that libjpeg finds corrupt is refused; TensorFlow fills in grey.
+  * With `orient`, images are rotated by their EXIF orientation, as for folders
+    and `predict`. TFDS data sets are not, as in TensorFlow, so that published
+    weights see what they were trained on. Pillow always rotates TIFF.
+  * A JPEG that libjpeg finds corrupt is rejected; TensorFlow fills in grey.
 """
 
 import contextlib
@@ -19,11 +18,11 @@ import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image
 
-# The largest picture, in pixels: 8192 x 8192. To decode a JPEG takes 3 bytes a
-# pixel, a progressive one 9, other formats up to 22: 1.4 GiB at most.
+# Largest image in pixels, 8192 x 8192. Decoding takes 3 bytes per pixel for
+# JPEG, 9 for progressive JPEG and up to 22 for other formats: at most 1.4 GiB.
 MAX_PIXELS = 1 << 26
 
-# Others of Pillow's formats call other programs, or hold several sizes.
+# Pillow's other formats run external programs or hold several sizes.
 FORMATS = (
   'AVIF',
   'BMP',
@@ -40,9 +39,9 @@ FORMATS = (
 
 _JPEG_START = b'\xff\xd8'
 
-# What libjpeg complains of though the pixels are right, where it stands, and
-# what should stand there. It reports only the first of several complaints, so
-# that a harmless one has to be mended before a later one can show.
+# Faults that libjpeg reports although the pixels are correct: its message, the
+# pattern and the replacement. It reports only the first fault, so a harmless
+# one must be repaired before a later one can show.
 _HARMLESS = {
   'unknown JFIF revision': (b'(\xff\xe0..JFIF\0).', b'\\g<1>\x01'),
   'Invalid SOS parameters': (
@@ -51,7 +50,7 @@ _HARMLESS = {
   ),
 }
 
-# What Pillow may be able to decode, though not to tell whether it is whole.
+# JPEGs that only Pillow decodes, without detecting truncation.
 _UNUSUAL = re.compile('determine subsampling|color conversion')
 
 _BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # tags of TIFF
@@ -61,32 +60,31 @@ def decode(image: bytes | np.ndarray, orient: bool = False) -> np.ndarray:
   """Decodes an image to RGB.
 
   Grey, palette, CMYK, YCbCr, LAB and 16-bit images are converted (16 bits keep
-  the upper eight) and an alpha channel is dropped, as in TensorFlow. A JPEG
-  becomes the same levels as in TensorFlow, to the last one, unless it is CMYK.
-  Of an animation or a file of several pages the first is taken.
+  the upper eight) and alpha is dropped, as in TensorFlow. A JPEG decodes to
+  exactly TensorFlow's levels, except CMYK. Only the first frame or page is
+  read.
 
-  Pixels whose range is not known are refused: 32-bit integers, floating point,
-  and 16 bits of which the upper four are not used, which would come out black.
+  Pixels of unknown range are rejected: 32-bit integers, floating point, and 16
+  bits with the upper four unused, which would come out black.
 
-  A JPEG that libjpeg finds corrupt anywhere is refused. Bytes left over at its
-  end count as corrupt, since they are what a fault in the middle mostly leads
-  to; an odd version number or scan header does not. Faults that happen to be
-  valid code cannot be noticed, such as a few flipped bits, nor can all faults
-  of a JPEG of unusual subsampling (any but 4:4:4, 4:4:0, 4:2:2, 4:2:0, 4:1:1
-  and 4:4:1), which Pillow decodes.
+  A JPEG that libjpeg finds corrupt is rejected. Extra bytes at its end count as
+  corrupt, since faults in the middle mostly cause them; an odd version number
+  or scan header does not. Faults that are valid code go undetected, such as a
+  few flipped bits, as do some faults of JPEGs with unusual subsampling (any but
+  4:4:4, 4:4:0, 4:2:2, 4:2:0, 4:1:1 and 4:4:1), which Pillow decodes.
 
   Args:
-    image: an encoded image in one of `FORMATS`, of at most `MAX_PIXELS`, or the
-      decoded uint8 array `[H, W, 3]`, which is returned as it is.
-    orient: whether to turn it upright, by the orientation in its EXIF data.
+    image: an encoded image in one of `FORMATS` with at most `MAX_PIXELS`, or a
+      decoded uint8 array `[H, W, 3]`, which is returned unchanged.
+    orient: whether to apply the EXIF orientation.
 
   Returns:
     uint8 `[H, W, 3]`, 0 to 255.
 
   Raises:
-    ValueError: if the bytes are no image, too large, of pixels of unknown
-      range, end early or are corrupt, or the array is no RGB image.
-    MemoryError: if there is too little memory.
+    ValueError: if the bytes are not an image, too large, of unknown range,
+      truncated or corrupt, or the array is not an RGB image.
+    MemoryError: if there is not enough memory.
 
   Example:
     >>> buffer = io.BytesIO()
@@ -115,14 +113,14 @@ def decode(image: bytes | np.ndarray, orient: bool = False) -> np.ndarray:
     if pixels is None:
       with Image.open(io.BytesIO(image)) as file:
         pixels = _decode_any(file)
-        return _turn(pixels, file) if orient else pixels
+        return _orient(pixels, file) if orient else pixels
     if orient:
-      # libjpeg skips odd metadata that Pillow refuses: they turn nothing.
+      # libjpeg skips odd metadata that Pillow rejects; ignore it here too.
       with (
         contextlib.suppress(Image.UnidentifiedImageError, SyntaxError),
         Image.open(io.BytesIO(image)) as file,
       ):
-        return _turn(pixels, file)
+        return _orient(pixels, file)
     return pixels
   except MemoryError:
     raise
@@ -134,7 +132,7 @@ def decode(image: bytes | np.ndarray, orient: bool = False) -> np.ndarray:
       f'cannot decode an image of {len(image):,} bytes: it has more than the '
       f'limit of {MAX_PIXELS:,} pixels; scale it down'
     ) from error
-  except Exception as error:  # Pillow's plug-ins raise whatever they like
+  except Exception as error:  # Pillow's plug-ins raise any exception
     reason = re.sub(r' <_io\.BytesIO object at \w+>', '', str(error))
     if 'nsufficient memory' in reason:  # libjpeg's
       raise MemoryError(reason) from error
@@ -152,23 +150,23 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _decode_jpeg(image: bytes) -> np.ndarray | None:
-  """Decodes a JPEG unless it is corrupt; returns None for an unusual one."""
+  """Decodes a JPEG; returns None if only Pillow can decode it."""
   try:
     height, width, *_ = simplejpeg.decode_jpeg_header(image)
     _check_size(width, height)
-    # The fast transform is the one that TensorFlow takes by default; it differs
-    # from the slow one, which is Pillow's, by up to 15 levels.
+    # TensorFlow's default is the fast transform. It differs from Pillow's slow
+    # one by up to 15 levels.
     return simplejpeg.decode_jpeg(image, 'RGB', fastdct=True)
   except ValueError as error:
     if _UNUSUAL.search(str(error)):
       return None
-    mended = image
-    for complaint, (wrong, right) in _HARMLESS.items():
-      if complaint in str(error):
-        mended = re.sub(wrong, right, image, flags=re.DOTALL)
-    if mended == image:
+    repaired = image
+    for message, (wrong, right) in _HARMLESS.items():
+      if message in str(error):
+        repaired = re.sub(wrong, right, image, flags=re.DOTALL)
+    if repaired == image:
       raise
-  return _decode_jpeg(mended)
+  return _decode_jpeg(repaired)
 
 
 def _decode_any(file: Image.Image) -> np.ndarray:
@@ -189,7 +187,7 @@ def _decode_any(file: Image.Image) -> np.ndarray:
     )
   is_wide = any(';16' in str(tile.args) for tile in getattr(file, 'tile', []))
   image: Image.Image = file
-  # Pillow has no direct conversion of the first, and warns of the second.
+  # Pillow cannot convert 'La' directly, and warns about transparency.
   if mode == 'La':
     image = file.convert('LA')
   elif 'transparency' in file.info:
@@ -201,12 +199,12 @@ def _decode_any(file: Image.Image) -> np.ndarray:
 
 
 def _decode_16_bits(file: Image.Image) -> np.ndarray:
-  """Decodes a grey image to the upper eight of its bits."""
+  """Decodes a grey image to its upper eight bits."""
   levels = np.asarray(file)
   tags = getattr(file, 'tag_v2', {})  # of TIFF
   bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
   top = (1 << bits) - 1
-  if tags.get(_PHOTOMETRIC) == 0:  # 0 is white, which Pillow leaves to us
+  if tags.get(_PHOTOMETRIC) == 0:  # 0 is white; Pillow does not invert
     levels = top - levels
   if levels.any():
     _check_used(int(levels.max()), top)
@@ -215,7 +213,7 @@ def _decode_16_bits(file: Image.Image) -> np.ndarray:
 
 
 def _check_used(brightest: int, top: int) -> None:
-  """Refuses what was most likely stored in fewer than its 16 bits."""
+  """Rejects images that use fewer bits than their 16."""
   if brightest < (top + 1) // 16:
     raise ValueError(
       'it has 16 bits, and the upper four are not used: it would come out '
@@ -223,8 +221,8 @@ def _check_used(brightest: int, top: int) -> None:
     )
 
 
-def _turn(pixels: np.ndarray, file: Image.Image) -> np.ndarray:
-  """Turns and mirrors an image as its EXIF data say."""
+def _orient(pixels: np.ndarray, file: Image.Image) -> np.ndarray:
+  """Applies the EXIF orientation."""
   orientation = file.getexif().get(ExifTags.Base.Orientation, 1)
   if orientation not in range(2, 9):
     return pixels

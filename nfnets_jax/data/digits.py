@@ -1,7 +1,6 @@
-"""The data set `digits`: 1,797 handwritten digits that need no download.
+"""The data set `digits`: 1,797 handwritten digits, without a download.
 
-Importing this module registers it with TensorFlow Datasets, so that
-`tfds.builder('digits')` finds it like any other.
+Importing this module registers it with TensorFlow Datasets.
 """
 
 import io
@@ -17,9 +16,9 @@ class Digits(tfds.core.GeneratorBasedBuilder):
   """Handwritten digits of 8 x 8 pixels, from scikit-learn.
 
   Every fifth image (0, 5, 10, ...) is in the split `test`, 360 in all; the
-  other 1,437 are in `train`. The 17 levels of the original, 0 to 16, become
-  `round(level * 255 / 16)`. TFDS orders each split by a hash of the images'
-  numbers, hence in the same way on every machine.
+  other 1,437 are in `train`. The original 17 levels, 0 to 16, become
+  `round(level * 255 / 16)`. TFDS orders each split by a hash of the image
+  indices, the same on every machine.
 
   Example:
     >>> tfds.builder('digits').info.features
@@ -61,7 +60,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
   def _generate_examples(
     self, test: bool
   ) -> Iterator[tuple[int, dict[str, Any]]]:
-    # Only preparing the data set needs scikit-learn, not reading it.
+    # scikit-learn is needed only to prepare the data set.
     from sklearn import datasets
 
     digits = datasets.load_digits()
@@ -72,7 +71,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
 
 def _png(image: np.ndarray) -> bytes:
-  """Encodes uint8 `[H, W]`; handed an array, TFDS would call tensorflow."""
+  """Encodes uint8 `[H, W]`; given an array, TFDS would need tensorflow."""
   buffer = io.BytesIO()
   Image.fromarray(image).save(buffer, format='PNG')
   return buffer.getvalue()

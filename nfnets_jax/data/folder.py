@@ -4,11 +4,11 @@
     DIR/train/dog/2.png
     DIR/val/cat/3.jpg
 
-The folders in DIR are the splits, of any name without `+`, `[` or `/`, but for
-`train`, which must be there: the names of its folders, sorted, are the classes
-of every split. Images lie in the folder of their class, not deeper. Links are
-followed. A warning counts and names what is passed over: names that begin with
-a dot, files with other suffixes, broken links and the like.
+The folders in DIR are the splits. Their names must not contain `+`, `[` or `/`.
+`train` is required: its subfolders, sorted, are the classes of every split.
+Images lie directly in the folder of their class. Links are followed. A warning
+counts and names what is skipped: hidden names, other suffixes, broken links and
+the like.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from absl import logging
 from nfnets_jax import paths
 from nfnets_jax.data import splits
 
-# In any case.
+# Case-insensitive.
 SUFFIXES = (
   '.jpg',
   '.jpeg',
@@ -36,23 +36,19 @@ SUFFIXES = (
 
 _A_FOLDER = 'folders inside the folder of a class'
 
-# What was passed over, by the reason.
+# Skipped names by reason.
 PassedOver = dict[str, list[str]]
 
 
 def walk(
   folder: str | os.PathLike[str], passed_over: PassedOver, deep: bool = True
 ) -> list[str]:
-  """Lists the images in a folder.
+  """Lists the images in a folder as relative paths, sorted by their parts.
 
   Args:
     folder: where to look.
-    passed_over: gets the names of what is no image, by the reason.
-    deep: whether to look into the folders in it too. Links are followed, but
-      not to a folder that they lie in.
-
-  Returns:
-    The names, relative to the folder, in the order of their parts.
+    passed_over: filled with the skipped names by reason.
+    deep: whether to recurse. Links are followed unless they form a cycle.
 
   Raises:
     OSError: if the folder itself cannot be read.
@@ -97,12 +93,7 @@ def walk(
 
 
 def warn(folder: str | os.PathLike[str], passed_over: PassedOver) -> None:
-  """Warns of what `walk` passed over, if anything.
-
-  Args:
-    folder: where it lies.
-    passed_over: names by the reason.
-  """
+  """Logs a warning about the names that `walk` skipped, if any."""
   if passed_over:
     reasons = [
       f'{reason}, {len(names):,}: {_shorten(sorted(names))}'
@@ -112,13 +103,7 @@ def warn(folder: str | os.PathLike[str], passed_over: PassedOver) -> None:
 
 
 def printable(path: str | os.PathLike[str]) -> str:
-  r"""Returns a path as text that any terminal, log or JSON file can take.
-
-  Args:
-    path: any path.
-
-  Returns:
-    The path, with bytes that are not UTF-8 and control characters escaped.
+  r"""Escapes bytes that are not UTF-8 and control characters of a path.
 
   Example:
     >>> printable(os.fsdecode(b'caf\xe9/a\n.jpg'))
@@ -129,10 +114,10 @@ def printable(path: str | os.PathLike[str]) -> str:
 
 
 class FolderImages:
-  """The images of a split of a folder; they are read when they are asked for.
+  """The images of one split of a folder, read lazily.
 
-  Their order is a hash of their paths, the same on every machine: a slice such
-  as `train[:10%]` has images of all classes, and stays nearly the same when
+  They are ordered by a hash of their paths, the same on every machine. A slice
+  such as `train[:10%]` has images of all classes, and changes little when
   images are added.
 
   Example:
@@ -153,13 +138,13 @@ class FolderImages:
     """Lists the images.
 
     Args:
-      folder: the folder that holds the splits.
-      split: in TFDS' notation: `'train[:90%]'`, `'val'`.
+      folder: the folder with the splits.
+      split: in TFDS notation: `'train[:90%]'`, `'val'`.
 
     Raises:
-      FileNotFoundError: if the folder or a split is not there.
-      ValueError: if a split holds no classes, or others than `train`, if a
-        class holds no images, or if the notation is wrong.
+      FileNotFoundError: if the folder or a split does not exist.
+      ValueError: if a split has no classes or classes not in `train`, a class
+        has no images, or the notation is invalid.
     """
     self._folder = paths.expand(folder, 'data_dir')
     if not all(splits.names(split)):
@@ -169,11 +154,11 @@ class FolderImages:
     classes = self._classes('train', {})
     self._labels = {name: i for i, name in enumerate(classes)}
     self.class_names = tuple(map(printable, classes))
-    found = {name: self._images(name) for name in splits.names(split)}
-    sizes = {name: len(images) for name, images in found.items()}
-    # Strings, not Path objects, which take ten times the memory.
+    images = {name: self._images(name) for name in splits.names(split)}
+    sizes = {name: len(files) for name, files in images.items()}
+    # Strings: Path objects take ten times the memory.
     self._paths = [
-      found[name][i]
+      images[name][i]
       for name, numbers in splits.ranges(split, sizes)
       for i in numbers
     ]
@@ -187,11 +172,11 @@ class FolderImages:
       'image': (self._folder / path).read_bytes(),
       'label': self._labels[path.split('/')[1]],
       'file_name': printable(path),
-      'orient': True,  # cameras turn pictures by their EXIF data alone
+      'orient': True,  # cameras store the orientation only in EXIF
     }
 
   def _classes(self, split: str, passed_over: PassedOver) -> list[str]:
-    """Returns the names of a split's classes, sorted."""
+    """Returns the sorted class names of a split."""
     path = self._folder / split
     if '/' in split or split.startswith('.') or not path.is_dir():
       raise FileNotFoundError(
@@ -214,7 +199,7 @@ class FolderImages:
     return sorted(classes)
 
   def _images(self, split: str) -> list[str]:
-    """Returns the images of a split, relative to the whole folder."""
+    """Returns the images of a split, relative to the root folder."""
     images: list[str] = []
     passed_over: PassedOver = {}
     for name in self._classes(split, passed_over):
@@ -225,15 +210,15 @@ class FolderImages:
           f'{printable(self._folder / "train")}, which has '
           f'{_shorten(list(self._labels))}'
         )
-      others: PassedOver = {}
-      found = walk(path, others, deep=False)
-      if not found:
+      skipped: PassedOver = {}
+      files = walk(path, skipped, deep=False)
+      if not files:
         raise ValueError(
           f'no images ({", ".join(SUFFIXES)}) in {printable(path)}, which '
           f'holds {_summary(path)}'
         )
-      images += [f'{split}/{name}/{image}' for image in found]
-      for reason, names in others.items():
+      images += [f'{split}/{name}/{file}' for file in files]
+      for reason, names in skipped.items():
         passed_over.setdefault(reason, []).extend(
           f'{split}/{name}/{other}' for other in names
         )
@@ -242,7 +227,7 @@ class FolderImages:
 
 
 def _why_not_an_image(entry: os.DirEntry[str]) -> str:
-  """Returns why a name is passed over; '' for an image."""
+  """Returns the reason to skip an entry; '' for an image."""
   if entry.name.startswith('.'):
     return 'hidden files or folders'
   try:
@@ -254,7 +239,7 @@ def _why_not_an_image(entry: os.DirEntry[str]) -> str:
       return (
         '' if is_image else f'files that are not named as images ({suffixes})'
       )
-  except OSError:  # such as links in a circle
+  except OSError:  # such as a cycle of links
     pass
   return 'broken links' if entry.is_symlink() else 'pipes, sockets or devices'
 

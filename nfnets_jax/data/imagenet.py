@@ -1,14 +1,13 @@
-"""Checks the archives of ImageNet before hours are spent on them.
+"""Checks the ImageNet archives before the long preparation.
 
-TFDS reads them as they come: it leaves out a split whose archive is missing,
-stops where an archive breaks off, and gives the validation images their labels
-in the order of their names, whichever images are there.
+TFDS does not: it skips a split whose archive is missing, stops where an archive
+is truncated, and labels the validation images in the order of their names,
+whichever images are present.
 
-An archive is known by its headers alone, each of which says where the next one
-is, so nothing but headers is read: of the 155 GB some megabytes. A download
-that was cut off and whose file has its full size already, the rest of it zeros,
-ends where the first header is missing. Zeros amid an image are not seen; if in
-doubt, compare the md5 sums.
+Only the headers are read, a few MB of the 155 GB; each gives the offset of the
+next. A partial download that was preallocated to its full size, with zeros at
+the end, is detected by the first missing header. Zeros within an image are not
+detected; compare the md5 sums if in doubt.
 
 Reference:
   Russakovsky et al., "ImageNet Large Scale Visual Recognition Challenge", 2015,
@@ -26,26 +25,17 @@ import tqdm
 
 from nfnets_jax import paths
 
-# Bytes; headers and contents of an archive fill whole blocks, and one of zeros
-# in place of a header ends it.
+# Bytes. Headers and contents are padded to whole blocks; a zero block in place
+# of a header ends an archive.
 _BLOCK = 512
 
-# Bytes; tar fills an archive with zeros to a multiple of 10,240, or of what it
-# is told.
+# Bytes. tar pads an archive with zeros to a multiple of 10,240 by default.
 _MAX_PADDING = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Archive:
-  """A file of the ILSVRC 2012 challenge, as its makers offer it.
-
-  Attributes:
-    name: of the file.
-    title: what the download page calls it.
-    num_bytes: its size.
-    md5: its checksum.
-    num_images: how many images are in it.
-  """
+  """An archive of the ILSVRC 2012 challenge, as on its download page."""
 
   name: str
   title: str
@@ -72,18 +62,12 @@ ARCHIVES = {
 }
 
 
-class _DamageError(Exception):
-  """What is wrong with an archive."""
+class _ArchiveError(Exception):
+  """An archive is invalid."""
 
 
 def remedy(*splits: str) -> str:
-  """Says how to get archives.
-
-  Args:
-    *splits: which, of `ARCHIVES`.
-
-  Returns:
-    Several lines.
+  """Returns instructions to download the archives of some splits.
 
   Example:
     >>> print(remedy('validation'))  # doctest: +NORMALIZE_WHITESPACE
@@ -107,21 +91,19 @@ def remedy(*splits: str) -> str:
 def check(
   folder: str | os.PathLike[str], synsets: Collection[str]
 ) -> dict[str, int]:
-  """Checks that both archives are there, whole, and what TFDS takes them for.
+  """Checks both archives, and returns the number of images of each split.
 
-  Archives with some of the images pass, if those of validation are the first.
+  They must exist, be complete and suit TFDS. Archives with a subset of the
+  images pass; the validation images must be the first ones.
 
   Args:
-    folder: where the archives are.
-    synsets: the names of the classes, such as n01440764.
-
-  Returns:
-    The number of images of each split.
+    folder: the folder of the archives.
+    synsets: class names, such as n01440764.
 
   Raises:
     FileNotFoundError: if the folder or an archive is missing.
-    ValueError: if an archive is cut off, or something else. The message has the
-      file, what is wrong, and how to get it.
+    ValueError: if an archive is truncated or invalid. The message has the file,
+      the fault and the remedy.
   """
   folder = paths.expand(folder, 'imagenet_dir')
   if not folder.is_dir():
@@ -136,7 +118,7 @@ def check(
     try:
       with path.open('rb') as file:
         counts[split] = _CHECKS[split](file, synsets)
-    except _DamageError as error:
+    except _ArchiveError as error:
       size = path.stat().st_size
       raise ValueError(
         f'{path} ({size:,} bytes): {error}\n{remedy(split)}'
@@ -145,42 +127,35 @@ def check(
 
 
 def num_bytes(folder: str | os.PathLike[str]) -> int:
-  """Returns the size of both archives, and about that of the data set.
-
-  Args:
-    folder: where the archives are.
-  """
+  """Returns the size of both archives, close to that of the data set."""
   folder = paths.expand(folder, 'imagenet_dir')
   return sum((folder / file.name).stat().st_size for file in ARCHIVES.values())
 
 
 def _check_train(file: BinaryIO, synsets: Collection[str]) -> int:
-  """Checks an archive of one archive per class and returns their images.
-
-  In a file of the official size they are not counted but for those of the last
-  class, where a download may have been cut off: to find 1.3 million headers
-  takes long on a slow disk.
-  """
+  """Checks an archive with one archive per class and counts its images."""
+  # At the official size, scan only the last class, where a download may be
+  # truncated: finding 1.3 million headers is slow on a slow disk.
   is_official = _size(file) == ARCHIVES['train'].num_bytes
   archives = list(_members(file, 0, _size(file)))
   if not archives:
-    raise _DamageError('it is an empty archive')
+    raise _ArchiveError('it is an empty archive')
   seen = set()
   for archive in archives:
     if not re.fullmatch(r'n\d{8}\.tar', archive.name) or not archive.isreg():
-      raise _DamageError(
+      raise _ArchiveError(
         f'it holds {archive.name}, where archives named as n01440764.tar are '
         'expected'
       )
     if archive.name[:-4] not in synsets:
-      raise _DamageError(
+      raise _ArchiveError(
         f'{archive.name} is none of the {len(synsets):,} classes of ILSVRC2012'
       )
     if archive.name in seen:
-      raise _DamageError(f'it holds {archive.name} twice')
+      raise _ArchiveError(f'it holds {archive.name} twice')
     seen.add(archive.name)
   if is_official and len(archives) != len(synsets):
-    raise _DamageError(
+    raise _ArchiveError(
       f'it has the size of the whole ImageNet, and holds {len(archives):,} of '
       f'the {len(synsets):,} classes'
     )
@@ -195,30 +170,30 @@ def _check_train(file: BinaryIO, synsets: Collection[str]) -> int:
         next(_members(file, start, stop), None)
       else:
         count += _count_images(file, start, stop)
-    except _DamageError as error:
-      raise _DamageError(f'{archive.name} in it: {error}') from error
+    except _ArchiveError as error:
+      raise _ArchiveError(f'{archive.name} in it: {error}') from error
   return ARCHIVES['train'].num_images if is_official else count
 
 
 def _count_images(file: BinaryIO, start: int, stop: int) -> int:
-  """Returns the number of images in the archive of a class."""
+  """Counts the images in the archive of a class."""
   names = set()
   count = 0
   for member in _members(file, start, stop):
     if not member.isreg():
-      raise _DamageError(f'it holds {member.name}, which is no image')
+      raise _ArchiveError(f'it holds {member.name}, which is no image')
     names.add(member.name)
     count += 1
   if not count:
-    raise _DamageError('it is an empty archive')
+    raise _ArchiveError('it is an empty archive')
   if len(names) < count:
-    raise _DamageError('it holds two images of the same name')
+    raise _ArchiveError('it holds two images of the same name')
   return count
 
 
 def _check_validation(file: BinaryIO, synsets: Collection[str]) -> int:
-  """Checks an archive of images and returns their number."""
-  del synsets  # its images bear no class
+  """Checks an archive of images and counts them."""
+  del synsets  # validation images have no class in the archive
   is_official = _size(file) == ARCHIVES['validation'].num_bytes
   names = []
   for member in _members(file, 0, _size(file)):
@@ -226,28 +201,28 @@ def _check_validation(file: BinaryIO, synsets: Collection[str]) -> int:
       not re.fullmatch(r'ILSVRC2012_val_\d{8}\.JPEG', member.name)
       or not member.isreg()
     ):
-      raise _DamageError(
+      raise _ArchiveError(
         f'it holds {member.name}, where images named as '
         'ILSVRC2012_val_00000001.JPEG are expected'
       )
     names.append(member.name)
   if not names:
-    raise _DamageError('it is an empty archive')
+    raise _ArchiveError('it is an empty archive')
   for number, name in enumerate(sorted(names), 1):
     expected = f'ILSVRC2012_val_{number:08d}.JPEG'
-    # TFDS gives the sorted images the first labels of its list.
+    # TFDS assigns its labels to the images in sorted order.
     if name != expected:
-      raise _DamageError(
+      raise _ArchiveError(
         f'image {number} of {len(names):,} should be {expected} and is {name}; '
         'images other than the first ones would get wrong labels'
       )
   num_labels = ARCHIVES['validation'].num_images
   if len(names) > num_labels:
-    raise _DamageError(
+    raise _ArchiveError(
       f'it holds {len(names):,} images, and there are {num_labels:,} labels'
     )
   if is_official and len(names) < num_labels:
-    raise _DamageError(
+    raise _ArchiveError(
       f'it has the size of all {num_labels:,} images, and holds {len(names):,}'
     )
   return len(names)
@@ -256,10 +231,8 @@ def _check_validation(file: BinaryIO, synsets: Collection[str]) -> int:
 def _members(
   file: BinaryIO, start: int, stop: int
 ) -> Iterator[tarfile.TarInfo]:
-  """Yields the members of the archive in bytes start to stop of a file.
-
-  `tarfile` itself takes whatever is no header for the end.
-  """
+  """Yields the members of the archive in bytes start to stop of a file."""
+  # `tarfile` treats an invalid header as the end.
   file.seek(start)
   end, last = start, ''
   try:
@@ -269,30 +242,30 @@ def _members(
       end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
       last = member.name
       if end > stop:
-        raise _DamageError(
+        raise _ArchiveError(
           f'it is cut off: {last} goes on to byte {end - start:,} of '
           f'{stop - start:,}'
         )
       yield member
   except tarfile.TarError as error:
     if last:
-      raise _DamageError(f'it is damaged after {last}: {error}') from error
+      raise _ArchiveError(f'it is damaged after {last}: {error}') from error
   file.seek(end)
   block = file.read(max(0, min(_BLOCK, stop - end)))
   if block == bytes(_BLOCK):
     if stop - end - _BLOCK > _MAX_PADDING:
-      raise _DamageError(
+      raise _ArchiveError(
         f'{stop - end - _BLOCK:,} bytes follow its end, as if its download had '
         'been cut off'
       )
     return
   if not last:
-    raise _DamageError(f'it is no tar archive; it begins with {block[:20]!r}')
+    raise _ArchiveError(f'it is no tar archive; it begins with {block[:20]!r}')
   if len(block) < _BLOCK:
-    raise _DamageError(
+    raise _ArchiveError(
       f'it is cut off after {last}: the zeros that end an archive are missing'
     )
-  raise _DamageError(f'it is damaged after {last}: what follows is no header')
+  raise _ArchiveError(f'it is damaged after {last}: what follows is no header')
 
 
 def _size(file: BinaryIO) -> int:

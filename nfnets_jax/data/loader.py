@@ -1,25 +1,23 @@
-"""Shuffles, transforms and batches a data set, for one process of several.
+"""Shuffles, transforms and batches a data set for one of several processes.
 
-Training is an endless stream of images, a function of the seed alone: epoch
-after epoch, each in another order and with other crops. An example that is
-mixed finds its partner in a second permutation of the same epoch, so that every
-example is once a first and once a second one. What is random about an image is
-a function of the seed and of its index in the stream, hence of its epoch and
-its example. The stream is cut into global batches, each batch into one block
-per process, in order. So neither the number of processes nor that of workers
-changes which examples are in a batch or what is made of them, and as the index
-in the stream is one number, a run resumes exactly.
+Training is an endless stream of images, a function of the seed alone. Each
+epoch has a new order and new crops. With mixing, partners come from a second
+permutation of the same epoch, so every example is once a first and once a
+second image. The randomness of an image depends on the seed and its index in
+the stream. The stream is split into global batches, and each batch into one
+contiguous block per process. So the numbers of processes and workers affect
+neither the contents of a batch nor its images, and a run resumes exactly from
+one number, the index in the stream.
 
-Workers, threads or processes, make a batch side by side in chunks of a few
-examples, up to two batches ahead of the one in use. Most of the work happens
-outside Python's lock, but not all of it: threads do for a few cores, and need
-neither start-up time nor copies; many cores take processes.
+Workers (threads or processes) build a batch in parallel, in chunks of a few
+examples, up to two batches ahead. Most of the work releases the GIL, but not
+all: threads suit a few cores and need no start-up time or copies; many cores
+need processes.
 
-An example that cannot be read, as its file is damaged, stops the stream with an
-error that names it. With `skip_corrupt` it is left out instead and named in a
-warning: in training the next readable example of the data set takes its place,
-also as a partner, in evaluation its mask is 0, and `skipped` in the batch
-counts it.
+A corrupt example raises an error that names it. With `skip_corrupt` it is
+skipped with a warning. Training uses the next readable example instead, also
+for partners; evaluation sets its mask to 0. `skipped` in a training batch
+counts the replacements.
 """
 
 import functools
@@ -45,9 +43,9 @@ WorkerType = Literal['threads', 'processes']
 WORKER_TYPES = ('threads', 'processes')
 
 _SHARED_MEMORY = '/dev/shm'
-# Beyond so many, threads wait for Python's lock more than they work.
+# With more threads, contention for the GIL dominates.
 _MAX_THREADS = 6
-# Large enough to make handing over cheap, small enough to share a batch evenly.
+# Large enough to amortise the overhead, small enough to balance the workers.
 _MAX_CHUNK = 16
 _MAX_CHUNK_IN_MEMORY = 64
 # Give up after this many consecutive corrupt examples.
@@ -59,21 +57,15 @@ class DamagedExampleError(ValueError):
 
 
 class Batches(Iterator[Batch]):
-  """Iterates over batches from any place of a stream.
+  """An iterator over batches that can be saved and restored.
 
-  The place is kept here rather than by the workers, so that it means the same
-  whatever their number and type.
+  The position is independent of the number and type of workers.
   """
 
   def __init__(
     self, start: Callable[[int], grain.DatasetIterator[Batch]], batch_size: int
   ):
-    """Begins with the first batch.
-
-    Args:
-      start: returns an iterator that begins with the batch of that number.
-      batch_size: examples in a global batch.
-    """
+    """Starts at batch 0; `start` returns an iterator from a batch index on."""
     self._start = start
     self._batch_size = batch_size
     self._next_batch = 0
@@ -88,23 +80,20 @@ class Batches(Iterator[Batch]):
     try:
       batch = next(self._iterator)
     except StopIteration:
-      self._stop()  # so that no process outlives an evaluation
+      self._stop()  # stop the workers at the end of an evaluation
       raise
     self._next_batch += 1
     return batch
 
   def get_state(self) -> dict[str, int]:
-    """Returns the place in the stream, in examples of all processes."""
+    """Returns the position in the stream, in examples over all processes."""
     return {'next_index': self._next_batch * self._batch_size}
 
   def set_state(self, state: dict[str, int]) -> None:
-    """Goes to a place that `get_state` returned, also of other processes.
-
-    Args:
-      state: of a stream with the same batch size.
+    """Restores a position of `get_state`, perhaps of other processes.
 
     Raises:
-      ValueError: if no batch begins there.
+      ValueError: if no batch starts there, as with another batch size.
     """
     batch, rest = divmod(state['next_index'], self._batch_size)
     if rest:
@@ -141,42 +130,39 @@ def train_batches(
 ) -> Batches:
   """Returns the endless stream of this process's training batches.
 
-  Every epoch is a new permutation of the examples. Where an epoch does not
-  fill its last batch, the next epoch does: no example is left out.
+  Every epoch is a new permutation of the examples. The last batch of an epoch
+  is filled from the next one, so no example is dropped.
 
   Args:
     dataset: the examples.
-    batch_size: the size of the global batch, over all processes.
-    transform: maps n decoded examples, their partners, `[n,
-      transforms.NUM_DRAWS]` numbers, uniform in [0, 1), and `[n]` indices in
-      the stream to a dict of arrays `[n, ...]`; see
-      `transforms.train_transform`. Whatever n is, an image must be the same: it
-      is above 1 for data in memory.
-    seed: determines the order and the transforms, in [0, 2^32).
-    partners: whether each example gets another one as its partner; else its
-      partner is the example itself.
-    process_index: which process this is.
-    process_count: how many processes there are.
-    num_workers: how many workers make examples at a time; 0 makes them when
-      they are asked for. By default as many as this process may use cores.
-    worker_type: `'threads'` or `'processes'`; by default threads up to six
-      workers, and where shared memory is too small for processes. Processes
-      start anew, so a script that uses them keeps its own work under
+    batch_size: global batch size, over all processes.
+    transform: maps n decoded examples, their n partners, `[n,
+      transforms.NUM_DRAWS]` numbers, uniform in [0, 1), and `[n]` stream
+      indices to a dict of arrays `[n, ...]`; see `transforms.train_transform`.
+      An image must not depend on n, which is above 1 for data in memory.
+    seed: of the order and the transforms, in [0, 2^32).
+    partners: whether each example gets a partner; else it is its own.
+    process_index: index of this process.
+    process_count: number of processes.
+    num_workers: number of parallel workers, by default the number of available
+      cores; 0 builds batches synchronously.
+    worker_type: `'threads'` or `'processes'`. By default threads for up to six
+      workers, or if shared memory is too small for processes. Processes are
+      spawned, so a script must guard its entry point with
       `if __name__ == '__main__'`.
-    skip_corrupt: whether to leave out what cannot be read; see above.
+    skip_corrupt: whether to skip corrupt examples; see above.
 
   Returns:
-    An iterator of what the transform makes, `[b, ...]` with b = batch_size /
-    process_count, and with `skip_corrupt` also `'skipped': int32 [b]`, how many
-    of the one or two examples of an image stand in for a damaged one.
-    `get_state()` is a small dict, from which `set_state()` goes on where the
-    other left off.
+    An iterator over outputs of the transform, `[b, ...]` with b = batch_size /
+    process_count. With `skip_corrupt` also `'skipped': int32 [b]`, how many of
+    the one or two examples of an image replace a corrupt one. `get_state()`
+    returns a small dict from which `set_state()` resumes.
 
   Raises:
-    ValueError: if the processes cannot share the batch, there is no example, or
-      the workers make no sense. The iterator raises it if it cannot read an
-      example, or with `skip_corrupt` ten in a row, and at a label that is none
-      of the data set's.
+    ValueError: if batch_size is not divisible by the processes, the data set is
+      empty, or the worker arguments are invalid. The iterator raises it at a
+      corrupt example (with `skip_corrupt`, at ten in a row) and at a label out
+      of range.
 
   Example:
     >>> batches = train_batches(
@@ -195,25 +181,25 @@ def train_batches(
   block_size = _block_size(dataset, batch_size, process_index, process_count)
   size = len(dataset)
 
-  # Of data in memory: that an example is whole need not be checked again.
+  # Examples in memory with their skip counts, checked only once.
   kept: dict[int, tuple[dict[str, Any], int]] = {}
 
   def read(index: int) -> tuple[dict[str, Any], int]:
     if index in kept:
       return kept[index]
     if skip_corrupt:
-      found = _read_next(dataset, index, transforms.decode_example)
+      result = _read_next(dataset, index, transforms.decode_example)
     else:
-      found = read_example(dataset, index, transforms.decode_example), 0
+      result = read_example(dataset, index, transforms.decode_example), 0
     if dataset.in_memory:
-      kept[index] = found
-    return found
+      kept[index] = result
+    return result
 
   def read_all(indices: range, order: int) -> tuple[Examples, Sequence[int]]:
-    places = (
+    shuffled = (
       int(_permutation(size, seed, i // size, order)[i % size]) for i in indices
     )
-    examples, skipped = zip(*map(read, places), strict=True)
+    examples, skipped = zip(*map(read, shuffled), strict=True)
     return examples, skipped
 
   def make(indices: range) -> Batch:
@@ -231,7 +217,7 @@ def train_batches(
     return batch
 
   def make_chunk(indices: range) -> Batch:
-    # Large images one at a time: they would not fit into the caches.
+    # Large images one at a time, to stay within the caches.
     if dataset.in_memory:
       return make(indices)
     return _concatenate([make(range(i, i + 1)) for i in indices])
@@ -248,17 +234,17 @@ def train_batches(
   )
 
 
-# Two of this epoch and, as workers are ahead, two of the next.
+# Two orders for this epoch and, as workers run ahead, two for the next.
 @functools.lru_cache(maxsize=4)
 def _permutation(size: int, seed: int, epoch: int, order: int) -> np.ndarray:
-  """One of the two orders of an epoch's examples."""
+  """Returns one of the two orders of an epoch."""
   philox = np.random.Philox(key=[seed, 1 + 2 * epoch + order])
   return np.random.Generator(philox).permutation(np.arange(size, dtype='i4'))
 
 
 def _uniform(seed: int, indices: range) -> np.ndarray:
-  """Numbers in [0, 1) of images that follow one another, `[n, NUM_DRAWS]`."""
-  # A counter-based generator: each image has a stretch of one long stream.
+  """Returns `[n, NUM_DRAWS]` numbers in [0, 1) for consecutive images."""
+  # Counter-based: each image owns a segment of one stream.
   philox = np.random.Philox(
     key=seed, counter=indices.start * transforms.NUM_DRAWS // 4
   )
@@ -278,27 +264,17 @@ def eval_batches(
   worker_type: WorkerType | None = None,
   skip_corrupt: bool = False,
 ) -> Batches:
-  """Returns this process's share of one pass over the data set, in order.
+  """Returns this process's batches of one pass over the data set, in order.
 
-  All batches are full, and all processes get equally many: the last global
-  batch is filled up with examples from the start, of which the mask is 0.
-
-  Args:
-    dataset: the examples.
-    batch_size: the size of the global batch, over all processes.
-    transform: maps an example to a dict of arrays of fixed shape; see
-      `transforms.eval_transform`.
-    process_index: which process this is.
-    process_count: how many processes there are.
-    num_workers: as in `train_batches`.
-    worker_type: as in `train_batches`.
-    skip_corrupt: as in `train_batches`.
+  All batches are full, and all processes get the same number: the last global
+  batch is padded with examples from the start, with mask 0. The arguments are
+  those of `train_batches`, but `transform` maps one example to a dict of arrays
+  of fixed shape; see `transforms.eval_transform`.
 
   Returns:
-    An iterator of `{'image': uint8 [b, px, px, 3], 'label': int32 [b],
-    'mask': float32 [b]}` with b = batch_size / process_count. Over all
-    batches and processes the mask sums to the number of examples that could be
-    read.
+    An iterator over `{'image': uint8 [b, px, px, 3], 'label': int32 [b],
+    'mask': float32 [b]}` with b = batch_size / process_count. The mask sums to
+    the number of readable examples over all batches and processes.
 
   Raises:
     ValueError: as in `train_batches`.
@@ -317,11 +293,11 @@ def eval_batches(
   num_batches = -(-num_examples // batch_size)
 
   def read(index: int) -> dict[str, Any]:
-    place, skipped = index % num_examples, 0
+    wrapped, skipped = index % num_examples, 0
     if skip_corrupt:
-      example, skipped = _read_next(dataset, place, transform)
+      example, skipped = _read_next(dataset, wrapped, transform)
     else:
-      example = read_example(dataset, place, transform)
+      example = read_example(dataset, wrapped, transform)
     counts = index < num_examples and not skipped
     return {**example, 'mask': np.float32(counts)}
 
@@ -347,7 +323,7 @@ def _block_size(
   process_index: int,
   process_count: int,
 ) -> int:
-  """Returns how much of each batch a process reads, or says why it cannot."""
+  """Returns the batch size per process, after checks."""
   if not len(dataset):
     raise ValueError(f'{dataset.name} split {dataset.split} has no examples')
   if not 0 <= process_index < process_count:
@@ -370,21 +346,13 @@ def read_example(
 ) -> dict[str, Any]:
   """Reads and transforms one example.
 
-  Args:
-    dataset: the examples.
-    index: of the example.
-    transform: maps it to a dict of arrays.
-
-  Returns:
-    The dict of arrays.
-
   Raises:
-    DamagedExampleError: if it cannot be decoded; the message names the data
-      set, the split, the index, and the file if the data set knows it.
-    datasets.LabelError: if its label is none of the data set's.
-    OSError: if it cannot be read at all, as when a disk is gone.
+    DamagedExampleError: if it cannot be decoded; the message has the data set,
+      the split, the index and, if known, the file.
+    datasets.LabelError: if its label is out of range.
+    OSError: if it cannot be read at all, such as when a disk fails.
   """
-  place = f'example {index} of {dataset.name} split {dataset.split}'
+  description = f'example {index} of {dataset.name} split {dataset.split}'
   try:
     example = dataset.source[index]
     if 'file_name' in example:
@@ -393,15 +361,16 @@ def read_example(
       name = (
         file_name.decode(errors='backslashreplace') if is_bytes else file_name
       )
-      place += f' ({name})'
+      description += f' ({name})'
     datasets.check_label(dataset, index, example)
     return transform(example)
-  # The first is a fault of the data set, the others are none of the example.
+  # Errors of the data set or the machine, not of one example.
   except (datasets.LabelError, MemoryError, OSError):
     raise
   except Exception as error:
     raise DamagedExampleError(
-      f'cannot read {place}: {error}; skip_corrupt leaves such examples out'
+      f'cannot read {description}: {error}; skip_corrupt leaves such examples '
+      'out'
     ) from error
 
 
@@ -410,12 +379,12 @@ def _read_next(
   index: int,
   transform: Callable[[Any], dict[str, Any]],
 ) -> tuple[dict[str, Any], int]:
-  """Reads the first example from `index` on that can be; counts the others."""
+  """Reads the first readable example from `index` on; counts the skipped."""
   skipped = 0
   while True:
     try:
-      place = (index + skipped) % len(dataset)
-      return read_example(dataset, place, transform), skipped
+      candidate = (index + skipped) % len(dataset)
+      return read_example(dataset, candidate, transform), skipped
     except DamagedExampleError as error:
       skipped += 1
       if skipped == min(_MAX_SKIPPED, len(dataset)):
@@ -427,7 +396,7 @@ def _read_next(
 
 
 def check_workers(num_workers: int | None, worker_type: str | None) -> None:
-  """Raises a ValueError for workers that there cannot be."""
+  """Raises a ValueError for invalid worker arguments."""
   if num_workers is not None and num_workers < 0:
     raise ValueError(f'num_workers must be 0 or more, got {num_workers}')
   if worker_type not in (None, *WORKER_TYPES):
@@ -447,14 +416,11 @@ def _batches(
   num_workers: int | None,
   worker_type: WorkerType | None,
 ) -> Batches:
-  """Cuts a stream into global batches and yields this process's blocks.
-
-  `make_chunk` makes what has these indices in the stream of `stream_size`.
-  """
+  """Splits a stream into global batches and yields this process's blocks."""
   check_workers(num_workers, worker_type)
   if num_workers is None:
     num_workers = len(os.sched_getaffinity(0))
-  # A chunk is part of a block, and each worker has one to do.
+  # A chunk divides a block, and each worker gets at least one.
   chunk_size = max(
     size
     for size in range(1, max_chunk + 1)
@@ -474,7 +440,7 @@ def _batches(
       return False
     if worker_type == 'threads' or first >= stream_size:
       return False
-    # What processes make lies in shared memory; containers have little.
+    # Processes return batches in shared memory; containers have little.
     example = make_chunk(range(first, first + 1))
     need = ahead * chunk_size * sum(x.nbytes for x in example.values())
     free = shutil.disk_usage(_SHARED_MEMORY).free
@@ -498,11 +464,11 @@ def _batches(
     )
     ahead = max(2 * chunks_per_block, num_workers)
     if num_workers and takes_processes(batch * batch_size, ahead):
-      # Grain reads absl flags as it starts processes, which is an error in a
-      # script or a notebook that has not parsed any.
+      # Grain reads absl flags when it starts processes, which fails in a script
+      # or notebook that has not parsed any.
       if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
-      # In each process one thread works, when it is asked to.
+      # One thread per process, without read-ahead.
       made = chunks.to_iter_dataset(
         grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
       ).mp_prefetch(
@@ -525,9 +491,9 @@ def _batches(
 
 
 def _begin_worker(index: int, count: int) -> None:
-  """Makes a process live until its parent stops it or dies, and no longer."""
+  """Makes a worker process exit with its parent, and only then."""
   del index, count
-  # A terminal and a scheduler signal the whole group; the parent decides.
+  # Terminals and schedulers signal the whole group; the parent decides.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   signal.signal(signal.SIGTERM, signal.SIG_IGN)
   parent = multiprocessing.parent_process()

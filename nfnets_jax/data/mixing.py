@@ -1,18 +1,17 @@
-"""MixUp and CutMix: one training image made of two photographs.
+"""MixUp and CutMix: one training image from two photographs.
 
-With both on, MixUp makes one half of the images and CutMix the other.
-RandAugment comes after.
+With both enabled, each makes half of the images. RandAugment comes after.
 
 Differences from the released code:
-  * The images that CutMix and MixUp make alternate, where the released code has
-    them in two halves of the batch.
-  * A photograph's partner comes from a second, independent permutation of the
-    epoch, so that each is once the first and once the second of an image. The
-    released code mixes neighbours in one stream, and so reads half of the
-    photographs in an epoch of output images.
-  * MixUp rounds to the nearest level. The released code keeps float32, or
-    rounds down where RandAugment follows. Its ratio has steps of 1/256 here,
-    which the labels follow.
+  * CutMix and MixUp alternate; the released code applies one to each half of
+    the batch.
+  * The partner comes from a second, independent permutation of the epoch, so
+    each photograph is once a first and once a second one. The released code
+    mixes neighbours in one stream, so that an epoch of output images reads only
+    half of the photographs.
+  * MixUp rounds to the nearest level; the released code keeps float32, or
+    rounds down before RandAugment. The ratio is a multiple of 1/256, for images
+    and labels alike.
 
 Reference:
   Zhang et al., "mixup: Beyond Empirical Risk Minimization", 2018,
@@ -27,9 +26,9 @@ import math
 import numpy as np
 from scipy import special
 
-NUM_DRAWS = 3  # of an image
+NUM_DRAWS = 3  # per image
 
-_STEPS = 256  # of MixUp's ratio: a weighted sum of two levels fits into 16 bits
+_STEPS = 256  # of MixUp's ratio, so that weighted sums fit into 16 bits
 
 
 def mix(
@@ -42,23 +41,23 @@ def mix(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Mixes each photograph with its partner.
 
-  With both on, MixUp makes the images of even index and CutMix those of odd
-  index. With one on, it makes all of them.
+  With both enabled, MixUp makes the images of even index and CutMix those of
+  odd index. Otherwise one makes all of them.
 
   Args:
     first: `[n, H, W, 3]` uint8.
     second: `[n, H, W, 3]` uint8, the partners.
     uniform: `[n, NUM_DRAWS]`, uniform in [0, 1).
-    index: `[n]` integers, the images' indices in the stream.
-    mixup_alpha: α of MixUp's `Beta(α, α)`; None leaves all to CutMix.
-    use_cutmix: whether CutMix is on.
+    index: `[n]` integers, indices in the stream.
+    mixup_alpha: α of MixUp's `Beta(α, α)`; None disables MixUp.
+    use_cutmix: whether to use CutMix.
 
   Returns:
-    Images `[n, H, W, 3]` uint8, and the weight of the first photograph's label
-    `[n]` float32; that of the second is the rest.
+    Images `[n, H, W, 3]` uint8, and the weight of the first label `[n]`
+    float32; the second has one minus that.
 
   Raises:
-    ValueError: `mixup_alpha` is not positive.
+    ValueError: if `mixup_alpha` is not positive.
 
   Example:
     >>> black, white = np.zeros((2, 4, 4, 3), np.uint8), np.full(
@@ -86,32 +85,32 @@ def mix(
 
 
 def is_on(mixup_alpha: float | None, cutmix: bool) -> bool:
-  """Returns whether images are mixed with others."""
+  """Returns whether images are mixed."""
   return mixup_alpha is not None or cutmix
 
 
 def mixup(
   first: np.ndarray, second: np.ndarray, uniform: np.ndarray, alpha: float = 0.2
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Blends two photographs, and their labels, in one random proportion.
+  """Blends two photographs and their labels in a random ratio.
 
   With `r ~ Beta(α, α)`, drawn once per image and rounded to 1/256,
 
     image = r · first + (1 − r) · second,
 
-  rounded to the nearest level, a half upwards.
+  rounded to the nearest level, halves up.
 
   Args:
     first: `[n, H, W, 3]` uint8.
     second: `[n, H, W, 3]` uint8.
     uniform: `[n]`, uniform in [0, 1).
-    alpha: α > 0. The smaller it is, the closer most ratios are to 0 or 1.
+    alpha: α > 0. Small values give ratios close to 0 or 1.
 
   Returns:
     Images `[n, H, W, 3]` uint8, and the ratios r, `[n]` float32.
 
   Raises:
-    ValueError: `alpha` is not positive.
+    ValueError: if `alpha` is not positive.
 
   Example:
     >>> black, white = np.zeros((1, 4, 4, 3), np.uint8), np.full(
@@ -125,7 +124,7 @@ def mixup(
   """
   if not 0 < alpha < math.inf:
     raise ValueError(f'mixup alpha must be positive, not {alpha}')
-  beta = special.betaincinv(alpha, alpha, uniform)  # of its distribution
+  beta = special.betaincinv(alpha, alpha, uniform)  # the quantile function
   weight = np.rint(_STEPS * beta).astype(np.uint16)
   column = weight[:, None, None, None]
   images = np.multiply(first, column, dtype=np.uint16)
@@ -140,14 +139,14 @@ def cutmix(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Pastes a random box of the first photograph onto the second.
 
-  The box has the image's proportions and a share of its area that is uniform
-  on 0..1 (`Beta(1, 1)`). Its centre is uniform over the pixels, so a part of
-  it may lie outside the image. The labels follow what is left inside: the first
-  label's weight is `λ = pixels in the box / (H · W)`.
+  The box has the aspect ratio of the image and a fraction of its area that is
+  uniform in [0, 1] (`Beta(1, 1)`). Its centre is uniform over the pixels, so it
+  may extend beyond the image. The first label's weight is
+  `λ = visible pixels of the box / (H · W)`.
 
   Args:
-    first: `[n, H, W, 3]` uint8, what is inside the box.
-    second: `[n, H, W, 3]` uint8, what is around it.
+    first: `[n, H, W, 3]` uint8, inside the box.
+    second: `[n, H, W, 3]` uint8, outside the box.
     uniform: `[n, 3]`, uniform in [0, 1).
 
   Returns:
@@ -165,7 +164,7 @@ def cutmix(
   """
   size = np.array(first.shape[1:3])
   center = np.floor(uniform[:, :2] * size).astype(int)
-  # As released: whole pixels, and as many on either side of the center.
+  # As released: whole pixels, symmetric about the center.
   half = np.floor(np.sqrt(uniform[:, 2:]) * size).astype(int) // 2
   lower = np.maximum(center - half, 0)
   upper = np.minimum(center + half, size)

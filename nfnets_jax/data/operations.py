@@ -1,21 +1,20 @@
 """The sixteen image operations of RandAugment.
 
-Their names, what a magnitude means to each, and their application to an image.
-Pillow does what it does as the released code, numpy the rest.
+Pillow is used where it agrees with the released code, numpy elsewhere.
 
 Differences from the released code:
-  * AutoContrast is exact, where the released code's rounding in float32 may
-    give one level more or less.
+  * AutoContrast is exact; the released code is off by up to one level, from
+    rounding in float32.
 
-As in the released code, and unlike in Pillow or in the papers:
-  * Contrast blends with the constant `H · W / 256`, at most 255, where the mean
-    of the grey image was meant.
+As in the released code, and unlike Pillow or the papers:
+  * Contrast blends with the constant `H · W / 256`, at most 255, instead of the
+    mean of the grey image.
   * Solarize's threshold wraps around to 8 bits. At magnitude 10 it is 0, which
-    inverts the image; at magnitude 15 it is 128, as it is at 5.
+    inverts the image; at magnitude 15 it is 128, as at 5.
   * Posterize keeps at least one bit.
   * Color, Contrast, Brightness and Sharpness do nothing at magnitude 5.
-  * Translations and the box of Cutout are in pixels, at any image size;
-    a policy may tell otherwise; see `randaugment.Policy`.
+  * Translations and the box of Cutout are in pixels at any image size, unless
+    the policy scales them; see `randaugment.Policy`.
 
 Reference:
   Cubuk et al., "AutoAugment: Learning Augmentation Policies from Data", 2019,
@@ -48,20 +47,20 @@ OPERATIONS = (
   'SolarizeAdd',
 )
 
-# The operations whose argument has a random sign.
+# Operations whose argument has a random sign.
 SIGNED = ('Rotate', 'ShearX', 'ShearY', 'TranslateX', 'TranslateY')
 
-# Those whose argument is a length in pixels.
+# Operations whose argument is a length in pixels.
 IN_PIXELS = ('TranslateX', 'TranslateY', 'Cutout')
 
-FILL = 128  # what comes in from outside the image, and into Cutout's box
+FILL = 128  # level of pixels from outside the image and of Cutout's box
 LEVELS = np.arange(256, dtype=np.int16)
 
 MAX_MAGNITUDE = 20  # above it Posterize would keep more than 8 bits
 
 
 def argument(name: str, magnitude: int) -> float:
-  """What a magnitude, the same scale for all, means to one operation.
+  """Converts a magnitude, a common scale, to the argument of an operation.
 
   | operation              | argument                        |   5 |  10 |  15 |
   |------------------------|---------------------------------|-----|-----|-----|
@@ -75,7 +74,7 @@ def argument(name: str, magnitude: int) -> float:
   | SolarizeAdd            | levels added to those below 128 |  55 | 110 | 165 |
   | Cutout                 | pixels, half the side           |  20 |  40 |  60 |
 
-  AutoContrast, Equalize and Invert have none, which reads 0.
+  AutoContrast, Equalize and Invert have no argument: 0.
 
   Args:
     name: one of `OPERATIONS`.
@@ -85,7 +84,7 @@ def argument(name: str, magnitude: int) -> float:
     The argument, without the random sign.
 
   Raises:
-    ValueError: no such operation, or the magnitude is out of range.
+    ValueError: if the operation is unknown or the magnitude out of range.
 
   Example:
     >>> argument('Rotate', 15), argument('Color', 5), argument('Solarize', 3)
@@ -123,9 +122,9 @@ def apply(
 
   Args:
     name: one of `OPERATIONS`.
-    image: `[H, W, 3]` uint8; it is left as it is.
-    argument: in the operation's own unit, signed; see `argument`.
-    center: the pixel (y, x) in the middle of Cutout's box.
+    image: `[H, W, 3]` uint8; not modified.
+    argument: in the unit of the operation, signed; see `argument`.
+    center: pixel (y, x) at the centre of Cutout's box.
 
   Returns:
     `[H, W, 3]` uint8.
@@ -146,13 +145,13 @@ def apply(
     case 'Posterize':
       return image & (0xFF << (8 - min(max(int(argument), 1), 8)) & 0xFF)
     case 'Solarize':
-      # All ones, which invert the bits, from the threshold on.
+      # XOR with all ones inverts the pixels at or above the threshold.
       return image ^ -(image >= int(argument) % 256).view(np.uint8)
     case 'SolarizeAdd':
       added = np.minimum(LEVELS + int(argument), 255)
       return _look_up(image, np.where(LEVELS < 128, added, LEVELS))
     case 'Contrast':
-      # The released code divides the pixels by 256 and calls it the mean.
+      # As released: the number of pixels divided by 256, not the mean.
       mean = min(height * width // 256, 255)
       return _look_up(
         image, _blend(np.full_like(LEVELS, mean), LEVELS, argument)
@@ -182,34 +181,34 @@ def apply(
 
 
 def _look_up(image: np.ndarray, table: np.ndarray) -> np.ndarray:
-  """Replaces each level by its entry in a table of 256."""
-  # Faster than `np.take`, which makes 64-bit indices of the levels.
+  """Maps each level through a table of 256."""
+  # Faster than `np.take`, which converts the levels to 64-bit indices.
   pixels = bytearray(image.data).translate(table.astype(np.uint8).tobytes())
   return np.frombuffer(pixels, np.uint8).reshape(image.shape)
 
 
 def _auto_contrast(image: np.ndarray) -> np.ndarray:
-  """Stretches each channel to 0..255, unless it is a single level."""
+  """Stretches each channel to 0..255, unless it is constant."""
   height, width, channels = image.shape
-  # By rows, as numpy is slow where the last axis is short.
+  # By rows: numpy is slow if the last axis is short.
   rows = image.reshape(height, -1)
   low = rows.min(0).reshape(width, channels).min(0)
   high = rows.max(0).reshape(width, channels).max(0)
   flat = low == high
   low[flat], high[flat] = 0, 255
-  # Slightly more than 255, as rounding must not take whole numbers below
-  # themselves. All other values are at least 1/255 below the next one.
+  # Slightly above 255, so that rounding errors do not truncate integers to the
+  # level below. All other values are at least 1/255 below the next integer.
   factor = np.float32(255.0001) / (high - low)
   stretched = (rows - np.tile(low, width)) * np.tile(factor, width)
   return stretched.astype(np.uint8).reshape(image.shape)
 
 
 def _equalize(image: np.ndarray) -> np.ndarray:
-  """Flattens each channel's histogram, in steps of whole pixel counts."""
+  """Equalizes each channel's histogram, with an integer step of pixels."""
   picture = Image.fromarray(image)
   counts = np.reshape(picture.histogram(), (3, 256))
   below = np.cumsum(counts, axis=1) - counts
-  # The pixels of the highest level do not count: there is no step above them.
+  # The step excludes the pixels of the highest level.
   step = (below * (counts > 0)).max(1, keepdims=True) // 255
   flat = (below + step // 2) // np.maximum(step, 1)
   tables = np.where(step > 0, np.minimum(flat, 255), LEVELS)
@@ -225,13 +224,13 @@ def _blend(start: np.ndarray, end: np.ndarray, factor: float) -> np.ndarray:
 
 
 def _color(image: np.ndarray, factor: float) -> np.ndarray:
-  """Blends with the luma."""
+  """Blends with the greyscale image."""
   planes = [np.ascontiguousarray(image[..., channel]) for channel in range(3)]
   red, green, blue = planes
   luma = red * np.float32(0.2989)
   luma += green * np.float32(0.587)
   luma += blue * np.float32(0.114)
-  # The released code goes through 0..1 and back with half a level more.
+  # The released code converts to 0..1 and back, adding half a level.
   luma *= np.float32(255.5 / 255)
   grey = luma.astype(np.uint8)
   blended = np.empty_like(image)
@@ -241,13 +240,13 @@ def _color(image: np.ndarray, factor: float) -> np.ndarray:
 
 
 def _smooth(image: np.ndarray) -> np.ndarray:
-  """A 3 × 3 mean in which the center counts 5 times; borders stay."""
+  """A 3 × 3 mean with weight 5 at the center; borders are unchanged."""
   height, width, channels = image.shape
   smooth = image.copy()
   if min(height, width) < 3:
     return smooth
-  # Flat, which is faster: the neighbour below is `row` values away. What
-  # comes of this in the first and last columns is undone in the end.
+  # Faster on the flat array, where the neighbour below is `row` values away.
+  # The first and last columns come out wrong and are restored at the end.
   row, values = width * channels, image.ravel()
   pixels = values.astype(np.uint16)
   rows = pixels[: -2 * row] + pixels[row:-row]
@@ -257,8 +256,8 @@ def _smooth(image: np.ndarray) -> np.ndarray:
   inner = slice(row + channels, -row - channels)
   total += 4 * pixels[inner]
   mean = total // 13
-  # A mean that is a whole number may come out one less in float32. The released
-  # code has this chain of fused multiply-adds, which float64 rounds likewise.
+  # An integral mean may come out one less in float32. Float64 reproduces the
+  # rounding of the released code's chain of fused multiply-adds.
   whole = np.flatnonzero(13 * mean == total)
   chain = np.zeros(len(whole), np.float32)
   for i, j in itertools.product(range(3), range(3)):
@@ -272,7 +271,7 @@ def _smooth(image: np.ndarray) -> np.ndarray:
 
 
 def _translate(image: np.ndarray, down: int, across: int) -> np.ndarray:
-  """Takes each pixel from so many further down and to the right."""
+  """Reads each pixel from `down` rows below and `across` columns right."""
   height, width, _ = image.shape
   moved = np.full_like(image, FILL)
   if abs(down) < height and abs(across) < width:
@@ -288,7 +287,7 @@ def _translate(image: np.ndarray, down: int, across: int) -> np.ndarray:
 
 
 def _rotate(image: np.ndarray, degrees: float) -> np.ndarray:
-  """Turns about the middle of the image: that pixel stays in its place."""
+  """Rotates about the center of the image."""
   right, bottom = image.shape[1] - 1, image.shape[0] - 1
   angle = math.radians(degrees)
   cos, sin = math.cos(angle), math.sin(angle)
@@ -298,12 +297,12 @@ def _rotate(image: np.ndarray, degrees: float) -> np.ndarray:
 
 
 def _shear(image: np.ndarray, slope: float, axis: int) -> np.ndarray:
-  """Moves along an axis by `slope` pixels for each pixel along the other."""
+  """Shifts along an axis by `slope` pixels per pixel of the other axis."""
   height, width, channels = image.shape
   y, x = np.ogrid[:height, :width]
   along, across = (y, x) if axis == 0 else (x, y)
-  # As in the released code, float32 decides where it is half a pixel; Pillow
-  # has 16 bits of fraction.
+  # As released, half pixels are decided in float32; Pillow has 16 fractional
+  # bits.
   source = np.float32(slope) * across.astype(np.float32)
   source = source + along.astype(np.float32)
   source += np.float32(0.5)
@@ -313,8 +312,8 @@ def _shear(image: np.ndarray, slope: float, axis: int) -> np.ndarray:
     index += x.astype(np.int32)
   else:
     index += (y * width).astype(np.int32)
-  # Half way goes away from zero, hence out of the image. What comes in from
-  # there is one more pixel, the last.
+  # Halves round away from zero, out of the image. Outside pixels read an extra
+  # pixel at the end.
   index[(source <= 0) | (source >= image.shape[axis])] = height * width
   outside = np.full((1, channels), FILL, np.uint8)
   pixels = np.concatenate([image.reshape(-1, channels), outside])
@@ -330,9 +329,9 @@ def _warp(
   yy: float,
   dy: float,
 ) -> Image.Image:
-  """Takes (x, y) from the pixel nearest to (xx·x + xy·y + dx, yx·x + …)."""
+  """Reads (x, y) from the pixel nearest to (xx·x + xy·y + dx, yx·x + …)."""
   height, width, _ = image.shape
-  # Pillow means the pixels' centers, and rounds down.
+  # Pillow uses pixel centers and rounds down.
   dx, dy = dx + 0.5 - (xx + xy) / 2, dy + 0.5 - (yx + yy) / 2
   return Image.fromarray(image).transform(
     (width, height),

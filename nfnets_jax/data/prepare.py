@@ -4,15 +4,15 @@
     python -m nfnets_jax.data.prepare imagenet2012 --imagenet_dir=TARS
     python -m nfnets_jax.data.prepare imagenet2012 --from_tfrecord=COPY
 
-Any data set for image classification in the TFDS catalogue will do,
-https://www.tensorflow.org/datasets/catalog/overview. ArrayRecord is the format
-with random access, which the loader shuffles by. ImageNet is built from the two
-archives that its makers offer. A copy in TFRecord files, the format that TFDS
-prefers, is converted into another folder, without the archives.
+Any image classification data set of the TFDS catalogue is supported,
+https://www.tensorflow.org/datasets/catalog/overview. ArrayRecord allows random
+access, which the loader needs to shuffle. ImageNet is built from its two
+official archives, or converted from TFRecord, the default format of TFDS, into
+another folder.
 
-Preparing happens in a folder `incomplete.*` that is renamed at the end, so what
-is prepared is whole. An interrupted run can be repeated: building begins anew,
-converting goes on with the file it was at.
+The data set is written to a folder `incomplete.*` that is renamed at the end,
+so a prepared data set is complete. After an interruption, run the same command
+again: a build restarts, a conversion resumes.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from tensorflow_datasets.core.download import download_manager, extractor
 from nfnets_jax import paths
 from nfnets_jax.data import datasets, imagenet, storage, tfrecord
 
-# What TFDS raises where a download fails, or is not what it should be.
+# Errors of TFDS for failed or unexpected downloads.
 _DOWNLOAD_ERRORS = (
   tfds.download.DownloadError,
   download_manager.NonMatchingChecksumError,
@@ -44,25 +44,25 @@ def prepare(
   data_dir: str | os.PathLike[str] | None = None,
   imagenet_dir: str | os.PathLike[str] | None = None,
 ) -> tfds.core.DatasetBuilder | None:
-  """Downloads and writes a data set, unless that has been done before.
+  """Downloads and writes a data set unless it is already prepared.
 
   Args:
-    name: the name of a TFDS data set, or one that needs no preparation.
-    data_dir: where data sets are kept, as for `datasets.load`.
-    imagenet_dir: where the two archives of ImageNet are; for `imagenet2012`.
+    name: the name of a TFDS data set, `folder` or `fake`.
+    data_dir: root of the data sets, as in `datasets.load`.
+    imagenet_dir: the folder of the two archives, for `imagenet2012`.
 
   Returns:
-    The builder of the data set, prepared. None for `folder` and `fake`, which
+    The builder of the prepared data set. None for `folder` and `fake`, which
     need no preparation.
 
   Raises:
-    ValueError: if there is no such data set, an archive is damaged,
-      something else is in the place to write to, or `data_dir` has characters
-      that TFDS reads as a pattern.
+    ValueError: if the data set does not exist, an archive is corrupt, the
+      target exists and is something else, or `data_dir` has characters that
+      TFDS reads as a pattern.
     FileNotFoundError: if an archive is missing.
-    OSError: if the disk has no room for ImageNet, or a download fails, or is
-      not what the data set expects.
-    ModuleNotFoundError: if preparing it takes tensorflow and there is none.
+    OSError: if the disk is too small for ImageNet, or a download fails or has
+      unexpected contents.
+    ModuleNotFoundError: if tensorflow is required and not installed.
 
   Example:
     >>> import tempfile
@@ -80,7 +80,7 @@ def prepare(
       raise ValueError(datasets.no_random_access(builder))
     return builder
   folder = pathlib.Path(builder.data_dir)
-  if folder.exists():  # TFDS would take it for prepared
+  if folder.exists():  # TFDS would assume that it is prepared
     raise ValueError(
       f'{folder} is there already, and is no prepared data set; give another '
       '--data_dir, or move it away'
@@ -98,7 +98,7 @@ def prepare(
         file_format='array_record', download_config=config
       )
   except AssertionError as error:
-    # TFDS wants files that cannot be downloaded, and says which and where.
+    # TFDS needs a manual download; its message names the files.
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS is None:
       raise
     raise ValueError(str(error)) from error
@@ -108,11 +108,7 @@ def prepare(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-  """Prepares the data set named on the command line and prints its sizes.
-
-  Args:
-    argv: the command line without the program; that of the process by default.
-  """
+  """Prepares the data set named on the command line and prints its sizes."""
   parser = argparse.ArgumentParser(
     prog='python -m nfnets_jax.data.prepare',
     description='Prepares a data set as ArrayRecord files.',
@@ -162,10 +158,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _check_imagenet(
-  builder: tfds.core.DatasetBuilder,
-  imagenet_dir: str | os.PathLike[str] | None,
+  builder: tfds.core.DatasetBuilder, imagenet_dir: str | os.PathLike[str] | None
 ) -> pathlib.Path:
-  """Checks the archives and the disk and says what is about to happen."""
+  """Checks the archives and the disk space, and prints the sizes."""
   if not imagenet_dir:
     raise ValueError(
       f'{builder.name} is not prepared in {builder.data_dir}; give '
@@ -185,7 +180,7 @@ def _check_imagenet(
     )
   if _is_sample(counts):
     print('This is a sample of ImageNet.')
-  # TFDS shows its progress in parts of what the info says, and replaces that.
+  # TFDS shows its progress relative to these sizes, and replaces them.
   infos = [
     tfds.core.SplitInfo(name=split, shard_lengths=[count], num_bytes=0)
     for split, count in counts.items()
@@ -203,7 +198,7 @@ def _is_sample(counts: dict[str, int]) -> bool:
 
 @contextlib.contextmanager
 def _tensorflow_for(name: str) -> Iterator[None]:
-  """Gives the error that tensorflow is missing a remedy."""
+  """Adds the remedy to errors about a missing tensorflow."""
   try:
     yield
   except (ModuleNotFoundError, extractor.ExtractError) as error:
@@ -216,7 +211,7 @@ def _tensorflow_for(name: str) -> Iterator[None]:
 
 
 def _report(name: str, builder: tfds.core.DatasetBuilder, is_new: bool) -> None:
-  """Prints where a prepared data set is, and its sizes."""
+  """Prints the folder and the sizes of a prepared data set."""
   folder = pathlib.Path(builder.data_dir)
   print(f'{name}: {"" if is_new else "already "}prepared in {folder}')
   counts = {x: info.num_examples for x, info in builder.info.splits.items()}
@@ -237,10 +232,9 @@ def _report(name: str, builder: tfds.core.DatasetBuilder, is_new: bool) -> None:
 
 
 if __name__ == '__main__':
-  # TFDS warns that what is to be prepared is not prepared, and tensorflow of
-  # graphics cards.
+  # Silence TFDS about the unprepared data set, and tensorflow about GPUs.
   logging.set_verbosity(logging.ERROR)
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-  # A run that is terminated tidies up as one that is interrupted.
+  # Clean up on SIGTERM as on Ctrl-C.
   signal.signal(signal.SIGTERM, signal.default_int_handler)
   main()

@@ -1,10 +1,9 @@
 """RandAugment: a few random operations of one fixed magnitude.
 
-Differences from the released code: none but the random generator, and the one
-that `operations` names. As in the released code, and unlike in the paper, the
-identity is not among the operations, and SolarizeAdd, Invert and Cutout are.
-What is in pixels may be told to follow the image's size, which is for images
-smaller than ImageNet's.
+Differences from the released code: the random generator, and the one listed in
+`operations`. As in the released code, and unlike the paper, the operations
+include SolarizeAdd, Invert and Cutout but not the identity. Lengths in pixels
+can optionally scale with the image, for images smaller than ImageNet's.
 
 Reference:
   Cubuk et al., "RandAugment: Practical automated data augmentation with a
@@ -19,7 +18,7 @@ import numpy as np
 
 from nfnets_jax.data import operations
 
-NUM_DRAWS = 4  # of a layer
+NUM_DRAWS = 4  # per layer
 
 
 class Policy(NamedTuple):
@@ -27,10 +26,10 @@ class Policy(NamedTuple):
 
   Attributes:
     num_layers: operations per image, at least 1.
-    magnitude: their strength, in 0..20.
-    size: pixels: translations and the box of Cutout are as long as in an image
-      of that size, times `min(H, W) / size`, in whole pixels. None leaves them
-      as they are at any size, as in the released code.
+    magnitude: strength, 0 to 20.
+    size: reference size in pixels: translations and the box of Cutout are
+      multiplied by `min(H, W) / size` and rounded. None does not scale them, as
+      in the released code.
   """
 
   num_layers: int
@@ -39,21 +38,16 @@ class Policy(NamedTuple):
 
 
 def parse_policy(policy: str) -> Policy:
-  """Reads a policy such as `'4x10'`: four layers of magnitude ten.
+  """Parses a policy such as `'4x10'`: four layers of magnitude ten.
 
   The recipe has `'4x5'` for NFNet-F0, `'4x10'` for F1 and F2, and `'4x15'` for
-  the larger ones. `'4x10@224'` is that of images of 224 pixels, made smaller
-  or larger with the image.
+  larger variants. `'4x10@224'` scales lengths relative to images of 224 pixels.
 
   Args:
-    policy: two decimal numbers with an `x` between, and perhaps a third behind
-      an `@`.
-
-  Returns:
-    The policy.
+    policy: `'LAYERSxMAGNITUDE'` or `'LAYERSxMAGNITUDE@SIZE'`.
 
   Raises:
-    ValueError: the string has another form, or a number is out of range.
+    ValueError: if the format is invalid or a number is out of range.
 
   Example:
     >>> parse_policy('2x5@224')
@@ -86,20 +80,18 @@ def parse_policy(policy: str) -> Policy:
 def rand_augment(
   image: np.ndarray, uniform: np.ndarray, policy: Policy
 ) -> np.ndarray:
-  """Applies random operations to an image, one after the other.
+  """Applies a sequence of random operations to an image.
 
-  Each layer draws one of the sixteen operations, all equally likely, the sign
-  of its argument if it has one, a fair coin, and the middle of Cutout's box,
-  uniform over the pixels.
+  Each layer draws uniformly one of the sixteen operations, the sign of its
+  argument if signed, and the centre of Cutout's box among the pixels.
 
   Args:
-    image: `[H, W, 3]` uint8.
-    uniform: `NUM_DRAWS` numbers for each layer, uniform in [0, 1); more are
-      left alone.
-    policy: of `parse_policy`.
+    image: `[H, W, 3]` uint8; not modified.
+    uniform: at least `NUM_DRAWS` numbers per layer, uniform in [0, 1).
+    policy: see `parse_policy`.
 
   Returns:
-    `[H, W, 3]` uint8; `image` is left as it is.
+    `[H, W, 3]` uint8.
 
   Example:
     >>> image = np.zeros((16, 16, 3), np.uint8)

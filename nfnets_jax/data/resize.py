@@ -1,14 +1,13 @@
 """Resizes images as the released pipeline does.
 
 Differences:
-  * Pixels are rounded to uint8 after the resize, as they cross to the device
-    in that form; the released code keeps float32. The mean difference is a
-    quarter of a level, 0.004 in normalised units. At sharp edges the kernel
-    overshoots by up to 36 levels, which uint8 cuts off at 0 and 255. The
-    released code casts to uint8 for RandAugment alone, after mixing, and rounds
-    down: there levels are half a level higher here, on average.
+  * Pixels are rounded to uint8 after the resize, the format sent to the device;
+    the released code keeps float32. The mean difference is a quarter of a
+    level, 0.004 in normalised units. At sharp edges the kernel overshoots by up
+    to 36 levels, which uint8 clips. The released code casts to uint8 only for
+    RandAugment, after mixing, and rounds down: half a level lower on average.
   * Evaluation and `nfnets_jax.predict` resize as TensorFlow does; the released
-    notebook resizes with PIL's bicubic, which smooths when it reduces.
+    notebook uses PIL's bicubic, which antialiases when downscaling.
 
 Reference:
   Keys, "Cubic Convolution Interpolation for Digital Image Processing", 1981
@@ -20,22 +19,16 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import sparse
 
-# The released kernel reads its weights from a table of so many steps a pixel.
-# Without that rounding a pixel is up to 0.13 of a level off.
+# The released kernel looks its weights up in a table with this many steps per
+# pixel. Without that rounding a pixel is off by up to 0.13 of a level.
 _KERNEL_STEPS = 1024
 _STRIP = 64  # pixels
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-  """Resizes an image by bicubic interpolation, rounding to whole levels.
+  """Resizes uint8 `[H, W, 3]` to uint8 `[height, width, 3]`.
 
-  Args:
-    image: uint8 `[H, W, 3]`.
-    height: the new height in pixels.
-    width: the new width in pixels.
-
-  Returns:
-    uint8 `[height, width, 3]`: `resize_float`, rounded and clipped.
+  Rounds and clips the result of `resize_float`.
 
   Example:
     >>> image = np.full((5, 7, 3), 200, np.uint8)
@@ -52,20 +45,19 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 def resize_float(image: np.ndarray, height: int, width: int) -> np.ndarray:
   """Resizes an image by bicubic interpolation.
 
-  The interpolation is Keys' cubic convolution with a = -0.5, sampled at the
-  centres of the pixels. The kernel spans four pixels of the input whatever the
-  scale (no antialiasing), and at the edges the weights that fall outside the
-  image are dropped and the others rescaled to sum to one. That is what the
-  released pipeline does; it costs two passes of four multiplications.
+  Keys' cubic convolution with a = -0.5, sampled at pixel centres. The kernel
+  spans four input pixels at any scale (no antialiasing). At the edges, weights
+  outside the image are dropped and the others rescaled to sum to one. This is
+  the released pipeline's method; it costs two passes of four multiplications.
 
   Args:
-    image: `[H, W, C]`, any real type.
-    height: the new height in pixels.
-    width: the new width in pixels.
+    image: `[H, W, C]`, any real dtype.
+    height: new height in pixels.
+    width: new width in pixels.
 
   Returns:
-    float32 `[height, width, C]`; it may leave the input's range by about an
-    eighth, as the kernel has negative lobes.
+    float32 `[height, width, C]`; negative lobes of the kernel may exceed the
+    input's range by about an eighth.
 
   Example:
     >>> edge = np.array([0, 0, 100, 100])[None, :, None]
@@ -76,22 +68,22 @@ def resize_float(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def same_shape(images: Sequence[np.ndarray]) -> bool:
-  """Returns whether images can be stacked."""
+  """Returns whether the images can be stacked."""
   return len({image.shape for image in images}) == 1
 
 
 def resize_and_mirror(
   images: np.ndarray, size: int, mirrored: np.ndarray
 ) -> np.ndarray:
-  """Resizes images to squares and mirrors some, left to right.
+  """Resizes images to squares and flips some of them horizontally.
 
   Args:
     images: uint8 `[n, H, W, 3]`.
-    size: the side of the squares, in pixels.
+    size: side of the squares in pixels.
     mirrored: `[n]` bool.
 
   Returns:
-    uint8 `[n, size, size, 3]`, an array of its own: `resize` of each image.
+    uint8 `[n, size, size, 3]`, a new array: `resize` of each image.
 
   Example:
     >>> images = np.arange(12, dtype=np.uint8).reshape(2, 1, 2, 3)
@@ -106,7 +98,7 @@ def resize_and_mirror(
     resized[mirrored] = resized[mirrored, :, ::-1]
     return resized
   for image, flip, out in zip(columns, mirrored, resized, strict=True):
-    # Whole columns are mirrored in no time, pixels would be moved one by one.
+    # In column-major order, mirroring moves whole columns rather than pixels.
     _copy_by_rows(image[:, ::-1] if flip else image, out)
   return resized
 
@@ -114,26 +106,25 @@ def resize_and_mirror(
 def _resize_by_columns(
   images: np.ndarray, height: int, width: int
 ) -> np.ndarray:
-  """Resizes uint8 `[n, H, W, C]`; the result may lie column by column."""
+  """Resizes uint8 `[n, H, W, C]`; the result may be column-major."""
   if images.shape[1:3] == (height, width):
     return images
   levels = _interpolate(images, height, width)
   np.rint(levels, out=levels)
-  pixels = levels.astype(np.int16)  # half the size, for what follows
+  pixels = levels.astype(np.int16)  # half the size, for speed
   np.clip(pixels, 0, 255, out=pixels)
   return pixels.astype(np.uint8)
 
 
 def _interpolate(images: np.ndarray, height: int, width: int) -> np.ndarray:
-  """Is `resize_float` of `[n, H, W, C]`; the result lies column by column."""
+  """Applies `resize_float` to `[n, H, W, C]`; the result is column-major."""
   used_rows, row_weights = _interpolation(images.shape[1], height)
   used_columns, column_weights = _interpolation(images.shape[2], width)
-  # So that the memory in float32 does not grow with the image.
+  # Bounds the float32 memory for large images.
   images = images[:, used_rows][:, :, used_columns]
   n, old_height, old_width, channels = images.shape
-  # Sparse matrices do each pass in one sweep over the rows of a matrix, without
-  # a copy of every pixel for each of its four uses, and without BLAS, which
-  # would start threads of its own under each of the loader's.
+  # A sparse product does each pass in one sweep without copying pixels, and
+  # without BLAS, which would start threads under each of the loader's.
   rows = images.transpose(1, 0, 2, 3).reshape(old_height, -1)
   rows = row_weights @ rows.astype(np.float32)
   columns = np.ascontiguousarray(rows.T)
@@ -143,34 +134,23 @@ def _interpolate(images: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _copy_by_rows(image: np.ndarray, out: np.ndarray) -> None:
-  """Copies an image that may lie in memory column by column, or mirrored.
-
-  Turned in strips, which fit into the nearest cache, it takes half the time.
-  """
+  """Copies an image that may be column-major or mirrored."""
   if image.flags.c_contiguous:
     out[...] = image
     return
+  # Transposing in strips, which fit into the L1 cache, takes half the time.
   columns = np.ascontiguousarray(image.transpose(1, 2, 0))
   for left in range(0, image.shape[1], _STRIP):
     strip = columns[left : left + _STRIP]
     out[:, left : left + _STRIP] = strip.transpose(2, 0, 1)
 
 
-# Random crops have a few hundred different sides; at 224 px one takes 8 kB.
+# Random crops have a few hundred different sides; at 224 px each takes 8 kB.
 @functools.lru_cache(maxsize=1024)
 def _interpolation(
   old: int, new: int
 ) -> tuple[slice | np.ndarray, sparse.csr_array]:
-  """Returns which pixels of an axis a resize uses, and their weights.
-
-  Args:
-    old: the length of the axis, in pixels.
-    new: the length that it gets.
-
-  Returns:
-    An index of the pixels, and float32 `[new, pixels]`, four weights a row,
-    which sum to one.
-  """
+  """Returns the used pixels of an axis, and float32 weights `[new, pixels]`."""
   scale = np.float32(old) / np.float32(new)
   centers = (np.arange(new, dtype=np.float32) + np.float32(0.5)) * scale
   centers -= np.float32(0.5)
@@ -187,7 +167,7 @@ def _interpolation(
   columns = np.clip(taps, 0, old - 1).astype(np.int32).ravel()
   used: slice | np.ndarray = slice(None)
   count = old
-  if old > 4 * new:  # else nearly all are used
+  if old > 4 * new:  # otherwise nearly all pixels are used
     used, columns = np.unique(columns, return_inverse=True)
     count = len(used)
   matrix = sparse.csr_array(

@@ -1,7 +1,7 @@
-"""Reads TFDS' notation for parts of a data set: `train[:90%]+test`.
+"""Parses TFDS split notation: `train[:90%]+test`.
 
-A name may have any characters but `+` and `[`, and no blanks at its ends, where
-TFDS's own have letters, digits, `_` and `-` only.
+Unlike in TFDS, where names have only letters, digits, `_` and `-`, a name may
+have any characters but `+` and `[`, and no blanks at its ends.
 """
 
 from collections.abc import Mapping
@@ -10,13 +10,7 @@ import tensorflow_datasets as tfds
 
 
 def names(split: str) -> list[str]:
-  """Returns the splits that are named, each once, whether they exist or not.
-
-  Args:
-    split: in TFDS' notation.
-
-  Returns:
-    Their names, in order.
+  """Returns the split names in order, without duplicates.
 
   Example:
     >>> names('train[:10%]+test+train[90%:]')
@@ -27,24 +21,24 @@ def names(split: str) -> list[str]:
 
 
 def ranges(split: str, sizes: Mapping[str, int]) -> list[tuple[str, range]]:
-  """Returns which examples of which splits are meant.
+  """Returns the index ranges that a split expression selects.
 
   Args:
-    split: in TFDS' notation.
-    sizes: the number of examples of each split there is.
+    split: in TFDS notation.
+    sizes: number of examples of each existing split.
 
   Returns:
-    For each part its split and the numbers of its examples.
+    For each part, the split and the range of its examples.
 
   Raises:
-    ValueError: if the notation is wrong, there is no such split, or nothing is
-      left.
+    ValueError: if the notation is invalid, a split does not exist, or nothing
+      is selected.
 
   Example:
     >>> ranges('train[:10%]+test', {'train': 200, 'test': 3})
     [('train', range(0, 20)), ('test', range(0, 3))]
   """
-  # Names that TFDS reads, in place of those that it may not.
+  # Aliases for names that TFDS would not accept.
   known = {f'split{i}': name for i, name in enumerate(sizes)}
   aliases = {name: alias for alias, name in known.items()}
   infos = {

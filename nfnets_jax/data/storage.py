@@ -1,7 +1,7 @@
-"""What preparing a data set asks of the disk: room, and order.
+"""Disk space and leftover folders of data set preparation.
 
-A data set is written in a folder `incomplete.*` beside the one to be, which is
-renamed when all is there. A process that is killed leaves that folder behind.
+A data set is written to a sibling folder `incomplete.*`, which is renamed at
+the end. A killed process leaves that folder behind.
 """
 
 import pathlib
@@ -10,14 +10,7 @@ import shutil
 
 
 def check_space(folder: pathlib.Path, num_bytes: int) -> None:
-  """Checks that a data set of a known size has room.
-
-  Args:
-    folder: where it is to be; need not exist.
-    num_bytes: its size.
-
-  Raises:
-    OSError: if it does not fit.
+  """Raises an OSError if the disk of `folder` has less than `num_bytes` free.
 
   Example:
     >>> check_space(pathlib.Path('/tmp/data'), num_bytes=10**18)
@@ -37,16 +30,13 @@ def check_space(folder: pathlib.Path, num_bytes: int) -> None:
 def leftovers(
   target: pathlib.Path, mine: pathlib.Path | None = None
 ) -> list[str]:
-  """Says what killed runs have left beside a folder, and how to delete it.
+  """Lists folders of killed runs, with a command to delete each.
 
-  They are not deleted: a run that goes on at the same time looks the same.
+  They are not deleted, since those of concurrent runs look the same.
 
   Args:
-    target: the folder of the prepared data set, as `imagenet2012/5.1.0`.
-    mine: what is none, as it will be gone on with.
-
-  Returns:
-    A line for each folder.
+    target: the folder of the prepared data set, such as `imagenet2012/5.1.0`.
+    mine: a folder to skip, because the caller resumes it.
   """
   lines = []
   for path in sorted(target.parent.glob(f'incomplete.*_{target.name}')):
@@ -61,13 +51,7 @@ def leftovers(
 
 
 def in_gigabytes(num_bytes: int) -> str:
-  """Writes a size.
-
-  Args:
-    num_bytes: the size.
-
-  Returns:
-    The size in units of 10^9 bytes.
+  """Formats a size in units of 10^9 bytes.
 
   Example:
     >>> in_gigabytes(147_897_477_120)

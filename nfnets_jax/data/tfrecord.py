@@ -1,15 +1,13 @@
-"""Converts a data set that TFDS prepared as TFRecord files to ArrayRecord.
+"""Converts TFDS data sets from TFRecord, the default of TFDS, to ArrayRecord.
 
-TFDS writes TFRecord files unless told otherwise, and they can only be read from
-their start. The records are the same in both formats, so they are copied as
-they are, shard by shard, into a folder beside the one to be:
+TFRecord has no random access. The records are the same in both formats, so they
+are copied unchanged, shard by shard, to a sibling of the target folder:
 
     <data_dir>/imagenet2012/incomplete.1a2b3c4d_5.1.0
 
-That is renamed when all is there, and an interrupted conversion finds there
-what it has done. Its name has a digest of what is converted, so that two copies
-of a data set never mix. What is converted is only read. Where two runs convert
-the same, one finishes, and the other finds it done.
+It is renamed at the end, and an interrupted conversion resumes from it. Its
+name has a digest of the source, so two sources never mix. The source is only
+read. Of two concurrent runs, one finishes and the other finds the result.
 """
 
 import contextlib
@@ -23,21 +21,17 @@ from typing import Any, NamedTuple
 import tensorflow_datasets as tfds
 import tqdm
 from google.protobuf import json_format
-from tensorflow_datasets.core import (
-  dataset_info,
-  file_adapters,
-  naming,
-)
+from tensorflow_datasets.core import dataset_info, file_adapters, naming
 
 from nfnets_jax import paths
 from nfnets_jax.data import datasets, storage
 
-_INFO = 'dataset_info.json'  # a folder without it holds no data set
+_INFO = 'dataset_info.json'  # every data set has one
 _ARRAY_RECORD = tfds.core.FileFormat.ARRAY_RECORD
 
 
 class _Shard(NamedTuple):
-  """A file to convert, its place after, and how many records it has."""
+  """Source and target of a file, and its number of records."""
 
   source: pathlib.Path
   target: pathlib.Path
@@ -49,24 +43,23 @@ def convert(
   source: str | os.PathLike[str],
   data_dir: str | os.PathLike[str] | None = None,
 ) -> tfds.core.DatasetBuilder:
-  """Converts a data set, or goes on where an earlier call was interrupted.
+  """Converts a data set, or resumes an interrupted conversion.
 
   Args:
-    name: the name of the data set, such as `imagenet2012` or, where `source`
-      holds several versions, `imagenet2012:5.1.0`.
+    name: name of the data set, such as `imagenet2012`, or
+      `imagenet2012:5.1.0` if `source` has several versions.
     source: the data_dir of the TFRecord files, or the folder of the version.
-    data_dir: where to write, as for `datasets.load`.
+    data_dir: where to write, as in `datasets.load`.
 
   Returns:
     The builder of the data set in `data_dir`.
 
   Raises:
-    FileNotFoundError: if there is no such data set in `source`, or it lacks
-      files.
-    ValueError: if its files do not hold what its info says, or something else
-      is in the place to write to, such as a copy in another format.
-    OSError: if the disk has no room.
-    ModuleNotFoundError: if there is no tensorflow.
+    FileNotFoundError: if the data set or some of its files are missing.
+    ValueError: if the files do not match the info, or the target exists and is
+      something else, such as a copy in another format.
+    OSError: if the disk is full.
+    ModuleNotFoundError: if tensorflow is not installed.
   """
   folder = _find(name, paths.expand_literal(source, 'from_tfrecord'))
   info = _read_info(folder)
@@ -89,7 +82,7 @@ def convert(
     except Exception:
       if not target.exists():
         raise
-      # Another run has renamed the folder, with what this one was writing.
+      # Another run has renamed the folder while this one was writing to it.
       _delete_partial_files(target)
       _check_target(target, folder, info)
       print(f'{target} has been finished by another run')
@@ -97,47 +90,47 @@ def convert(
 
 
 def _find(name: str, source: pathlib.Path) -> pathlib.Path:
-  """Returns the folder with the version of the data set to convert."""
+  """Returns the version folder to convert."""
   parsed, wanted = naming.parse_builder_name_kwargs(name)
   if (source / _INFO).is_file():
-    found = [source]
+    folders = [source]
   else:
     folder = source / parsed.name
     infos = [*folder.glob(f'*/{_INFO}'), *folder.glob(f'*/*/{_INFO}')]
-    # The folders of a config and of a version bear their names.
-    found = [
+    # Folders are named after the config and the version.
+    folders = [
       path.parent
       for path in sorted(infos)
       if not path.parent.name.startswith('incomplete.')
       and {*wanted.values()} <= {*path.parent.relative_to(folder).parts}
     ]
-  if not found:
+  if not folders:
     raise FileNotFoundError(
       f'no data set {name!r} in {source}: there is no '
       f'{source / parsed.name}/<version>/{_INFO}'
     )
-  if len(found) > 1:
+  if len(folders) > 1:
     raise ValueError(
       f'{source} holds several versions of data set {name!r}; give the folder '
-      f'of one: {", ".join(map(str, found))}'
+      f'of one: {", ".join(map(str, folders))}'
     )
-  info = _read_info(found[0])
+  info = _read_info(folders[0])
   if (
     info.name != parsed.name
     or wanted.get('version', info.version) != info.version
     or wanted.get('config', info.config_name) != info.config_name
   ):
     raise ValueError(
-      f'{found[0]} holds data set {info.name!r}, config '
+      f'{folders[0]} holds data set {info.name!r}, config '
       f'{info.config_name or None!r}, version {info.version!r}, not {name!r}'
     )
   if tfds.core.FileFormat(info.file_format or 'tfrecord') == _ARRAY_RECORD:
-    raise ValueError(f'{found[0]} is in the format array_record already')
-  return found[0]
+    raise ValueError(f'{folders[0]} is in the format array_record already')
+  return folders[0]
 
 
 def _read_info(folder: pathlib.Path) -> Any:
-  """Reads what describes a data set."""
+  """Reads the description of a data set."""
   try:
     return dataset_info.read_proto_from_builder_dir(folder)
   except json_format.ParseError as error:
@@ -147,7 +140,7 @@ def _read_info(folder: pathlib.Path) -> Any:
 def _check_target(
   target: pathlib.Path, folder: pathlib.Path, info: Any
 ) -> None:
-  """Checks that what is in the place to write to is what would be written."""
+  """Checks that an existing target is what would be written."""
   if target.samefile(folder):
     raise ValueError(
       f'{target} is what is to be converted; give another --data_dir'
@@ -157,16 +150,17 @@ def _check_target(
       f'{target} is there already, and is no prepared data set; give another '
       '--data_dir, or move it away'
     )
-  there = _read_info(target)
-  file_format = there.file_format or 'tfrecord'
+  existing = _read_info(target)
+  file_format = existing.file_format or 'tfrecord'
   if file_format != _ARRAY_RECORD.value:
     raise ValueError(
       f'{target} is there already, in the format {file_format}; give another '
       '--data_dir'
     )
-  if _num_examples(there) != _num_examples(info):
+  if _num_examples(existing) != _num_examples(info):
     raise ValueError(
-      f'{target} is there already, and has the splits {_num_examples(there)}, '
+      f'{target} is there already, and has the splits '
+      f'{_num_examples(existing)}, '
       f'where {folder} has {_num_examples(info)}; give another --data_dir'
     )
 
@@ -178,7 +172,7 @@ def _num_examples(info: Any) -> dict[str, int]:
 def _convert_shards(
   info: Any, folder: pathlib.Path, work: pathlib.Path
 ) -> None:
-  """Converts all shards that have not been converted."""
+  """Converts the shards that are not converted yet."""
   adapter = file_adapters.ADAPTER_FOR_FORMAT[
     tfds.core.FileFormat(info.file_format or 'tfrecord')
   ]
@@ -201,7 +195,7 @@ def _convert_shards(
 def _shards(
   info: Any, folder: pathlib.Path, work: pathlib.Path
 ) -> list[_Shard]:
-  """Lists the shards of all splits, and checks that none is missing."""
+  """Lists the shards of all splits, and checks that they exist."""
   source = dataset_info.get_split_dict_from_proto(
     info, folder, info.file_format or 'tfrecord'
   )
@@ -228,16 +222,16 @@ def _shards(
 
 
 def _convert_shard(shard: _Shard, adapter: Any, progress: tqdm.tqdm) -> None:
-  # The number keeps two runs at a time apart.
+  # The process id keeps concurrent runs apart.
   partial = shard.target.with_name(f'{shard.target.name}.partial.{os.getpid()}')
   writer = file_adapters.ADAPTER_FOR_FORMAT[_ARRAY_RECORD]
   try:
     records = _records(shard.source, adapter, progress)
     writer.write_examples(partial, enumerate(records))
-    found = _num_records(partial)
-    if found != shard.length:
+    count = _num_records(partial)
+    if count != shard.length:
       raise ValueError(
-        f'{shard.source} holds {found} records, and {_INFO} beside it says '
+        f'{shard.source} holds {count} records, and {_INFO} beside it says '
         f'{shard.length}'
       )
     partial.replace(shard.target)
@@ -254,22 +248,22 @@ def _records(
       progress.update()
   except ModuleNotFoundError:
     raise
-  except Exception as error:  # tensorflow has its own
+  except Exception as error:  # tensorflow has its own errors
     raise ValueError(f'cannot read {path}: {error}') from error
 
 
 def _num_records(path: pathlib.Path) -> int | None:
-  """Returns how many records an ArrayRecord file has, None if it is none."""
+  """Returns the number of records; None if it is not a valid ArrayRecord."""
   if not path.is_file():
     return None
   try:
     return file_adapters.ADAPTER_FOR_FORMAT[_ARRAY_RECORD].num_examples(path)
-  except Exception:  # whatever is wrong with it
+  except Exception:  # any fault of the file
     return None
 
 
 def _delete_partial_files(folder: pathlib.Path) -> None:
-  """Deletes what this process and those that were killed have left."""
+  """Deletes partial files of this process and of dead ones."""
   for path in folder.glob('*.partial.*'):
     process = path.suffix[1:]
     is_mine = process == str(os.getpid())
@@ -278,7 +272,7 @@ def _delete_partial_files(folder: pathlib.Path) -> None:
 
 
 def _is_alive(process: int) -> bool:
-  with contextlib.suppress(PermissionError):  # it is another user's
+  with contextlib.suppress(PermissionError):  # it belongs to another user
     try:
       os.kill(process, 0)
     except ProcessLookupError:
@@ -287,7 +281,7 @@ def _is_alive(process: int) -> bool:
 
 
 def _write_info(info: Any, folder: pathlib.Path, work: pathlib.Path) -> None:
-  """Writes what describes the data set, `dataset_info.json` at last."""
+  """Writes the metadata, `dataset_info.json` last."""
   for path in folder.iterdir():
     is_text = path.suffix in ('.json', '.txt') or path.name == 'LICENSE'
     if is_text and path.name != _INFO:

@@ -1,11 +1,9 @@
-"""The images of training and of evaluation, made of examples.
+"""Transforms of training and evaluation examples.
 
-Training: decode, crop, resize, flip, mix, RandAugment. Everything random about
-an image is a function of `NUM_DRAWS` numbers of its own, each with a fixed
-purpose. So an image does not depend on how many are made at a time, and is the
-same for any configuration of what comes after it. Small images that lie in
-memory are made in whole chunks: all is done for the chunk at once that does not
-differ from image to image.
+Training: decode, crop, resize, flip, mix, RandAugment. The randomness of an
+image is a function of its own `NUM_DRAWS` numbers, each with a fixed purpose.
+So it does not depend on the chunk size or on the later steps. Small images in
+memory are processed in chunks where the step is the same for all images.
 
 Evaluation: decode, crop, resize.
 """
@@ -21,11 +19,11 @@ from nfnets_jax.data import crops, decode, mixing, randaugment, resize
 Example = Mapping[str, Any]
 Examples = Sequence[Example]
 Batch = dict[str, np.ndarray]
-# Of n examples, their partners, random numbers and indices in the stream.
+# Of n examples, n partners, `[n, NUM_DRAWS]` numbers and `[n]` stream indices.
 TrainTransform = Callable[[Examples, Examples, np.ndarray, np.ndarray], Batch]
 
-# Numbers of an image: what its two photographs, their mixing and RandAugment
-# take. A multiple of four, which numpy's Philox makes at a time.
+# Random numbers per image: for its two photographs, mixing and RandAugment. A
+# multiple of four, the block size of numpy's Philox.
 NUM_DRAWS = 256
 _PHOTO = crops.NUM_DRAWS + 1
 _MIX = 2 * _PHOTO
@@ -41,27 +39,26 @@ def train_transform(
   cutmix: bool = False,
   rand_augment: str | None = None,
 ) -> TrainTransform:
-  """Makes the transform of training examples.
+  """Returns the transform of training examples.
 
   Args:
-    image_size: the side of the square images, in pixels.
-    crop: `'random_resized'`, `'random_resized_AREA'`, `'pad_PIXELS'` or
-      `'none'`; see `crops`.
-    flip: whether to mirror half of the photographs, at random.
-    mixup_alpha: α of MixUp; None turns it off.
-    cutmix: whether CutMix is on; with both, each makes every other image.
+    image_size: side of the square images in pixels.
+    crop: one of `crops.TRAIN_CROPS`.
+    flip: whether to flip horizontally with probability 1/2.
+    mixup_alpha: α of MixUp; None disables it.
+    cutmix: whether to use CutMix; with both, they alternate.
     rand_augment: a policy such as `'4x10'`; see `randaugment.parse_policy`.
 
   Returns:
-    A function of n examples, as of `decode_example`; their partners, the same
-    examples if images are not mixed; `[n, NUM_DRAWS]` numbers, uniform in
-    [0, 1); and `[n]` integers, the images' indices in the stream. It returns
-    `image` uint8 `[n, image_size, image_size, 3]`, `label` int32 `[n]`,
-    `mix_label` int32 `[n]`, and `ratio` float32 `[n]`, the weight of `label`;
-    that of `mix_label` is the rest.
+    A function of n examples from `decode_example`; their n partners (the same
+    examples without mixing); `[n, NUM_DRAWS]` numbers, uniform in [0, 1); and
+    `[n]` integer indices in the stream. It returns `image` uint8
+    `[n, image_size, image_size, 3]`, `label` int32 `[n]`, `mix_label` int32
+    `[n]`, and `ratio` float32 `[n]`, the weight of `label`; `mix_label` has the
+    weight 1 − ratio.
 
   Raises:
-    ValueError: if there is no such crop or policy, or a number makes no sense.
+    ValueError: if a crop or policy is unknown, or a number is out of range.
 
   Example:
     >>> transform = train_transform(32, mixup_alpha=0.2, rand_augment='2x5')
@@ -83,7 +80,7 @@ def train_transform(
       )
 
   def photographs(examples: Examples, uniform: np.ndarray) -> np.ndarray:
-    """Crops, resizes and flips, into a new uint8 `[n, px, px, 3]`."""
+    """Crops, resizes and flips; returns a new uint8 `[n, px, px, 3]`."""
     views = cut([example['image'] for example in examples], uniform)
     mirrored = uniform[:, -1] < (0.5 if flip else 0)
     if len(views) == 1 or not resize.same_shape(views):
@@ -126,19 +123,18 @@ def train_transform(
 def eval_transform(
   image_size: int, crop: str = 'resize_crop_32'
 ) -> Callable[[Example], dict[str, Any]]:
-  """Makes the transform of evaluation examples: decode, crop, resize.
+  """Returns the transform of evaluation examples: decode, crop, resize.
 
   Args:
-    image_size: the side of the square result, in pixels.
-    crop: `'resize_crop_PIXELS'`, `'resize_crop_FRACTION'`, `'crop_resize'` or
-      `'resize'`; see `crops`.
+    image_size: side of the square result in pixels.
+    crop: one of `crops.EVAL_CROPS`.
 
   Returns:
-    A function of an example, which returns
+    A function of an example that returns
     `{'image': uint8 [image_size, image_size, 3], 'label': np.int32}`.
 
   Raises:
-    ValueError: if there is no such crop, or its number makes no sense.
+    ValueError: if the crop is unknown or its number is out of range.
 
   Example:
     >>> transform = eval_transform(image_size=64, crop='crop_resize')
@@ -157,14 +153,11 @@ def eval_transform(
 
 
 def decode_example(example: Example) -> dict[str, Any]:
-  """Decodes an example.
+  """Decodes an example to `{'image': uint8 [H, W, 3], 'label': int}`.
 
   Args:
     example: `{'image': encoded bytes or uint8 [H, W, 3], 'label': int}`; with
-      `'orient': True` it is turned by its EXIF orientation; see `decode`.
-
-  Returns:
-    `{'image': uint8 [H, W, 3], 'label': int}`.
+      `'orient': True` its EXIF orientation is applied; see `decode`.
 
   Raises:
     ValueError: if it cannot be decoded.
@@ -179,13 +172,7 @@ def decode_example(example: Example) -> dict[str, Any]:
 
 
 def numbers_of_second(uniform: np.ndarray) -> np.ndarray:
-  """Returns the numbers with which a partner would be cropped as a first.
-
-  Args:
-    uniform: `[n, NUM_DRAWS]`, of images.
-
-  Returns:
-    `[n, NUM_DRAWS]`.
+  """Returns the numbers `[n, NUM_DRAWS]` that crop an image like its partner.
 
   Example:
     >>> uniform = np.arange(NUM_DRAWS)[None]

@@ -1,8 +1,7 @@
-"""Reading and writing of weights that others have published.
+"""Reads and writes published weights.
 
-`load` returns the parameters in a file, `read` and `write` all that belongs to
-them, `fetch` downloads the released ones, and `locate` says at once whether
-there are weights where a user says.
+`load` returns the parameters in a file, `read` and `write` also the metadata,
+`fetch` downloads the released weights, and `locate` quickly checks a path.
 """
 
 # ruff: noqa: E402

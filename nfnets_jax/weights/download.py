@@ -1,8 +1,8 @@
 """Downloads the weights that the authors released.
 
-A download that broke off goes on where it stopped, if the server still has the
-same file; what arrives is complete, or there is no file. The digest of the
-first download is kept beside the file, and each later use compares.
+An interrupted download resumes if the file on the server is unchanged. The file
+appears only once it is complete. Its digest is stored next to it and verified
+on each later use.
 """
 
 import contextlib
@@ -33,27 +33,24 @@ _CHUNK = 2**20
 
 
 def cache_dir() -> pathlib.Path:
-  """Returns `$XDG_CACHE_HOME/nfnets_jax`, or that in `~/.cache`.
+  """Returns `$XDG_CACHE_HOME/nfnets_jax`, by default `~/.cache/nfnets_jax`.
 
   Raises:
-    ValueError: if the variable is no path, or not set and the home directory is
-      unknown.
+    ValueError: if the variable is not a path, or neither it nor the home
+      directory is known.
   """
   variable, default = 'XDG_CACHE_HOME', '~/.cache'
   root = paths.from_environment(variable, default)
-  if not root.is_absolute():  # the standard says that it is to be ignored
+  if not root.is_absolute():  # to be ignored, by the XDG standard
     root = paths.expand(default, f'${variable}')
   return root / 'nfnets_jax'
 
 
 def place(name: str) -> pathlib.Path:
-  """Returns where `fetch` puts released weights.
-
-  Args:
-    name: the variant, 'nfnet_f0' to 'nfnet_f6'.
+  """Returns the path where `fetch` stores the weights of a variant.
 
   Raises:
-    ValueError: if there are no released weights of that name.
+    ValueError: if no weights were released for that variant.
   """
   if name not in ADDRESSES:
     raise ValueError(
@@ -66,22 +63,21 @@ def place(name: str) -> pathlib.Path:
 def fetch(
   name: str, *, address: str | None = None, timeout: float = 30.0
 ) -> pathlib.Path:
-  """Returns the file of released weights, downloading it if it is not there.
+  """Returns the file of released weights, and downloads it if necessary.
 
   Args:
     name: the variant, 'nfnet_f0' to 'nfnet_f6'.
-    address: where the file is; None is where the authors put it.
-    timeout: seconds without a byte after which the connection counts as broken;
-      it is tried five times, and goes on where it stopped.
+    address: URL of the file; None is the authors'.
+    timeout: seconds without data after which a connection counts as broken.
+      There are five attempts, each resuming the last.
 
   Returns:
     The file, in `cache_dir()`.
 
   Raises:
-    ValueError: if there are no released weights of that name, the server has
-      something else, or the file in the cache is not the one that was
-      downloaded.
-    ConnectionError: if it cannot be had; the message says what to do.
+    ValueError: if no weights were released for that variant, the server returns
+      something else, or the cached file has changed.
+    ConnectionError: if the download fails; the message has the remedy.
   """
   path = place(name)
   address = ADDRESSES[name] if address is None else address
@@ -92,7 +88,7 @@ def fetch(
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_suffix('.part')
   with _locked(partial, path):
-    if path.exists():  # another process has downloaded it meanwhile
+    if path.exists():  # another process has downloaded it
       _verify(path, digest)
       return path
     _download(address, partial, path, timeout)
@@ -103,21 +99,21 @@ def fetch(
       raise ValueError(
         f'{address} is not weights, and was not kept: {error}'
       ) from None
-    found = _sha256(partial)
-    if digest.exists() and _recorded(digest) != found:
+    actual = _sha256(partial)
+    if digest.exists() and _recorded(digest) != actual:
       partial.unlink()
       raise ValueError(
-        f'{address} is not what it was: its sha256 is {found}, and was '
+        f'{address} is not what it was: its sha256 is {actual}, and was '
         f'{_recorded(digest)}; remove {digest} to accept it'
       )
-    _record(digest, found)
+    _record(digest, actual)
     partial.replace(path)
   return path
 
 
 @contextlib.contextmanager
 def _locked(partial: pathlib.Path, path: pathlib.Path) -> Iterator[None]:
-  """Lets one process at a time write to `partial`, unless `path` is there."""
+  """Locks `partial` against other processes, unless `path` exists."""
   while True:
     with partial.open('ab') as file:
       try:
@@ -133,7 +129,7 @@ def _locked(partial: pathlib.Path, path: pathlib.Path) -> Iterator[None]:
           'in one process at a time',
           flush=True,
         )
-      # The process before may have renamed or removed what was waited for.
+      # Another process may have renamed or removed the file meanwhile.
       held = os.fstat(file.fileno())
       if path.exists() or held.st_nlink:
         yield
@@ -141,13 +137,13 @@ def _locked(partial: pathlib.Path, path: pathlib.Path) -> Iterator[None]:
 
 
 def _verify(path: pathlib.Path, digest: pathlib.Path) -> None:
-  """Compares a file with the digest beside it, or makes that."""
-  found = _sha256(path)
+  """Verifies a file against its digest, or records one."""
+  actual = _sha256(path)
   if not digest.exists():  # the file was copied here
-    _record(digest, found)
-  elif _recorded(digest) != found:
+    _record(digest, actual)
+  elif _recorded(digest) != actual:
     raise ValueError(
-      f'{path} has been changed or damaged: its sha256 is {found}, and was '
+      f'{path} has been changed or damaged: its sha256 is {actual}, and was '
       f'{_recorded(digest)}; remove it to download it again'
     )
 
@@ -162,9 +158,9 @@ def _recorded(digest: pathlib.Path) -> str:
   return text
 
 
-def _record(digest: pathlib.Path, found: str) -> None:
+def _record(digest: pathlib.Path, sha256: str) -> None:
   partial = digest.with_name(f'.{secrets.token_hex(8)}.part')
-  partial.write_text(f'{found}\n')
+  partial.write_text(f'{sha256}\n')
   partial.replace(digest)
 
 
@@ -176,7 +172,7 @@ def _sha256(path: pathlib.Path) -> str:
 def _download(
   address: str, partial: pathlib.Path, path: pathlib.Path, timeout: float
 ) -> None:
-  """Downloads into `partial`, in several attempts, and returns when whole."""
+  """Downloads to `partial`, in several attempts."""
   problem: Exception | None = None
   for attempt in range(_ATTEMPTS):
     time.sleep(min(10.0, 0.1 * 4**attempt) if attempt else 0.0)
@@ -187,7 +183,7 @@ def _download(
     except urllib.error.HTTPError as error:
       error.close()
       problem = error
-      if error.code == 416:  # what is here is longer than what is there
+      if error.code == 416:  # the partial file is longer than the server's
         os.truncate(partial, 0)  # and stays locked
       elif error.code < 500 and error.code != 429:
         break
@@ -201,8 +197,8 @@ def _download(
 
 
 def _attempt(address: str, partial: pathlib.Path, timeout: float) -> bool:
-  """Downloads what is missing; returns whether that was all."""
-  # What is here is only of use if the server still has the same file.
+  """Downloads the missing bytes; returns whether the file is complete."""
+  # Resume only if the server still has the same file.
   mark = partial.with_suffix('.etag')
   have = partial.stat().st_size if partial.exists() and mark.exists() else 0
   request = urllib.request.Request(address)
@@ -215,7 +211,7 @@ def _attempt(address: str, partial: pathlib.Path, timeout: float) -> bool:
     tag = answer.headers.get('ETag')
     if tag and not tag.startswith('W/'):
       mark.write_text(tag)
-    else:  # it could not be told whether the file is the same
+    else:  # changes of the file could not be detected
       mark.unlink(missing_ok=True)
     length = answer.headers.get('Content-Length')
     total = have + int(length) if length is not None else None
@@ -229,7 +225,7 @@ def _attempt(address: str, partial: pathlib.Path, timeout: float) -> bool:
         desc=address.rpartition('/')[2],
       ) as bar,
     ):
-      # What has come so far, so that a connection that stalls loses nothing.
+      # `read1` returns what has arrived, so a stalled connection loses nothing.
       while data := answer.read1(_CHUNK):
         file.write(data)
         bar.update(len(data))

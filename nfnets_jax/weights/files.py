@@ -1,15 +1,15 @@
-"""Files of weights: what is in them is checked before it is believed.
+"""Reads and writes files of weights, with thorough checks.
 
-Three kinds are read, told apart by their first bytes:
+Three formats, recognized by their first bytes:
 
-* the authors' files, named `F0_haiku.npz` to `F6_haiku.npz`: pickles, which are
-  read as data and never run (see `pickles`);
-* true `.npz` archives of numpy arrays, named `module/parameter`;
+* the authors' files, `F0_haiku.npz` to `F6_haiku.npz`: pickles, which are read
+  as data and never run (see `pickles`);
+* real `.npz` archives of numpy arrays, named `module/parameter`;
 * `.safetensors`, with such names or those of timm.
 
-Anything else is refused by what it is (see `recognize`). The headers come
-first: nothing is read in bulk before the shapes are those of the network.
-Arrays are float16, bfloat16 or float32, and float32 once loaded.
+Errors say what any other file is (see `recognize`). Headers come first: no
+array is read before all shapes are verified. Arrays are float16, bfloat16 or
+float32 in files, and float32 once loaded.
 """
 
 import base64
@@ -42,7 +42,7 @@ from nfnets_jax.weights.table import AnyTree, Tree
 
 FORMS = ('haiku', 'released', 'timm')
 
-# In a file of our own: what describes the weights, and what state is called.
+# In our own files: the key of the metadata, and the prefix of state.
 _ABOUT = '__nfnets_jax__'
 _STATE = 'state:'
 _FLOATS = tuple(map(np.dtype, (np.float16, np.float32, ml_dtypes.bfloat16)))
@@ -62,16 +62,16 @@ class Weights:
   """Weights of a network.
 
   Attributes:
-    name: of the variant, such as 'nfnet_f0'.
-    params: Haiku's parameters, `{module: {parameter: float32 array}}`.
-    state: Haiku's state, such as the statistics of batch normalisation.
-    overrides: what `models.create` must be told besides the name; timm's
-      NF-ResNets and NF-RegNets pad and pool in another way.
-    image_size: side in pixels of the images that they are evaluated at; None is
-      the test size of the variant.
-    crop: how those images are cropped, as `data.transforms.eval_transform`
-      names it; None is the default there.
-    class_names: K names; None if they are not known.
+    name: the variant, such as 'nfnet_f0'.
+    params: Haiku parameters, `{module: {parameter: float32 array}}`.
+    state: Haiku state, such as the statistics of batch normalisation.
+    overrides: arguments of `models.create` besides the name; timm's NF-ResNets
+      and NF-RegNets pad and pool differently.
+    image_size: side of evaluation images in pixels; None is the test size of
+      the variant.
+    crop: evaluation crop, a name for `data.transforms.eval_transform`; None is
+      its default.
+    class_names: K names; None if unknown.
   """
 
   name: str
@@ -84,7 +84,7 @@ class Weights:
 
   @property
   def num_classes(self) -> int:
-    """K, of the classifier."""
+    """Number of classes K of the classifier."""
     return table.num_classes(self.params, self.name)
 
 
@@ -94,16 +94,16 @@ def load(
   """Returns the parameters in a file, for `net.apply`.
 
   Args:
-    path: of a released `.npz`, a true one, or a `.safetensors` of ours or timm.
-    name: the variant that they must be of; None finds out.
-    **overrides: of the variant, as for `models.create`.
+    path: a released `.npz`, a real one, or a `.safetensors` of ours or timm's.
+    name: the expected variant; None infers it.
+    **overrides: of the variant, as in `models.create`.
 
   Returns:
     `{module: {parameter: float32 array}}`.
 
   Raises:
-    ValueError: as for `read`; or if the network has state besides parameters,
-      or must be made with overrides, which `read` returns.
+    ValueError: as in `read`; or if the network has state or needs overrides,
+      which only `read` returns.
     OSError: if the file cannot be read.
 
   Example:
@@ -135,20 +135,20 @@ def load(
 def read(
   path: str | os.PathLike, name: str | None = None, **overrides: Any
 ) -> Weights:
-  """Reads weights and all that belongs to them.
+  """Reads weights with their metadata.
 
   Args:
-    path: as for `load`.
-    name: the variant that they must be of; None finds out.
-    **overrides: of the variant, as for `models.create`.
+    path: as in `load`.
+    name: the expected variant; None infers it.
+    **overrides: of the variant, as in `models.create`.
 
   Returns:
     The weights, float32 and finite.
 
   Raises:
-    ValueError: if the file is damaged, is something else, or the arrays are not
-      those of the network; the message says which are missing, left over, of
-      another shape or dtype, or not finite.
+    ValueError: if the file is corrupt or not weights, or the arrays do not
+      match the network; the message lists those that are missing, surplus, of
+      the wrong shape or dtype, or not finite.
     OSError: if the file cannot be read.
   """
   if name is not None:
@@ -161,13 +161,13 @@ def read(
   try:
     with contextlib.ExitStack() as stack:
       file = stack.enter_context(path.open('rb'))
-      # Headers of arrays are parsed as Python, which may find them odd.
+      # numpy parses array headers as Python, which may emit warnings.
       stack.enter_context(warnings.catch_warnings())
       warnings.simplefilter('ignore')
       about, arrays = stack.enter_context(_opened(path, file))
-      weights = _understood(about, arrays, name, overrides)
+      weights = _parse(about, arrays, name, overrides)
       if 'model' in about:
-        weights = _with_facts(weights, about)
+        weights = _with_metadata(weights, about)
     _check_finite(weights)
   except _DAMAGE as error:
     raise ValueError(f'{path}: {error}') from error
@@ -184,26 +184,26 @@ def write(
   form: str = 'haiku',
   folded: bool = False,
 ) -> None:
-  """Writes weights, and overwrites nothing.
+  """Writes weights to a new file.
 
   Args:
     path: ending in `.npz` or `.safetensors`.
     weights: checked before anything is written.
-    form: 'haiku', under our names; 'released', a pickle as the authors' files
-      are, parameters alone; 'timm', a `.safetensors` for PyTorch.
-    folded: whether convolutions become plain ones: weights are standardised and
-      scaled, and there are no gains. For inference elsewhere; such a file can't
-      be read back.
+    form: 'haiku', with our names; 'released', a pickle of the parameters alone,
+      like the authors' files; 'timm', a `.safetensors` for PyTorch.
+    folded: whether to standardise and scale the weights once, so that
+      convolutions are plain, without gains. For inference elsewhere; such a
+      file cannot be read back.
 
   Raises:
-    FileExistsError: if there is such a file.
-    ValueError: if the ending does not go with the form, the arrays are not
-      those of the network, or there are not K names of classes.
+    FileExistsError: if the file exists.
+    ValueError: if the suffix does not match the form, the arrays do not match
+      the network, or there are not K class names.
   """
   path = check_target(path, form)
   table.check((weights.params, weights.state), weights.name, weights.overrides)
   _check_finite(weights)
-  _check_facts(weights)
+  _check_metadata(weights)
   save = _writer(weights, form, folded, path.suffix)
   with new_file(path) as partial:
     save(partial)
@@ -212,19 +212,11 @@ def write(
 def check_target(
   path: str | os.PathLike, form: str = 'haiku', option: str = 'path'
 ) -> pathlib.Path:
-  """Returns the path of a file that `write` may make.
-
-  Args:
-    path: as for `write`.
-    form: as for `write`.
-    option: the flag or argument that the path was given as.
-
-  Returns:
-    The path, expanded.
+  """Returns the expanded path of a file that `write` can create.
 
   Raises:
-    FileExistsError: if there is such a file.
-    ValueError: if the ending does not go with the form.
+    FileExistsError: if the file exists.
+    ValueError: if the suffix does not match the form.
   """
   path = paths.expand(path, option)
   if form not in FORMS:
@@ -246,19 +238,13 @@ def check_target(
 
 @contextlib.contextmanager
 def new_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Yields a path to write to, which becomes the file once all is written.
+  """Yields an empty temporary file in the same folder, renamed at the end.
 
-  Nothing is overwritten, and no file is seen half-written, whatever other
-  processes do.
-
-  Args:
-    path: of the new file; its folder is made if it is not there.
-
-  Yields:
-    The path of an empty file beside it, with the permissions of a new file.
+  The folder is created if necessary. Nothing is overwritten, and no other
+  process sees a partial file.
 
   Raises:
-    FileExistsError: if there is such a file by then.
+    FileExistsError: if the file exists at the end.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_name(f'.{secrets.token_hex(8)}.part')
@@ -266,12 +252,12 @@ def new_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
   mode = partial.stat().st_mode
   try:
     yield partial
-    partial.chmod(mode)  # safetensors makes a file that is its owner's alone
+    partial.chmod(mode)  # safetensors restricts it to the owner
     try:
-      os.link(partial, path)  # fails if another has come first
+      os.link(partial, path)  # fails if the file exists by now
     except FileExistsError:
       raise
-    except OSError:  # not all file systems have links
+    except OSError:  # not all file systems support links
       path.touch(exist_ok=False)
       partial.replace(path)
   except FileExistsError:
@@ -283,7 +269,7 @@ def new_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 _DAMAGE = (
-  AttributeError,  # of JSON that is something else than an object
+  AttributeError,  # JSON that is not an object
   ValueError,
   EOFError,
   KeyError,
@@ -301,7 +287,7 @@ _DAMAGE = (
 
 @dataclasses.dataclass(frozen=True)
 class _Array:
-  """An array that is read when it is asked for."""
+  """An array that is read lazily."""
 
   shape: tuple[int, ...]
   dtype: np.dtype
@@ -318,7 +304,7 @@ _Opened = tuple[Mapping[str, str], dict[str, Any]]
 
 @contextlib.contextmanager
 def _opened(path: pathlib.Path, file: BinaryIO) -> Iterator[_Opened]:
-  """Yields what a file says of itself, and its arrays by name."""
+  """Yields the metadata of a file, and its arrays by name."""
   size = os.fstat(file.fileno()).st_size
   start = file.read(9)
   file.seek(0)
@@ -356,7 +342,7 @@ def _members(archive: zipfile.ZipFile) -> _Opened:
 
 
 def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Array:
-  """Reads the header of a member alone."""
+  """Reads only the header of a member."""
   with archive.open(info) as file:
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):
@@ -370,7 +356,7 @@ def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Array:
     start = file.tell()
   if dtype.hasobject:
     raise ValueError(f'{info.filename[:80]!r} holds Python objects')
-  if dtype == np.dtype('V2'):  # so numpy writes what it has no name for
+  if dtype == np.dtype('V2'):  # numpy writes bfloat16 as V2
     dtype = np.dtype(ml_dtypes.bfloat16)
   size = math.prod(shape) * dtype.itemsize
   if min(shape, default=0) < 0 or start + size != info.file_size:
@@ -383,7 +369,7 @@ def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Array:
     with archive.open(info) as file:
       file.read(start)
       data = file.read(size)
-      # What comes after the last byte is the check of the sum.
+      # Reading past the last byte verifies the checksum.
       if len(data) != size or file.read(1):
         raise ValueError(f'{info.filename[:80]!r} is cut off')
     order = 'F' if fortran else 'C'
@@ -408,7 +394,7 @@ def _tensors(opened: Any) -> dict[str, Any]:
 
 
 def _leaves(tree: Any) -> dict[str, Any]:
-  """Names the arrays of a dict of dicts."""
+  """Flattens a dict of dicts of arrays."""
   if not isinstance(tree, dict) or not tree:
     raise ValueError('it holds no dict of modules')
   arrays = {}
@@ -422,13 +408,13 @@ def _leaves(tree: Any) -> dict[str, Any]:
   return arrays
 
 
-def _understood(
+def _parse(
   about: Mapping[str, str],
   arrays: dict[str, Any],
   name: str | None,
   overrides: dict[str, Any],
 ) -> Weights:
-  """Turns named arrays into weights of a network."""
+  """Assembles named arrays into the weights of a network."""
   for key, x in arrays.items():
     if x.dtype not in _FLOATS and not _is_counter(key):
       raise ValueError(
@@ -446,17 +432,17 @@ def _understood(
       'use the file that it was made from'
     )
   if 'model' in about:
-    told = json.loads(about['overrides'])
+    stored = json.loads(about['overrides'])
     if name not in (None, about['model']):
       raise ValueError(f'it holds {about["model"]}, not {name}')
-    name, told = about['model'], _tuples(told)
-    theirs = {**models.arguments(name), **told}
+    name, stored = about['model'], _tuples(stored)
+    theirs = {**models.arguments(name), **stored}
     for field, value in overrides.items():
       if field not in table.REGULARISATION and theirs.get(field) != value:
         raise ValueError(
           f'it holds {name} with {field}={theirs.get(field)!r}, not {value!r}'
         )
-    overrides = told
+    overrides = stored
   trees: tuple[dict, dict] = ({}, {})
   for key, x in arrays.items():
     module, _, leaf = key.removeprefix(_STATE).rpartition('/')
@@ -473,8 +459,8 @@ def _understood(
   return Weights(name, params, state, overrides)
 
 
-def _with_facts(weights: Weights, about: Mapping[str, str]) -> Weights:
-  """Adds what a file of our own says of images and classes."""
+def _with_metadata(weights: Weights, about: Mapping[str, str]) -> Weights:
+  """Adds the metadata of images and classes."""
   size, names = (
     json.loads(about.get(key, 'null')) for key in ('image_size', 'class_names')
   )
@@ -484,11 +470,11 @@ def _with_facts(weights: Weights, about: Mapping[str, str]) -> Weights:
     crop=about.get('crop'),
     class_names=tuple(names) if isinstance(names, list) else names,
   )
-  _check_facts(weights)
+  _check_metadata(weights)
   return weights
 
 
-def _check_facts(weights: Weights) -> None:
+def _check_metadata(weights: Weights) -> None:
   size, crop, names = weights.image_size, weights.crop, weights.class_names
   if size is not None and (type(size) is not int or size < 1):
     raise ValueError(f'image_size is {size!r}; it must be at least 1 pixel')
@@ -533,15 +519,12 @@ def _check_finite(weights: Weights) -> None:
 def _writer(
   weights: Weights, form: str, folded: bool, suffix: str
 ) -> Callable[[pathlib.Path], None]:
-  """Returns a function that writes a file."""
+  """Returns a function that writes the file."""
   params = {
     module: {leaf: np.asarray(x, order='C') for leaf, x in leaves.items()}
     for module, leaves in weights.params.items()
   }
-  about = {
-    'model': weights.name,
-    'overrides': json.dumps(weights.overrides),
-  }
+  about = {'model': weights.name, 'overrides': json.dumps(weights.overrides)}
   if weights.image_size is not None:
     about['image_size'] = json.dumps(weights.image_size)
   if weights.crop is not None:
@@ -595,7 +578,7 @@ def _writer(
 
 
 def _folded(params: Tree) -> Tree:
-  """As `models.layers.fold`, on the host."""
+  """Applies `models.layers.fold` on the host."""
   return {
     module: {leaf: np.asarray(x) for leaf, x in leaves.items()}
     for module, leaves in layers.fold(params).items()  # type: ignore[arg-type]
@@ -605,9 +588,9 @@ def _folded(params: Tree) -> Tree:
 def _save_safetensors(
   path: pathlib.Path, arrays: Mapping[str, np.ndarray], about: dict[str, str]
 ) -> None:
-  # safetensors writes the memory as it lies.
-  whole = {key: np.asarray(x, order='C') for key, x in arrays.items()}
-  safetensors.numpy.save_file(whole, path, about)
+  # safetensors writes raw memory.
+  contiguous = {key: np.asarray(x, order='C') for key, x in arrays.items()}
+  safetensors.numpy.save_file(contiguous, path, about)
 
 
 def _encoded(tree: AnyTree) -> str:
@@ -636,7 +619,7 @@ def _decoded(text: str) -> Tree:
 
 
 def _tuples(overrides: dict[str, Any]) -> dict[str, Any]:
-  """JSON knows lists alone."""
+  """Converts the lists of JSON to tuples."""
   return {
     k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()
   }

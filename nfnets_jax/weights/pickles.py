@@ -1,18 +1,18 @@
 """Reads arrays from a pickle without unpickling it.
 
-The released weights are pickles of dicts of dicts of numpy arrays, written with
-dill by an old numpy. Unpickling runs what the file says. Here the file is read
-as data: its opcodes are interpreted one by one, dicts, strings and numbers are
-built, and of all that a pickle can call only the few functions of numpy that an
-array is written with are known; even those are not called, but understood. Any
-other global is refused by its name, before anything else is read.
+The released weights are pickles of nested dicts of numpy arrays, written with
+dill by an old numpy. Unpickling would run code from the file. Instead, its
+opcodes are interpreted as data. Of the functions that a pickle can call, only
+the few of numpy that make arrays are recognized, and even those are emulated
+rather than called. Any other global raises an error before anything else is
+read.
 
-What a file can make the interpreter do and hold is bounded: the number of
-objects by a constant, and the bytes that are copied by the size of the file.
+Time and memory are bounded: the number of objects by a constant, the bytes that
+are copied by the size of the file.
 
 Reference:
-  The opcodes are described in Python's `pickletools`; the form of a pickled
-  array is `numpy.ndarray.__reduce__`.
+  Python's `pickletools` documents the opcodes, and `numpy.ndarray.__reduce__`
+  the format of an array.
 """
 
 import dataclasses
@@ -25,12 +25,12 @@ from typing import Any, BinaryIO, NoReturn
 import ml_dtypes
 import numpy as np
 
-# More than any net has, and little to hold.
+# More than any network needs, yet small in memory.
 _MAX_ITEMS = 1_000_000
 _MAX_RANK = 8
 _MAX_DEPTH = 20
 
-# Kinds of number that are read, by how a pickle names them.
+# Supported dtypes by their name in a pickle.
 _DTYPES = {
   'f2': np.dtype(np.float16),
   'f4': np.dtype(np.float32),
@@ -48,7 +48,7 @@ _DTYPES = {
 
 @dataclasses.dataclass(frozen=True)
 class _Global:
-  """A global that is understood: what it stands for, not the object."""
+  """A recognized global, by name; never the object itself."""
 
   kind: str
 
@@ -64,7 +64,7 @@ _BFLOAT16 = _Global('bfloat16')
 _CREATE_ARRAY = _Global('_create_array')
 _BYTES = _Global('bytes')
 _LOAD_TYPE = _Global('_load_type')
-# Types that dill writes under names of its own.
+# Types that dill writes under its own names.
 _TYPES = {'BytesType': _BYTES, 'DictType': _MAPPING, 'bytes': _BYTES}
 
 # numpy 2 renamed `core` to `_core`; Haiku has had several mappings.
@@ -84,7 +84,7 @@ _GLOBALS = {
   '_codecs.encode': _ENCODE,
   'dill._dill._create_array': _CREATE_ARRAY,
   'dill._dill._load_type': _LOAD_TYPE,
-  # Empty bytes, in the old protocols.
+  # Empty bytes in old protocols.
   'builtins.bytes': _BYTES,
   '__builtin__.bytes': _BYTES,
   'builtins.dict': _MAPPING,
@@ -96,7 +96,7 @@ _GLOBALS = {
 }
 
 
-# What to do about arrays of others, by their package.
+# Remedies for arrays of other packages.
 _REMEDIES = {
   'jax': '. Pickle jax.device_get(params) instead',
   'jaxlib': '. Pickle jax.device_get(params) instead',
@@ -106,7 +106,7 @@ _REMEDIES = {
 
 @dataclasses.dataclass
 class _Dtype:
-  """A dtype in the making."""
+  """A dtype; BUILD may set its byte order."""
 
   dtype: np.dtype
 
@@ -117,33 +117,32 @@ class _Mapping(dict):
 
 @dataclasses.dataclass
 class _Array:
-  """An array in the making; `value` comes with BUILD."""
+  """An array; BUILD sets `value`."""
 
   value: np.ndarray | None = None
 
 
 class _Mark:
-  """The mark on the stack."""
+  """The MARK on the stack."""
 
 
 _MARK = _Mark()
 
 
 def read(file: BinaryIO, size: int) -> Any:
-  r"""Returns what a pickle of dicts, lists and arrays holds.
+  r"""Returns the contents of a pickle of dicts, lists and arrays.
 
   Args:
-    file: the pickle, of any protocol. Reading more bytes than there are must
-      not allocate them, as is so for `io.BytesIO` and `mmap.mmap`.
-    size: of the file, in bytes.
+    file: the pickle, of any protocol. Reads beyond its end must not allocate
+      memory, as with `io.BytesIO` and `mmap.mmap`.
+    size: of the file in bytes.
 
   Returns:
-    Dicts, lists, tuples, strings, numbers and numpy arrays; the arrays are
-    read-only.
+    Dicts, lists, tuples, strings, numbers and read-only numpy arrays.
 
   Raises:
-    ValueError: if the data is no pickle, is cut off, or holds anything else;
-      the message says what, and at which byte.
+    ValueError: if the data is not a pickle, is truncated, or has any other
+      content; the message says what, and at which byte.
 
   Example:
     >>> import io, pickle
@@ -156,13 +155,13 @@ def read(file: BinaryIO, size: int) -> Any:
     ValueError: byte 0: the pickle asks for os.system; nothing of it was run
   """
   with warnings.catch_warnings():
-    # What Python thinks of the escapes in old strings is no matter here.
+    # Ignore warnings about escapes in old strings.
     warnings.simplefilter('ignore')
     return _Reader(file, size).read()
 
 
 class _Reader:
-  """An interpreter of the opcodes that weights are written with."""
+  """An interpreter of the opcodes that weights need."""
 
   def __init__(self, file: BinaryIO, size: int):
     self._file = file
@@ -184,7 +183,7 @@ class _Reader:
     except _RefusedError as error:
       raise ValueError(str(error)) from None
     except (ValueError, KeyError, IndexError, TypeError, OverflowError) as e:
-      # pickletools says so of bytes that are no opcode, of ends too early.
+      # Raised by pickletools for invalid opcodes and truncated data.
       raise ValueError(
         f'byte {self._position}: this is no whole pickle of arrays: {e}'
       ) from None
@@ -315,7 +314,7 @@ class _Reader:
     self._push(self._call(function, arguments))
 
   def _call(self, function: Any, arguments: Any) -> Any:
-    """What a global would return, without calling it."""
+    """Emulates a global: returns its result without calling it."""
     if not isinstance(function, _Global) or type(arguments) is not tuple:
       self._fail(f'it calls a {type(function).__name__}')
     match function.kind, arguments:
@@ -340,7 +339,7 @@ class _Reader:
           self._fail(f'arrays of dtype {code[:40]!r} are no weights')
         return _Dtype(np.dtype(_DTYPES[code.lstrip('<>=|')]))
       case 'encode', (str() as text, 'latin1' | 'latin-1'):
-        # So does Python 3 write bytes in protocol 2.
+        # Python 3 writes bytes this way in protocol 2.
         self._spend_bytes(len(text))
         return text.encode('latin1')
       case '_load_type', (str() as name,) if name in _TYPES:
@@ -353,7 +352,7 @@ class _Reader:
         tuple() as state,
         None | {},
       ):
-        # dill's way to write a subclass of numpy's array.
+        # dill writes subclasses of numpy's array this way.
         return self._filled(_Array(), state)
       case 'scalar', (_Dtype() as kind, bytes() as raw):
         return self._as_array(raw, kind.dtype, (), 'C')[()]
@@ -375,7 +374,7 @@ class _Reader:
       case _Dtype(), (int(), '<' | '>' | '=' | '|' as order, *_):
         target.dtype = target.dtype.newbyteorder(order)
       case _Mapping(), dict():
-        # Haiku's mappings were plain objects around a dict at times.
+        # Some versions of Haiku wrapped a dict in a plain object.
         self._spend(len(state))
         inner = [v for v in state.values() if isinstance(v, dict)]
         if len(inner) != 1:
@@ -426,10 +425,10 @@ class _Reader:
     return flat.reshape(shape, order=order)  # type: ignore[call-overload]
 
   def _finished(self, value: Any, depth: int = 0) -> Any:
-    """Plain containers and arrays in place of what was in the making."""
+    """Returns plain containers and arrays."""
     if depth > _MAX_DEPTH:
       self._fail('it is nested too deeply')
-    # Shared containers are counted each time: they might unfold without end.
+    # Counts shared containers each time: they could expand without bound.
     self._spend(1)
     match value:
       case _Array():
@@ -448,7 +447,7 @@ class _Reader:
 
 
 class _RefusedError(Exception):
-  """What is told to the caller as a ValueError."""
+  """Reported to the caller as a ValueError."""
 
 
 _IGNORED = {'PROTO', 'FRAME'}

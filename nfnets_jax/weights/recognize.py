@@ -1,7 +1,7 @@
-"""What a file or folder is that was given as weights.
+"""Recognizes files and folders that were given as weights.
 
-Files are told apart by their first bytes, folders by the names in them. What is
-not weights is refused by what it is, with what to do instead.
+Files are recognized by their first bytes, folders by the names in them. Errors
+say what the file is and what to do instead.
 """
 
 import json
@@ -19,7 +19,7 @@ FORMATS = '.npz or .safetensors'
 _FROM_PYTORCH = 'write it from there with safetensors.torch.save_file'
 _ELSEWHERE = f'weights are {FORMATS}; convert it where it was made'
 _UNPACK = 'unpack it, and give the file inside'
-# Offset, bytes, what they begin, and the remedy.
+# Offset, signature, description and remedy.
 _KINDS = (
   (
     0,
@@ -57,7 +57,7 @@ _KINDS = (
   (0, b'\xff\xd8\xff', 'an image', f'weights are {FORMATS}'),
   (0, b'\x89PNG', 'an image', f'weights are {FORMATS}'),
 )
-# Kinds without a mark at their beginning.
+# Kinds without a signature.
 _ENDINGS = (
   (r'\.onnx', 'a model of ONNX', _ELSEWHERE),
   (r'\.(index|meta|data-\d+-of-\d+)', 'part of a TensorFlow checkpoint', ''),
@@ -74,22 +74,19 @@ _ENDINGS = (
   ),
 )
 _PICKLE = re.compile(rb'\x80[\x00-\x05]|\(d|\}[q(.U]|c[\w.]+\n')
-# What a file of ONNX or TensorFlow begins with: a version and a text.
+# ONNX and TensorFlow files begin with a version number and a string.
 _PROTOBUF = re.compile(rb'\x08[\x01-\x20]\x12')
 _SIZE = 512
 
 
 def check_file(path: pathlib.Path) -> None:
-  """Raises if a file is nothing that weights are read from.
+  """Raises an error if a file is not in a supported weights format.
 
-  Reads no more than its beginning, and the list of what is in an archive.
-
-  Args:
-    path: of a file.
+  Reads only its beginning, or the directory of an archive.
 
   Raises:
-    ValueError: if it is empty, cut off, or something else; the message says
-      what it is, and what to do.
+    ValueError: if it is empty, truncated, or something else; the message says
+      what it is, and the remedy.
     OSError: if it cannot be read.
   """
   if not path.is_file():
@@ -104,7 +101,7 @@ def check_file(path: pathlib.Path) -> None:
 
 
 def _problem(path: pathlib.Path, start: bytes) -> str | None:
-  """What is wrong with a file, None if it may be weights."""
+  """Returns the fault of a file, None if it may be weights."""
   if not start:
     return 'the file is empty; fetch it again'
   if start.startswith(b'PK'):
@@ -131,7 +128,7 @@ def _problem(path: pathlib.Path, start: bytes) -> str | None:
       return f'this is {what}; {remedy or _ELSEWHERE}'
   if _PROTOBUF.match(start):
     return f'this is a model of ONNX or TensorFlow; {_ELSEWHERE}'
-  # The last letter may have been cut in two.
+  # The last character may be truncated.
   if re.fullmatch(r'[^\x00-\x08\x0e-\x1f\ufffd]+\ufffd?', text):
     return f'this is text: {_brief(text)}; weights are {FORMATS}'
   return (
@@ -141,10 +138,7 @@ def _problem(path: pathlib.Path, start: bytes) -> str | None:
 
 
 def check_answer(path: pathlib.Path) -> None:
-  """Raises if a server has answered with a page instead of a file.
-
-  Args:
-    path: of what was downloaded.
+  """Raises an error if a server has sent a page instead of a file.
 
   Raises:
     ValueError: if it is a web page, XML or JSON.
@@ -157,7 +151,7 @@ def check_answer(path: pathlib.Path) -> None:
 
 
 def _text(start: bytes) -> str:
-  """As UTF-8, or UTF-16 with a byte-order mark, without leading spaces."""
+  """Decodes UTF-8, or UTF-16 with a byte-order mark, and strips the start."""
   utf_16 = start.startswith((b'\xff\xfe', b'\xfe\xff'))
   text = start.decode('utf-16' if utf_16 else 'utf-8', 'replace')
   return text.lstrip('\ufeff\t\r\n ')
@@ -196,13 +190,10 @@ def _brief(text: str) -> str:
 
 
 def is_run(folder: pathlib.Path) -> bool:
-  """Returns whether a folder is that of a run, by its `config.json`.
-
-  Args:
-    folder: any.
+  """Returns whether a folder has the `config.json` of a run.
 
   Raises:
-    ValueError: if there is such a file beside checkpoints, but it is damaged.
+    ValueError: if that file is corrupt and there are checkpoints.
     OSError: if it cannot be read.
   """
   path = folder / 'config.json'
@@ -219,16 +210,14 @@ def is_run(folder: pathlib.Path) -> bool:
 
 
 def check_folder(folder: pathlib.Path, option: str = 'path') -> None:
-  """Raises if a folder is not that of a run with a checkpoint.
+  """Raises an error if a folder is not a run with a checkpoint.
 
-  Args:
-    folder: any; nothing is read but names and `config.json`.
-    option: the flag, field or argument that it was given as.
+  Reads only names and `config.json`. `option` names the folder in messages.
 
   Raises:
-    FileNotFoundError: if it is not; the message says what it is, and what to
-      give instead.
-    ValueError: if its name has characters that checkpoints cannot have.
+    FileNotFoundError: if it is not; the message says what it is, and the
+      remedy.
+    ValueError: if its name has characters that checkpoints do not allow.
     OSError: if it cannot be read.
   """
   if is_run(folder):
@@ -249,7 +238,7 @@ def _inside(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _what_else(folder: pathlib.Path) -> str:
-  """What a folder is that is no run, and what to give instead."""
+  """Describes a folder that is not a run, with the remedy."""
   for parent in folder.resolve().parents:
     if is_run(parent):
       return f'it is part of the run in {parent}; give that'
@@ -298,6 +287,6 @@ def _is_data(names: set[str]) -> bool:
   return bool(known & names or any(re.search(images, x) for x in names))
 
 
-def _some(found: list[pathlib.Path]) -> str:
-  shown = ', '.join(x.name for x in found[:3])
-  return shown + (f' and {len(found) - 3} more' if len(found) > 3 else '')
+def _some(entries: list[pathlib.Path]) -> str:
+  shown = ', '.join(x.name for x in entries[:3])
+  return shown + (f' and {len(entries) - 3} more' if len(entries) > 3 else '')

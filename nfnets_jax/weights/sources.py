@@ -1,4 +1,4 @@
-"""Where weights are, by what a user calls them."""
+"""Locates weights by a path or 'released'."""
 
 import difflib
 import os
@@ -17,23 +17,20 @@ _ARE = (
 def locate(
   source: str | os.PathLike, name: str | None = None, option: str = 'weights'
 ) -> pathlib.Path:
-  """Returns where weights are, if there are any; reads no more than it must.
-
-  It is quick, so that a mistake is told before data are loaded or weights
-  drawn.
+  """Returns the path of weights, after checks that read as little as possible.
 
   Args:
     source: a file, the folder of a run, or 'released'.
-    name: the variant, which 'released' weights need.
-    option: the flag, field or argument that the source was given as.
+    name: the variant, required for 'released'.
+    option: the flag, field or argument that holds `source`, for messages.
 
   Returns:
-    The file or folder; of 'released' weights, where `fetch` puts them, whether
-    they are there or not.
+    The file or folder; for 'released', the path of `fetch`, which need not
+    exist.
 
   Raises:
-    ValueError: if the file is something else, or nothing is released of that
-      name.
+    ValueError: if the file is not weights, or none were released for `name`.
+    FileNotFoundError: if the path does not exist, or the folder is not a run.
     FileNotFoundError: if there is no such file, or the folder holds no run.
 
   Example:
@@ -59,7 +56,7 @@ def locate(
 
 
 def _hint(source: str) -> str:
-  """What a name means that is no file."""
+  """Returns advice about a name that is not a file."""
   bare = re.sub(r'^(hf[-_]hub:)?(timm/)?', '', source)
   word = bare.partition('.')[0]
   if '/' in bare or bare.endswith(('.safetensors', '.npz')):

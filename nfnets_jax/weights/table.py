@@ -1,4 +1,4 @@
-"""What parameters a network has, and which network parameters are of."""
+"""Parameter shapes of the networks, and how to identify a network by them."""
 
 import re
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from nfnets_jax.models import variants
 Tree = dict[str, dict[str, np.ndarray]]
 AnyTree = Mapping[str, Mapping[str, Any]]
 
-# The outermost module of each family whose weights are read and written.
+# The outermost module of each supported family.
 ROOTS = {
   'efficientnet': 'EfficientNet',
   'nf_regnet': 'NF_RegNet',
@@ -22,25 +22,19 @@ ROOTS = {
   'nfnet': 'NFNet',
   'resnet': 'ResNet',
 }
-# What regularises the training, and so differs between uses of a network.
+# Regularisation arguments, which may differ between uses of the same weights.
 REGULARISATION = ('cross_replica_axis', 'drop_rate', 'stochdepth_rate')
 _BLOCK = re.compile(r'/~/(\w*block(?:_\d+)?)(?:/|$)')
-# More would be read by nobody.
+# Longest list of differences in a message.
 _MAX_LINES = 40
 
 
 def shapes(
   name: str, num_classes: int, changes: Mapping[str, Any]
 ) -> tuple[Any, Any]:
-  """Returns the shapes of a net's parameters and state.
+  """Returns parameters and state as trees of `jax.ShapeDtypeStruct`.
 
-  Args:
-    name: the variant.
-    num_classes: K.
-    changes: to the variant, as for `models.create`.
-
-  Returns:
-    Two trees of `jax.ShapeDtypeStruct`.
+  `changes` are overrides of the variant `name`, as in `models.create`.
   """
 
   def forward(images: jax.Array) -> dict[str, jax.Array]:
@@ -57,16 +51,7 @@ def compare(
   expected: Mapping[str, tuple[int, ...]],
   prefix: str = '',
 ) -> list[str]:
-  """Lists what is missing, left over and of another shape.
-
-  Args:
-    found: shapes by path.
-    expected: the same.
-    prefix: of each path in the list.
-
-  Returns:
-    A line each.
-  """
+  """Lists missing and surplus paths and wrong shapes, a line each."""
   problems = []
   for path in sorted(found.keys() | expected.keys()):
     if path not in found:
@@ -83,15 +68,9 @@ def compare(
 def differences(
   given: tuple[AnyTree, AnyTree], name: str, changes: Mapping[str, Any]
 ) -> list[str]:
-  """Lists how parameters and state differ from those of a net.
+  """Lists how parameters and state differ from those of a network.
 
-  Args:
-    given: parameters and state, of anything with a shape.
-    name: the variant.
-    changes: to the variant.
-
-  Returns:
-    A line for each difference.
+  `given` are two trees of anything with a shape.
   """
   wanted = shapes(name, num_classes(given[0], name), changes)
   problems = []
@@ -111,12 +90,12 @@ def differences(
 def check(
   given: tuple[AnyTree, AnyTree], name: str, changes: Mapping[str, Any]
 ) -> None:
-  """Raises a ValueError with the list of `differences`, if there are any."""
+  """Raises a ValueError that lists the `differences`, if any."""
   complain(differences(given, name, changes), name)
 
 
 def complain(problems: list[str], name: str) -> None:
-  """Raises a ValueError with a list of problems, unless it is empty."""
+  """Raises a ValueError that lists the problems, if any."""
   if not problems:
     return
   shown = problems[:_MAX_LINES]
@@ -128,14 +107,14 @@ def complain(problems: list[str], name: str) -> None:
 
 
 def num_classes(params: AnyTree, name: str) -> int:
-  """Returns how many classes the head has; 1000 if there is no head."""
+  """Returns the number of classes; 1000 if there is no head."""
   root = ROOTS.get(variants.get(name).family, '')
   head = params.get(f'{root}/~/linear', {})
   return int(np.shape(head['b'])[0]) if 'b' in head else 1000
 
 
 def candidates(family: str, depth: int) -> list[str]:
-  """Returns the variants of a family that have so many blocks in all."""
+  """Returns the variants of a family with a total of `depth` blocks."""
   return [
     name
     for name, variant in variants.VARIANTS.items()
@@ -144,17 +123,10 @@ def candidates(family: str, depth: int) -> list[str]:
 
 
 def identify(params: AnyTree, state: AnyTree) -> str:
-  """Returns the variant that parameters and state are of.
-
-  Args:
-    params: of anything with a shape.
-    state: the same.
-
-  Returns:
-    Its name.
+  """Returns the variant with these parameters and state.
 
   Raises:
-    ValueError: if they are of none; the message lists how they differ from the
+    ValueError: if there is none; the message lists the differences from the
       nearest.
   """
   modules = list(params)

@@ -1,4 +1,4 @@
-"""Weights between timm's nets and this package's.
+"""Converts weights between timm and this package.
 
 | here | in timm |
 |---|---|
@@ -7,29 +7,29 @@
 | `nf_regnet_b0` … | `nf_regnet_b0` …, with `overrides('nf_regnet_b0')` |
 | `efficientnet_b0` … | `tf_efficientnet_b0` … |
 
-timm holds weights in PyTorch's layout, under names of its own, with running
-statistics among them. Names and layouts change no bit. Where timm computes
-something else with a number, the number is changed to make up for it:
+timm has PyTorch layouts, its own names, and running statistics among the
+weights. Renaming and transposing are exact. Where timm's arithmetic differs,
+the numbers are rescaled to compensate:
 
   * timm standardises a weight with (w − μ) / √(σ² + 1e-5), the released code
     and this package with (w − μ) / √max(N·σ², 1e-4) for a fan-in of N. The
-    difference, a factor an output channel, goes into the gain.
+    ratio, a factor per output channel, is absorbed by the gain.
   * timm's NF-ResNets and NF-RegNets scale the weight of each convolution by the
-    gain γ of the nonlinearity, and this package the nonlinearity. So γ goes
-    into the gain of convolutions that follow none, and into the classifier.
-  * Those nets have no SkipInit. An NF-ResNet can do without; in an NF-RegNet it
-    goes into gain and bias of the branch's last convolution.
+    gain γ of the nonlinearity; this package scales the nonlinearity. So γ is
+    absorbed by the gain of convolutions that follow none, and by the
+    classifier.
+  * Those networks have no SkipInit in timm. An NF-ResNet can omit it; in an
+    NF-RegNet it is absorbed by gain and bias of the branch's last convolution.
 
-A changed number may differ from the original by a rounding when it is changed
-back. `originals` has what gets it back to the bit.
+A rescaled number may be off by a rounding after the way back. `originals`
+stores those numbers, for a bit-exact round trip.
 
-Differences that remain:
-  * timm computes the GELU of NFNets exactly, this package as released, by its
-    approximation with tanh: 2e-4 of the logits of F0.
-  * PyTorch's running statistics start at 0 and 1, Haiku's correct the bias of
-    their start by the number of updates. Statistics that come from timm count
-    as settled, whatever `num_batches_tracked` says; what is written is the
-    corrected average.
+Remaining differences:
+  * timm computes the exact GELU of NFNets, this package, as released, the tanh
+    approximation: a difference of 2e-4 in the logits of F0.
+  * PyTorch's running statistics start at 0 and 1; Haiku's are debiased by the
+    number of updates. Statistics from timm are treated as converged, whatever
+    `num_batches_tracked` says; the debiased average is written.
 
 Reference:
   timm, https://github.com/huggingface/pytorch-image-models,
@@ -49,14 +49,14 @@ from nfnets_jax.models import activations, layers, variants
 from nfnets_jax.weights import table
 from nfnets_jax.weights.table import AnyTree, Tree
 
-# Of timm's standardisation.
+# Epsilon of timm's standardisation.
 _EPS = 1e-5
-# Updates after which 0.99^n is nothing in float32.
+# Updates after which 0.99^n vanishes in float32.
 _SETTLED = 10_000
 
-# Of timm's names of nets that others have trained.
+# timm's prefixes for weights that were ported to it.
 _PREFIXES = {'efficientnet': 'tf_', 'nfnet': 'dm_'}
-# What makes a net compute what that of timm does, the widths aside.
+# Overrides that match timm's networks, except for the widths.
 _OVERRIDES: dict[str, dict[str, Any]] = {
   'efficientnet': {},
   'nfnet': {},
@@ -69,7 +69,7 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
 }
 
 
-# A tensor that only one family has, the family, and a key of each block.
+# A key unique to the family, the family, and a pattern of one key per block.
 _BLOCK = r'stages\.\d+\.\d+\.conv1\.weight'
 _MARKS = (
   ('stem.conv1.gain', 'nfnet', _BLOCK),
@@ -81,7 +81,7 @@ _MARKS = (
 
 @dataclasses.dataclass(frozen=True)
 class _Layout:
-  """How an array lies here, given how it lies in timm, and the reverse."""
+  """Layout conversions from and to timm."""
 
   read: Callable[[np.ndarray], np.ndarray]
   write: Callable[[np.ndarray], np.ndarray]
@@ -99,17 +99,17 @@ _GAIN = _Layout(lambda x: x.reshape(-1), lambda x: x.reshape(-1, 1, 1, 1))
 
 @dataclasses.dataclass(frozen=True)
 class _Entry:
-  """An array: where it is here and in timm, and what makes them differ.
+  """An array here and in timm, and the conversion between the two.
 
   Attributes:
-    key: timm's, or None if timm has no such array, and it is one here.
-    module: here.
-    leaf: here.
-    layout: how it lies.
+    key: name in timm; None if timm has no such array, and it is all ones here.
+    module: Haiku module here.
+    leaf: name of the parameter or state here.
+    layout: conversion of the layout.
     is_state: whether it is state here.
-    scale: what timm's number is multiplied by to make ours.
+    scale: ours divided by timm's.
     standardized: whether it is the gain of a weight that timm standardises.
-    skip: module of a `skip_gain` that timm's number has in it.
+    skip: module of a `skip_gain` that timm's number includes.
   """
 
   key: str | None
@@ -123,16 +123,10 @@ class _Entry:
 
 
 def overrides(name: str) -> dict[str, Any]:
-  """Returns what makes a net of this package compute what timm's does.
-
-  Args:
-    name: the variant here, such as 'nf_resnet50'.
-
-  Returns:
-    Arguments for `models.create`.
+  """Returns overrides for `models.create` that match timm's network.
 
   Raises:
-    ValueError: if timm has no such net.
+    ValueError: if timm has no such network.
 
   Example:
     >>> overrides('nfnet_f0')
@@ -146,8 +140,8 @@ def overrides(name: str) -> dict[str, Any]:
     )
   changes = dict(_OVERRIDES[family])
   if family == 'nf_regnet':
-    # timm rounds three quarters of the RegNet's widths, and this package what
-    # is left of them, to whole groups.
+    # timm rounds three quarters of the RegNet's widths to multiples of 8. This
+    # package rounds the remainder to whole groups.
     width = variants.get(name).settings.width
     full = [-(-x * 4 // 3) for x in width]
     changes['width'] = tuple(_to_eights(0.75 * x) for x in full)
@@ -156,13 +150,7 @@ def overrides(name: str) -> dict[str, Any]:
 
 
 def counterpart(name: str) -> str | None:
-  """Returns what a net of timm is called here, None if there is none.
-
-  Args:
-    name: in timm.
-
-  Returns:
-    The variant.
+  """Returns the variant for a name in timm, None if there is none.
 
   Example:
     >>> counterpart('dm_nfnet_f0'), counterpart('vit_tiny')
@@ -188,17 +176,17 @@ def from_timm(
   """Converts a state dict of timm.
 
   Args:
-    tensors: arrays by timm's key.
+    tensors: arrays by timm's keys.
     name: the variant here, such as 'nfnet_f0'.
-    exact: as of `originals`, used if `tensors` are still what they were.
-    **changes: to the variant, as for `models.create`, besides `overrides`.
+    exact: result of `originals`, used if `tensors` are unchanged.
+    **changes: overrides of the variant besides `overrides`, as in
+      `models.create`.
 
   Returns:
-    Parameters and state, float32. They are meant to be read: arrays may be
-    views of `tensors`.
+    Parameters and state, float32. Read-only: arrays may be views of `tensors`.
 
   Raises:
-    ValueError: if tensors are missing, left over or of another shape; the
+    ValueError: if tensors are missing, surplus or of the wrong shape; the
       message lists them all.
   """
   changes = {**overrides(name), **changes}
@@ -218,7 +206,7 @@ def from_timm(
     if not entry.is_state:
       params.setdefault(entry.module, {})[entry.leaf] = x
       continue
-    # Not all files have the count.
+    # Some files have no counter.
     updates = int(
       np.asarray(tensors.get(_counter_key(entry), np.zeros((), np.int64)))
     )
@@ -236,20 +224,21 @@ def from_timm(
 def to_timm(
   params: AnyTree, state: AnyTree, name: str, **changes: Any
 ) -> dict[str, np.ndarray]:
-  """Converts parameters and state into a state dict of timm.
+  """Converts parameters and state to a state dict of timm.
 
   Args:
-    params: of the net, float32.
-    state: of the net, with the statistics.
+    params: of the network, float32.
+    state: of the network, with the statistics.
     name: the variant here, such as 'nfnet_f0'.
-    **changes: to the variant, as for `models.create`, besides `overrides`.
+    **changes: overrides of the variant besides `overrides`, as in
+      `models.create`.
 
   Returns:
-    Arrays by timm's key.
+    Arrays by timm's keys.
 
   Raises:
-    ValueError: if parameters or state are not those of the net; the message
-      lists what is missing, left over or of another shape.
+    ValueError: if parameters or state do not match the network; the message
+      lists what is missing, surplus or of the wrong shape.
   """
   changes = {**overrides(name), **changes}
   entries = list(_entries(name, changes))
@@ -278,42 +267,28 @@ def originals(
   name: str,
   **changes: Any,
 ) -> Tree:
-  """Returns the parameters that `from_timm` would not get back to the bit.
+  """Returns the parameters that `from_timm` cannot restore bit by bit.
 
-  Args:
-    params: of the net.
-    state: of the net.
-    tensors: what `to_timm` made of them.
-    name: the variant here.
-    **changes: as for `to_timm`.
-
-  Returns:
-    Some of the parameters, for `from_timm`.
+  They are its argument `exact`. `tensors` is the result of `to_timm` for the
+  same arguments.
   """
-  del state  # nothing of it is scaled
+  del state  # not rescaled
   back, _ = from_timm(tensors, name, **changes)
-  found: Tree = {}
+  inexact: Tree = {}
   for module, leaves in params.items():
     for leaf, x in leaves.items():
       if not np.array_equal(back[module][leaf], x):
-        found.setdefault(module, {})[leaf] = np.asarray(x)
-  return found
+        inexact.setdefault(module, {})[leaf] = np.asarray(x)
+  return inexact
 
 
 def folded(
   params: AnyTree, state: AnyTree, name: str, **changes: Any
 ) -> dict[str, np.ndarray]:
-  """Converts for a PyTorch net whose convolutions are plain ones.
+  """Converts to a PyTorch network with plain convolutions.
 
-  Args:
-    params: of the net.
-    state: of the net.
-    name: the variant here.
-    **changes: as for `to_timm`.
-
-  Returns:
-    As `to_timm`, but with weights standardised and scaled by all that timm's
-    convolution would scale them by, and without gains.
+  As `to_timm`, but weights are standardised and scaled by the gains, which are
+  removed.
   """
   tensors = to_timm(params, state, name, **changes)
   changes = {**overrides(name), **changes}
@@ -326,7 +301,7 @@ def folded(
     gain = np.asarray(params[entry.module]['gain'], np.float64)
     if entry.skip:
       gain = gain * np.float64(params[entry.skip]['skip_gain'])
-    # What scales timm's gain but for the standardisation stays in the weight.
+    # All factors of timm's gain except the standardisation stay in the weight.
     gain = gain / entry.scale * _gamma(name, changes)
     norm = np.sqrt(np.maximum(flat.var(0) * len(flat), layers.WS_EPS))
     plain = ((flat - flat.mean(0)) * (gain / norm)).reshape(w.shape)
@@ -336,9 +311,7 @@ def folded(
 
 
 def _problems(
-  tensors: Mapping[str, Any],
-  entries: list[_Entry],
-  like: tuple[Any, Any],
+  tensors: Mapping[str, Any], entries: list[_Entry], like: tuple[Any, Any]
 ) -> list[str]:
   expected = {}
   for entry in entries:
@@ -347,10 +320,10 @@ def _problems(
       zeros = np.broadcast_to(np.float32(0), shape)
       expected[entry.key] = entry.layout.write(zeros).shape
   counters = {_counter_key(e) for e in entries if _is_mean(e)}
-  found = {
+  given = {
     k: tuple(np.shape(x)) for k, x in tensors.items() if k not in counters
   }
-  return table.compare(found, expected)
+  return table.compare(given, expected)
 
 
 def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
@@ -358,16 +331,10 @@ def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
 
 
 def identify(tensors: Mapping[str, Any]) -> str:
-  """Returns the variant here that a state dict of timm is of.
-
-  Args:
-    tensors: anything with a shape by timm's key.
-
-  Returns:
-    Its name.
+  """Returns the variant for a state dict of timm, by keys and shapes.
 
   Raises:
-    ValueError: if it is of none; the message lists how it differs from the
+    ValueError: if there is none; the message lists the differences from the
       nearest.
   """
   family, pattern = next(
@@ -403,7 +370,7 @@ def _is_scaled(entry: _Entry) -> bool:
 
 
 def _factor(entry: _Entry, params: AnyTree) -> np.ndarray:
-  """What timm's numbers are multiplied by to make ours, float64."""
+  """Returns ours divided by timm's, without the skip gain, in float64."""
   factor = np.asarray(entry.scale, np.float64)
   if entry.standardized:
     flat = np.asarray(params[entry.module]['w'], np.float64)
@@ -415,9 +382,9 @@ def _factor(entry: _Entry, params: AnyTree) -> np.ndarray:
 
 
 def _gamma(name: str, changes: Mapping[str, Any]) -> float:
-  """What timm multiplies the weight of each convolution by."""
+  """Returns the factor of each convolution's weight in timm."""
   if variants.get(name).family == 'nfnet':
-    return 1.0  # there the nonlinearity is scaled
+    return 1.0  # the nonlinearity is scaled instead
   activation = {**models.arguments(name), **changes}['activation']
   return activations.gain(activation)
 
@@ -442,7 +409,7 @@ def _normalizer_free(
   def conv(
     key: str, module: str, scale: float = 1.0, skip: str | None = None
   ) -> Iterator[_Entry]:
-    # The weight first: what the gain is scaled by depends on it.
+    # The weight first: the scale of the gain depends on it.
     yield _Entry(f'{key}.weight', module, 'w', _CONV)
     yield _Entry(
       f'{key}.gain',
