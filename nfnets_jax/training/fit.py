@@ -177,10 +177,7 @@ def compile_fewest(
     else:
       use = need(compiled)
       total = use.total + beside
-      fixed, divided = (
-        total - use.temporaries,
-        count * use.temporaries,
-      )
+      fixed, divided = total - use.temporaries, count * use.temporaries
       if agree(total <= usable):
         return Fitting(count, compiled, total, refused, seconds)
       text = (
