@@ -58,7 +58,7 @@ class Checkpointer:
       raise ValueError(f'keep_checkpoints must be at least 1, got {keep}')
     self._directory = directory.absolute()
     self._keep = keep
-    self._damaged: list[int] = []
+    self._corrupt: list[int] = []
     self._step: int | None = None
     self._template: Any = None
     self._failed = False
@@ -76,7 +76,7 @@ class Checkpointer:
       return []
     names = [path.name for path in self._directory.iterdir()]
     steps = {int(name) for name in names if name.isdecimal()}
-    return sorted(steps.difference(self._damaged))
+    return sorted(steps.difference(self._corrupt))
 
   def shape_of(self, name: str) -> tuple[int, ...]:
     """Returns the shape of an array in the newest checkpoint.
@@ -122,7 +122,7 @@ class Checkpointer:
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state
     )
     self._step = step
-    with self._explaining():
+    with self._explain_errors():
       if self._manager is None:
         self._manager = self._open()
       self._manager.save(
@@ -140,13 +140,13 @@ class Checkpointer:
   def _open(self) -> ocp.CheckpointManager:
     """Renames corrupt checkpoints and removes partial ones."""
     self._directory.mkdir(parents=True, exist_ok=True)
-    for step in self._damaged:
+    for step in self._corrupt:
       folder = self._directory / str(step)
       if folder.is_dir():
-        kept = _free_name(f'{folder}.damaged')
-        folder.rename(kept)
-        progress.say(f'{folder} is damaged and called {kept.name} from now on')
-    self._damaged = []
+        moved = _free_name(f'{folder}.damaged')
+        folder.rename(moved)
+        progress.say(f'{folder} is damaged and called {moved.name} from now on')
+    self._corrupt = []
     self._remove_partial()
     # A single process for Orbax, so that it waits for no other.
     alone = ocp.options.MultiprocessingOptions(
@@ -173,7 +173,7 @@ class Checkpointer:
       shutil.rmtree(folder, ignore_errors=True)
 
   @contextlib.contextmanager
-  def _explaining(self) -> Iterator[None]:
+  def _explain_errors(self) -> Iterator[None]:
     """Adds the newest intact checkpoint to a write error."""
     try:
       yield
@@ -213,7 +213,7 @@ class Checkpointer:
   def wait(self) -> None:
     """Waits until the last checkpoint is on disk; raises like `save`."""
     if self._manager is not None:
-      with self._explaining():
+      with self._explain_errors():
         self._manager.wait_until_finished()
         # Orbax only logs some errors of its background threads.
         if self._step is not None and self._step not in self._steps():
@@ -260,7 +260,7 @@ class Checkpointer:
         return parallel.replicate(state), loader_state
       if not processes.all_agree(folder.is_dir()):
         continue  # removed meanwhile by the run that writes here
-      self._damaged.append(step)
+      self._corrupt.append(step)
       reports.append(f'{folder}: {problem or "another process cannot read it"}')
       progress.say(
         f'damaged checkpoint, the one before it is used: {reports[-1]}'

@@ -109,10 +109,8 @@ class Window:
     """Adds the metrics of a step and fetches those that are due.
 
     `metrics` are scalars on the device, including `loss` and `grad_norm`.
-
-    Raises:
-      FloatingPointError: if the loss or gradient norm of a step that was not
-        skipped is not finite, or the loss exceeds `max_loss`; names the step.
+    Raises a FloatingPointError that names the step if either is not finite in a
+    step that was not skipped, or the loss exceeds `max_loss`.
     """
     self._pending.append((step, metrics))
     self._timed_steps += 1

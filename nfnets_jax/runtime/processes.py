@@ -126,7 +126,7 @@ def initialize(
       del os.environ[name]
   if 'JAX_COORDINATOR_PORT' in os.environ:
     _number(os.environ, 'JAX_COORDINATOR_PORT')
-  with _ending_after(start_timeout, arguments):
+  with _exit_after(start_timeout, arguments):
     try:
       jax.distributed.initialize(
         **arguments,
@@ -348,13 +348,13 @@ def _from_launcher(
     )
   else:
     remedy = 'give --coordinator_address, --num_processes and --process_id'
-  found = ', '.join(
+  given = ', '.join(
     f'{name}={environment[name].strip()}'
     for name in (launcher.size, launcher.rank)
     if name in environment
   )
   raise ValueError(
-    f'{launcher.name} has started several processes ({found}) and does not say '
+    f'{launcher.name} has started several processes ({given}) and does not say '
     f'where process 0 is: {remedy}; {_ALONE}'
   )
 
@@ -394,9 +394,7 @@ def _describe(arguments: Mapping[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def _ending_after(
-  seconds: float, arguments: Mapping[str, Any]
-) -> Iterator[None]:
+def _exit_after(seconds: float, arguments: Mapping[str, Any]) -> Iterator[None]:
   """Exits with an error if the body takes longer."""
 
   def end() -> None:
@@ -451,10 +449,8 @@ def ending_together() -> Iterator[None]:
 def agree(what: str, value: Any) -> None:
   """Checks that all processes, which must all call this, have the same value.
 
-  `what` names it in the message; `value` is JSON-serialisable.
-
-  Raises:
-    ValueError: in every process, if any value differs from that of process 0.
+  `what` names it in the message; `value` is JSON-serialisable. A ValueError is
+  raised in every process if any value differs from that of process 0.
 
   Example:
     >>> agree('the seed', 0)

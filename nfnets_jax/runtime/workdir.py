@@ -26,12 +26,9 @@ def check(
 ) -> bool:
   """Returns whether a run folder is new or of the same config; writes nothing.
 
-  With `allow_change`, a run may resume with another config. Fields that only
-  affect where and how fast data are read may always change.
-
-  Raises:
-    ValueError: if the folder holds a run of another config; lists the fields
-      that differ.
+  Another config raises a ValueError that lists the fields that differ, unless
+  `allow_change`. Fields that only affect where and how fast data are read may
+  always change.
   """
   path = workdir / 'config.json'
   if not path.exists():
@@ -62,10 +59,8 @@ def check_data(
 ) -> bool:
   """Returns whether classes and number of training images are unchanged.
 
-  Prints changes. `data` is from `build.describe_data`, or only `class_names`.
-
-  Raises:
-    ValueError: if they changed and `allow_change` is false; lists the changes.
+  A change raises a ValueError that lists it; with `allow_change` it is printed.
+  `data` is from `build.describe_data`, or only `class_names`.
   """
   old = read_data(workdir)
   return old is None or compare_data(workdir, old, data, allow_change)

@@ -73,7 +73,7 @@ def measure(
   }
   epoch_steps = examples / config.batch_size
   try:
-    found = fit_training(config, topology, memory, num_classes, epoch_steps)
+    fitted = fit_training(config, topology, memory, num_classes, epoch_steps)
   except fit.TooLargeError as error:
     remedy = _remedy(config, topology, memory, num_classes, epoch_steps, error)
     return result | {
@@ -82,12 +82,12 @@ def measure(
       'remedy': remedy,
       'micro_batches': config.micro_batches,
     }, None
-  text = found.compiled.as_text() or ''
-  figures = _figures(found, text, topology, config, share)
+  text = fitted.compiled.as_text() or ''
+  figures = _figures(fitted, text, topology, config, share)
   result |= {
     'fits': True,
-    'micro_batches': found.parts,
-    'refused': found.refused,
+    'micro_batches': fitted.parts,
+    'refused': fitted.refused,
     'training': figures,
   }
   if figures['seconds']:
@@ -144,10 +144,8 @@ def fit_training(
 
   `memory` is in bytes per device; None is the compiler's limit. `counts` are
   the numbers to try, by default the config's, or all. `before` is the error of
-  the same step in fewer micro-batches.
-
-  Raises:
-    fit.TooLargeError: if none fits.
+  the same step in fewer micro-batches. Raises a `fit.TooLargeError` if none
+  fits.
   """
   count = len(topology.devices)
   net = build.create_net(config, num_classes)
@@ -249,7 +247,7 @@ def _remedy(
 
 
 def _figures(
-  found: fit.Fitting,
+  fitted: fit.Fitting,
   text: str,
   topology: topologies.Topology,
   config: config_dict.ConfigDict,
@@ -257,14 +255,14 @@ def _figures(
   evaluation: bool = False,
 ) -> dict[str, Any]:
   """Returns the cost of a compiled step per device."""
-  need, program = fit.need(found.compiled), hlo.read(text)
-  cost = found.compiled.cost_analysis() or {}
+  need, program = fit.need(fitted.compiled), hlo.read(text)
+  cost = fitted.compiled.cost_analysis() or {}
   figures: dict[str, Any] = {
     'arguments': need.arguments,
     'outputs': need.outputs,
     'temporaries': need.temporaries,
     'code': need.code,
-    'total': found.total,
+    'total': fitted.total,
     'traffic': program.traffic,
     'cycles': program.cycles,
     'large_gathers': program.large_gathers,
@@ -274,7 +272,7 @@ def _figures(
     'overlapped_bytes': sum(
       x.times * x.bytes for x in program.collectives if x.work
     ),
-    'compile_seconds': found.seconds,
+    'compile_seconds': fitted.seconds,
     'seconds': None,
     'cycle_seconds': None,
     'bound': None,
@@ -288,7 +286,7 @@ def _figures(
     figures['flops'] = cost['flops'] * cycle_ratio
     figures['bytes_accessed'] = cost.get('bytes accessed', 0.0) * traffic_ratio
   else:
-    figures['flops'] = _flops(config, share, found.parts, evaluation)
+    figures['flops'] = _flops(config, share, fitted.parts, evaluation)
     figures['bytes_accessed'] = program.traffic
   kind = topology.kind
   if kind is None:

@@ -147,9 +147,6 @@ def compile_fewest(
     remedy: advice in the error.
     before: error of the same step in fewer micro-batches.
 
-  Returns:
-    The first program that fits in all processes.
-
   Raises:
     TooLargeError: if none fits; the message has the figures and the remedy.
 
@@ -180,10 +177,7 @@ def compile_fewest(
     else:
       use = need(compiled)
       total = use.total + beside
-      fixed, divided = (
-        total - use.temporaries,
-        count * use.temporaries,
-      )
+      fixed, divided = total - use.temporaries, count * use.temporaries
       if agree(total <= usable):
         return Fitting(count, compiled, total, refused, seconds)
       text = (

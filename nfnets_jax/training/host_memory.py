@@ -16,9 +16,8 @@ def keep_freed_memory() -> bool:
   returns large blocks to the system, which clears every page again: for a step
   of NFNet-F0 with eight images, 200,000 page faults and up to a tenth of the
   time. For processes that train or predict on CPU: memory stays allocated until
-  `give_back_freed_memory`, and threads share one heap.
-
-  Returns False, and does nothing, without glibc.
+  `give_back_freed_memory`, and threads share one heap. Returns False, and does
+  nothing, without glibc.
 
   Example:
     >>> keep_freed_memory() == (platform.libc_ver()[0] == 'glibc')

@@ -26,10 +26,10 @@ def check_model(found: weights.Weights, model: config_dict.ConfigDict) -> None:
       f'init_from holds weights of {found.name}, and the config is for '
       f'{model.name}'
     )
-  theirs = {**models.arguments(found.name), **found.overrides}
+  stored = {**models.arguments(found.name), **found.overrides}
   problems = [
     f'model.{field} is {_plain(model[field])!r}, and theirs {_plain(value)!r}'
-    for field, value in theirs.items()
+    for field, value in stored.items()
     if field not in table.REGULARISATION
     and _plain(model[field]) != _plain(value)
   ]

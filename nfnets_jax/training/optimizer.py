@@ -129,7 +129,7 @@ def _adaptive_grad_clip(
 
   def init(params: chex.ArrayTree) -> Any:
     if pattern is not None:
-      _check_found('unclipped', pattern, params)
+      _check_matches('unclipped', pattern, params)
     return clip.init(params)
 
   return optax.GradientTransformation(init, clip.update)
@@ -225,10 +225,8 @@ def _skip_nonfinite(
 def parse_groups(text: str) -> list[tuple[re.Pattern[str], float]]:
   """Parses 'PATTERN=FACTOR,...', learning rate factors of parameters.
 
-  Patterns are regular expressions without commas, factors at least 0.
-
-  Raises:
-    ValueError: for invalid syntax.
+  Patterns are regular expressions without commas, factors at least 0; other
+  syntax raises a ValueError.
 
   Example:
     >>> parse_groups('/linear/=1,.=0')
@@ -266,7 +264,7 @@ def scale_groups(
   def update(updates: chex.ArrayTree, params: Any = None) -> chex.ArrayTree:
     del params
     for pattern, _ in groups:
-      _check_found('learning_rate_groups', pattern, updates)
+      _check_matches('learning_rate_groups', pattern, updates)
     # Frozen parameters stay frozen if an update is not finite.
     return jax.tree.map(
       lambda x, scale: x * scale if scale else jnp.zeros_like(x),
@@ -286,7 +284,7 @@ def _check_pattern(text: str | None) -> None:
     ) from error
 
 
-def _check_found(
+def _check_matches(
   field: str, pattern: re.Pattern[str], params: chex.ArrayTree
 ) -> None:
   paths = [f'{m}/{name}' for m, leaves in params.items() for name in leaves]

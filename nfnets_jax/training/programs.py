@@ -145,8 +145,8 @@ def compile_eval_step(
 ) -> parallel.Program:
   """Compiles the evaluation step with the fewest micro-batches that fit.
 
-  Raises:
-    fit.TooLargeError: if no number fits, or compiles without known memory.
+  Raises a `fit.TooLargeError` if no number fits. If device memory is unknown,
+  the first that compiles is used.
   """
   batch = _local_part(eval_batch_shapes(config, jax.device_count()))
   fits = fit.compile_fewest(

@@ -134,7 +134,7 @@ def train_and_evaluate(
         f'for {total_steps}; raise epochs, or use another --workdir'
       )
 
-    # Compile the steps before anything is written.
+    # Steps, compiled before anything is written.
     build.keep_compiled(config, workdir)
     compiling = stack.enter_context(meters.CompileTimes())
     step_fn = programs.compile_train_step(

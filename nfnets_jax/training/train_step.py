@@ -156,15 +156,12 @@ def accumulate(
   key: jax.Array,
   first: jax.Array,
 ) -> tuple[hk.MutableParams, Metrics, hk.MutableState]:
-  """Averages gradients and metrics over sequential micro-batches.
+  """Returns the mean gradient, mean metrics and last state of micro-batches.
 
   `model_state` passes from one to the next; without batch normalisation, the
   result is that of the whole batch up to rounding. `first` is the index of the
   first image in the global batch. Raises a ValueError if `micro_batches` does
   not divide the batch.
-
-  Returns:
-    The mean gradient, the mean metrics and the last state.
   """
   size = batch['image'].shape[0]
   if size % micro_batches:
@@ -211,14 +208,11 @@ def loss_gradient(
   label_smoothing: float = 0.0,
   compute_dtype: str = 'float32',
 ) -> tuple[hk.MutableParams, Metrics, hk.MutableState]:
-  """Returns the gradient of the mean loss of a micro-batch.
+  """Returns a micro-batch's float32 gradient, mean metrics and new state.
 
   `first` is the index of its first image in the global batch; `params` come
   from `layers.fold` if `standardized`; `label_smoothing` is in [0, 1);
-  `compute_dtype` is one of `DTYPES`.
-
-  Returns:
-    The float32 gradient, the mean `loss` and `top_1`, and the new state.
+  `compute_dtype` is one of `DTYPES`. The metrics are `loss` and `top_1`.
   """
   policy = create_policy(compute_dtype)
   images = policy.cast_to_compute(normalize(batch['image']))
