@@ -40,7 +40,7 @@ import numpy as np
 
 from nfnets_jax.data import resize
 
-# Maps n images and `[n, NUM_DRAWS]` numbers, uniform in [0, 1), to n crops.
+# Maps n images `[H, W, C]` and `[n, NUM_DRAWS]` numbers in [0, 1) to n crops.
 TrainCrop = Callable[[Sequence[np.ndarray], np.ndarray], Sequence[np.ndarray]]
 
 TRAIN_CROPS = ('random_resized', 'random_resized_AREA', 'pad_PIXELS', 'none')
@@ -130,10 +130,6 @@ def train_crop(name: str, image_size: int) -> TrainCrop:
     name: one of `TRAIN_CROPS`; see the module docstring.
     image_size: side in pixels to which the crop is later resized.
 
-  Returns:
-    A function of n images `[H, W, C]` and `[n, NUM_DRAWS]` numbers, uniform in
-    [0, 1), that returns n crops.
-
   Raises:
     ValueError: if the name is unknown or its number is out of range.
 
@@ -163,7 +159,7 @@ def train_crop(name: str, image_size: int) -> TrainCrop:
 
 
 def eval_crop(name: str, image_size: int) -> Callable[[np.ndarray], np.ndarray]:
-  """Returns an evaluation crop by name; it also resizes.
+  """Returns an evaluation crop by name, including the resize.
 
   Args:
     name: one of `EVAL_CROPS`; see the module docstring.

@@ -135,11 +135,7 @@ class FolderImages:
   """
 
   def __init__(self, folder: str | os.PathLike[str], split: str):
-    """Lists the images.
-
-    Args:
-      folder: the folder with the splits.
-      split: in TFDS notation: `'train[:90%]'`, `'val'`.
+    """Lists the images of a split in TFDS notation, such as `'train[:90%]'`.
 
     Raises:
       FileNotFoundError: if the folder or a split does not exist.

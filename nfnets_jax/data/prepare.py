@@ -52,8 +52,7 @@ def prepare(
     imagenet_dir: the folder of the two archives, for `imagenet2012`.
 
   Returns:
-    The builder of the prepared data set. None for `folder` and `fake`, which
-    need no preparation.
+    The builder of the data set; None for `folder` and `fake`.
 
   Raises:
     ValueError: if the data set does not exist, an archive is corrupt, the

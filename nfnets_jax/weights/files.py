@@ -93,10 +93,7 @@ def load(
 ) -> Tree:
   """Returns the parameters in a file, for `net.apply`.
 
-  Args:
-    path: a released `.npz`, a real one, or a `.safetensors` of ours or timm's.
-    name: the expected variant; None infers it.
-    **overrides: of the variant, as in `models.create`.
+  Takes the arguments of `read`.
 
   Returns:
     `{module: {parameter: float32 array}}`.
@@ -138,7 +135,7 @@ def read(
   """Reads weights with their metadata.
 
   Args:
-    path: as in `load`.
+    path: a released `.npz`, a real one, or a `.safetensors` of ours or timm's.
     name: the expected variant; None infers it.
     **overrides: of the variant, as in `models.create`.
 

@@ -229,9 +229,8 @@ def to_timm(
   Args:
     params: of the network, float32.
     state: of the network, with the statistics.
-    name: the variant here, such as 'nfnet_f0'.
-    **changes: overrides of the variant besides `overrides`, as in
-      `models.create`.
+    name: as in `from_timm`.
+    **changes: as in `from_timm`.
 
   Returns:
     Arrays by timm's keys.
