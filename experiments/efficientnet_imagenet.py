@@ -2,7 +2,8 @@
 
 Source: Tan and Le 2019, https://arxiv.org/abs/1905.11946, section 5.2, with
 RandAugment in place of AutoAugment, as in the results that Brock et al. 2021,
-table 3, compares with; else training/config.py. More than two layers of
+table 3, compares with; the rest is in
+nfnets_jax/training/config.py. More than two layers of
 RandAugment, MixUp and CutMix do not help these nets, and SGD with a cosine
 hurts them (Brock et al. 2021, appendix).
 Command:

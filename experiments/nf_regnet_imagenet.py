@@ -1,7 +1,8 @@
 """NF-RegNets B0 to B8 on ImageNet.
 
 Source: Brock, De and Smith 2021, https://arxiv.org/abs/2101.08692, and the
-released recipe; else training/config.py.
+released recipe; the rest is in
+nfnets_jax/training/config.py.
 Command:
   python -m nfnets_jax.main --config=experiments/nf_regnet_imagenet.py:B0 \
     --workdir=DIR

@@ -1,8 +1,8 @@
 """NF-ResNets on ImageNet: the predecessor's recipe, or AGC by override.
 
 Source: Brock, De and Smith 2021, https://arxiv.org/abs/2101.08692, and the
-recipe that the released code has for its ResNets; else
-training/config.py.
+recipe that the released code has for its ResNets; the rest is in
+nfnets_jax/training/config.py.
 Command:
   python -m nfnets_jax.main --config=experiments/nf_resnet_imagenet.py:50 \
     --workdir=DIR

@@ -1,7 +1,7 @@
 """NFNet-F0 to F7 on ImageNet, the paper's main result.
 
-Source: Brock et al. 2021, tables 1 and 3, appendix A; else
-training/config.py.
+Source: Brock et al. 2021, tables 1 and 3, appendix A; the rest is in
+nfnets_jax/training/config.py.
 Command:
   python -m nfnets_jax.main --config=experiments/nfnet_imagenet.py:F1 \
     --workdir=DIR

@@ -1,7 +1,7 @@
 """Batch-normalised ResNets on ImageNet, the baseline of the paper.
 
-Source: the recipe that the released code has for its ResNets; else
-training/config.py.
+Source: the recipe that the released code has for its ResNets; the rest is in
+nfnets_jax/training/config.py.
 Command:
   python -m nfnets_jax.main --config=experiments/resnet_imagenet.py:50 \
     --workdir=DIR

@@ -25,7 +25,7 @@ _EXTRAS = {
 def start() -> None:
   """Starts jax on the platforms that the environment selects.
 
-  With several processes, join the others first; see `training.distributed`.
+  With several processes, join the others first; see `runtime.processes`.
 
   Raises:
     ValueError: if a platform of `$JAX_PLATFORMS` is missing, or jax's own

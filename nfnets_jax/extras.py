@@ -12,7 +12,6 @@ def need(extra: str, *packages: str) -> None:
 
   Raises:
     ModuleNotFoundError: if one is missing; the message has the pip command.
-      installs it.
 
   Example:
     >>> need('models', 'haiku')

@@ -11,7 +11,6 @@ import sys
 from absl import app, flags, logging
 
 from nfnets_jax import command_line, paths
-from nfnets_jax.training import evaluate
 
 _CONFIG = command_line.define_config()
 flags.DEFINE_string(
@@ -85,7 +84,7 @@ def main(argv: list[str]) -> None:
   workdir = start(argv)
   from nfnets_jax.runtime import interrupt, processes, progress
   from nfnets_jax.runtime import workdir as workdirs
-  from nfnets_jax.training import train
+  from nfnets_jax.training import evaluate, train
 
   with processes.ending_together(), command_line.telling(), interrupt.exiting():
     if _MODE.value == 'train':

@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from nfnets_jax import extras
-from nfnets_jax.training import init_from
 
 # ruff: noqa: E402
 extras.need('train', 'haiku')
@@ -272,6 +271,9 @@ def read_weights(
   if source == 'released':
     return weights.read(weights.fetch(name or ''), name)
   if path.is_dir():
+    # Training needs more packages than prediction; only a run takes them.
+    from nfnets_jax.training import init_from
+
     average = init_from.load_average(path)
     if name not in (None, average.name):
       raise ValueError(

@@ -5,7 +5,7 @@
 
 The second also prints the modules of the network, and the compiler's estimate
 of the memory of a training step on the local devices, with the paper's
-optimiser and 1000 classes. Nothing is executed; without `--compile` the
+optimizer and 1000 classes. Nothing is executed; without `--compile` the
 networks are only traced. `python -m nfnets_jax.compile` gives more details,
 also for other devices.
 """

@@ -25,8 +25,7 @@ from experiments import (
 )
 from nfnets_jax import models
 from nfnets_jax.data import transforms
-from nfnets_jax.training import build, optimizer, train
-from nfnets_jax.training import config as configs
+from nfnets_jax.training import build, check, optimizer, train
 
 # The paper's table 1: dropout, training and test size, RandAugment.
 TABLE = {
@@ -245,7 +244,7 @@ def test_ablation_adds_one_thing_a_row():
       'cutmix': config.augment.cutmix,
       'norm': config.model.norm,
     }
-    configs.check(config, devices=8)
+    check.check_config(config, devices=8)
   rows = ablation_imagenet.ROWS
   full = fields['cutmix']
   for before, after in itertools.pairwise(rows[: rows.index('cutmix') + 1]):

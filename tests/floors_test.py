@@ -2,6 +2,8 @@
 
 import ast
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -45,6 +47,7 @@ DOORS = {
     f'nfnets_jax/training/{name}.py'
     for name in (
       'build',
+      'check',
       'config',
       'estimates',
       'evaluate',
@@ -146,3 +149,26 @@ def test_what_is_gone_from_the_field_is_not_mentioned(path):
   text = path.read_text()
   for gone in ('jax.tree_map', 'device_put_replicated', 'jaxline'):
     assert gone not in text
+
+
+@pytest.mark.parametrize(
+  ('module', 'absent'),
+  [
+    # Help and mistyped flags respond at once, and workers import no training.
+    ('main', {'jax', 'haiku', 'orbax.checkpoint', 'grain'}),
+    ('predict', {'orbax.checkpoint', 'matplotlib', 'tensorboardX'}),
+    ('training.config', {'orbax.checkpoint', 'grain', 'tensorflow_datasets'}),
+  ],
+)
+def test_what_an_import_loads(module, absent):
+  code = f'import sys, nfnets_jax.{module}; print(*sys.modules)'
+  printed = subprocess.run(
+    [sys.executable, '-c', code],
+    cwd=ROOT,
+    check=True,
+    capture_output=True,
+    text=True,
+  ).stdout
+  loaded = set(printed.split())
+  assert 'nfnets_jax' in loaded
+  assert not loaded & absent

@@ -14,7 +14,7 @@ from experiments import nfnet_imagenet, rehearse
 from experiments.reproduce import nfnet, paper
 from nfnets_jax.data import prepare
 from nfnets_jax.models import variants
-from nfnets_jax.training import config as configs
+from nfnets_jax.training import check
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -148,7 +148,7 @@ def test_damaged_photographs_are_named_or_left_out(tmp_path):
 
 @pytest.mark.parametrize('devices', [1, 2, 4, 8])
 def test_a_rehearsal_runs_on_several_devices(devices):
-  configs.check(rehearse.get_config('F1'), devices)
+  check.check_config(rehearse.get_config('F1'), devices)
 
 
 def test_only_the_flag_itself_is_left_out_of_a_rehearsal():

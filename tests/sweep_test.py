@@ -17,9 +17,8 @@ from experiments.benchmarks import speed
 from experiments.reproduce import latency, paper, report, results, rows, sweep
 from nfnets_jax.data import prepare
 from nfnets_jax.models import variants
-from nfnets_jax.training import build, fit, train, train_step
+from nfnets_jax.training import build, check, fit, train, train_step
 from nfnets_jax.training import config as base
-from nfnets_jax.training import config as configs
 from tests import steps
 
 ALL = [(scale, row) for scale in rows.SCALES for row in rows.ROWS.values()]
@@ -32,7 +31,7 @@ def test_runs_have_names_of_their_own_and_sound_configs(scale, row):
   assert runs
   assert len({run.name for run in runs}) == len(runs)
   for run in runs:
-    configs.check(run.config, 1)
+    check.check_config(run.config, 1)
     build.create_net(run.config, 10)  # called by its own name
     build.create_optimizer(run.config, lambda step: 0.0)
     json.dumps(run.labels)

@@ -35,8 +35,7 @@ from experiments.reproduce import latency, results, rows
 from nfnets_jax import devices, paths
 from nfnets_jax.data import datasets
 from nfnets_jax.runtime import interrupt, lock
-from nfnets_jax.training import build, evaluate, fit, host_memory, train
-from nfnets_jax.training import config as configs
+from nfnets_jax.training import build, check, evaluate, fit, host_memory, train
 
 _CIFAR10 = 'cifar10'
 
@@ -192,7 +191,7 @@ class Sweep:
       'workdir': str(folder.relative_to(self._output)),
     }
     try:
-      configs.check(config, jax.device_count())
+      check.check_config(config, jax.device_count())
     except ValueError as error:
       return result | {'status': 'refused', 'message': str(error)}
     if before is not None:
@@ -245,7 +244,7 @@ class Sweep:
 
 def _order(run: rows.Run) -> tuple[float, ...]:
   """Puts runs of one program apart: the second finds it compiled."""
-  inputs = build.hyperparams(run.config)
+  inputs = build.initial_hyperparams(run.config)
   return run.config.seed, *map(float, inputs.values())
 
 

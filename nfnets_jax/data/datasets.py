@@ -281,9 +281,10 @@ class _Kept:
       try:
         image = decode.decode(example['image'], example.get('orient', False))
       except ValueError as error:
-        raise ValueError(
-          f'{example.get("file_name", "image")}: {error}'
-        ) from error
+        name = example.get('file_name', 'image')
+        if isinstance(name, bytes):
+          name = name.decode(errors='backslashreplace')
+        raise ValueError(f'{name}: {error}') from error
       self._examples[index] = {**example, 'image': image}
     return self._examples[index]
 

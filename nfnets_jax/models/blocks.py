@@ -178,6 +178,7 @@ class ResidualNet(hk.Module):
     images: jax.Array,
     is_training: bool,
     image_index: jax.Array | None = None,
+    *,
     return_metrics: bool = False,
   ) -> dict[str, jax.Array]:
     """Classifies images.

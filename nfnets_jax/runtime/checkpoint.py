@@ -325,7 +325,7 @@ def _check_arrays(
   if problems:
     shown = sorted(problems)[:20]
     raise ValueError(
-      f'{folder} is not of this model and optimiser:\n  '
+      f'{folder} is not of this model and optimizer:\n  '
       + '\n  '.join(shown)
       + f'\n{len(problems)} differences, {len(shown)} shown'
     )

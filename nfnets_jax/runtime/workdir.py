@@ -60,7 +60,7 @@ def check_data(
   """Returns whether classes and number of training images are unchanged.
 
   A change raises a ValueError that lists it; with `allow_change` it is printed.
-  `data` is from `build.describe_data`, or only `class_names`.
+  `data` has `splits` and `class_names`, or only the latter.
   """
   old = read_data(workdir)
   return old is None or compare_data(workdir, old, data, allow_change)

@@ -184,7 +184,9 @@ def create_net(
   return hk.transform_with_state(forward)
 
 
-def hyperparams(config: config_dict.ConfigDict) -> train_step.Hyperparams:
+def initial_hyperparams(
+  config: config_dict.ConfigDict,
+) -> train_step.Hyperparams:
   """Returns the learning rate and clipping thresholds, inputs of the step."""
   fields = config.optimizer
   return {
@@ -246,7 +248,7 @@ def create_train_step(
   config: config_dict.ConfigDict,
   net: hk.TransformedWithState,
   num_classes: int,
-  schedule: Callable[..., schedules.Schedule],
+  create_schedule: Callable[..., schedules.Schedule],
   micro_batches: int = 1,
 ) -> Callable[..., tuple[train_step.TrainState, train_step.Metrics]]:
   """Returns `train_step.train_step` with the arguments of the config.
@@ -263,9 +265,9 @@ def create_train_step(
       label_smoothing=config.label_smoothing,
       compute_dtype=config.compute_dtype,
     ),
-    create_schedule=schedule,
+    create_schedule=create_schedule,
     create_optimizer=lambda values: create_optimizer(
-      config, schedule(values), values
+      config, create_schedule(values), values
     ),
     ema_decay=config.ema_decay,
     micro_batches=micro_batches,

@@ -15,8 +15,7 @@ import jax.numpy as jnp
 from ml_collections import config_dict
 
 from nfnets_jax import hlo, models, topologies
-from nfnets_jax.training import build, fit, programs, sam, train_step
-from nfnets_jax.training import config as configs
+from nfnets_jax.training import build, check, fit, programs, sam, train_step
 
 # ImageNet classes and training images, used if the data set is missing.
 _IMAGENET = (1000, 1_281_167)
@@ -53,7 +52,7 @@ def measure(
       '--memory'
     )
   count = len(topology.devices)
-  configs.check(config, count)
+  check.check_config(config, count)
   num_classes, examples = data or _facts(config)
   share = config.batch_size // count
   result: dict[str, Any] = {

@@ -12,8 +12,7 @@ from ml_collections import config_dict
 from nfnets_jax import paths, weights
 from nfnets_jax.runtime import checkpoint, parallel
 from nfnets_jax.runtime import workdir as workdirs
-from nfnets_jax.training import build, init_from, programs, train_step
-from nfnets_jax.training import config as configs
+from nfnets_jax.training import build, check, init_from, programs, train_step
 
 
 def evaluate(
@@ -75,7 +74,7 @@ def evaluate_checkpoint(
     ValueError: if the config is invalid, or the classes differ from training.
   """
   workdir = paths.expand_literal(workdir, '--workdir')
-  configs.check(config, jax.device_count())
+  check.check_config(config, jax.device_count())
   directory = workdir / 'checkpoints'
   if config.init_from is None and not directory.is_dir():
     raise FileNotFoundError(

@@ -20,7 +20,7 @@ GIB = 2**30
 USABLE = 0.9
 
 # Batches on a device that wait for their step: the loop dispatches up to two
-# steps ahead (`metrics.Window`).
+# steps ahead (`meters.Window`).
 _WAITING_BATCHES = 2
 
 # Advice if nothing fits.

@@ -36,7 +36,7 @@ def lower_train_step(
     lambda values: build.create_schedule(config, epoch_steps, values),
     micro_batches,
   )
-  inputs = build.hyperparams(config)
+  inputs = build.initial_hyperparams(config)
   return parallel.lower_train_step(step, state, batch, inputs, devices=devices)
 
 
@@ -102,8 +102,8 @@ def compile_train_step(
 ) -> parallel.Program:
   """Compiles `step(state, batch)` with the fewest micro-batches that fit.
 
-  `config.micro_batches`, if not None, is used unchecked. All processes choose
-  the same number.
+  `config.micro_batches`, if not None, is used without a memory check. All
+  processes choose the same number.
 
   Raises:
     fit.TooLargeError: if no number fits.
@@ -135,7 +135,7 @@ def compile_train_step(
       f'batch normalisation takes statistics of {fits.parts} parts of a '
       "device's share of a batch; set micro_batches for the same elsewhere"
     )
-  return parallel.Program(fits.compiled, build.hyperparams(config))
+  return parallel.Program(fits.compiled, build.initial_hyperparams(config))
 
 
 def compile_eval_step(

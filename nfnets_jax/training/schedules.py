@@ -16,9 +16,9 @@ def create_schedule(
   warmup_steps: float,
   total_steps: int,
   *,
-  end: float = 0.0,
-  decay_rate: float = 0.97,
-  decay_steps: float = 1.0,
+  end: float,
+  decay_rate: float,
+  decay_steps: float,
 ) -> Schedule:
   """Returns `warmup_cosine` (name 'cosine') or `warmup_exponential`.
 

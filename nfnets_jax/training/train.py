@@ -27,13 +27,13 @@ from nfnets_jax.runtime import (
 from nfnets_jax.runtime import workdir as workdirs
 from nfnets_jax.training import (
   build,
+  check,
   ema,
   evaluate,
   init_from,
   programs,
   train_step,
 )
-from nfnets_jax.training import config as configs
 
 
 def train_and_evaluate(
@@ -67,7 +67,7 @@ def train_and_evaluate(
   """
   # Set up.
   workdir = paths.expand_literal(workdir, '--workdir')
-  configs.check(config, jax.device_count())
+  check.check_config(config, jax.device_count())
   processes.agree('the config', config.to_json())
   same_run = workdirs.check(workdir, config, allow_config_change)
   first_process, several = jax.process_index() == 0, jax.process_count() > 1

@@ -110,7 +110,13 @@ def train_step(
   """
   key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
   batch, counters = _split_counters(batch)
-  first = jax.lax.axis_index(axis_name) * batch['image'].shape[0]
+  size = batch['image'].shape[0]
+  if size % micro_batches:
+    raise ValueError(
+      f'{size} images cannot be split into {micro_batches} micro-batches; '
+      f'give a divisor of {size}'
+    )
+  first = jax.lax.axis_index(axis_name) * size
   mean_gradient = functools.partial(accumulate, gradient, key=key, first=first)
 
   params = state.params
@@ -163,15 +169,9 @@ def accumulate(
   first image in the global batch. Raises a ValueError if `micro_batches` does
   not divide the batch.
   """
-  size = batch['image'].shape[0]
-  if size % micro_batches:
-    raise ValueError(
-      f'{size} images cannot be split into {micro_batches} micro-batches; '
-      f'give a divisor of {size}'
-    )
   if micro_batches == 1:
     return gradient(params, model_state, key, batch, first)
-  size //= micro_batches
+  size = batch['image'].shape[0] // micro_batches
   parts = jax.tree.map(
     lambda x: x.reshape(micro_batches, size, *x.shape[1:]), batch
   )

@@ -61,7 +61,7 @@ def test_parameters_are_the_published(name):
   shapes, _ = jax.eval_shape(net.init, jax.random.key(0), images)
   assert sum(x.size for x in jax.tree.leaves(shapes)) == params
   assert variants.get(name).train_size == variants.get(name).test_size == size
-  # Logs of the optimiser tell stages by the names of the blocks.
+  # Logs of the optimizer tell stages by the names of the blocks.
   depth = models.arguments(name)['depth']
   parts = {module: optimizer._part(module, depth) for module in shapes}
   last = f'EfficientNet/~/mb_conv_block_{sum(depth) - 1}/~/project_conv'

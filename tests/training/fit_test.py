@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import pytest
 
 from nfnets_jax import devices
-from nfnets_jax.training import build, fit, programs
+from nfnets_jax.training import build, check, fit, programs
 from nfnets_jax.training import config as base
-from nfnets_jax.training import config as configs
 from nfnets_jax.training import train_step as steps
 
 SHARE = 12
@@ -152,12 +151,12 @@ def _config(**changes):
 )
 def test_micro_batches_that_do_not_split_a_share(count, message):
   with pytest.raises(ValueError, match=message):
-    configs.check(_config(micro_batches=count), devices=8)
+    check.check_config(_config(micro_batches=count), devices=8)
 
 
 def test_micro_batches_that_split_a_share():
   for count in (None, 1, 2, 32):
-    configs.check(_config(micro_batches=count), devices=8)
+    check.check_config(_config(micro_batches=count), devices=8)
 
 
 @pytest.mark.thorough

@@ -634,7 +634,7 @@ def test_rate_and_thresholds_may_be_inputs(clip):
   for config in (first, second):
     for step in (3, 20):
       args = _float32(params), _float32(grads), jnp.asarray(step, jnp.int32)
-      found.append(compiled(build.hyperparams(config), *args))
+      found.append(compiled(build.initial_hyperparams(config), *args))
       expected = update({}, config, *args)
       jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-8),

@@ -20,8 +20,7 @@ from nfnets_jax.runtime import (
   parallel,
   progress,
 )
-from nfnets_jax.training import build, evaluate, train, train_step
-from nfnets_jax.training import config as configs
+from nfnets_jax.training import build, check, evaluate, train, train_step
 from nfnets_jax.training import optimizer as optimizers
 
 # Its runs take minutes together.
@@ -410,7 +409,7 @@ def test_variant_is_more_than_its_name(make_config):
 )
 def test_batches_that_cannot_be_split(make_config, changes, message):
   with pytest.raises(ValueError, match=f'^{message}'):
-    configs.check(make_config(1, changes), devices=8)
+    check.check_config(make_config(1, changes), devices=8)
 
 
 @pytest.mark.parametrize('field', ['compute_dtype', 'eval_dtype'])
@@ -418,7 +417,7 @@ def test_unknown_dtypes_are_refused(make_config, field):
   config = make_config(1, {field: 'float16'})
   message = f"^{field} is 'float16'; choose one of float32, bfloat16"
   with pytest.raises(ValueError, match=message):
-    configs.check(config, devices=8)
+    check.check_config(config, devices=8)
 
 
 @pytest.mark.parametrize(
@@ -438,14 +437,14 @@ def test_unknown_dtypes_are_refused(make_config, field):
 )
 def test_impossible_numbers_are_refused(make_config, changes, message):
   with pytest.raises(ValueError, match=f'^{message}'):
-    configs.check(make_config(1, changes), devices=8)
+    check.check_config(make_config(1, changes), devices=8)
 
 
 def test_batches_that_can_be_split(make_config):
-  configs.check(make_config(), devices=8)
-  configs.check(make_config(1, {'batch_size': 36}), devices=2)
+  check.check_config(make_config(), devices=8)
+  check.check_config(make_config(1, {'batch_size': 36}), devices=2)
   # Three images for each.
-  configs.check(make_config(1, {'batch_size': 24}), devices=8)
+  check.check_config(make_config(1, {'batch_size': 24}), devices=8)
 
 
 def test_after_a_mistake_the_folder_takes_the_right_config(
