@@ -8,17 +8,17 @@ Expected: see experiments/README.md.
 
 from ml_collections import config_dict
 
-from nfnets_jax.training import config as base
+from nfnets_jax.training import config as defaults
 
 
 def get_config() -> config_dict.ConfigDict:
-  config = base.get_config()
+  config = defaults.get_config()
   config.epochs = 4.0
   config.batch_size = 64
   config.eval_batch_size = 400
 
   # Wide groups and few early pixels: what two cores do best.
-  config.model = base.model('nfnet_tiny')
+  config.model = defaults.model('nfnet_tiny')
   config.model.stem_width = (32,)
   config.model.stem_strides = (2,)
   config.model.width = (64, 128, 256)

@@ -10,18 +10,18 @@ for as many epochs as there is time.
 
 from ml_collections import config_dict
 
-from nfnets_jax.training import config as base
+from nfnets_jax.training import config as defaults
 
 
 def get_config() -> config_dict.ConfigDict:
-  config = base.get_config()
+  config = defaults.get_config()
   config.epochs = 40.0
   config.batch_size = 512
   config.eval_batch_size = 1000
   config.micro_batches = 1
 
   # 0.8 billion multiply-accumulates an image, most of them at 32 and 16 pixels.
-  config.model = base.model('nfnet_tiny')
+  config.model = defaults.model('nfnet_tiny')
   config.model.stem_width = (32, 64)
   config.model.stem_strides = (1, 1)
   config.model.width = (128, 256, 512)

@@ -8,15 +8,15 @@ experiments/README.md.
 
 from ml_collections import config_dict
 
-from nfnets_jax.training import config as base
+from nfnets_jax.training import config as defaults
 
 
 def get_config() -> config_dict.ConfigDict:
-  config = base.get_config()
+  config = defaults.get_config()
   config.epochs = 40.0
   config.batch_size = 64
   config.eval_batch_size = 128
-  config.model = base.model('nfnet_tiny')
+  config.model = defaults.model('nfnet_tiny')
 
   config.data.name = 'digits'
   config.data.prepare = True

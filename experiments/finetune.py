@@ -19,7 +19,7 @@ from ml_collections import config_dict
 
 from experiments import arguments
 from nfnets_jax.models import variants
-from nfnets_jax.training import config as base
+from nfnets_jax.training import config as defaults
 
 # Images of the training split, of which the number of epochs follows.
 _SIZES = {
@@ -44,11 +44,11 @@ def get_config(argument: str = 'nfnet_f0,cifar10') -> config_dict.ConfigDict:
   arguments.check('model', name, variants.VARIANTS)
   variant = variants.get(name)
   epoch_steps = _SIZES[data] / _BATCH_SIZE
-  config = base.get_config()
+  config = defaults.get_config()
   config.epochs = _STEPS / epoch_steps
   config.batch_size = _BATCH_SIZE
 
-  config.model = base.model(name)
+  config.model = defaults.model(name)
   config.model.drop_rate = 0.25
   if 'stochdepth_rate' in config.model:
     config.model.stochdepth_rate = 0.1

@@ -18,7 +18,7 @@ from ml_collections import config_dict
 
 from experiments import arguments
 from nfnets_jax.models import variants
-from nfnets_jax.training import config as base
+from nfnets_jax.training import config as defaults
 
 
 def get_config(name: str = 'B0') -> config_dict.ConfigDict:
@@ -27,9 +27,9 @@ def get_config(name: str = 'B0') -> config_dict.ConfigDict:
   arguments.check('NF-RegNet', name.upper(), known)
   model = f'nf_regnet_{name.lower()}'
   variant = variants.get(model)
-  config = base.get_config()
+  config = defaults.get_config()
   config.batch_size = 1024
-  config.model = base.model(model)
+  config.model = defaults.model(model)
 
   config.data.image_size = variant.train_size
   config.data.eval_image_size = variant.test_size

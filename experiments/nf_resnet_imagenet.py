@@ -21,16 +21,16 @@ Differences:
 from ml_collections import config_dict
 
 from experiments import arguments
-from nfnets_jax.training import config as base
+from nfnets_jax.training import config as defaults
 
 
 def get_config(depth: str = '50') -> config_dict.ConfigDict:
   """Expands a depth, 50, 101, 152, 200, 288 or 600, into plain numbers."""
   arguments.check('NF-ResNet', depth, arguments.suffixes('nf_resnet'))
-  config = base.get_config()
+  config = defaults.get_config()
   config.epochs = 90.0
   config.batch_size = 1024
-  config.model = base.model(f'nf_resnet{depth}')
+  config.model = defaults.model(f'nf_resnet{depth}')
 
   config.data.eval_crop = 'crop_resize'
 

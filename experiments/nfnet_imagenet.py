@@ -16,7 +16,7 @@ from ml_collections import config_dict
 
 from experiments import arguments
 from nfnets_jax.models import variants
-from nfnets_jax.training import config as base
+from nfnets_jax.training import config as defaults
 
 
 def get_config(name: str = 'F0') -> config_dict.ConfigDict:
@@ -26,9 +26,9 @@ def get_config(name: str = 'F0') -> config_dict.ConfigDict:
   arguments.check('NFNet', name, known)
   model = f'nfnet_{name.lower().replace("+", "plus")}'
   variant = variants.get(model)
-  config = base.get_config()
+  config = defaults.get_config()
 
-  config.model = base.model(model)
+  config.model = defaults.model(model)
   config.data.image_size = variant.train_size
   config.data.eval_image_size = variant.test_size
 

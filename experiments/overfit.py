@@ -12,16 +12,16 @@ cores; see experiments/README.md.
 
 from ml_collections import config_dict
 
-from nfnets_jax.training import config as base
+from nfnets_jax.training import config as defaults
 
 
 def get_config() -> config_dict.ConfigDict:
-  config = base.get_config()
+  config = defaults.get_config()
   config.epochs = 60.0
   config.batch_size = 32
   config.eval_batch_size = 64
 
-  config.model = base.model('nfnet_tiny')
+  config.model = defaults.model('nfnet_tiny')
   config.model.stem_width = (16, 32)
   config.model.stem_strides = (2, 2)
   config.model.strides = (2, 2, 2)

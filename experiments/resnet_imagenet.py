@@ -14,7 +14,7 @@ and depth 200 78.9 at batch 1024.
 from ml_collections import config_dict
 
 from experiments import arguments
-from nfnets_jax.training import config as base
+from nfnets_jax.training import config as defaults
 
 _OTHERS = ('senet50', 'skipinit_resnet50', 'fixup_resnet50')
 
@@ -28,11 +28,11 @@ def get_config(depth: str = '50') -> config_dict.ConfigDict:
   depth = depth.removeprefix('resnet')
   known = [*arguments.suffixes('resnet'), *_OTHERS]
   arguments.check('ResNet', depth, known)
-  config = base.get_config()
+  config = defaults.get_config()
   config.epochs = 90.0
   config.batch_size = 1024
   name = depth if depth in _OTHERS else f'resnet{depth}'
-  config.model = base.model(name)
+  config.model = defaults.model(name)
 
   config.data.eval_crop = 'crop_resize'
 

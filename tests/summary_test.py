@@ -11,7 +11,7 @@ from experiments import nfnet_imagenet
 from experiments.figures import tables
 from nfnets_jax import models, summary, topologies
 from nfnets_jax.models import cost, variants
-from nfnets_jax.training import config as base
+from nfnets_jax.training import config as defaults
 from nfnets_jax.training import estimates, fit
 
 
@@ -72,8 +72,8 @@ def test_config_is_that_of_the_paper():
 def test_memory_is_what_the_compiler_says():
   """Of the step of a run."""
   need = summary.compiled_need('nfnet_tiny', 4, 32, 'float32', 'block')
-  config = base.get_config()
-  config.model = base.model('nfnet_tiny')
+  config = defaults.get_config()
+  config.model = defaults.model('nfnet_tiny')
   config.data.image_size = 32
   config.compute_dtype = 'float32'
   config.remat = 'block'

@@ -18,7 +18,7 @@ from experiments.reproduce import latency, paper, report, results, rows, sweep
 from nfnets_jax.data import prepare
 from nfnets_jax.models import variants
 from nfnets_jax.training import build, check, fit, train, train_step
-from nfnets_jax.training import config as base
+from nfnets_jax.training import config as defaults
 from tests import steps
 
 ALL = [(scale, row) for scale in rows.SCALES for row in rows.ROWS.values()]
@@ -57,7 +57,7 @@ def _shrunk(config):
   model = config.model
   stages = len(model.depth)
   # What is left out of AGC is told by the numbers of the blocks.
-  if config.optimizer.unclipped == base.get_config().optimizer.unclipped:
+  if config.optimizer.unclipped == defaults.get_config().optimizer.unclipped:
     model.depth = (1,) * stages
   model.width = (32,) * stages
   if 'group_width' in model:

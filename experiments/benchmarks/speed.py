@@ -44,7 +44,7 @@ from nfnets_jax import devices, models, paths
 from nfnets_jax.models import variants
 from nfnets_jax.runtime import parallel
 from nfnets_jax.training import build, host_memory
-from nfnets_jax.training import config as base
+from nfnets_jax.training import config as defaults
 from nfnets_jax.training import train_step as steps
 
 KINDS = ('forward', 'gradient', 'step')
@@ -79,8 +79,8 @@ def recipe(model: str, precision: str) -> config_dict.ConfigDict:
       f'experiments.{family}_imagenet'
     ).get_config()
   else:
-    config = base.get_config()
-  config.model = base.model(model)
+    config = defaults.get_config()
+  config.model = defaults.model(model)
   config.augment.mixup_alpha = None
   config.augment.cutmix = False
   config.augment.rand_augment = None

@@ -27,7 +27,7 @@ from experiments import (
 from experiments.reproduce import paper
 from experiments.reproduce.results import Results
 from nfnets_jax.runtime import workdir as workdirs
-from nfnets_jax.training import config as base
+from nfnets_jax.training import config as defaults
 
 SCALES = ('small', 'gpu', 'paper')
 
@@ -64,8 +64,8 @@ def fingerprint(run: Run, results: Results) -> str:
     no run anew.
   """
   name = run.config.model.name
-  usual = base.get_config()
-  usual.model = base.model(name)
+  usual = defaults.get_config()
+  usual.model = defaults.model(name)
   difference = workdirs.changes(usual.to_dict(), run.config.to_dict())
   fields = {key: new for key, (_, new) in difference.items()}
   before = results.get(run.after) if run.after else None
@@ -362,7 +362,10 @@ def _method(
 def _clip_layers(scale: str, results: Results) -> list[Run]:
   """At the largest batch: what is left out of AGC."""
   del results
-  batch, classifier = batches(scale)[4], base.get_config().optimizer.unclipped
+  batch, classifier = (
+    batches(scale)[4],
+    defaults.get_config().optimizer.unclipped,
+  )
   depth = resnet('NF', scale, batch).model.depth
   left_out: dict[str, str | None] = {
     'the classifier (paper)': classifier,

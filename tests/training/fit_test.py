@@ -8,7 +8,7 @@ import pytest
 
 from nfnets_jax import devices
 from nfnets_jax.training import build, check, fit, programs
-from nfnets_jax.training import config as base
+from nfnets_jax.training import config as defaults
 from nfnets_jax.training import train_step as steps
 
 SHARE = 12
@@ -134,8 +134,8 @@ def test_batches_that_wait_are_counted():
 
 
 def _config(**changes):
-  config = base.get_config()
-  config.model = base.model('nfnet_tiny')
+  config = defaults.get_config()
+  config.model = defaults.model('nfnet_tiny')
   config.data.image_size = 32
   config.update_from_flattened_dict({'batch_size': 512, **changes})
   return config

@@ -10,7 +10,7 @@ import pytest
 from ml_collections import config_dict
 
 from nfnets_jax.training import build, schedules, train_step
-from nfnets_jax.training import config as base
+from nfnets_jax.training import config as defaults
 from nfnets_jax.training import optimizer as optimizers
 from tests import golden as reference
 
@@ -467,7 +467,7 @@ def test_exponential_decays_from_the_first_step_on():
   ],
 )
 def test_schedules_that_make_no_sense_are_refused(changes, message):
-  config = base.get_config().optimizer
+  config = defaults.get_config().optimizer
   config.update(changes)
   with pytest.raises(ValueError, match=message):
     _create_schedule(config, 256, 10.0, total_steps=80)
@@ -621,7 +621,7 @@ def test_rate_and_thresholds_may_be_inputs(clip):
     state = optax.tree.set(state, count=step)
     return optimizer.update(grads, state, params)[0]
 
-  first = base.get_config()
+  first = defaults.get_config()
   first.batch_size, first.epochs = 384, 16.0  # 40 steps
   first.model.depth = DEPTH
   first.optimizer.update(clip=clip, warmup_epochs=2.0, end_learning_rate=0.01)
