@@ -12,7 +12,6 @@ from ml_collections import config_dict
 
 from experiments import (
   ablation_imagenet,
-  base,
   cifar10,
   digits,
   efficientnet_imagenet,
@@ -26,6 +25,7 @@ from experiments import (
 from nfnets_jax import models
 from nfnets_jax.data import transforms
 from nfnets_jax.training import build, check, optimizer, train
+from nfnets_jax.training import config as defaults
 
 # The paper's table 1: dropout, training and test size, RandAugment.
 TABLE = {
@@ -162,7 +162,7 @@ def test_another_name_alone_is_refused():
 
 
 def test_every_field_off_is_none_and_can_be_switched():
-  config = base.get_config()
+  config = defaults.get_config()
   config.lock()
   config.update({'augment': {'mixup_alpha': None, 'rand_augment': '2x5'}})
   config.update({'augment': {'mixup_alpha': 0.3, 'rand_augment': None}})
@@ -325,7 +325,7 @@ def test_recipes_of_the_rivals_are_the_published():
   config = efficientnet_imagenet.get_config('B7')
   assert config.data.image_size == config.data.eval_image_size == 600
   # A tenth of the area at least, as the original code has in effect.
-  assert config.data.crop == base.get_config().data.crop == 'random_resized'
+  assert config.data.crop == defaults.get_config().data.crop == 'random_resized'
   assert config.augment.rand_augment == '2x10'
   assert config.optimizer.name == 'rmsprop'
   assert config.optimizer.schedule == 'exponential'
