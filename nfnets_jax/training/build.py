@@ -253,7 +253,7 @@ def create_train_step(
 ) -> Callable[..., tuple[train_step.TrainState, train_step.Metrics]]:
   """Returns `train_step.train_step` with the arguments of the config.
 
-  `schedule` maps hyperparameters to a learning rate schedule. To map over
+  `create_schedule` maps hyperparameters to a schedule. To be mapped over
   `parallel.AXIS`: `step(state, batch, hyperparams) → (state, metrics)`.
   """
   return functools.partial(
