@@ -203,7 +203,7 @@ def train_and_evaluate(
       # Last, so that all metrics up to the checkpoint are on disk.
       if save:
         with window.paused():  # all steps so far were finite
-          _check_replicas(state, step)
+          check_replicas(state, step)
           checkpoints.save(step, state, loader.get_state())
       if stop and not last:
         checkpoints.wait()
@@ -260,7 +260,7 @@ def _stop_votes(signals: interrupt.Signals) -> np.ndarray:
   return votes
 
 
-def _check_replicas(state: train_step.TrainState, step: int) -> None:
+def check_replicas(state: train_step.TrainState, step: int) -> None:
   """Raises if the replicas differ or are not finite."""
   spread = parallel.replica_spread(state)
   if math.isnan(spread):

@@ -471,7 +471,7 @@ def test_full_disk(small_disk):
 
 _SAVE_FOR_EVER = """
 import itertools, pathlib, sys
-from tests.training import checkpoint_test
+from tests.runtime import checkpoint_test
 from nfnets_jax.runtime import checkpoint
 
 checkpoints = checkpoint.Checkpointer(pathlib.Path(sys.argv[1]), keep=2)

@@ -20,8 +20,14 @@ from nfnets_jax.runtime import (
   parallel,
   progress,
 )
-from nfnets_jax.training import build, check, evaluate, train, train_step
-from nfnets_jax.training import optimizer as optimizers
+from nfnets_jax.training import (
+  build,
+  check,
+  evaluate,
+  schedules,
+  train,
+  train_step,
+)
 
 # Its runs take minutes together.
 pytestmark = pytest.mark.thorough
@@ -195,7 +201,7 @@ def test_metrics_tell_the_state_of_the_run(straight):
 
 
 def test_learning_rate_follows_the_schedule(config, straight):
-  schedule = optimizers.warmup_cosine(
+  schedule = schedules.warmup_cosine(
     config.optimizer.learning_rate_per_256 * 32 / 256, 0.0, STEPS
   )
   lines = [line for line in _metrics(straight[0]) if line['split'] == 'train']
