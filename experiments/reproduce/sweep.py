@@ -18,7 +18,6 @@ import multiprocessing
 import os
 import pathlib
 import sys
-import threading
 import time
 import traceback
 import zlib
@@ -33,7 +32,7 @@ from ml_collections import config_dict
 
 from experiments.reproduce import latency, results, rows
 from nfnets_jax import devices, paths
-from nfnets_jax.data import datasets
+from nfnets_jax.data import datasets, loader
 from nfnets_jax.runtime import interrupt, lock
 from nfnets_jax.training import build, check, evaluate, fit, host_memory, train
 
@@ -259,14 +258,7 @@ class _InProcess(futures.Executor):
 
 def _begin_worker(cores: Any) -> None:
   os.sched_setaffinity(0, {cores.get()})  # before jax counts them
-  parent = multiprocessing.parent_process()
-  assert parent is not None
-
-  def end_with_parent() -> None:
-    parent.join()
-    os._exit(1)  # nobody would write down what comes out
-
-  threading.Thread(target=end_with_parent, daemon=True).start()
+  loader.end_with_parent()
   _begin()
 
 

@@ -264,6 +264,14 @@ def select_classes(dataset: Dataset, classes: str) -> Dataset:
   return dataclasses.replace(dataset, source=source, class_names=names)
 
 
+def file_name(example: dict[str, Any]) -> str | None:
+  """Returns the name of an example's file as text, None if it has none."""
+  name = example.get('file_name')
+  return (
+    name.decode(errors='backslashreplace') if isinstance(name, bytes) else name
+  )
+
+
 class _Kept:
   """Caches decoded examples of a source in memory."""
 
@@ -281,10 +289,7 @@ class _Kept:
       try:
         image = decode.decode(example['image'], example.get('orient', False))
       except ValueError as error:
-        name = example.get('file_name', 'image')
-        if isinstance(name, bytes):
-          name = name.decode(errors='backslashreplace')
-        raise ValueError(f'{name}: {error}') from error
+        raise ValueError(f'{file_name(example)}: {error}') from error
       self._examples[index] = {**example, 'image': image}
     return self._examples[index]
 

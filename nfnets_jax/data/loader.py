@@ -355,12 +355,7 @@ def read_example(
   description = f'example {index} of {dataset.name} split {dataset.split}'
   try:
     example = dataset.source[index]
-    if 'file_name' in example:
-      file_name = example['file_name']
-      is_bytes = isinstance(file_name, bytes)
-      name = (
-        file_name.decode(errors='backslashreplace') if is_bytes else file_name
-      )
+    if (name := datasets.file_name(example)) is not None:
       description += f' ({name})'
     datasets.check_label(dataset, index, example)
     return transform(example)
@@ -496,14 +491,19 @@ def _begin_worker(index: int, count: int) -> None:
   # Terminals and schedulers signal the whole group; the parent decides.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   signal.signal(signal.SIGTERM, signal.SIG_IGN)
+  end_with_parent()
+
+
+def end_with_parent() -> None:
+  """Makes this process, a child of `multiprocessing`, exit with its parent."""
   parent = multiprocessing.parent_process()
   assert parent is not None
 
-  def end_with_parent() -> None:
+  def wait() -> None:
     parent.join()
     os._exit(1)
 
-  threading.Thread(target=end_with_parent, daemon=True).start()
+  threading.Thread(target=wait, daemon=True).start()
 
 
 def _concatenate(chunks: Sequence[Batch]) -> Batch:

@@ -145,7 +145,7 @@ class ResidualNet(hk.Module):
     w_init: hk.initializers.Initializer,
     name: str,
   ):
-    """Constructs what the families share.
+    """Constructs the net.
 
     Args:
       num_classes: K, number of logits.

@@ -41,13 +41,6 @@ class MBConvBlock(hk.Module):
     *,
     name: str | None = None,
   ):
-    """Constructs the block.
-
-    Args:
-      settings: of the net.
-      place: of the block in the net.
-      name: of the Haiku module.
-    """
     super().__init__(name=name)
     expansion = settings.expansions[place.stage]
     channels = place.in_channels * expansion
@@ -162,18 +155,7 @@ class EfficientNet(blocks.ResidualNet):
     remat: str | None = None,
     name: str = 'EfficientNet',
   ):
-    """Constructs the net.
-
-    Args:
-      num_classes: K, number of logits.
-      settings: of the net.
-      remat: None, 'block' or 'stage', what the backward pass recomputes; see
-        `blocks.ResidualNet`.
-      name: of the Haiku module.
-
-    Raises:
-      ValueError: if a setting is impossible; the message says which.
-    """
+    """See `blocks.ResidualNet`."""
     blocks.check_counts(num_classes=num_classes)
     bound = num_classes**-0.5
     super().__init__(

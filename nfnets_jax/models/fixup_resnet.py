@@ -53,18 +53,11 @@ class FixupBlock(hk.Module):
 
   def __init__(
     self,
-    settings: variants.FixupResNetSettings,
+    settings: variants.BottleneckSettings,
     place: blocks.Place,
     *,
     name: str | None = None,
   ):
-    """Constructs the block.
-
-    Args:
-      settings: of the net.
-      place: of the block in the net.
-      name: of the Haiku module.
-    """
     super().__init__(name=name)
     channels = place.out_channels
     width = blocks.grouped_width(channels, settings.expansion, 1)
@@ -118,7 +111,7 @@ class FixupResNet(blocks.ResidualNet):
 
   Example:
     >>> def forward(images):
-    ...   settings = variants.FixupResNetSettings(
+    ...   settings = variants.BottleneckSettings(
     ...     width=(64,), depth=(2,), strides=(1,), stem_width=16)
     ...   return FixupResNet(10, settings)(images, is_training=False)
     >>> net = hk.transform(forward)
@@ -134,23 +127,12 @@ class FixupResNet(blocks.ResidualNet):
   def __init__(
     self,
     num_classes: int,
-    settings: variants.FixupResNetSettings,
+    settings: variants.BottleneckSettings,
     *,
     remat: str | None = None,
     name: str = 'Fixup_ResNet',
   ):
-    """Constructs the net.
-
-    Args:
-      num_classes: K, number of logits.
-      settings: of the net.
-      remat: None, 'block' or 'stage', what the backward pass recomputes; see
-        `blocks.ResidualNet`.
-      name: of the Haiku module.
-
-    Raises:
-      ValueError: if a setting is impossible; the message says which.
-    """
+    """See `blocks.ResidualNet`."""
     super().__init__(
       num_classes,
       settings,

@@ -45,18 +45,6 @@ class NFRegBlock(hk.Module):
     standardized: bool = False,
     name: str | None = None,
   ):
-    """Constructs the block.
-
-    Args:
-      settings: of the net.
-      place: of the block in the net.
-      beta: predicted standard deviation of the input.
-      standardized: whether weights are standardised already, by `layers.fold`.
-      name: of the Haiku module.
-
-    Raises:
-      ValueError: if the bottleneck is narrower than one group.
-    """
     super().__init__(name=name)
     group_width = settings.group_width
     expansion = settings.expansion if place.index > 0 else 1.0
@@ -150,19 +138,7 @@ class NFRegNet(blocks.ResidualNet):
     remat: str | None = None,
     name: str = 'NF_RegNet',
   ):
-    """Constructs the net.
-
-    Args:
-      num_classes: K, number of logits.
-      settings: of the net.
-      standardized: whether the parameters are those of `layers.fold`.
-      remat: None, 'block' or 'stage', what the backward pass recomputes; see
-        `blocks.ResidualNet`.
-      name: of the Haiku module.
-
-    Raises:
-      ValueError: if a setting is impossible; the message says which.
-    """
+    """See `blocks.ResidualNet`; `standardized` as in `models.create`."""
     super().__init__(
       num_classes,
       settings,

@@ -49,15 +49,6 @@ class NFResBlock(hk.Module):
     standardized: bool = False,
     name: str | None = None,
   ):
-    """Constructs the block.
-
-    Args:
-      settings: of the net.
-      place: of the block in the net.
-      beta: predicted standard deviation of the input.
-      standardized: whether weights are standardised already, by `layers.fold`.
-      name: of the Haiku module.
-    """
     super().__init__(name=name)
     channels = place.out_channels
     width = blocks.grouped_width(channels, settings.expansion, 1)
@@ -151,19 +142,7 @@ class NFResNet(blocks.ResidualNet):
     remat: str | None = None,
     name: str = 'NF_ResNet',
   ):
-    """Constructs the net.
-
-    Args:
-      num_classes: K, number of logits.
-      settings: of the net.
-      standardized: whether the parameters are those of `layers.fold`.
-      remat: None, 'block' or 'stage', what the backward pass recomputes; see
-        `blocks.ResidualNet`.
-      name: of the Haiku module.
-
-    Raises:
-      ValueError: if a setting is impossible; the message says which.
-    """
+    """See `blocks.ResidualNet`; `standardized` as in `models.create`."""
     super().__init__(
       num_classes,
       settings,

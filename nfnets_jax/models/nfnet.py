@@ -55,18 +55,6 @@ class NFBlock(hk.Module):
     standardized: bool = False,
     name: str | None = None,
   ):
-    """Constructs the block.
-
-    Args:
-      settings: of the net.
-      place: of the block in the net.
-      beta: predicted standard deviation of the input.
-      standardized: whether weights are standardised already, by `layers.fold`.
-      name: of the Haiku module.
-
-    Raises:
-      ValueError: if the bottleneck is narrower than one group.
-    """
     super().__init__(name=name)
     channels = place.out_channels
     width = blocks.grouped_width(
@@ -153,19 +141,7 @@ class NFNet(blocks.ResidualNet):
     remat: str | None = None,
     name: str = 'NFNet',
   ):
-    """Constructs the net.
-
-    Args:
-      num_classes: K, number of logits.
-      settings: of the net.
-      standardized: whether the parameters are those of `layers.fold`.
-      remat: None, 'block' or 'stage', what the backward pass recomputes; see
-        `blocks.ResidualNet`.
-      name: of the Haiku module.
-
-    Raises:
-      ValueError: if a setting is impossible; the message says which.
-    """
+    """See `blocks.ResidualNet`; `standardized` as in `models.create`."""
     super().__init__(
       num_classes,
       settings,
@@ -173,6 +149,11 @@ class NFNet(blocks.ResidualNet):
       w_init=hk.initializers.RandomNormal(0.01),
       name=name,
     )
+    if settings.norm is not None:
+      raise ValueError(
+        f'NFNet has no normalisation, got norm={settings.norm!r}; use '
+        'models.create or bn_nfnet.BNNFNet'
+      )
     check_settings(settings)
     blocks.check_factors(alpha=settings.alpha)
     self.act = activations.scaled(settings.activation)

@@ -55,13 +55,6 @@ class ResBlock(hk.Module):
     *,
     name: str | None = None,
   ):
-    """Constructs the block.
-
-    Args:
-      settings: of the net.
-      place: of the block in the net.
-      name: of the Haiku module.
-    """
     super().__init__(name=name)
     channels = place.out_channels
     width = blocks.grouped_width(channels, settings.expansion, 1)
@@ -159,18 +152,7 @@ class ResNet(blocks.ResidualNet):
     remat: str | None = None,
     name: str = 'ResNet',
   ):
-    """Constructs the net.
-
-    Args:
-      num_classes: K, number of logits.
-      settings: of the net.
-      remat: None, 'block' or 'stage', what the backward pass recomputes; see
-        `blocks.ResidualNet`.
-      name: of the Haiku module.
-
-    Raises:
-      ValueError: if a setting is impossible; the message says which.
-    """
+    """See `blocks.ResidualNet`."""
     super().__init__(
       num_classes,
       settings,

@@ -83,14 +83,31 @@ class NFNetSettings(Settings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NFResNetSettings(Settings):
-  """NF-ResNet; the defaults are what all depths share.
+class BottleneckSettings(Settings):
+  """What the ResNets share, and all that a FixUp ResNet has.
 
   Attributes:
     expansion: bottleneck channels relative to the stage's width.
     stem_width: channels of the stem's 7×7 convolution.
     stem_stride: of that convolution.
     stem_pool: whether a 3×3 max-pooling of stride 2 follows it.
+  """
+
+  width: Sequence[int] = (256, 512, 1024, 2048)
+  strides: Sequence[int] = (1, 2, 2, 2)
+  drop_rate: float = 0.0
+  stochdepth_rate: float = 0.0
+  expansion: float = 0.25
+  stem_width: int = 64
+  stem_stride: int = 2
+  stem_pool: bool = True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NFResNetSettings(BottleneckSettings):
+  """NF-ResNet; the defaults are what all depths share.
+
+  Attributes:
     use_se: whether the blocks have squeeze-excite gates.
     se_ratio: hidden channels of the gates relative to the stage's width.
     skipinit: whether each branch has a learnt scale, zero at first.
@@ -102,14 +119,7 @@ class NFResNetSettings(Settings):
       instead of picking every other one.
   """
 
-  width: Sequence[int] = (256, 512, 1024, 2048)
-  strides: Sequence[int] = (1, 2, 2, 2)
-  drop_rate: float = 0.0
   stochdepth_rate: float = 0.1
-  expansion: float = 0.25
-  stem_width: int = 64
-  stem_stride: int = 2
-  stem_pool: bool = True
   use_se: bool = False
   se_ratio: float = 0.25
   skipinit: bool = True
@@ -156,14 +166,10 @@ class NFRegNetSettings(Settings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ResNetSettings(Settings):
+class ResNetSettings(BottleneckSettings):
   """ResNet; the defaults are what all depths share.
 
   Attributes:
-    expansion: bottleneck channels relative to the stage's width.
-    stem_width: channels of the stem's 7×7 convolution.
-    stem_stride: of that convolution.
-    stem_pool: whether a 3×3 max-pooling of stride 2 follows it.
     norm: 'batch' for batch normalisation, or None for no normalisation; the
       convolutions then have biases.
     cross_replica_axis: name of the mapped axis of devices whose images the
@@ -173,14 +179,6 @@ class ResNetSettings(Settings):
     skipinit: whether each branch has a learnt scale, zero at first.
   """
 
-  width: Sequence[int] = (256, 512, 1024, 2048)
-  strides: Sequence[int] = (1, 2, 2, 2)
-  drop_rate: float = 0.0
-  stochdepth_rate: float = 0.0
-  expansion: float = 0.25
-  stem_width: int = 64
-  stem_stride: int = 2
-  stem_pool: bool = True
   norm: str | None = 'batch'
   cross_replica_axis: str | None = None
   use_se: bool = False
@@ -216,27 +214,6 @@ class EfficientNetSettings(Settings):
   stem_stride: int = 2
   se_ratio: float = 0.25
   cross_replica_axis: str | None = None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FixupResNetSettings(Settings):
-  """FixUp ResNet; the defaults are what all depths share.
-
-  Attributes:
-    expansion: bottleneck channels relative to the stage's width.
-    stem_width: channels of the stem's 7×7 convolution.
-    stem_stride: of that convolution.
-    stem_pool: whether a 3×3 max-pooling of stride 2 follows it.
-  """
-
-  width: Sequence[int] = (256, 512, 1024, 2048)
-  strides: Sequence[int] = (1, 2, 2, 2)
-  drop_rate: float = 0.0
-  stochdepth_rate: float = 0.0
-  expansion: float = 0.25
-  stem_width: int = 64
-  stem_stride: int = 2
-  stem_pool: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -333,7 +310,7 @@ def _resnets() -> dict[str, Variant]:
     ResNetSettings(depth=depth, norm=None, skipinit=True, stochdepth_rate=0.1),
   )
   variants['fixup_resnet50'] = variant(
-    'fixup_resnet', FixupResNetSettings(depth=depth, stochdepth_rate=0.1)
+    'fixup_resnet', BottleneckSettings(depth=depth, stochdepth_rate=0.1)
   )
   return variants
 

@@ -2,7 +2,6 @@
 
 import functools
 import math
-import pathlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -11,10 +10,9 @@ import jax
 import numpy as np
 import optax
 from jax.experimental import multihost_utils
-from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import config_dict
 
-from nfnets_jax import models, paths
+from nfnets_jax import models
 from nfnets_jax.data import datasets, mixing, prepare, transforms
 from nfnets_jax.data import loader as loaders
 from nfnets_jax.models import variants
@@ -69,7 +67,7 @@ def mixes(config: config_dict.ConfigDict) -> bool:
   return mixing.is_on(config.augment.mixup_alpha, config.augment.cutmix)
 
 
-def loader_options(config: config_dict.ConfigDict) -> dict[str, Any]:
+def _loader_options(config: config_dict.ConfigDict) -> dict[str, Any]:
   """Returns the options common to all loaders of this process."""
   return {
     'process_index': jax.process_index(),
@@ -90,7 +88,7 @@ def train_batches(
     transform=create_transform(config),
     partners=mixes(config),
     seed=config.seed,
-    **loader_options(config),
+    **_loader_options(config),
   )
 
 
@@ -104,7 +102,7 @@ def eval_batches(
     transform=transforms.eval_transform(
       config.data.eval_image_size, config.data.eval_crop
     ),
-    **loader_options(config),
+    **_loader_options(config),
   )
 
 
@@ -293,21 +291,3 @@ def create_eval_step(
     compute_dtype=config.eval_dtype,
     axis_name=parallel.AXIS,
   )
-
-
-def keep_compiled(
-  config: config_dict.ConfigDict, workdir: pathlib.Path
-) -> None:
-  """Enables jax's persistent compilation cache, so that resuming is fast.
-
-  A folder already set in jax, as by JAX_COMPILATION_CACHE_DIR, takes
-  precedence. A relative folder in the config is relative to `workdir`.
-  """
-  name = 'jax_compilation_cache_dir'
-  if config.compilation_cache and not getattr(jax.config, name):
-    folder = workdir.absolute() / paths.expand_literal(
-      config.compilation_cache, 'config.compilation_cache'
-    )
-    jax.config.update(name, str(folder))
-    # jax decides at the first compilation whether to use a cache.
-    compilation_cache.reset_cache()

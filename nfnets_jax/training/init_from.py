@@ -19,14 +19,14 @@ from nfnets_jax.training import build, train_step
 from nfnets_jax.weights import recognize, table
 
 
-def check_model(found: weights.Weights, model: config_dict.ConfigDict) -> None:
+def check_model(loaded: weights.Weights, model: config_dict.ConfigDict) -> None:
   """Raises a ValueError unless weights are of the config's network."""
-  if found.name != model.name:
+  if loaded.name != model.name:
     raise ValueError(
-      f'init_from holds weights of {found.name}, and the config is for '
+      f'init_from holds weights of {loaded.name}, and the config is for '
       f'{model.name}'
     )
-  stored = {**models.arguments(found.name), **found.overrides}
+  stored = {**models.arguments(loaded.name), **loaded.overrides}
   problems = [
     f'model.{field} is {_plain(model[field])!r}, and theirs {_plain(value)!r}'
     for field, value in stored.items()
@@ -35,7 +35,7 @@ def check_model(found: weights.Weights, model: config_dict.ConfigDict) -> None:
   ]
   if problems:
     raise ValueError(
-      f'init_from holds weights of another {found.name}:\n  '
+      f'init_from holds weights of another {loaded.name}:\n  '
       + '\n  '.join(problems)
     )
 
@@ -68,7 +68,7 @@ def recorded_facts(
 
 def merge(
   state: train_step.TrainState,
-  found: weights.Weights,
+  loaded: weights.Weights,
   num_classes: int,
   new_head: bool = False,
 ) -> train_step.TrainState:
@@ -78,31 +78,32 @@ def merge(
   initialised if its number of classes differs, or with `new_head`. Raises a
   ValueError that lists any other difference.
   """
-  head = f'{table.ROOTS[variants.get(found.name).family]}/~/linear'
-  new_head = new_head or found.num_classes != num_classes
-  params = dict(found.params)
+  head = f'{table.ROOTS[variants.get(loaded.name).family]}/~/linear'
+  new_head = new_head or loaded.num_classes != num_classes
+  params = dict(loaded.params)
   if new_head:
     params[head] = jax.device_get(state.params[head])
   expected = (state.params, state.model_state)
   problems = table.compare(
-    _shapes(params) | _shapes(found.state, 'state: '),
+    _shapes(params) | _shapes(loaded.state, 'state: '),
     _shapes(expected[0]) | _shapes(expected[1], 'state: '),
   )
   table.complain(problems, 'this run')
   progress.say(
-    f'starts from {found.name} with '
-    f'{sum(x.size for v in found.params.values() for x in v.values()):,} '
+    f'starts from {loaded.name} with '
+    f'{sum(x.size for v in loaded.params.values() for x in v.values()):,} '
     'parameters'
     + (
-      f'; new: {head}, for {num_classes} classes instead of {found.num_classes}'
-      if found.num_classes != num_classes
+      f'; new: {head}, for {num_classes} classes instead of '
+      f'{loaded.num_classes}'
+      if loaded.num_classes != num_classes
       else f'; new: {head}, for {num_classes} classes'
       if new_head
       else f'; kept: {head}, of {num_classes} classes as well '
       '(init_new_head=True makes it new)'
     )
   )
-  params, model_state = jax.tree.map(jnp.asarray, (params, dict(found.state)))
+  params, model_state = jax.tree.map(jnp.asarray, (params, dict(loaded.state)))
   copy = jax.tree.map(jnp.copy, (params, model_state))
   return state._replace(
     params=params,

@@ -3,14 +3,17 @@
 Used by the training loop and by `nfnets_jax.compile`.
 """
 
+import pathlib
 from collections.abc import Sequence
 
 import haiku as hk
 import jax
 import jax.numpy as jnp
+from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import config_dict
 
 from nfnets_jax import devices as platforms
+from nfnets_jax import paths
 from nfnets_jax.runtime import parallel, processes, progress
 from nfnets_jax.training import build, fit, train_step
 
@@ -61,14 +64,14 @@ def batch_shapes(
   All arrays are `[devices, per-device batch, ...]`, with `devices` over all
   processes. If there are `several` processes, they add `stop`.
   """
-  share = config.batch_size // devices
+  per_device = config.batch_size // devices
   shapes = {
-    **_image_shapes(devices, share, config.data.image_size),
-    'mix_label': jax.ShapeDtypeStruct((devices, share), jnp.int32),
-    'ratio': jax.ShapeDtypeStruct((devices, share), jnp.float32),
+    **_image_shapes(devices, per_device, config.data.image_size),
+    'mix_label': jax.ShapeDtypeStruct((devices, per_device), jnp.int32),
+    'ratio': jax.ShapeDtypeStruct((devices, per_device), jnp.float32),
   }
   if config.data.skip_corrupt:
-    shapes['skipped'] = jax.ShapeDtypeStruct((devices, share), jnp.int32)
+    shapes['skipped'] = jax.ShapeDtypeStruct((devices, per_device), jnp.int32)
   if several:
     shapes['stop'] = jax.ShapeDtypeStruct((devices, 1), jnp.int32)
   return shapes
@@ -78,18 +81,18 @@ def eval_batch_shapes(
   config: config_dict.ConfigDict, devices: int
 ) -> train_step.Batch:
   """Returns the shapes of an evaluation batch; see `batch_shapes`."""
-  share = config.eval_batch_size // devices
+  per_device = config.eval_batch_size // devices
   return {
-    **_image_shapes(devices, share, config.data.eval_image_size),
-    'mask': jax.ShapeDtypeStruct((devices, share), jnp.float32),
+    **_image_shapes(devices, per_device, config.data.eval_image_size),
+    'mask': jax.ShapeDtypeStruct((devices, per_device), jnp.float32),
   }
 
 
-def _image_shapes(devices: int, share: int, size: int) -> train_step.Batch:
-  image = (devices, share, size, size, 3)
+def _image_shapes(devices: int, per_device: int, size: int) -> train_step.Batch:
+  image = (devices, per_device, size, size, 3)
   return {
     'image': jax.ShapeDtypeStruct(image, jnp.uint8),
-    'label': jax.ShapeDtypeStruct((devices, share), jnp.int32),
+    'label': jax.ShapeDtypeStruct((devices, per_device), jnp.int32),
   }
 
 
@@ -112,10 +115,12 @@ def compile_train_step(
   batch = _local_part(
     batch_shapes(config, jax.device_count(), jax.process_count() > 1)
   )
-  share = config.batch_size // jax.device_count()
+  per_device = config.batch_size // jax.device_count()
   chosen = config.micro_batches is None
   memory = platforms.memory() if chosen else None
-  counts = fit.valid_micro_batches(share) if chosen else [config.micro_batches]
+  counts = (
+    fit.valid_micro_batches(per_device) if chosen else [config.micro_batches]
+  )
   fits = fit.compile_fewest(
     lambda count: lower_train_step(
       config, net, state, batch, num_classes, epoch_steps, count
@@ -127,8 +132,8 @@ def compile_train_step(
   )
   if memory is not None:
     progress.say(
-      f'micro-batches: {fits.parts} of {share // fits.parts} images on each '
-      f'device, {fits.total / fit.GIB:.2f} of {memory / fit.GIB:.2f} GiB'
+      f'micro-batches: {fits.parts} of {per_device // fits.parts} images on '
+      f'each device, {fits.total / fit.GIB:.2f} of {memory / fit.GIB:.2f} GiB'
     )
   if state.model_state and fits.parts > 1:
     progress.say(
@@ -164,3 +169,21 @@ def _local_part(batch: train_step.Batch) -> train_step.Batch:
   """Returns the shapes of this process's part of a global batch."""
   local = jax.local_device_count()
   return jax.tree.map(lambda x: x.update(shape=(local, *x.shape[1:])), batch)
+
+
+def keep_compiled(
+  config: config_dict.ConfigDict, workdir: pathlib.Path
+) -> None:
+  """Enables jax's persistent compilation cache, so that resuming is fast.
+
+  A folder already set in jax, as by JAX_COMPILATION_CACHE_DIR, takes
+  precedence. A relative folder in the config is relative to `workdir`.
+  """
+  name = 'jax_compilation_cache_dir'
+  if config.compilation_cache and not getattr(jax.config, name):
+    folder = workdir.absolute() / paths.expand_literal(
+      config.compilation_cache, 'config.compilation_cache'
+    )
+    jax.config.update(name, str(folder))
+    # jax decides at the first compilation whether to use a cache.
+    compilation_cache.reset_cache()

@@ -135,7 +135,7 @@ def train_and_evaluate(
       )
 
     # Steps, compiled before anything is written.
-    build.keep_compiled(config, workdir)
+    programs.keep_compiled(config, workdir)
     compiling = stack.enter_context(meters.CompileTimes())
     step_fn = programs.compile_train_step(
       config, net, state, train_set.num_classes, epoch_steps

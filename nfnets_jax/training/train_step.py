@@ -79,8 +79,8 @@ def train_step(
   create_schedule: Callable[..., Schedule],
   ema_decay: float,
   micro_batches: int = 1,
-  sam_rho: float | None = None,
-  sam_fraction: float = 0.2,
+  sam_rho: float | None,
+  sam_fraction: float,
   axis_name: str,
 ) -> tuple[TrainState, Metrics]:
   """Makes one update; to be mapped over the devices.
@@ -166,8 +166,7 @@ def accumulate(
 
   `model_state` passes from one to the next; without batch normalisation, the
   result is that of the whole batch up to rounding. `first` is the index of the
-  first image in the global batch. Raises a ValueError if `micro_batches` does
-  not divide the batch.
+  first image in the global batch; `micro_batches` divides the batch.
   """
   if micro_batches == 1:
     return gradient(params, model_state, key, batch, first)

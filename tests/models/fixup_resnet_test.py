@@ -14,7 +14,7 @@ def params():
   """A transition, wide enough for a standard deviation, of a net of 16."""
 
   def forward(x):
-    settings = variants.FixupResNetSettings(depth=(3, 4, 6, 3))
+    settings = variants.BottleneckSettings(depth=(3, 4, 6, 3))
     transition = blocks.layout(settings, 64)[3]
     return fixup_resnet.FixupBlock(settings, transition)(x, False)
 

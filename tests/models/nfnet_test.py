@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import haiku as hk
@@ -379,3 +380,12 @@ def test_impossible_nets_are_refused(name, overrides, message):
 def test_impossible_images_are_refused(images):
   with pytest.raises(ValueError, match=r'floating array \[B, H, W, C\], got'):
     _transform('nfnet_tiny').init(jax.random.key(0), images)
+
+
+def test_batch_normalised_net_is_another_class():
+  settings = dataclasses.replace(
+    variants.get('nfnet_tiny').settings, norm='batch'
+  )
+  net = hk.transform(lambda x: nfnet.NFNet(10, settings)(x, False))
+  with pytest.raises(ValueError, match="norm='batch'; use models.create"):
+    jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
