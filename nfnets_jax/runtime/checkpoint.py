@@ -17,6 +17,7 @@ import itertools
 import math
 import pathlib
 import shutil
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -169,8 +170,14 @@ class Checkpointer:
     )
 
   def _remove_partial(self) -> None:
-    for folder in self._directory.glob('*.orbax-checkpoint-tmp*'):
-      shutil.rmtree(folder, ignore_errors=True)
+    # After an error, Orbax's other threads may still be adding files.
+    for _ in range(100):
+      folders = list(self._directory.glob('*.orbax-checkpoint-tmp*'))
+      if not folders:
+        return
+      for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+      time.sleep(0.01)
 
   @contextlib.contextmanager
   def _explain_errors(self) -> Iterator[None]:
@@ -229,6 +236,8 @@ class Checkpointer:
       if manager is not None:
         with contextlib.suppress(Exception):
           manager.close()
+        if self._failed:
+          self._remove_partial()
 
   def restore(self, template: Any) -> tuple[Any, dict[str, Any]]:
     """Reads the newest intact checkpoint; call it in all processes.
