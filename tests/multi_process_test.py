@@ -271,10 +271,10 @@ def test_two_processes_share_sums_checkpoints_and_refusals(tmp_path):
       assert process.returncode == 0, text
       assert 'all is well' in text
   assert 'process 0 of 2, 2 local of 4 devices' in printed[0]
-  assert 'damaged checkpoint' in printed[0]
-  assert 'damaged checkpoint' not in printed[1]
+  assert 'a corrupt checkpoint' in printed[0]
+  assert 'a corrupt checkpoint' not in printed[1]
   names = sorted(path.name for path in (tmp_path / 'checkpoints').iterdir())
-  assert names == ['1', '2', '2.damaged']
+  assert names == ['1', '2', '2.corrupt']
   assert not list(tmp_path.rglob('.shared-*'))
 
 

@@ -33,7 +33,7 @@ from nfnets_jax import command_line, paths
 from nfnets_jax import main as main_lib
 from nfnets_jax.data import datasets, decode, loader
 from nfnets_jax.models import cost
-from nfnets_jax.runtime import interrupt, processes, progress
+from nfnets_jax.runtime import interrupt, launchers, processes, progress
 from nfnets_jax.runtime import workdir as workdirs
 from nfnets_jax.training import build, train
 
@@ -282,7 +282,7 @@ def main(argv: list[str], arguments: list[str]) -> None:
   rehearsal = None
   if _REHEARSE.value:
     with command_line.telling():
-      others = processes.detect(os.environ)
+      others = launchers.detect(os.environ)
     if others or flags.FLAGS.num_processes:
       raise app.UsageError('a rehearsal runs in one process, on one host')
     killed = None

@@ -31,11 +31,11 @@ from nfnets_jax.runtime import integrity, parallel, processes, progress
 _STATE, _LOADER, _FINGERPRINT = 'state', 'loader', 'fingerprint'
 
 
-class DamagedError(Exception):
+class CorruptError(Exception):
   """A checkpoint is corrupt."""
 
 
-def begun(directory: pathlib.Path) -> bool:
+def exists(directory: pathlib.Path) -> bool:
   """Returns whether a folder, which need not exist, has a checkpoint."""
   # A run killed early leaves an empty folder.
   return any(path.name.isdecimal() for path in directory.glob('*'))
@@ -144,9 +144,9 @@ class Checkpointer:
     for step in self._corrupt:
       folder = self._directory / str(step)
       if folder.is_dir():
-        moved = _free_name(f'{folder}.damaged')
+        moved = _free_name(f'{folder}.corrupt')
         folder.rename(moved)
-        progress.say(f'{folder} is damaged and called {moved.name} from now on')
+        progress.say(f'renamed the corrupt checkpoint {folder} to {moved.name}')
     self._corrupt = []
     self._remove_partial()
     # A single process for Orbax, so that it waits for no other.
@@ -207,7 +207,7 @@ class Checkpointer:
 
   def _newest_intact(self) -> int | None:
     for step in reversed(self._steps()):
-      with contextlib.suppress(DamagedError):
+      with contextlib.suppress(CorruptError):
         self._read(step, self._template)
         return step
     return None
@@ -243,7 +243,7 @@ class Checkpointer:
     """Reads the newest intact checkpoint; call it in all processes.
 
     Corrupt checkpoints are reported and left in place, and renamed to
-    `<step>.damaged` if the run reaches their step again.
+    `<step>.corrupt` if the run reaches their step again.
 
     Returns:
       The state, replicated over all devices, and the loader state.
@@ -263,7 +263,7 @@ class Checkpointer:
       try:
         state, loader_state = self._read(step, template)
         problem = None
-      except DamagedError as error:
+      except CorruptError as error:
         problem = str(error)
       if processes.all_agree(problem is None):
         return parallel.replicate(state), loader_state
@@ -271,11 +271,9 @@ class Checkpointer:
         continue  # removed meanwhile by the run that writes here
       self._corrupt.append(step)
       reports.append(f'{folder}: {problem or "another process cannot read it"}')
-      progress.say(
-        f'damaged checkpoint, the one before it is used: {reports[-1]}'
-      )
+      progress.say(f'skipped a corrupt checkpoint: {reports[-1]}')
     raise ValueError(
-      'all checkpoints are damaged; move them away to begin anew:\n  '
+      'all checkpoints are corrupt; move them away to start over:\n  '
       + '\n  '.join(reports)
     )
 
@@ -290,15 +288,15 @@ class Checkpointer:
     except MemoryError:
       raise
     except Exception as error:
-      raise DamagedError(_brief(error)) from error
+      raise CorruptError(_brief(error)) from error
     stored, arrays = fingerprint.get('arrays'), integrity.describe(template)
     if fingerprint.get('description') != integrity.digest(stored):
-      raise DamagedError('its description is not what was written')
+      raise CorruptError('its description differs from what was written')
     _check_arrays(folder, stored, arrays)
     empty = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), template)
     packed = integrity.pack(empty)
     if description != integrity.describe(packed):
-      raise DamagedError('its metadata are not what was written')
+      raise CorruptError('its metadata differ from what was written')
     try:
       packed = states.restore(
         folder / _STATE, args=ocp.args.StandardRestore(packed)
@@ -306,10 +304,10 @@ class Checkpointer:
     except MemoryError:
       raise
     except Exception as error:
-      raise DamagedError(_brief(error)) from error
+      raise CorruptError(_brief(error)) from error
     content = integrity.fingerprint(arrays, packed, loader_state)
     if fingerprint.get('content') != content:
-      raise DamagedError('its content is not what was written')
+      raise CorruptError('its content differs from what was written')
     return integrity.unpack(packed, empty), loader_state
 
 
@@ -324,7 +322,7 @@ def _check_arrays(
 
   problems = [
     *(f'missing: {name}' for name in wanted.keys() - stored.keys()),
-    *(f'left over: {name}' for name in stored.keys() - wanted.keys()),
+    *(f'unexpected: {name}' for name in stored.keys() - wanted.keys()),
     *(
       f'shape: {name} is {text(name, stored)}, not {text(name, wanted)}'
       for name in wanted.keys() & stored.keys()
@@ -334,7 +332,7 @@ def _check_arrays(
   if problems:
     shown = sorted(problems)[:20]
     raise ValueError(
-      f'{folder} is not of this model and optimizer:\n  '
+      f'{folder} is of another model or optimizer:\n  '
       + '\n  '.join(shown)
       + f'\n{len(problems)} differences, {len(shown)} shown'
     )

@@ -83,9 +83,7 @@ def read_data(workdir: pathlib.Path) -> dict[str, Any] | None:
   except (KeyError, TypeError, ValueError):
     valid = False
   if not valid:
-    raise ValueError(
-      f'{path} is damaged; move it away to go on without what it records'
-    )
+    raise ValueError(f'{path} is corrupt; move it away to continue without it')
   return data
 
 

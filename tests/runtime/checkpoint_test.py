@@ -237,9 +237,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize('damage', DAMAGES.values(), ids=DAMAGES.keys())
-def test_damaged_checkpoint_is_reported_and_the_one_before_used(
-  tmp_path, damage, capsys
-):
+def test_corrupt_checkpoint_is_reported_and_skipped(tmp_path, damage, capsys):
   _save(tmp_path, [3, 7])
   damage(tmp_path / '7')
   checkpoints = checkpoint.Checkpointer(tmp_path, keep=2)
@@ -248,15 +246,15 @@ def test_damaged_checkpoint_is_reported_and_the_one_before_used(
   assert loader_state == {'next_index': 30}
   assert checkpoints.latest_step == 3
   said = capsys.readouterr().out
-  assert said.startswith('damaged checkpoint, the one before it is used: ')
+  assert said.startswith('skipped a corrupt checkpoint: ')
   assert str(tmp_path / '7') in said
   assert (tmp_path / '7').is_dir()  # until the run comes to a checkpoint again
 
   checkpoints.save(7, _state(7), {'next_index': 70})
   checkpoints.close()
   names = sorted(path.name for path in tmp_path.iterdir())
-  assert names == ['3', '7', '7.damaged']
-  assert '7 is damaged and called 7.damaged from now on' in (
+  assert names == ['3', '7', '7.corrupt']
+  assert f'renamed the corrupt checkpoint {tmp_path}/7 to 7.corrupt' in (
     capsys.readouterr().out
   )
   state, loader_state = _restore(tmp_path, _state(seed=1))
@@ -266,8 +264,8 @@ def test_damaged_checkpoint_is_reported_and_the_one_before_used(
 
 def test_second_damage_to_a_step_keeps_the_first(tmp_path):
   for names in (
-    ['3', '7', '7.damaged'],
-    ['3', '7', '7.damaged', '7.damaged.2'],
+    ['3', '7', '7.corrupt'],
+    ['3', '7', '7.corrupt', '7.corrupt.2'],
   ):
     _save(tmp_path, [3, 7])
     _truncate(_state_files(tmp_path, 7)[0])
@@ -278,20 +276,20 @@ def test_second_damage_to_a_step_keeps_the_first(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
-def test_all_checkpoints_are_damaged(tmp_path):
+def test_all_checkpoints_are_corrupt(tmp_path):
   _save(tmp_path, [3, 7])
   for step in (3, 7):
     _truncate(_state_files(tmp_path, step)[0])
-  with pytest.raises(ValueError, match='all checkpoints are damaged') as caught:
+  with pytest.raises(ValueError, match='all checkpoints are corrupt') as caught:
     _restore(tmp_path, _state())
   for step in (3, 7):
     assert str(tmp_path / str(step)) in str(caught.value)
 
 
-def test_checkpoint_of_another_net_is_not_taken_for_a_damaged_one(tmp_path):
+def test_checkpoint_of_another_net_is_not_taken_for_a_corrupt_one(tmp_path):
   _save(tmp_path, [3, 7])
   template = _state()._replace(params=_state(width=5).params)
-  with pytest.raises(ValueError, match='7 is not of this model'):
+  with pytest.raises(ValueError, match='7 is of another model'):
     _restore(tmp_path, template)
 
 

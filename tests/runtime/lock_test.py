@@ -129,7 +129,7 @@ def test_the_lock_that_another_host_releases_is_free(tmp_path):
 @pytest.mark.parametrize(
   'content', [b'', b'\0' * 600, b'{', b'\xff', b'[1]', b'{"pid": 7}']
 )
-def test_a_damaged_lock_is_no_holders(tmp_path, content):
+def test_corrupt_lock_has_no_holder(tmp_path, content):
   (tmp_path / lock.NAME).write_bytes(content)
   with lock.hold(tmp_path):
     about = json.loads((tmp_path / lock.NAME).read_text())

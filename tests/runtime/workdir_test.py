@@ -150,9 +150,9 @@ def test_other_data_are_refused_or_said(tmp_path, capsys, changed, message):
 @pytest.mark.parametrize(
   'text', ['', '{', '[]', '{"class_names": ["cat"]}', '{"class_names": 3}']
 )
-def test_a_damaged_record_is_called_so(tmp_path, text):
+def test_corrupt_record(tmp_path, text):
   (tmp_path / 'data.json').write_text(text)
-  with pytest.raises(ValueError, match='data.json is damaged; move it away'):
+  with pytest.raises(ValueError, match='data.json is corrupt; move it away'):
     workdirs.check_data(tmp_path, _data(), allow_change=False)
 
 

@@ -192,5 +192,5 @@ def test_damaged_record(tmp_path, make_config, names):
   splits = {part: {'split': part, 'count': 7} for part in ('train', 'test')}
   record = {'splits': splits, 'class_names': names}
   (tmp_path / 'data.json').write_text(json.dumps(record))
-  with pytest.raises(ValueError, match='data.json is damaged'):
+  with pytest.raises(ValueError, match='data.json is corrupt'):
     init_from.recorded_facts(tmp_path, make_config(1, {}), 2)
