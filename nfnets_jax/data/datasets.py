@@ -54,6 +54,8 @@ class Dataset:
       `folder` have `'orient': True`.
     class_names: name of each label.
     in_memory: whether decoded examples are kept in memory.
+    note: one line for the user about the split, such as that it is held out
+      from the training images; usually empty.
   """
 
   name: str
@@ -61,6 +63,7 @@ class Dataset:
   source: Source
   class_names: tuple[str, ...]
   in_memory: bool = False
+  note: str = ''
 
   def __len__(self) -> int:
     return len(self.source)
@@ -72,7 +75,10 @@ class Dataset:
 
 
 def load(
-  name: str, split: str, data_dir: str | os.PathLike[str] | None = None
+  name: str,
+  split: str,
+  data_dir: str | os.PathLike[str] | None = None,
+  test_split: str | None = None,
 ) -> Dataset:
   """Opens one split of a prepared data set.
 
@@ -80,13 +86,16 @@ def load(
     name: any TFDS data set with the features `image` and `label`, such as
       `'digits'`, `'cifar10'` or `'imagenet2012'`, including those that exist
       only as files in `data_dir`. `'folder'` is a folder of images,
-      `<data_dir>/train/<class>/*.jpg`; see the module `folder`. `'fake'` needs
-      no files: 256 x 256 noise, a function of the index, with the splits and
-      1,000 classes of ImageNet.
+      `<data_dir>/train/<class>/*.jpg` or `<data_dir>/<class>/*.jpg`; see the
+      module `folder`. `'fake'` needs no files: 256 x 256 noise, a function of
+      the index, with the splits and 1,000 classes of ImageNet.
     split: in TFDS notation: `'train'`, `'train[10000:]'`, `'train[:5%]'`,
       `'train+validation'`.
     data_dir: root of the data sets, by default $TFDS_DATA_DIR or
       `~/tensorflow_datasets`. Never written to.
+    test_split: the run's test split, only for `folder`: if the folder has
+      training images only, it is held out from `train`; see `folder`. Give the
+      same for both splits of a run.
 
   Returns:
     The split, read lazily. It can be pickled.
@@ -115,12 +124,12 @@ def load(
     if data_dir is None:
       raise ValueError("data set 'folder' needs data_dir, the folder to read")
     try:
-      images = folder.FolderImages(data_dir, split)
+      images = folder.FolderImages(data_dir, split, test_split)
     except ValueError as error:
       raise ValueError(
         f'cannot read split {split!r} of folder {data_dir}: {error}'
       ) from error
-    return Dataset(name, split, images, images.class_names)
+    return Dataset(name, split, images, images.class_names, note=images.note)
 
   builder = find(name, data_dir)
   # TFDS warns if the folder does not exist.

@@ -339,6 +339,36 @@ def _block_size(
   return batch_size // process_count
 
 
+def check_batch_size(
+  batch_size: int, num_images: int, divisor: int = 1
+) -> None:
+  """Checks that a batch is not larger than the training data.
+
+  Args:
+    batch_size: over all devices.
+    num_images: number of training images.
+    divisor: number of devices; the suggestion is a multiple of it.
+
+  Raises:
+    ValueError: if a batch would contain an image more than once.
+
+  Example:
+    >>> check_batch_size(2048, 48, divisor=8)
+    Traceback (most recent call last):
+      ...
+    ValueError: batch_size 2048 is larger than the 48 training images; use ...
+  """
+  if batch_size > num_images:
+    most = num_images // divisor * divisor
+    remedy = (
+      f'use at most {most}' if most else f'use fewer than {divisor} devices'
+    )
+    raise ValueError(
+      f'batch_size {batch_size} is larger than the {num_images:,} training '
+      f'images; {remedy}'
+    )
+
+
 def read_example(
   dataset: datasets.Dataset,
   index: int,
