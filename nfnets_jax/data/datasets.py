@@ -220,28 +220,30 @@ def check_label(
 
 @dataclasses.dataclass(frozen=True)
 class _Selected:
-  """A subset of a source, with labels counted from `first_label`."""
+  """The examples of some classes, whose labels are indices into `classes`."""
 
   source: Source
   indices: np.ndarray
-  first_label: int
+  classes: np.ndarray  # sorted
 
   def __len__(self) -> int:
     return len(self.indices)
 
   def __getitem__(self, index: int, /) -> dict[str, Any]:
     example = self.source[int(self.indices[index])]
-    return {**example, 'label': int(example['label']) - self.first_label}
+    label = np.searchsorted(self.classes, int(example['label']))
+    return {**example, 'label': int(label)}
 
 
 def select_classes(dataset: Dataset, classes: str) -> Dataset:
-  """Keeps only a range of classes, relabelled from 0.
+  """Keeps only some classes, relabelled from 0.
 
   Reads all examples once for their labels.
 
   Args:
     dataset: a split.
-    classes: 'FIRST-LAST', both inclusive and counted from 0.
+    classes: 'FIRST-LAST', both inclusive and counted from 0, or 'present', the
+      classes that have examples.
 
   Raises:
     ValueError: if the range is invalid or has no examples.
@@ -254,22 +256,23 @@ def select_classes(dataset: Dataset, classes: str) -> Dataset:
   """
   match = re.fullmatch(r'(\d+)-(\d+)', classes)
   first, last = (int(x) for x in match.groups()) if match else (1, 0)
-  if not first <= last < dataset.num_classes:
+  if classes != 'present' and not first <= last < dataset.num_classes:
     count = dataset.num_classes
     raise ValueError(
       f'data.classes {classes!r} is no range of the {count} classes of '
-      f"{dataset.name}; use one such as '0-{count - 1}'"
+      f"{dataset.name}; use one such as '0-{count - 1}', or 'present'"
     )
   labels = np.asarray(
     [check_label(dataset, i, x) for i, x in enumerate(_all(dataset.source))]
   )
-  indices = np.flatnonzero((labels >= first) & (labels <= last))
+  kept = np.arange(first, last + 1) if match else np.unique(labels)
+  indices = np.flatnonzero(np.isin(labels, kept))
   if not indices.size:
     raise ValueError(
       f'{dataset.name} {dataset.split} has no example of the classes {classes}'
     )
-  names = dataset.class_names[first : last + 1]
-  source = _Selected(dataset.source, indices, first)
+  names = tuple(dataset.class_names[label] for label in kept)
+  source = _Selected(dataset.source, indices, kept)
   return dataclasses.replace(dataset, source=source, class_names=names)
 
 

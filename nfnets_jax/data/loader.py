@@ -274,7 +274,9 @@ def eval_batches(
   Returns:
     An iterator over `{'image': uint8 [b, px, px, 3], 'label': int32 [b],
     'mask': float32 [b]}` with b = batch_size / process_count. The mask sums to
-    the number of readable examples over all batches and processes.
+    the number of readable examples over all batches and processes. With label
+    sets also `'label_set': int32 [b, n]`, and mask 0 for an empty set; see
+    `labels.with_label_sets`.
 
   Raises:
     ValueError: as in `train_batches`.
@@ -299,6 +301,8 @@ def eval_batches(
     else:
       example = read_example(dataset, wrapped, transform)
     counts = index < num_examples and not skipped
+    if 'label_set' in example:
+      counts = counts and bool(np.any(example['label_set'] >= 0))
     return {**example, 'mask': np.float32(counts)}
 
   def make_chunk(indices: range) -> Batch:
