@@ -93,7 +93,7 @@ def check_data(config: config_dict.ConfigDict, rehearse: bool) -> None:
         loader.read_example(
           dataset, index, lambda x: {'image': decode.decode(x['image'])}
         )
-    except loader.DamagedExampleError as error:
+    except loader.CorruptExampleError as error:
       if not config.data.skip_corrupt:
         raise DataError(str(error)) from error
     except Exception as error:  # files can be damaged in many ways

@@ -147,7 +147,7 @@ class FolderImages:
       path = self._folder / prefix / name
       if name not in self._labels:
         raise ValueError(
-          f'{image_files.printable(path)} is no class of '
+          f'{image_files.printable(path)} is not a class of '
           f'{image_files.printable(self._folder / "train")}, which has '
           f'{image_files.shorten(list(self._labels))}'
         )

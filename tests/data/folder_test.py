@@ -159,7 +159,7 @@ def test_empty_folders_are_named(images):
 def test_classes_that_train_lacks_are_named(images):
   write(images, 'val/Cat/1.jpg')
   message = refused(images, ValueError, 'val')
-  assert f'{images}/val/Cat is no class of {images}/train' in message
+  assert f'{images}/val/Cat is not a class of {images}/train' in message
   assert 'which has cat, dog' in message
 
 
@@ -418,7 +418,7 @@ def test_names_of_any_bytes(raw, text, tmp_path, caplog, capsys):
   assert f'1: val/{text}/{text}.txt' in record.getMessage()
   for line in record.getMessage(), *dataset.class_names:
     line.encode()
-  with pytest.raises(loader.DamagedExampleError) as caught:
+  with pytest.raises(loader.CorruptExampleError) as caught:
     loader.read_example(dataset, 0, transforms.eval_transform(8))
   str(caught.value).encode()
 
