@@ -102,16 +102,16 @@ def label_map(
       f'{", ".join(map(repr, unknown[:5]))}{more}; name ImageNet classes by '
       'WordNet id (n01440764) or index (0 to 999)'
     )
-  result = np.array([indices[_key(name)] for name in class_names], np.int32)
-  values, counts = np.unique(result, return_counts=True)
-  if counts.max(initial=1) > 1:
-    index = values[counts.argmax()]
-    same = [class_names[i] for i in np.flatnonzero(result == index)]
-    raise ValueError(
-      f'classes {" and ".join(map(repr, same))} of the data set are both class '
-      f'{index} of the net, {net_names[index]!r}'
-    )
-  return result
+  found = [indices[_key(name)] for name in class_names]
+  first: dict[int, str] = {}
+  for name, index in zip(class_names, found, strict=True):
+    if index in first:
+      raise ValueError(
+        f'classes {first[index]!r} and {name!r} of the data set are both class '
+        f'{index} of the net, {net_names[index]!r}'
+      )
+    first[index] = name
+  return np.array(found, np.int32)
 
 
 def read_label_sets(path: str | os.PathLike[str]) -> list[tuple[int, ...]]:

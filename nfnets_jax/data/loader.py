@@ -104,6 +104,7 @@ def train_batches(
     >>> batches.close()
   """
   block_size = _block_size(dataset, batch_size, process_index, process_count)
+  check_workers(num_workers, worker_type)
   size = len(dataset)
 
   # Examples in memory with their skip counts, checked only once.
@@ -216,6 +217,7 @@ def eval_batches(
     [[1.0, 1.0], [1.0, 0.0]]
   """
   block_size = _block_size(dataset, batch_size, process_index, process_count)
+  check_workers(num_workers, worker_type)
   num_examples = len(dataset)
   num_batches = -(-num_examples // batch_size)
 
@@ -266,6 +268,17 @@ def _block_size(
       f'{max(1, -(-batch_size // process_count)) * process_count}'
     )
   return batch_size // process_count
+
+
+def check_workers(num_workers: int | None, worker_type: str | None) -> None:
+  """Raises a ValueError for invalid worker arguments."""
+  if num_workers is not None and num_workers < 0:
+    raise ValueError(f'num_workers must be 0 or more, got {num_workers}')
+  if worker_type not in (None, *workers.WORKER_TYPES):
+    raise ValueError(
+      f'worker_type must be one of {", ".join(workers.WORKER_TYPES)}, got '
+      f'{worker_type!r}'
+    )
 
 
 def check_batch_size(

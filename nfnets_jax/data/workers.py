@@ -87,17 +87,6 @@ class Batches(Iterator[Batch]):
       self._iterator = None
 
 
-def check_workers(num_workers: int | None, worker_type: str | None) -> None:
-  """Raises a ValueError for invalid worker arguments."""
-  if num_workers is not None and num_workers < 0:
-    raise ValueError(f'num_workers must be 0 or more, got {num_workers}')
-  if worker_type not in (None, *WORKER_TYPES):
-    raise ValueError(
-      f'worker_type must be one of {", ".join(WORKER_TYPES)}, got '
-      f'{worker_type!r}'
-    )
-
-
 def batches(
   make_chunk: Callable[[range], Batch],
   stream_size: int,
@@ -109,7 +98,6 @@ def batches(
   worker_type: WorkerType | None,
 ) -> Batches:
   """Splits a stream into global batches and yields this process's blocks."""
-  check_workers(num_workers, worker_type)
   if num_workers is None:
     num_workers = len(os.sched_getaffinity(0))
   # A chunk divides a block, and each worker gets at least one.

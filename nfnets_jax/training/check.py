@@ -3,7 +3,8 @@
 from ml_collections import config_dict
 
 from nfnets_jax import paths
-from nfnets_jax.data import transforms, workers
+from nfnets_jax.data import loader as loaders
+from nfnets_jax.data import transforms
 from nfnets_jax.runtime import parallel
 from nfnets_jax.training import build, fit, sam, train_step
 
@@ -17,7 +18,7 @@ def check_config(config: config_dict.ConfigDict, devices: int) -> None:
   for name in ('image_size', 'eval_image_size'):
     if data[name] < 1:
       raise ValueError(f'data.{name} must be at least 1, got {data[name]}')
-  workers.check_workers(data.num_workers, data.worker_type)
+  loaders.check_workers(data.num_workers, data.worker_type)
   if config.optimizer.sam_rho is not None:
     sam.check_fraction(config.optimizer.sam_fraction)
   build.create_transform(config)
