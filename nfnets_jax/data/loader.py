@@ -21,9 +21,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from absl import logging
 
-from nfnets_jax.data import datasets, transforms, workers
+from nfnets_jax.data import datasets, reader, transforms, workers
 
 Batch = transforms.Batch
 Batches = workers.Batches
@@ -32,12 +31,6 @@ Examples = transforms.Examples
 # Large enough to amortise the overhead, small enough to balance the workers.
 _MAX_CHUNK = 16
 _MAX_CHUNK_IN_MEMORY = 64
-# Give up after this many consecutive corrupt examples.
-_MAX_SKIPPED = 10
-
-
-class CorruptExampleError(ValueError):
-  """An example cannot be decoded; the message names it."""
 
 
 def train_batches(
@@ -114,9 +107,9 @@ def train_batches(
     if index in kept:
       return kept[index]
     if skip_corrupt:
-      result = _read_next(dataset, index, transforms.decode_example)
+      result = reader.read_next(dataset, index, transforms.decode_example)
     else:
-      result = read_example(dataset, index, transforms.decode_example), 0
+      result = reader.read_example(dataset, index, transforms.decode_example), 0
     if dataset.in_memory:
       kept[index] = result
     return result
@@ -224,9 +217,9 @@ def eval_batches(
   def read(index: int) -> dict[str, Any]:
     wrapped, skipped = index % num_examples, 0
     if skip_corrupt:
-      example, skipped = _read_next(dataset, wrapped, transform)
+      example, skipped = reader.read_next(dataset, wrapped, transform)
     else:
-      example = read_example(dataset, wrapped, transform)
+      example = reader.read_example(dataset, wrapped, transform)
     counts = index < num_examples and not skipped
     if 'label_set' in example:
       counts = counts and bool(np.any(example['label_set'] >= 0))
@@ -309,54 +302,3 @@ def check_batch_size(
       f'batch_size {batch_size} is larger than the {num_images:,} training '
       f'images; {remedy}'
     )
-
-
-def read_example(
-  dataset: datasets.Dataset,
-  index: int,
-  transform: Callable[[Any], dict[str, Any]],
-) -> dict[str, Any]:
-  """Reads and transforms one example.
-
-  Raises:
-    CorruptExampleError: if it cannot be decoded; the message has the data set,
-      the split, the index and, if known, the file.
-    datasets.LabelError: if its label is out of range.
-    OSError: if it cannot be read at all, such as when a disk fails.
-  """
-  description = f'example {index} of {dataset.name} split {dataset.split}'
-  try:
-    example = dataset.source[index]
-    if (name := datasets.file_name(example)) is not None:
-      description += f' ({name})'
-    datasets.check_label(dataset, index, example)
-    return transform(example)
-  # Errors of the data set or the machine, not of one example.
-  except (datasets.LabelError, MemoryError, OSError):
-    raise
-  except Exception as error:
-    raise CorruptExampleError(
-      f'cannot read {description}: {error}; set skip_corrupt to skip such '
-      'examples'
-    ) from error
-
-
-def _read_next(
-  dataset: datasets.Dataset,
-  index: int,
-  transform: Callable[[Any], dict[str, Any]],
-) -> tuple[dict[str, Any], int]:
-  """Reads the first readable example from `index` on; counts the skipped."""
-  skipped = 0
-  while True:
-    try:
-      candidate = (index + skipped) % len(dataset)
-      return read_example(dataset, candidate, transform), skipped
-    except CorruptExampleError as error:
-      skipped += 1
-      if skipped == min(_MAX_SKIPPED, len(dataset)):
-        raise ValueError(
-          f'{skipped} consecutive examples are corrupt, too many to skip: '
-          f'{error}'
-        ) from error
-      logging.warning('skipped: %s', str(error).rpartition(';')[0])

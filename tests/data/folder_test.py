@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from nfnets_jax.data import datasets, folder, image_files, loader, transforms
+from nfnets_jax.data import (
+  datasets,
+  folder,
+  image_files,
+  loader,
+  reader,
+  transforms,
+)
 
 
 @pytest.fixture
@@ -418,8 +425,8 @@ def test_names_of_any_bytes(raw, text, tmp_path, caplog, capsys):
   assert f'1: val/{text}/{text}.txt' in record.getMessage()
   for line in record.getMessage(), *dataset.class_names:
     line.encode()
-  with pytest.raises(loader.CorruptExampleError) as caught:
-    loader.read_example(dataset, 0, transforms.eval_transform(8))
+  with pytest.raises(reader.CorruptExampleError) as caught:
+    reader.read_example(dataset, 0, transforms.eval_transform(8))
   str(caught.value).encode()
 
 
