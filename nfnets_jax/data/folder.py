@@ -96,7 +96,7 @@ class FolderImages:
           f'no folder {name!r} in {shown}, which holds '
           f'{image_files.describe(self._folder)}; '
           + (
-            'these are classes, all of the split train'
+            'these are classes, and their images the split train'
             if prefixes == {'train': ''}
             else 'images lie in <split>/<class>/'
           )
@@ -230,7 +230,8 @@ def _prefixes(root: pathlib.Path) -> dict[str, str]:
   if not names:
     raise FileNotFoundError(
       f'no folder in {image_files.printable(root)}, which holds '
-      f'{image_files.describe(root)}; images lie in <split>/<class>/'
+      f'{image_files.describe(root)}; images lie in <class>/ or '
+      '<split>/<class>/'
     )
   names.sort(key=lambda name: name != 'train')
   return {name: f'{name}/' for name in names}

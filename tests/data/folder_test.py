@@ -142,7 +142,7 @@ def test_missing_folders_are_named(images, tmp_path):
   assert f"no folder 'test' in {images}, which holds train/, val/" in message
   assert message.endswith('images lie in <split>/<class>/')
   message = refused(images / 'train', FileNotFoundError, 'val')
-  assert 'holds cat/, dog/; these are classes, all of the split' in message
+  assert 'holds cat/, dog/; these are classes, and their images the' in message
   empty = tmp_path / 'empty'
   empty.mkdir()
   assert 'which holds nothing' in refused(empty, FileNotFoundError)
