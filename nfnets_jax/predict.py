@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nfnets_jax import devices, models, paths, weights
-from nfnets_jax.data import folder, transforms
+from nfnets_jax.data import image_files, transforms
 from nfnets_jax.models import layers, variants
 from nfnets_jax.training.normalize import normalize
 
@@ -233,12 +233,13 @@ def find_images(images: Sequence[paths.PathLike]) -> list[pathlib.Path]:
     if not path.is_dir():
       files.append(path)
       continue
-    passed_over: folder.PassedOver = {}
-    inside = folder.walk(path, passed_over)
-    folder.warn(path, passed_over)
+    skipped: image_files.Skipped = {}
+    inside = image_files.walk(path, skipped)
+    image_files.warn(path, skipped)
     if not inside:
       raise FileNotFoundError(
-        f'there is no photograph in {path}, no {", ".join(folder.SUFFIXES)}'
+        f'there is no photograph in {path}, no '
+        f'{", ".join(image_files.SUFFIXES)}'
       )
     files += [path / name for name in inside]
   return files
@@ -379,12 +380,12 @@ def _print(
       ]
     failed += bool(problem)
     if as_json:
-      line = {'file': folder.printable(file), 'top': best}
+      line = {'file': image_files.printable(file), 'top': best}
       print(json.dumps(line | ({'error': problem} if problem else {})))
     elif problem:
-      print(f'{folder.printable(file)}: {problem}', file=sys.stderr)
+      print(f'{image_files.printable(file)}: {problem}', file=sys.stderr)
     else:
-      print(folder.printable(file))
+      print(image_files.printable(file))
       for x in best:
         print(f'  {100 * x["probability"]:5.1f} %  {x["name"]}')
   return failed

@@ -19,7 +19,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from nfnets_jax import convert, models, predict, weights
-from nfnets_jax.data import folder, loader, transforms
+from nfnets_jax.data import image_files, loader, transforms
 from nfnets_jax.data.datasets import load
 from nfnets_jax.training.normalize import normalize
 
@@ -462,7 +462,7 @@ def test_folders_are_walked_as_by_the_data_set(drawing, tmp_path, caplog):
   source = load('folder', 'train', root).source
   names = [source[i]['file_name'] for i in range(len(source))]
   assert sorted(names) == [
-    folder.printable(file.relative_to(root)) for file in found
+    image_files.printable(file.relative_to(root)) for file in found
   ]
   assert len(names) == 4
 

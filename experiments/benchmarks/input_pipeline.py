@@ -36,6 +36,7 @@ from nfnets_jax.data import (
   mixing,
   randaugment,
   transforms,
+  workers,
 )
 
 _NAME = flags.DEFINE_string('name', 'imagenet2012', 'A prepared data set.')
@@ -124,7 +125,7 @@ def contenders(photos: list[bytes], threads: int) -> dict[str, Batches]:
       place += _BATCH.value
       yield np.concatenate(images)
 
-  def load(worker_type: loader.WorkerType) -> Iterator[Any]:
+  def load(worker_type: workers.WorkerType) -> Iterator[Any]:
     return loader.train_batches(
       dataset,
       batch_size=_BATCH.value,

@@ -31,7 +31,7 @@ from experiments.benchmarks import peak
 from experiments.reproduce import paper
 from nfnets_jax import command_line, paths
 from nfnets_jax import main as main_lib
-from nfnets_jax.data import datasets, decode, loader
+from nfnets_jax.data import datasets, decode, reader
 from nfnets_jax.models import cost
 from nfnets_jax.runtime import interrupt, launchers, processes, progress
 from nfnets_jax.runtime import workdir as workdirs
@@ -90,10 +90,10 @@ def check_data(config: config_dict.ConfigDict, rehearse: bool) -> None:
     try:
       dataset = datasets.load(name, split, data_dir)
       for index in {0, len(dataset) - 1} if len(dataset) else ():
-        loader.read_example(
+        reader.read_example(
           dataset, index, lambda x: {'image': decode.decode(x['image'])}
         )
-    except loader.DamagedExampleError as error:
+    except reader.CorruptExampleError as error:
       if not config.data.skip_corrupt:
         raise DataError(str(error)) from error
     except Exception as error:  # files can be damaged in many ways

@@ -32,7 +32,7 @@ from ml_collections import config_dict
 
 from experiments.reproduce import latency, results, rows
 from nfnets_jax import devices, paths
-from nfnets_jax.data import datasets, loader
+from nfnets_jax.data import datasets, workers
 from nfnets_jax.runtime import interrupt, lock
 from nfnets_jax.training import build, check, evaluate, fit, host_memory, train
 
@@ -258,7 +258,7 @@ class _InProcess(futures.Executor):
 
 def _begin_worker(cores: Any) -> None:
   os.sched_setaffinity(0, {cores.get()})  # before jax counts them
-  loader.end_with_parent()
+  workers.end_with_parent()
   _begin()
 
 

@@ -216,7 +216,7 @@ def _check_used(brightest: int, top: int) -> None:
   """Rejects images that use fewer bits than their 16."""
   if brightest < (top + 1) // 16:
     raise ValueError(
-      'it has 16 bits, and the upper four are not used: it would come out '
+      'it has 16 bits, and the upper four are not used: it would be '
       'black; scale it to the full range'
     )
 

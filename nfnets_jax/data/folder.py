@@ -1,116 +1,36 @@
-"""A plain folder of images as a data set: `train/<class>/*.jpg`.
+"""A plain folder of images as a data set.
 
-    DIR/train/cat/1.jpg
-    DIR/train/dog/2.png
-    DIR/val/cat/3.jpg
+    photos/train/cat/1.jpg        photos/cat/1.jpg
+    photos/train/dog/2.png        photos/dog/2.png
+    photos/val/cat/3.jpg
 
-The folders in DIR are the splits. Their names must not contain `+`, `[` or `/`.
-`train` is required: its subfolders, sorted, are the classes of every split.
+On the left, each folder is a split. The sorted subfolders of `train` are the
+classes of every split; without `train`, those of all splits together are. On
+the right, the folders are the classes and all images are the split `train`.
+`all` is every image of the folder. The names of splits must not contain `+`,
+`[` or `/`.
+
+A folder of training images only can hold out a test split: the images whose
+hash of `<class>/<file>` is in the lowest tenth. An image stays in its split
+when others are added, and every class keeps at least one training image. If no
+hash is that low, the lowest is held out.
+
 Images lie directly in the folder of their class. Links are followed. A warning
 counts and names what is skipped: hidden names, other suffixes, broken links and
 the like.
 """
 
+import dataclasses
 import hashlib
 import os
 import pathlib
 from typing import Any
 
-from absl import logging
-
 from nfnets_jax import paths
-from nfnets_jax.data import splits
+from nfnets_jax.data import image_files, splits
 
-# Case-insensitive.
-SUFFIXES = (
-  '.jpg',
-  '.jpeg',
-  '.jfif',
-  '.png',
-  '.webp',
-  '.bmp',
-  '.gif',
-  '.tif',
-  '.tiff',
-)
-
-_A_FOLDER = 'folders inside the folder of a class'
-
-# Skipped names by reason.
-PassedOver = dict[str, list[str]]
-
-
-def walk(
-  folder: str | os.PathLike[str], passed_over: PassedOver, deep: bool = True
-) -> list[str]:
-  """Lists the images in a folder as relative paths, sorted by their parts.
-
-  Args:
-    folder: where to look.
-    passed_over: filled with the skipped names by reason.
-    deep: whether to recurse. Links are followed unless they form a cycle.
-
-  Raises:
-    OSError: if the folder itself cannot be read.
-
-  Example:
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as name:
-    ...   for file in 'b.jpg', 'a.TIF', 'notes.txt':
-    ...     (pathlib.Path(name) / file).touch()
-    ...   walk(name, {})
-    ['a.TIF', 'b.jpg']
-  """
-  root = pathlib.Path(folder)
-  images = []
-  pending: list[tuple[str, frozenset[tuple[int, int]]]] = [('', frozenset())]
-  while pending:
-    prefix, above = pending.pop()
-    path = root / prefix
-    try:
-      status = path.stat()
-      entries = _entries(path)
-    except OSError:
-      if not prefix:
-        raise
-      passed_over.setdefault('folders that cannot be read', []).append(prefix)
-      continue
-    key = (status.st_dev, status.st_ino)
-    if key in above:
-      reason = 'links to a folder that they lie in'
-      passed_over.setdefault(reason, []).append(prefix)
-      continue
-    for entry in entries:
-      name = prefix + entry.name
-      reason = _why_not_an_image(entry)
-      if not reason:
-        images.append(name)
-      elif deep and reason == _A_FOLDER:
-        pending.append((name + '/', above | {key}))
-      else:
-        passed_over.setdefault(reason, []).append(name)
-  return sorted(images, key=lambda name: name.split('/'))
-
-
-def warn(folder: str | os.PathLike[str], passed_over: PassedOver) -> None:
-  """Logs a warning about the names that `walk` skipped, if any."""
-  if passed_over:
-    reasons = [
-      f'{reason}, {len(names):,}: {_shorten(sorted(names))}'
-      for reason, names in passed_over.items()
-    ]
-    logging.warning('%s: passed over %s', printable(folder), '; '.join(reasons))
-
-
-def printable(path: str | os.PathLike[str]) -> str:
-  r"""Escapes bytes that are not UTF-8 and control characters of a path.
-
-  Example:
-    >>> printable(os.fsdecode(b'caf\xe9/a\n.jpg'))
-    'caf\\xe9/a\\n.jpg'
-  """
-  text = os.fsencode(path).decode(errors='backslashreplace')
-  return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+# Upper bound of the hashes of held-out images.
+_TENTH = (2**128 // 10).to_bytes(16)
 
 
 class FolderImages:
@@ -119,6 +39,11 @@ class FolderImages:
   They are ordered by a hash of their paths, the same on every machine. A slice
   such as `train[:10%]` has images of all classes, and changes little when
   images are added.
+
+  Attributes:
+    class_names: name of each label.
+    sizes: number of images of each split that was listed.
+    note: one line about the held-out split; empty if there is none.
 
   Example:
     >>> import tempfile
@@ -134,28 +59,72 @@ class FolderImages:
     ('train/dog/1.jpg', 1, b'a JPEG file')
   """
 
-  def __init__(self, folder: str | os.PathLike[str], split: str):
-    """Lists the images of a split in TFDS notation, such as `'train[:90%]'`.
+  def __init__(
+    self,
+    folder: str | os.PathLike[str],
+    split: str,
+    test_split: str | None = None,
+    quiet: bool = False,
+  ):
+    """Lists the images of a split.
+
+    Args:
+      folder: the folder.
+      split: in TFDS notation, such as `'train[:90%]'` or `'all'`.
+      test_split: the test split of the run. If the folder holds training images
+        only, and not this split, it is held out from `train`.
+      quiet: whether not to warn about skipped names.
 
     Raises:
       FileNotFoundError: if the folder or a split does not exist.
       ValueError: if a split has no classes or classes not in `train`, a class
-        has no images, or the notation is invalid.
+        has no images, no image can be held out, or the notation is invalid.
     """
     self._folder = paths.expand(folder, 'data_dir')
-    if not all(splits.names(split)):
+    wanted = splits.names(split)
+    if not all(wanted):
       raise ValueError('the name of a split is missing')
-    if not self._folder.is_dir():
-      raise FileNotFoundError(f'there is no folder {printable(self._folder)}')
-    classes = self._classes('train', {})
+    prefixes = _prefixes(self._folder)
+    shown = image_files.printable(self._folder)
+    held_out = _missing(test_split, prefixes)
+    known = [*prefixes, held_out] if held_out else [*prefixes]
+    if 'all' in wanted and 'all' not in known:
+      wanted = [name for name in wanted if name != 'all'] + known
+    for name in wanted:
+      if name not in known:
+        raise FileNotFoundError(
+          f'no folder {name!r} in {shown}, which holds '
+          f'{image_files.describe(self._folder)}; '
+          + (
+            'these are classes, and their images the split train'
+            if prefixes == {'train': ''}
+            else 'images lie in <split>/<class>/'
+          )
+        )
+    classes = _classes(self._folder, prefixes)
     self._labels = {name: i for i, name in enumerate(classes)}
-    self.class_names = tuple(map(printable, classes))
-    images = {name: self._images(name) for name in splits.names(split)}
-    sizes = {name: len(files) for name, files in images.items()}
+    self.class_names = tuple(map(image_files.printable, classes))
+    images: dict[str, list[str]] = {}
+    for name in dict.fromkeys('train' if x == held_out else x for x in wanted):
+      skipped: image_files.Skipped = {}
+      images[name] = self._list(prefixes[name], skipped)
+      if not quiet and name in wanted:
+        image_files.warn(self._folder / prefixes[name], skipped)
+    self.note = ''
+    if held_out and 'train' in images:
+      every = images['train']
+      test = _hold_out(every, prefixes['train'])
+      images['train'] = [path for path in every if path not in test]
+      images[held_out] = [path for path in every if path in test]
+      self.note = (
+        f'{shown} holds training images only: {held_out!r} is {len(test):,} of '
+        f'the {len(every):,}, held out by a hash of their names'
+      )
+    self.sizes = {name: len(images[name]) for name in dict.fromkeys(wanted)}
     # Strings: Path objects take ten times the memory.
     self._paths = [
       images[name][i]
-      for name, numbers in splits.ranges(split, sizes)
+      for name, numbers in splits.ranges(split, self.sizes)
       for i in numbers
     ]
 
@@ -166,96 +135,161 @@ class FolderImages:
     path = self._paths[index]
     return {
       'image': (self._folder / path).read_bytes(),
-      'label': self._labels[path.split('/')[1]],
-      'file_name': printable(path),
+      'label': self._labels[path.split('/')[-2]],
+      'file_name': image_files.printable(path),
       'orient': True,  # cameras store the orientation only in EXIF
     }
 
-  def _classes(self, split: str, passed_over: PassedOver) -> list[str]:
-    """Returns the sorted class names of a split."""
-    path = self._folder / split
-    if '/' in split or split.startswith('.') or not path.is_dir():
-      raise FileNotFoundError(
-        f'no folder {split!r} in {printable(self._folder)}, which holds '
-        f'{_summary(self._folder)}; images lie in <split>/<class>/'
-      )
-    classes = []
-    for entry in _entries(path):
-      reason = _why_not_an_image(entry)
-      if reason == _A_FOLDER:
-        classes.append(entry.name)
-      else:
-        reason = reason or 'images outside the folders of the classes'
-        passed_over.setdefault(reason, []).append(f'{split}/{entry.name}')
-    if not classes:
-      raise ValueError(
-        f'no folder in {printable(path)}, which holds {_summary(path)}; images '
-        f'lie in {printable(path)}/<class>/'
-      )
-    return sorted(classes)
-
-  def _images(self, split: str) -> list[str]:
+  def _list(self, prefix: str, skipped: image_files.Skipped) -> list[str]:
     """Returns the images of a split, relative to the root folder."""
     images: list[str] = []
-    passed_over: PassedOver = {}
-    for name in self._classes(split, passed_over):
-      path = self._folder / split / name
+    for name in _class_folders(self._folder, prefix, skipped):
+      path = self._folder / prefix / name
       if name not in self._labels:
         raise ValueError(
-          f'{printable(path)} is no class of '
-          f'{printable(self._folder / "train")}, which has '
-          f'{_shorten(list(self._labels))}'
+          f'{image_files.printable(path)} is not a class of '
+          f'{image_files.printable(self._folder / "train")}, which has '
+          f'{image_files.shorten(list(self._labels))}'
         )
-      skipped: PassedOver = {}
-      files = walk(path, skipped, deep=False)
+      others: image_files.Skipped = {}
+      files = image_files.walk(path, others, deep=False)
       if not files:
         raise ValueError(
-          f'no images ({", ".join(SUFFIXES)}) in {printable(path)}, which '
-          f'holds {_summary(path)}'
+          f'no images ({", ".join(image_files.SUFFIXES)}) in '
+          f'{image_files.printable(path)}, which holds '
+          f'{image_files.describe(path)}'
         )
-      images += [f'{split}/{name}/{file}' for file in files]
-      for reason, names in skipped.items():
-        passed_over.setdefault(reason, []).extend(
-          f'{split}/{name}/{other}' for other in names
+      images += [f'{prefix}{name}/{file}' for file in files]
+      for reason, names in others.items():
+        skipped.setdefault(reason, []).extend(
+          f'{prefix}{name}/{other}' for other in names
         )
-    warn(self._folder / split, passed_over)
     return sorted(images, key=_hash)
 
 
-def _why_not_an_image(entry: os.DirEntry[str]) -> str:
-  """Returns the reason to skip an entry; '' for an image."""
-  if entry.name.startswith('.'):
-    return 'hidden files or folders'
-  try:
-    if entry.is_dir():
-      return _A_FOLDER
-    if entry.is_file():
-      is_image = entry.name.lower().endswith(SUFFIXES)
-      suffixes = ', '.join(SUFFIXES)
-      return (
-        '' if is_image else f'files that are not named as images ({suffixes})'
-      )
-  except OSError:  # such as a cycle of links
-    pass
-  return 'broken links' if entry.is_symlink() else 'pipes, sockets or devices'
+@dataclasses.dataclass(frozen=True)
+class Summary:
+  """The splits and classes of a folder.
+
+  Attributes:
+    splits: number of images of each split. `train` is missing if there are
+      other splits only.
+    class_names: name of each label.
+    test_split: the split to evaluate on: the first of `validation`, `val` and
+      `test`, else the first that is not `train`, else `test`, held out.
+    held_out: whether the test split is held out from the training images.
+  """
+
+  splits: dict[str, int]
+  class_names: tuple[str, ...]
+  test_split: str
+  held_out: bool
 
 
-def _entries(path: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
-  with os.scandir(path) as entries:
-    return sorted(entries, key=lambda entry: entry.name)
+def summarize(folder: str | os.PathLike[str]) -> Summary:
+  """Counts the images of a folder by split, opening none.
+
+  Raises:
+    FileNotFoundError: if the folder does not exist or is empty.
+    ValueError: if a split has no classes, a class has no images, or there is no
+      image to hold out.
+
+  Example:
+    >>> import tempfile
+    >>> root = pathlib.Path(tempfile.mkdtemp())
+    >>> for name in 'cat', 'dog':
+    ...   (root / name).mkdir()
+    ...   for i in range(10):
+    ...     (root / name / f'{i}.jpg').touch()
+    >>> summarize(root)
+    Summary(splits={'train': 18, 'test': 2}, class_names=('cat', 'dog'), ...)
+  """
+  images = FolderImages(folder, 'all', 'test', quiet=True)
+  tests = [name for name in images.sizes if name != 'train']
+  usual = [name for name in ('validation', 'val', 'test') if name in tests]
+  return Summary(
+    images.sizes, images.class_names, [*usual, *tests][0], bool(images.note)
+  )
+
+
+def _prefixes(root: pathlib.Path) -> dict[str, str]:
+  """Maps the splits of a folder to the prefix of their paths."""
+  if not root.is_dir():
+    raise FileNotFoundError(f'there is no folder {image_files.printable(root)}')
+  names = sorted(
+    x.name
+    for x in image_files.entries(root)
+    if image_files.reason_to_skip(x) == image_files.A_FOLDER
+  )
+  if 'train' not in names and any(
+    not image_files.reason_to_skip(entry)
+    for name in names
+    for entry in image_files.entries(root / name)
+  ):
+    return {'train': ''}
+  if not names:
+    raise FileNotFoundError(
+      f'no folder in {image_files.printable(root)}, which holds '
+      f'{image_files.describe(root)}; images lie in <class>/ or '
+      '<split>/<class>/'
+    )
+  names.sort(key=lambda name: name != 'train')
+  return {name: f'{name}/' for name in names}
+
+
+def _missing(test_split: str | None, prefixes: dict[str, str]) -> str | None:
+  """Returns the split to hold out, if any."""
+  if test_split is None or [*prefixes] != ['train']:
+    return None
+  names = [x for x in splits.names(test_split) if x not in ('train', 'all')]
+  return names[0] if names else None
+
+
+def _hold_out(images: list[str], prefix: str) -> set[str]:
+  """Returns the images of the held-out split."""
+  hashes = {path: _hash(path.removeprefix(prefix)) for path in images}
+  by_class: dict[str, list[str]] = {}
+  for path in sorted(images, key=hashes.__getitem__):
+    by_class.setdefault(path.split('/')[-2], []).append(path)
+  spare = [path for found in by_class.values() for path in found[:-1]]
+  if not spare:
+    raise ValueError(
+      'every class has a single image, so none can be held out for testing; '
+      'add images, or set data.test_split=train'
+    )
+  lowest = min(spare, key=hashes.__getitem__)
+  return {path for path in spare if hashes[path] < _TENTH} | {lowest}
+
+
+def _classes(root: pathlib.Path, prefixes: dict[str, str]) -> list[str]:
+  """Returns the sorted class names of all splits."""
+  sources = ['train'] if 'train' in prefixes else prefixes
+  return sorted(
+    {x for name in sources for x in _class_folders(root, prefixes[name], {})}
+  )
+
+
+def _class_folders(
+  root: pathlib.Path, prefix: str, skipped: image_files.Skipped
+) -> list[str]:
+  """Returns the sorted class folders of a split."""
+  classes = []
+  path = root / prefix
+  for entry in image_files.entries(path):
+    reason = image_files.reason_to_skip(entry)
+    if reason == image_files.A_FOLDER:
+      classes.append(entry.name)
+    else:
+      reason = reason or 'images outside the folders of the classes'
+      skipped.setdefault(reason, []).append(prefix + entry.name)
+  if not classes:
+    shown = image_files.printable(path)
+    raise ValueError(
+      f'no folder in {shown}, which holds {image_files.describe(path)}; images '
+      f'lie in {shown}/<class>/'
+    )
+  return classes
 
 
 def _hash(path: str) -> bytes:
   return hashlib.blake2b(os.fsencode(path), digest_size=16).digest()
-
-
-def _summary(path: pathlib.Path) -> str:
-  entries = [x for x in _entries(path) if not x.name.startswith('.')]
-  return _shorten([entry.name + '/' * entry.is_dir() for entry in entries])
-
-
-def _shorten(names: list[str]) -> str:
-  if not names:
-    return 'nothing'
-  more = f' and {len(names) - 5:,} more' if len(names) > 5 else ''
-  return ', '.join(map(printable, names[:5])) + more

@@ -9,11 +9,6 @@ contiguous block per process. So the numbers of processes and workers affect
 neither the contents of a batch nor its images, and a run resumes exactly from
 one number, the index in the stream.
 
-Workers (threads or processes) build a batch in parallel, in chunks of a few
-examples, up to two batches ahead. Most of the work releases the GIL, but not
-all: threads suit a few cores and need no start-up time or copies; many cores
-need processes.
-
 A corrupt example raises an error that names it. With `skip_corrupt` it is
 skipped with a warning. Training uses the next readable example instead, also
 for partners; evaluation sets its mask to 0. `skipped` in a training batch
@@ -21,98 +16,21 @@ counts the replacements.
 """
 
 import functools
-import multiprocessing
-import os
-import shutil
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any
 
-import grain
 import numpy as np
-from absl import flags, logging
 
-from nfnets_jax.data import datasets, transforms
+from nfnets_jax.data import datasets, reader, transforms, workers
 
 Batch = transforms.Batch
+Batches = workers.Batches
 Examples = transforms.Examples
-WorkerType = Literal['threads', 'processes']
 
-WORKER_TYPES = ('threads', 'processes')
-
-_SHARED_MEMORY = '/dev/shm'
-# With more threads, contention for the GIL dominates.
-_MAX_THREADS = 6
 # Large enough to amortise the overhead, small enough to balance the workers.
 _MAX_CHUNK = 16
 _MAX_CHUNK_IN_MEMORY = 64
-# Give up after this many consecutive corrupt examples.
-_MAX_SKIPPED = 10
-
-
-class DamagedExampleError(ValueError):
-  """An example cannot be decoded; the message names it."""
-
-
-class Batches(Iterator[Batch]):
-  """An iterator over batches that can be saved and restored.
-
-  The position is independent of the number and type of workers.
-  """
-
-  def __init__(
-    self, start: Callable[[int], grain.DatasetIterator[Batch]], batch_size: int
-  ):
-    """Starts at batch 0; `start` returns an iterator from a batch index on."""
-    self._start = start
-    self._batch_size = batch_size
-    self._next_batch = 0
-    self._iterator: grain.DatasetIterator[Batch] | None = None
-    self._closed = False
-
-  def __next__(self) -> Batch:
-    if self._closed:
-      raise ValueError('these batches are closed')
-    if self._iterator is None:
-      self._iterator = self._start(self._next_batch)
-    try:
-      batch = next(self._iterator)
-    except StopIteration:
-      self._stop()  # stop the workers at the end of an evaluation
-      raise
-    self._next_batch += 1
-    return batch
-
-  def get_state(self) -> dict[str, int]:
-    """Returns the position in the stream, in examples over all processes."""
-    return {'next_index': self._next_batch * self._batch_size}
-
-  def set_state(self, state: dict[str, int]) -> None:
-    """Restores a position of `get_state`, perhaps of other processes.
-
-    Raises:
-      ValueError: if no batch starts there, as with another batch size.
-    """
-    batch, rest = divmod(state['next_index'], self._batch_size)
-    if rest:
-      raise ValueError(
-        f'no batch of {self._batch_size} examples begins at example '
-        f'{state["next_index"]}; resume with the batch size of before'
-      )
-    self._stop()
-    self._next_batch = batch
-
-  def close(self) -> None:
-    """Stops the workers."""
-    self._stop()
-    self._closed = True
-
-  def _stop(self) -> None:
-    if self._iterator is not None:
-      self._iterator.close()
-      self._iterator = None
 
 
 def train_batches(
@@ -125,7 +43,7 @@ def train_batches(
   process_index: int = 0,
   process_count: int = 1,
   num_workers: int | None = None,
-  worker_type: WorkerType | None = None,
+  worker_type: workers.WorkerType | None = None,
   skip_corrupt: bool = False,
 ) -> Batches:
   """Returns the endless stream of this process's training batches.
@@ -179,6 +97,7 @@ def train_batches(
     >>> batches.close()
   """
   block_size = _block_size(dataset, batch_size, process_index, process_count)
+  check_workers(num_workers, worker_type)
   size = len(dataset)
 
   # Examples in memory with their skip counts, checked only once.
@@ -188,9 +107,9 @@ def train_batches(
     if index in kept:
       return kept[index]
     if skip_corrupt:
-      result = _read_next(dataset, index, transforms.decode_example)
+      result = reader.read_next(dataset, index, transforms.decode_example)
     else:
-      result = read_example(dataset, index, transforms.decode_example), 0
+      result = reader.read_example(dataset, index, transforms.decode_example), 0
     if dataset.in_memory:
       kept[index] = result
     return result
@@ -220,9 +139,9 @@ def train_batches(
     # Large images one at a time, to stay within the caches.
     if dataset.in_memory:
       return make(indices)
-    return _concatenate([make(range(i, i + 1)) for i in indices])
+    return workers.concatenate([make(range(i, i + 1)) for i in indices])
 
-  return _batches(
+  return workers.batches(
     make_chunk,
     sys.maxsize,
     batch_size,
@@ -261,7 +180,7 @@ def eval_batches(
   process_index: int = 0,
   process_count: int = 1,
   num_workers: int | None = None,
-  worker_type: WorkerType | None = None,
+  worker_type: workers.WorkerType | None = None,
   skip_corrupt: bool = False,
 ) -> Batches:
   """Returns this process's batches of one pass over the data set, in order.
@@ -274,7 +193,9 @@ def eval_batches(
   Returns:
     An iterator over `{'image': uint8 [b, px, px, 3], 'label': int32 [b],
     'mask': float32 [b]}` with b = batch_size / process_count. The mask sums to
-    the number of readable examples over all batches and processes.
+    the number of readable examples over all batches and processes. With label
+    sets also `'label_set': int32 [b, n]`, and mask 0 for an empty set; see
+    `labels.with_label_sets`.
 
   Raises:
     ValueError: as in `train_batches`.
@@ -289,23 +210,26 @@ def eval_batches(
     [[1.0, 1.0], [1.0, 0.0]]
   """
   block_size = _block_size(dataset, batch_size, process_index, process_count)
+  check_workers(num_workers, worker_type)
   num_examples = len(dataset)
   num_batches = -(-num_examples // batch_size)
 
   def read(index: int) -> dict[str, Any]:
     wrapped, skipped = index % num_examples, 0
     if skip_corrupt:
-      example, skipped = _read_next(dataset, wrapped, transform)
+      example, skipped = reader.read_next(dataset, wrapped, transform)
     else:
-      example = read_example(dataset, wrapped, transform)
+      example = reader.read_example(dataset, wrapped, transform)
     counts = index < num_examples and not skipped
+    if 'label_set' in example:
+      counts = counts and bool(np.any(example['label_set'] >= 0))
     return {**example, 'mask': np.float32(counts)}
 
   def make_chunk(indices: range) -> Batch:
     examples = [read(i) for i in indices]
     return {k: np.stack([x[k] for x in examples]) for k in examples[0]}
 
-  return _batches(
+  return workers.batches(
     make_chunk,
     num_batches * batch_size,
     batch_size,
@@ -339,172 +263,42 @@ def _block_size(
   return batch_size // process_count
 
 
-def read_example(
-  dataset: datasets.Dataset,
-  index: int,
-  transform: Callable[[Any], dict[str, Any]],
-) -> dict[str, Any]:
-  """Reads and transforms one example.
-
-  Raises:
-    DamagedExampleError: if it cannot be decoded; the message has the data set,
-      the split, the index and, if known, the file.
-    datasets.LabelError: if its label is out of range.
-    OSError: if it cannot be read at all, such as when a disk fails.
-  """
-  description = f'example {index} of {dataset.name} split {dataset.split}'
-  try:
-    example = dataset.source[index]
-    if (name := datasets.file_name(example)) is not None:
-      description += f' ({name})'
-    datasets.check_label(dataset, index, example)
-    return transform(example)
-  # Errors of the data set or the machine, not of one example.
-  except (datasets.LabelError, MemoryError, OSError):
-    raise
-  except Exception as error:
-    raise DamagedExampleError(
-      f'cannot read {description}: {error}; skip_corrupt leaves such examples '
-      'out'
-    ) from error
-
-
-def _read_next(
-  dataset: datasets.Dataset,
-  index: int,
-  transform: Callable[[Any], dict[str, Any]],
-) -> tuple[dict[str, Any], int]:
-  """Reads the first readable example from `index` on; counts the skipped."""
-  skipped = 0
-  while True:
-    try:
-      candidate = (index + skipped) % len(dataset)
-      return read_example(dataset, candidate, transform), skipped
-    except DamagedExampleError as error:
-      skipped += 1
-      if skipped == min(_MAX_SKIPPED, len(dataset)):
-        raise ValueError(
-          f'{skipped} examples in a row are damaged, too many to leave out: '
-          f'{error}'
-        ) from error
-      logging.warning('left out: %s', str(error).rpartition(';')[0])
-
-
 def check_workers(num_workers: int | None, worker_type: str | None) -> None:
   """Raises a ValueError for invalid worker arguments."""
   if num_workers is not None and num_workers < 0:
     raise ValueError(f'num_workers must be 0 or more, got {num_workers}')
-  if worker_type not in (None, *WORKER_TYPES):
+  if worker_type not in (None, *workers.WORKER_TYPES):
     raise ValueError(
-      f'worker_type must be one of {", ".join(WORKER_TYPES)}, got '
+      f'worker_type must be one of {", ".join(workers.WORKER_TYPES)}, got '
       f'{worker_type!r}'
     )
 
 
-def _batches(
-  make_chunk: Callable[[range], Batch],
-  stream_size: int,
-  batch_size: int,
-  block_size: int,
-  max_chunk: int,
-  process_index: int,
-  num_workers: int | None,
-  worker_type: WorkerType | None,
-) -> Batches:
-  """Splits a stream into global batches and yields this process's blocks."""
-  check_workers(num_workers, worker_type)
-  if num_workers is None:
-    num_workers = len(os.sched_getaffinity(0))
-  # A chunk divides a block, and each worker gets at least one.
-  chunk_size = max(
-    size
-    for size in range(1, max_chunk + 1)
-    if size == 1
-    or (block_size % size == 0 and size * num_workers <= block_size)
-  )
-  chunks_per_block = block_size // chunk_size
-  num_chunks = stream_size // batch_size * chunks_per_block
+def check_batch_size(
+  batch_size: int, num_images: int, divisor: int = 1
+) -> None:
+  """Checks that a batch is not larger than the training data.
 
-  def read_chunk(chunk: int) -> Batch:
-    batch, offset = divmod(chunk * chunk_size, block_size)
-    first = batch * batch_size + process_index * block_size + offset
-    return make_chunk(range(first, first + chunk_size))
+  Args:
+    batch_size: over all devices.
+    num_images: number of training images.
+    divisor: number of devices; the suggestion is a multiple of it.
 
-  def takes_processes(first: int, ahead: int) -> bool:
-    if worker_type is None and num_workers <= _MAX_THREADS:
-      return False
-    if worker_type == 'threads' or first >= stream_size:
-      return False
-    # Processes return batches in shared memory; containers have little.
-    example = make_chunk(range(first, first + 1))
-    need = ahead * chunk_size * sum(x.nbytes for x in example.values())
-    free = shutil.disk_usage(_SHARED_MEMORY).free
-    if need <= free:
-      return True
-    lack = (
-      f'{num_workers} processes need {need >> 20} MiB of shared memory for '
-      f'batches, and {_SHARED_MEMORY} has {free >> 20} MiB'
+  Raises:
+    ValueError: if a batch would contain an image more than once.
+
+  Example:
+    >>> check_batch_size(2048, 48, divisor=8)
+    Traceback (most recent call last):
+      ...
+    ValueError: batch_size 2048 is larger than the 48 training images; use ...
+  """
+  if batch_size > num_images:
+    most = num_images // divisor * divisor
+    remedy = (
+      f'use at most {most}' if most else f'use fewer than {divisor} devices'
     )
-    if worker_type == 'processes':
-      raise ValueError(
-        f'{lack}; give the container more (docker run --shm-size), or set '
-        "worker_type to 'threads'"
-      )
-    logging.warning('%s: threads read the data instead', lack)
-    return False
-
-  def start(batch: int) -> grain.DatasetIterator[Batch]:
-    chunks = grain.MapDataset.range(batch * chunks_per_block, num_chunks).map(
-      read_chunk
+    raise ValueError(
+      f'batch_size {batch_size} is larger than the {num_images:,} training '
+      f'images; {remedy}'
     )
-    ahead = max(2 * chunks_per_block, num_workers)
-    if num_workers and takes_processes(batch * batch_size, ahead):
-      # Grain reads absl flags when it starts processes, which fails in a script
-      # or notebook that has not parsed any.
-      if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
-      # One thread per process, without read-ahead.
-      made = chunks.to_iter_dataset(
-        grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-      ).mp_prefetch(
-        grain.MultiprocessingOptions(
-          num_workers=num_workers,
-          per_worker_buffer_size=-(-ahead // num_workers),
-        ),
-        worker_init_fn=_begin_worker,
-      )
-    else:
-      made = chunks.to_iter_dataset(
-        grain.ReadOptions(
-          num_threads=num_workers,
-          prefetch_buffer_size=ahead if num_workers else 0,
-        )
-      )
-    return iter(made.batch(chunks_per_block, batch_fn=_concatenate))
-
-  return Batches(start, batch_size)
-
-
-def _begin_worker(index: int, count: int) -> None:
-  """Makes a worker process exit with its parent, and only then."""
-  del index, count
-  # Terminals and schedulers signal the whole group; the parent decides.
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
-  signal.signal(signal.SIGTERM, signal.SIG_IGN)
-  end_with_parent()
-
-
-def end_with_parent() -> None:
-  """Makes this process, a child of `multiprocessing`, exit with its parent."""
-  parent = multiprocessing.parent_process()
-  assert parent is not None
-
-  def wait() -> None:
-    parent.join()
-    os._exit(1)
-
-  threading.Thread(target=wait, daemon=True).start()
-
-
-def _concatenate(chunks: Sequence[Batch]) -> Batch:
-  return {k: np.concatenate([c[k] for c in chunks]) for k in chunks[0]}

@@ -287,13 +287,22 @@ def _translate(image: np.ndarray, down: int, across: int) -> np.ndarray:
 
 
 def _rotate(image: np.ndarray, degrees: float) -> np.ndarray:
-  """Rotates about the center of the image."""
-  right, bottom = image.shape[1] - 1, image.shape[0] - 1
+  """Rotates about the center of the image; reads the nearest pixels."""
+  height, width, _ = image.shape
   angle = math.radians(degrees)
   cos, sin = math.cos(angle), math.sin(angle)
-  dx = (right - cos * right + sin * bottom) / 2
-  dy = (bottom - sin * right - cos * bottom) / 2
-  return np.asarray(_warp(image, cos, -sin, dx, sin, cos, dy))
+  dx = (width - 1 - cos * (width - 1) + sin * (height - 1)) / 2
+  dy = (height - 1 - sin * (width - 1) - cos * (height - 1)) / 2
+  # Pillow uses pixel centers and rounds down.
+  dx, dy = dx + 0.5 - (cos - sin) / 2, dy + 0.5 - (sin + cos) / 2
+  rotated = Image.fromarray(image).transform(
+    (width, height),
+    Image.Transform.AFFINE,
+    (cos, -sin, dx, sin, cos, dy),
+    Image.Resampling.NEAREST,
+    fillcolor=(FILL,) * 3,
+  )
+  return np.asarray(rotated)
 
 
 def _shear(image: np.ndarray, slope: float, axis: int) -> np.ndarray:
@@ -318,25 +327,3 @@ def _shear(image: np.ndarray, slope: float, axis: int) -> np.ndarray:
   outside = np.full((1, channels), FILL, np.uint8)
   pixels = np.concatenate([image.reshape(-1, channels), outside])
   return pixels.take(index, axis=0)
-
-
-def _warp(
-  image: np.ndarray,
-  xx: float,
-  xy: float,
-  dx: float,
-  yx: float,
-  yy: float,
-  dy: float,
-) -> Image.Image:
-  """Reads (x, y) from the pixel nearest to (xx·x + xy·y + dx, yx·x + …)."""
-  height, width, _ = image.shape
-  # Pillow uses pixel centers and rounds down.
-  dx, dy = dx + 0.5 - (xx + xy) / 2, dy + 0.5 - (yx + yy) / 2
-  return Image.fromarray(image).transform(
-    (width, height),
-    Image.Transform.AFFINE,
-    (xx, xy, dx, yx, yy, dy),
-    Image.Resampling.NEAREST,
-    fillcolor=(FILL,) * 3,
-  )

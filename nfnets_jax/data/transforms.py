@@ -131,7 +131,8 @@ def eval_transform(
 
   Returns:
     A function of an example that returns
-    `{'image': uint8 [image_size, image_size, 3], 'label': np.int32}`.
+    `{'image': uint8 [image_size, image_size, 3], 'label': np.int32}`, and
+    `label_set` if the example has one; see `labels.with_label_sets`.
 
   Raises:
     ValueError: if the crop is unknown or its number is out of range.
@@ -145,9 +146,11 @@ def eval_transform(
   view = crops.eval_crop(crop, image_size)
 
   def transform(example: Example) -> dict[str, Any]:
-    example = decode_example(example)
-    image = view(example['image'])
-    return {'image': image, 'label': np.int32(example['label'])}
+    image = view(decode_example(example)['image'])
+    result = {'image': image, 'label': np.int32(example['label'])}
+    if 'label_set' in example:
+      result['label_set'] = example['label_set']
+    return result
 
   return transform
 

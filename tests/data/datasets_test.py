@@ -15,7 +15,8 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_data_source
 from tensorflow_datasets.core import file_adapters
 
-from nfnets_jax.data import datasets, decode, imagenet, prepare, tfrecord
+from nfnets_jax.data import builders, datasets, decode, prepare
+from nfnets_jax.data.prepare import imagenet, tfrecord
 
 
 class NoLabels(tfds.core.GeneratorBasedBuilder):
@@ -168,7 +169,7 @@ def test_other_versions_are_named(digits_dir, tmp_path):
   info = json.loads(path.read_text())
   path.write_text(json.dumps({**info, 'version': '0.9.0'}))
   shutil.copytree(path.parent, tmp_path / 'digits' / 'incomplete.1_1.0.0')
-  with pytest.raises(FileNotFoundError, match="beside 'digits:0.9.0'; prep"):
+  with pytest.raises(FileNotFoundError, match="only 'digits:0.9.0'; prep"):
     datasets.load('digits', 'train', tmp_path)
   assert len(datasets.load('digits:0.9.0', 'train', tmp_path)) == 1437
   with pytest.raises(ValueError, match=r'at version 0.8.0, only: 1.0.0'):
@@ -232,7 +233,7 @@ def test_missing_package_is_named(tmp_path, monkeypatch):
 
   monkeypatch.setattr(tfds, 'builder', builder)
   with pytest.raises(
-    ValueError, match="'huggingface:mnist' takes .*'huggingface_hub'"
+    ValueError, match="'huggingface:mnist' needs .*'huggingface_hub'"
   ):
     datasets.load('huggingface:mnist', 'train', tmp_path)
 
@@ -264,13 +265,13 @@ def shards(digits_dir, tmp_path):
   return folder
 
 
-def damaged(folder, split='train'):
+def corrupt(folder, split='train'):
   data_dir = folder.parents[1]
   with pytest.raises(ValueError) as error:
     datasets.load('digits', split, data_dir)
   reason, remedy = str(error.value).rsplit('\n', 1)
   assert remedy == (
-    f'If {folder} is damaged, delete it and prepare it anew with: python -m '
+    f'If {folder} is corrupt, delete it and prepare it again with: python -m '
     f'nfnets_jax.data.prepare digits --data_dir={data_dir}'
   )
   return reason
@@ -279,23 +280,23 @@ def damaged(folder, split='train'):
 def test_missing_and_empty_files_are_named(shards):
   first, second, third = sorted(shards.glob('digits-train.*'))
   second.write_bytes(b'')
-  assert damaged(shards) == (
+  assert corrupt(shards) == (
     f'1 of 3 files are missing or empty in {shards}: {second.name}'
   )
   third.unlink()
-  reason = damaged(shards, 'train[1:]+train[:5]+test')
+  reason = corrupt(shards, 'train[1:]+train[:5]+test')
   assert f'2 of 4 files are missing or empty in {shards}' in reason
   # What a slice does not need may be missing.
   assert len(datasets.load('digits', 'train[:500]', shards.parents[1])) == 500
   first.unlink()
-  assert damaged(shards).endswith(
+  assert corrupt(shards).endswith(
     f': {first.name}, {second.name}, {third.name}'
   )
 
 
 @pytest.mark.parametrize('which', [0, 2])
 @pytest.mark.parametrize('how', ['truncated', 'half', 'zeroed', 'half zeroed'])
-def test_damaged_files_are_named(how, which, shards):
+def test_corrupt_files_are_named(how, which, shards):
   path = sorted(shards.glob('digits-train.*'))[which]
   data = path.read_bytes()
   half = len(data) // 2
@@ -307,15 +308,15 @@ def test_damaged_files_are_named(how, which, shards):
       'half zeroed': data[:half] + bytes(half),
     }[how]
   )
-  assert damaged(shards).startswith(f'cannot read {path}: ')
+  assert corrupt(shards).startswith(f'cannot read {path}: ')
   assert len(datasets.load('digits', 'test', shards.parents[1])) == 360
 
 
 @pytest.mark.parametrize('content', ['', '{"name": "dig', '\0' * 300])
-def test_damaged_description_is_named(content, shards):
+def test_corrupt_description_is_named(content, shards):
   path = shards / 'dataset_info.json'
   path.write_text(content)
-  assert damaged(shards).startswith(f'{path} is damaged: ')
+  assert corrupt(shards).startswith(f'{path} is corrupt: ')
 
 
 def test_data_set_without_images_is_refused(tmp_path):
@@ -471,7 +472,7 @@ PATTERNS = ['a[b]', 'lr=[0.1]', 'path[0:10]', 'a*b', 'a?b', 'a\\b', 'a\nb']
 @pytest.mark.parametrize('name', [*PATTERNS, 'a\udcffb'])
 def test_characters_that_tfds_reads_as_patterns_are_refused(name, tmp_path):
   data_dir = tmp_path / name / 'data'
-  for use in datasets.find, prepare.prepare:
+  for use in builders.find, prepare.prepare:
     with pytest.raises(
       ValueError, match='(?s)^data_dir=.* has .*; use letters'
     ):
@@ -524,7 +525,7 @@ def test_missing_home_is_named(tmp_path, monkeypatch):
     ({}, r'\$TFDS_DATA_DIR'),
     ({'data_dir': '~/data'}, 'data_dir'),
   ):
-    for use in datasets.find, prepare.prepare:
+    for use in builders.find, prepare.prepare:
       with pytest.raises(ValueError, match=f'^{name}=~.*; set HOME, or give a'):
         use('digits', **options)
   with pytest.raises(ValueError, match='imagenet_dir=~.*; set HOME'):

@@ -165,7 +165,7 @@ def check_damage_is_an_error(encoded):
     ('CMYK', {}),
   ],
 )
-def test_damaged_jpeg_is_an_error_wherever_the_crop_is(kind, mode, options):
+def test_corrupt_jpeg_is_an_error_wherever_the_crop_is(kind, mode, options):
   for seed in range(3):
     image = Image.fromarray(random_image(96, 64, seed)).convert(mode)
     encoded = encode(image, 'JPEG', **options)
@@ -176,7 +176,7 @@ def test_damaged_jpeg_is_an_error_wherever_the_crop_is(kind, mode, options):
 @pytest.mark.parametrize(
   'kind', ['random', 'ones', 'missing', 'cut', 'cut, with an end']
 )
-def test_damaged_photograph_is_an_error(photographs, kind):
+def test_corrupt_photograph_is_an_error(photographs, kind):
   for seed, encoded in enumerate(photographs):
     damaged = damage(encoded, kind, np.random.default_rng(seed))
     check_damage_is_an_error(damaged)

@@ -6,9 +6,18 @@ import pathlib
 import sys
 import tempfile
 
+import numpy as np
 import pytest
+from PIL import ExifTags, Image
 
-from nfnets_jax.data import datasets, folder, loader, transforms
+from nfnets_jax.data import (
+  datasets,
+  folder,
+  image_files,
+  loader,
+  reader,
+  transforms,
+)
 
 
 @pytest.fixture
@@ -87,8 +96,8 @@ def test_suffixes_of_any_case_and_other_files(images, caplog):
   (record,) = caplog.records
   assert record.levelname == 'WARNING'
   assert record.getMessage() == (
-    f'{images}/test: passed over hidden files or folders, 3: test/.cache, '
-    'test/cat/.git, test/cat/.hidden.jpg; files that are not named as images '
+    f'{images}/test: skipped hidden files or folders, 3: test/.cache, '
+    'test/cat/.git, test/cat/.hidden.jpg; files without an image suffix '
     '(.jpg, .jpeg, .jfif, .png, .webp, .bmp, .gif, .tif, .tiff), 3: '
     'test/README.md, test/cat/notes.txt, test/cat/x.heic; folders inside the '
     'folder of a class, 1: test/cat/deeper'
@@ -101,7 +110,7 @@ def test_other_files_are_counted_split_by_split(images, caplog):
     write(images, f'train/{("cat", "dog")[i % 2]}/{i}.xml')
   assert len(datasets.load('folder', 'train[:5]+val+train[5:]', images)) == 42
   (record,) = caplog.records
-  assert f'{images}/train: passed over files that' in record.getMessage()
+  assert f'{images}/train: skipped files without' in record.getMessage()
   assert ', 1,200: train/cat/0.xml, ' in record.getMessage()
   assert ' and 1,195 more' in record.getMessage()
 
@@ -131,9 +140,9 @@ def test_missing_folders_are_named(images, tmp_path):
   assert f'no folder {images}/nowhere' in message
   message = refused(images, FileNotFoundError, 'train[:5]+test')
   assert f"no folder 'test' in {images}, which holds train/, val/" in message
-  # A folder of classes instead of one of splits.
-  message = refused(images / 'train', FileNotFoundError)
-  assert 'which holds cat/, dog/; images lie in <split>/<class>/' in message
+  assert message.endswith('images lie in <split>/<class>/')
+  message = refused(images / 'train', FileNotFoundError, 'val')
+  assert 'holds cat/, dog/; these are classes, and their images the' in message
   empty = tmp_path / 'empty'
   empty.mkdir()
   assert 'which holds nothing' in refused(empty, FileNotFoundError)
@@ -157,7 +166,7 @@ def test_empty_folders_are_named(images):
 def test_classes_that_train_lacks_are_named(images):
   write(images, 'val/Cat/1.jpg')
   message = refused(images, ValueError, 'val')
-  assert f'{images}/val/Cat is no class of {images}/train' in message
+  assert f'{images}/val/Cat is not a class of {images}/train' in message
   assert 'which has cat, dog' in message
 
 
@@ -185,6 +194,77 @@ def test_removed_image_is_named(images):
     dataset.source[0]
 
 
+def load(root, split, test_split=None):
+  return datasets.load('folder', split, root, test_split)
+
+
+@pytest.mark.parametrize('prefix', ['', 'train/'])
+def test_a_test_split_is_held_out(prefix, tmp_path):
+  for name in 'cat', 'dog', 'emu':
+    for i in range(40):
+      write(tmp_path, f'{prefix}{name}/{i}.jpg')
+  parts = [load(tmp_path, x, 'test') for x in ('train', 'test', 'all')]
+  train, test, everything = (set(names(part)) for part in parts)
+  assert train.isdisjoint(test) and train | test == everything
+  assert len(everything) == 120 and len(test) == 17
+  assert {part.class_names for part in parts} == {('cat', 'dog', 'emu')}
+  for part in parts:
+    assert part.note == (
+      f"{tmp_path} holds training images only: 'test' is 17 of the 120, held "
+      'out by a hash of their names'
+    )
+  # Any name will do; nothing is held out unless the test split is missing.
+  assert set(names(load(tmp_path, 'val[:50%]+val[50%:]', 'val'))) == test
+  for test_split in None, 'train', 'all', 'train[:10%]':
+    whole = load(tmp_path, 'train', test_split)
+    assert set(names(whole)) == everything and not whole.note
+  with pytest.raises(FileNotFoundError, match="no folder 'test' in"):
+    load(tmp_path, 'test')
+  assert folder.summarize(tmp_path) == folder.Summary(
+    {'train': 103, 'test': 17}, ('cat', 'dog', 'emu'), 'test', held_out=True
+  )
+
+  # Images stay in their split when others are added.
+  for i in range(40, 80):
+    write(tmp_path, f'{prefix}cat/{i}.jpg')
+  assert train < set(names(load(tmp_path, 'train', 'test')))
+  assert test < set(names(load(tmp_path, 'test', 'test')))
+
+
+def test_a_small_folder_has_both_splits(tmp_path):
+  write(tmp_path, 'cat/1.jpg')
+  write(tmp_path, 'dog/1.jpg')
+  with pytest.raises(ValueError, match='single image.*set data.test_split='):
+    load(tmp_path, 'train', 'test')
+  for i in range(2, 9):
+    write(tmp_path, f'dog/{i}.jpg')
+    test = load(tmp_path, 'test', 'test')
+    train = load(tmp_path, 'train', 'test')
+    assert len(test) >= 1 and len(train) + len(test) == i + 1
+    assert {train.source[j]['label'] for j in range(len(train))} == {0, 1}
+
+
+def test_a_folder_without_training_images_is_evaluated(tmp_path):
+  write(tmp_path, 'val/cat/1.jpg')
+  write(tmp_path, 'val/dog/1.jpg')
+  write(tmp_path, 'sketch/emu/1.jpg')
+  val = load(tmp_path, 'val', 'val')
+  assert val.class_names == ('cat', 'dog', 'emu') and not val.note
+  assert set(names(val)) == {'val/cat/1.jpg', 'val/dog/1.jpg'}
+  assert len(load(tmp_path, 'all')) == 3
+  assert folder.summarize(tmp_path) == folder.Summary(
+    {'sketch': 1, 'val': 2}, ('cat', 'dog', 'emu'), 'val', held_out=False
+  )
+
+
+def test_nothing_is_held_out_beside_another_split(images):
+  assert len(load(images, 'train', 'test')) == 40
+  with pytest.raises(FileNotFoundError, match='which holds train/, val/'):
+    load(images, 'test', 'test')
+  assert len(load(images, 'all', 'test')) == 42
+  assert folder.summarize(images).splits == {'train': 40, 'val': 2}
+
+
 ODDITIES = {
   'hidden files or folders': ['.DS_Store', '.cat.jpg'],
   'broken links': ['circle.jpg', 'gone.jpg'],
@@ -207,6 +287,41 @@ def oddities(tmp_path):
   return tmp_path
 
 
+def test_summarizing_opens_and_says_nothing(oddities, caplog):
+  for path in oddities.rglob('*.jpg'):
+    if path.is_file():
+      path.write_bytes(b'no image')
+  assert folder.summarize(oddities).splits == {'train': 1, 'test': 1}
+  assert not caplog.records
+
+
+def test_photographs_are_rotated_as_exif_says(tmp_path):
+  pixels = np.zeros((16, 32, 3), np.uint8)
+  pixels[:, :16] = 255  # left half, which the camera held at the top
+  exif = Image.Exif()
+  exif[ExifTags.Base.Orientation] = 6
+  (tmp_path / 'cat').mkdir()
+  for i in range(2):
+    Image.fromarray(pixels).save(tmp_path / f'cat/{i}.jpg', exif=exif)
+  train = loader.train_batches(
+    load(tmp_path, 'train', 'test'),
+    batch_size=1,
+    transform=transforms.train_transform(32, crop='none', flip=False),
+    seed=0,
+    num_workers=0,
+  )
+  test = loader.eval_batches(
+    datasets.keep_in_memory(load(tmp_path, 'test', 'test')),
+    batch_size=1,
+    transform=transforms.eval_transform(32, 'resize'),
+    num_workers=0,
+  )
+  for batches in train, test:
+    (image,) = next(batches)['image']
+    assert image[:14].min() > 200 and image[18:].max() < 50
+    batches.close()
+
+
 def test_oddities_are_named_and_end_nothing(oddities, caplog):
   dataset = datasets.load('folder', 'train', oddities)
   assert set(names(dataset)) == {'train/cat/a.jpg', 'train/cat/b.JPG'}
@@ -220,17 +335,15 @@ def test_oddities_are_named_and_end_nothing(oddities, caplog):
 def test_walk_finds_the_same_in_folders_of_folders(oddities):
   (oddities / 'train' / 'back').symlink_to('..')
   (oddities / 'train' / 'again').symlink_to('cat')
-  passed_over = {}
-  assert folder.walk(oddities, passed_over) == [
+  skipped = {}
+  assert image_files.walk(oddities, skipped) == [
     'train/again/a.jpg',
     'train/again/b.JPG',
     'train/cat/a.jpg',
     'train/cat/b.JPG',
   ]
-  assert passed_over.pop('links to a folder that they lie in') == [
-    'train/back/'
-  ]
-  assert {reason: len(x) for reason, x in passed_over.items()} == {
+  assert skipped.pop('links to a folder that contains them') == ['train/back/']
+  assert {reason: len(x) for reason, x in skipped.items()} == {
     reason: 2 * len(x) for reason, x in ODDITIES.items()
   }
 
@@ -264,21 +377,21 @@ def test_folders_that_cannot_be_read_are_named():
     for inside in 'a', 'b', 'c':
       write(root, f'{inside}/1.jpg')
     (root / 'b').chmod(0)
-    passed_over = {}
+    skipped = {}
     try:
       with without_privileges():
-        assert folder.walk(root, passed_over) == ['a/1.jpg', 'c/1.jpg']
+        assert image_files.walk(root, skipped) == ['a/1.jpg', 'c/1.jpg']
         with pytest.raises(PermissionError):
-          folder.walk(root / 'b', {})
+          image_files.walk(root / 'b', {})
     finally:
       (root / 'b').chmod(0o755)
-  assert passed_over == {'folders that cannot be read': ['b/']}
+  assert skipped == {'folders that cannot be read': ['b/']}
 
 
 def test_order_is_that_of_the_names(tmp_path):
   for path in 'b/1.jpg', 'a.jpg', 'a/2.jpg', 'a/10.jpg', 'B/1.jpg', 'a-b/1.jpg':
     write(tmp_path, path)
-  assert folder.walk(tmp_path, {}) == [
+  assert image_files.walk(tmp_path, {}) == [
     'B/1.jpg',
     'a/10.jpg',
     'a/2.jpg',
@@ -312,8 +425,8 @@ def test_names_of_any_bytes(raw, text, tmp_path, caplog, capsys):
   assert f'1: val/{text}/{text}.txt' in record.getMessage()
   for line in record.getMessage(), *dataset.class_names:
     line.encode()
-  with pytest.raises(loader.DamagedExampleError) as caught:
-    loader.read_example(dataset, 0, transforms.eval_transform(8))
+  with pytest.raises(reader.CorruptExampleError) as caught:
+    reader.read_example(dataset, 0, transforms.eval_transform(8))
   str(caught.value).encode()
 
 

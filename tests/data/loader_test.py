@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 import pytest
 
-from nfnets_jax.data import datasets, decode, loader, transforms
+from nfnets_jax.data import datasets, decode, loader, transforms, workers
 
 
 class Indices:
@@ -347,7 +347,7 @@ def test_unreadable_example_is_named(worker_type):
     )
 
 
-def test_damaged_examples_are_left_out_when_told_to(caplog):
+def test_corrupt_examples_are_left_out_when_told_to(caplog):
   dataset = indices(20, broken=[16, 17])
   transform = transforms.train_transform(4, 'none')
   epochs = take(train(dataset, 5, transform=transform, skip_corrupt=True), 8)
@@ -360,7 +360,7 @@ def test_damaged_examples_are_left_out_when_told_to(caplog):
     assert set(labels[skipped > 0]) == {18}
   named = [record.getMessage() for record in caplog.records]
   for index in (16, 17):
-    text = f'left out: cannot read example {index} of indices split train'
+    text = f'skipped: cannot read example {index} of indices split train'
     assert sum(text in message for message in named) >= 2
   # What is left out does not depend on the workers.
   kwargs = {'transform': transform, 'skip_corrupt': True}
@@ -368,7 +368,7 @@ def test_damaged_examples_are_left_out_when_told_to(caplog):
 
 
 @pytest.mark.parametrize('in_memory', [False, True])
-def test_damaged_partners_are_replaced_too(in_memory):
+def test_corrupt_partners_are_replaced_too(in_memory):
   dataset = indices(20, broken=[16, 17])
   if in_memory:
     dataset = datasets.keep_in_memory(dataset)
@@ -386,7 +386,7 @@ def test_damaged_partners_are_replaced_too(in_memory):
 def test_processes_without_shared_memory(monkeypatch, caplog):
   Usage = collections.namedtuple('Usage', 'total used free')
   monkeypatch.setattr(
-    loader.shutil, 'disk_usage', lambda path: Usage(1 << 10, 0, 1 << 10)
+    workers.shutil, 'disk_usage', lambda path: Usage(1 << 10, 0, 1 << 10)
   )
   transform = transforms.train_transform(32, 'none')
   kwargs = {'transform': transform, 'num_workers': 8}
@@ -396,10 +396,10 @@ def test_processes_without_shared_memory(monkeypatch, caplog):
     take(train(indices(20), 8, **kwargs), 2),
     take(train(indices(20), 8, transform=transform), 2),
   )
-  assert 'threads read the data instead' in caplog.text
+  assert 'using threads instead' in caplog.text
 
 
-def test_a_disk_that_is_gone_is_no_damaged_example():
+def test_a_disk_that_is_gone_is_no_corrupt_example():
   class Gone(Indices):
     def __getitem__(self, index):
       raise OSError('stale file handle')
@@ -409,7 +409,7 @@ def test_a_disk_that_is_gone_is_no_damaged_example():
     take(train(dataset, 4, skip_corrupt=True), 1)
 
 
-def test_evaluation_masks_damaged_examples():
+def test_evaluation_masks_corrupt_examples():
   batches = loader.eval_batches(
     indices(20, broken=[4, 19]),
     batch_size=6,
@@ -420,13 +420,13 @@ def test_evaluation_masks_damaged_examples():
   assert labels == [i for i in range(20) if i not in (4, 19)]
 
 
-def test_ten_damaged_examples_in_a_row_are_too_many():
+def test_ten_corrupt_examples_in_a_row_are_too_many():
   transform = transforms.train_transform(4)
   for size, broken, count in [(50, range(3, 50), 10), (4, range(4), 4)]:
     dataset = indices(size, broken=broken)
     batches = train(dataset, 4, transform=transform, skip_corrupt=True)
     with pytest.raises(
-      ValueError, match=f'{count} examples in a row are damaged'
+      ValueError, match=f'{count} consecutive examples are corrupt'
     ):
       take(batches, 20)
 

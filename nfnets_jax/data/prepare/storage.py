@@ -16,13 +16,13 @@ def check_space(folder: pathlib.Path, num_bytes: int) -> None:
     >>> check_space(pathlib.Path('/tmp/data'), num_bytes=10**18)
     Traceback (most recent call last):
       ...
-    OSError: not enough room in /tmp/data: 1,000,000,000.0 GB are needed, ...
+    OSError: not enough space in /tmp/data: 1,000,000,000.0 GB are needed, ...
   """
   parents = [folder, *folder.absolute().parents]
   free = shutil.disk_usage(next(x for x in parents if x.exists())).free
   if free < num_bytes:
     raise OSError(
-      f'not enough room in {folder}: {in_gigabytes(num_bytes)} are needed, '
+      f'not enough space in {folder}: {in_gigabytes(num_bytes)} are needed, '
       f'{in_gigabytes(free)} are free'
     )
 
@@ -43,9 +43,10 @@ def leftovers(
     if path == mine:
       continue
     size = sum(x.stat().st_size for x in path.rglob('*') if x.is_file())
+    command = f'rm -r {shlex.quote(str(path))}'
     lines.append(
-      f'{path} ({in_gigabytes(size)}) is of a run that was killed, or that '
-      f'goes on; if none does, delete it: rm -r {shlex.quote(str(path))}'
+      f'{path} ({in_gigabytes(size)}) is left by a run that was killed or is '
+      f'still running; in the former case, delete it: {command}'
     )
   return lines
 

@@ -16,7 +16,9 @@ import pytest
 from array_record.python import array_record_data_source
 from tensorflow_datasets.core import file_adapters
 
-from nfnets_jax.data import datasets, prepare, tfrecord
+from nfnets_jax.data import datasets
+from nfnets_jax.data.prepare import __main__ as command
+from nfnets_jax.data.prepare import tfrecord
 
 NUM_SHARDS = {'train': 5, 'test': 2}
 
@@ -114,15 +116,15 @@ def test_converts_and_leaves_the_copy(source, copy, digits_dir, tmp_path):
 
 def test_command_reports(copy, tmp_path, capsys):
   words = ['digits', f'--from_tfrecord={copy}', f'--data_dir={tmp_path}/new']
-  prepare.main(words)
+  command.main(words)
   folder = tmp_path / 'new' / 'digits' / '1.0.0'
   expected = f'digits: prepared in {folder}\n  train: 1,437 examples\n'
   output, progress = capsys.readouterr()
   assert output.startswith(expected)
   assert 'Converting digits: 100%' in progress and '1797/1797' in progress
   before = state(folder)
-  prepare.main(words)
-  assert f'{folder} is there already' in capsys.readouterr().out
+  command.main(words)
+  assert f'{folder} exists already' in capsys.readouterr().out
   assert state(folder) == before
 
 
@@ -152,7 +154,7 @@ def test_goes_on_where_it_was(how, copy, digits_dir, tmp_path, capsys):
   words = ['digits', f'--from_tfrecord={copy}', f'--data_dir={tmp_path}/new']
   with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as info:
     patch.setattr(tfrecord, '_convert_shard', interrupted)
-    prepare.main(words)
+    command.main(words)
   if how is KeyboardInterrupt:
     assert info.value.code == 130
     assert 'finished files are kept' in capsys.readouterr().err
@@ -161,7 +163,7 @@ def test_goes_on_where_it_was(how, copy, digits_dir, tmp_path, capsys):
   done[1].write_bytes(done[1].read_bytes()[:-100])  # lost by the disk
   for path in done:
     os.utime(path, ns=(1, 1))  # clocks of files may be too coarse to tell
-  prepare.main(words)
+  command.main(words)
   # Its own folder is no leftover.
   assert 'rm -r' not in capsys.readouterr().out
   check_is_digits(tmp_path / 'new', digits_dir)
@@ -219,7 +221,7 @@ def test_run_that_another_overtakes_finds_it_done(
     builder = tfrecord.convert('digits', copy, tmp_path / 'new')
   assert builder.is_prepared()
   folder = tmp_path / 'new' / 'digits' / '1.0.0'
-  assert f'{folder} has been finished by another' in capsys.readouterr().out
+  assert f'{folder} was finished by another' in capsys.readouterr().out
   check_is_digits(tmp_path / 'new', digits_dir)
   assert [path.name for path in folder.parent.iterdir()] == ['1.0.0']
   assert not list(folder.glob('*.partial.*'))
@@ -238,7 +240,7 @@ def test_another_copy_does_not_mix(copy, digits_dir, tmp_path, monkeypatch):
 def refused(copy, data_dir, name='digits'):
   before = state(copy)
   with pytest.raises(SystemExit) as info:
-    prepare.main([name, f'--from_tfrecord={copy}', f'--data_dir={data_dir}'])
+    command.main([name, f'--from_tfrecord={copy}', f'--data_dir={data_dir}'])
   assert state(copy) == before
   assert str(info.value).startswith('error: ')
   return str(info.value)
@@ -249,7 +251,7 @@ def test_the_copy_itself_is_not_written_to(copy, tmp_path):
   link.symlink_to(copy)
   for data_dir in copy, link:
     message = refused(copy, data_dir)
-    assert 'is what is to be converted; give another --data_dir' in message
+    assert 'is the source itself; give another --data_dir' in message
 
 
 def test_other_files_are_not_written_over(copy, tmp_path):
@@ -258,7 +260,7 @@ def test_other_files_are_not_written_over(copy, tmp_path):
   (folder / 'mine.txt').write_text('mine')
   before = state(folder)
   message = refused(copy, tmp_path / 'new')
-  assert f'{folder} is there already, and is no prepared data set' in message
+  assert f'{folder} exists already and is not a prepared data set' in message
   assert state(folder) == before
 
 
@@ -266,7 +268,7 @@ def test_a_copy_without_random_access_is_not_taken_for_done(copy, tmp_path):
   shutil.copytree(copy, tmp_path / 'new')
   folder = tmp_path / 'new' / 'digits' / '1.0.0'
   assert refused(copy, tmp_path / 'new') == (
-    f'error: {folder} is there already, in the format tfrecord; give another '
+    f'error: {folder} exists already, in the format tfrecord; give another '
     '--data_dir'
   )
 
@@ -285,11 +287,11 @@ def test_other_splits_are_not_taken_for_done(copy, tmp_path):
 
 
 @pytest.mark.parametrize('where', ['copy', 'new'])
-def test_damaged_description_is_named(where, copy, tmp_path):
+def test_corrupt_description_is_named(where, copy, tmp_path):
   shutil.copytree(copy, tmp_path / 'new')
   path = tmp_path / where / 'digits' / '1.0.0' / 'dataset_info.json'
   path.write_text('')
-  assert f'{path} is damaged: ' in refused(
+  assert f'{path} is corrupt: ' in refused(
     copy / 'digits' / '1.0.0', tmp_path / 'new'
   )
 
@@ -320,7 +322,7 @@ def test_wrong_number_of_records_is_named(copy, tmp_path):
   shutil.copy(folder / 'digits-test.tfrecord-00000-of-00002', path)
   message = refused(copy, tmp_path / 'new')
   assert f'{path} holds 180 records' in message
-  assert 'dataset_info.json beside it says 287' in message
+  assert 'its dataset_info.json says 287' in message
 
 
 def test_copies_that_are_not_there_are_named(copy, digits_dir, tmp_path):
@@ -345,19 +347,19 @@ def test_versions_are_told_apart(copy, tmp_path, capsys):
   message = refused(copy, tmp_path / 'new')
   assert 'several versions' in message
   assert f'{old}, {copy}/digits/1.0.0' in message
-  prepare.main(
+  command.main(
     ['digits:0.9.0', f'--from_tfrecord={copy}', f'--data_dir={tmp_path}/new']
   )
   assert f'prepared in {tmp_path}/new/digits/0.9.0' in capsys.readouterr().out
   assert len(datasets.load('digits:0.9.0', 'test', tmp_path / 'new')) == 360
-  prepare.main(
+  command.main(
     ['digits', f'--from_tfrecord={old}', f'--data_dir={tmp_path}/other']
   )
   assert 'name the version: digits:0.9.0' in capsys.readouterr().out
 
 
-def test_copy_without_room_is_refused(copy, tmp_path, monkeypatch):
+def test_copy_without_space_is_refused(copy, tmp_path, monkeypatch):
   usage = shutil.disk_usage(tmp_path)._replace(free=1000)
   monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage)
-  assert 'not enough room' in refused(copy, tmp_path / 'new')
+  assert 'not enough space' in refused(copy, tmp_path / 'new')
   assert not (tmp_path / 'new').exists()

@@ -21,7 +21,7 @@ from array_record.python import array_record_data_source
 
 from nfnets_jax.data import datasets, loader, transforms
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 PYTHON = os.environ.get('NFNETS_TENSORFLOW_PYTHON') or sys.executable
 TRAIN, VALIDATION = 'ILSVRC2012_img_train.tar', 'ILSVRC2012_img_val.tar'
 
@@ -37,13 +37,14 @@ builder.download_and_prepare(file_format='tfrecord', download_config=config)
 # The command, but that there is time to kill it.
 SLOWLY = """
 import time
-from nfnets_jax.data import prepare, tfrecord
+from nfnets_jax.data.prepare import __main__ as command
+from nfnets_jax.data.prepare import tfrecord
 convert_shard = tfrecord._convert_shard
 def slowly(*args):
   time.sleep(0.2)
   convert_shard(*args)
 tfrecord._convert_shard = slowly
-prepare.main()
+command.main()
 """
 
 READ = """
@@ -287,7 +288,7 @@ def test_copy_that_is_loaded_names_a_command_that_works(tfrecords, tmp_path):
   assert len(datasets.load('imagenet2012', 'train', tmp_path)) == 256
 
 
-def test_damaged_tfrecord_file_is_named(tfrecords, tmp_path):
+def test_corrupt_tfrecord_file_is_named(tfrecords, tmp_path):
   for path in tfrecords.rglob('*'):
     if path.is_file():
       copy = tmp_path / 'copy' / path.relative_to(tfrecords)

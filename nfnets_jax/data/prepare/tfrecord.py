@@ -24,7 +24,8 @@ from google.protobuf import json_format
 from tensorflow_datasets.core import dataset_info, file_adapters, naming
 
 from nfnets_jax import paths
-from nfnets_jax.data import datasets, storage
+from nfnets_jax.data import builders
+from nfnets_jax.data.prepare import storage
 
 _INFO = 'dataset_info.json'  # every data set has one
 _ARRAY_RECORD = tfds.core.FileFormat.ARRAY_RECORD
@@ -64,11 +65,11 @@ def convert(
   folder = _find(name, paths.expand_literal(source, 'from_tfrecord'))
   info = _read_info(folder)
   names = [info.name, *filter(None, [info.config_name])]
-  root = datasets.resolve(data_dir)
+  root = builders.resolve(data_dir)
   target = root.joinpath(*names, info.version)
   if target.exists():
     _check_target(target, folder, info)
-    print(f'{target} is there already, nothing is converted')
+    print(f'{target} exists already; nothing is converted')
   else:
     digest = hashlib.blake2b((folder / _INFO).read_bytes(), digest_size=4)
     work = target.with_name(f'incomplete.{digest.hexdigest()}_{info.version}')
@@ -85,8 +86,8 @@ def convert(
       # Another run has renamed the folder while this one was writing to it.
       _delete_partial_files(target)
       _check_target(target, folder, info)
-      print(f'{target} has been finished by another run')
-  return datasets.find(f'{"/".join(names)}:{info.version}', root)
+      print(f'{target} was finished by another run')
+  return builders.find(f'{"/".join(names)}:{info.version}', root)
 
 
 def _find(name: str, source: pathlib.Path) -> pathlib.Path:
@@ -134,7 +135,7 @@ def _read_info(folder: pathlib.Path) -> Any:
   try:
     return dataset_info.read_proto_from_builder_dir(folder)
   except json_format.ParseError as error:
-    raise ValueError(f'{folder / _INFO} is damaged: {error}') from error
+    raise ValueError(f'{folder / _INFO} is corrupt: {error}') from error
 
 
 def _check_target(
@@ -142,24 +143,22 @@ def _check_target(
 ) -> None:
   """Checks that an existing target is what would be written."""
   if target.samefile(folder):
-    raise ValueError(
-      f'{target} is what is to be converted; give another --data_dir'
-    )
+    raise ValueError(f'{target} is the source itself; give another --data_dir')
   if not (target / _INFO).is_file():
     raise ValueError(
-      f'{target} is there already, and is no prepared data set; give another '
+      f'{target} exists already and is not a prepared data set; give another '
       '--data_dir, or move it away'
     )
   existing = _read_info(target)
   file_format = existing.file_format or 'tfrecord'
   if file_format != _ARRAY_RECORD.value:
     raise ValueError(
-      f'{target} is there already, in the format {file_format}; give another '
+      f'{target} exists already, in the format {file_format}; give another '
       '--data_dir'
     )
   if _num_examples(existing) != _num_examples(info):
     raise ValueError(
-      f'{target} is there already, and has the splits '
+      f'{target} exists already, with the splits '
       f'{_num_examples(existing)}, '
       f'where {folder} has {_num_examples(info)}; give another --data_dir'
     )
@@ -231,7 +230,7 @@ def _convert_shard(shard: _Shard, adapter: Any, progress: tqdm.tqdm) -> None:
     count = _num_records(partial)
     if count != shard.length:
       raise ValueError(
-        f'{shard.source} holds {count} records, and {_INFO} beside it says '
+        f'{shard.source} holds {count} records, but its {_INFO} says '
         f'{shard.length}'
       )
     partial.replace(shard.target)

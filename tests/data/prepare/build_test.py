@@ -9,7 +9,9 @@ import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import download_manager, extractor
 
-from nfnets_jax.data import datasets, digits, prepare
+from nfnets_jax.data import datasets, digits
+from nfnets_jax.data.prepare import __main__ as command
+from nfnets_jax.data.prepare import prepare
 
 
 class NeedsTensorflow(tfds.core.GeneratorBasedBuilder):
@@ -49,7 +51,7 @@ class NeedsDownloads(NeedsTensorflow):
 
 
 def run_main(name, data_dir):
-  prepare.main([name, f'--data_dir={data_dir}'])
+  command.main([name, f'--data_dir={data_dir}'])
 
 
 def contents(folder):
@@ -71,7 +73,7 @@ def test_command_prepares_then_leaves_alone(tmp_path, capsys):
 
 
 def test_preparing_twice_gives_the_same_files(digits_dir, tmp_path):
-  prepare.prepare('digits', tmp_path)
+  prepare('digits', tmp_path)
   for path in (tmp_path / 'digits').rglob('*.array_record*'):
     other = digits_dir / path.relative_to(tmp_path)
     assert path.read_bytes() == other.read_bytes()
@@ -86,14 +88,14 @@ def test_interrupted_run_can_be_repeated(tmp_path, monkeypatch):
 
   with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
     patch.setattr(digits.Digits, '_generate_examples', interrupted)
-    prepare.prepare('digits', tmp_path)
+    prepare('digits', tmp_path)
   with pytest.raises(FileNotFoundError, match='not prepared'):
     datasets.load('digits', 'train', tmp_path)
   # A killed process cannot clean up after itself.
   leftover = tmp_path / 'digits' / 'incomplete.ABC123_1.0.0'
   leftover.mkdir(parents=True)
   (leftover / 'digits-train.array_record-00000-of-00001').touch()
-  prepare.prepare('digits', tmp_path)
+  prepare('digits', tmp_path)
   assert len(datasets.load('digits', 'train', tmp_path)) == 1437
 
 
@@ -105,7 +107,7 @@ def test_missing_tensorflow_has_a_remedy(tmp_path):
   with pytest.raises(
     ModuleNotFoundError, match=r'needs_tensorflow.*pip install tensorflow-cpu'
   ):
-    prepare.prepare('needs_tensorflow', tmp_path)
+    prepare('needs_tensorflow', tmp_path)
   with pytest.raises(SystemExit, match=r'error: .* pip install tensorflow-cpu'):
     run_main('needs_tensorflow', tmp_path)
 
@@ -145,11 +147,11 @@ def test_failed_downloads_are_named(error, tmp_path, monkeypatch):
   assert not list((tmp_path / 'needs_downloads').glob('*'))
 
 
-def test_damaged_description_is_named(digits_dir, tmp_path):
+def test_corrupt_description_is_named(digits_dir, tmp_path):
   shutil.copytree(digits_dir / 'digits', tmp_path / 'digits')
   path = tmp_path / 'digits' / '1.0.0' / 'dataset_info.json'
   path.write_text('')
-  with pytest.raises(SystemExit, match=f'error: {path} is damaged: '):
+  with pytest.raises(SystemExit, match=f'error: {path} is corrupt: '):
     run_main('digits', tmp_path)
 
 
@@ -161,8 +163,8 @@ def test_command_refuses_unknown_names(tmp_path):
 @pytest.mark.parametrize('name', ['folder', 'fake'])
 def test_nothing_to_prepare(name, tmp_path, capsys):
   run_main(name, tmp_path)
-  assert capsys.readouterr().out.startswith(f'{name}: nothing to prepare')
-  assert prepare.prepare(name, tmp_path) is None
+  assert capsys.readouterr().out.startswith(f'{name}: needs no preparation')
+  assert prepare(name, tmp_path) is None
   assert not contents(tmp_path)
 
 
@@ -174,7 +176,7 @@ def test_interrupted_command_says_what_follows(tmp_path, monkeypatch, capsys):
   with pytest.raises(SystemExit) as error:
     run_main('digits', tmp_path)
   assert error.value.code == 130
-  assert 'the same command starts again' in capsys.readouterr().err
+  assert 'the same command starts over' in capsys.readouterr().err
   assert not list(tmp_path.rglob('incomplete.*'))
 
 
@@ -191,7 +193,7 @@ def test_command_leaves_other_folders_alone(tmp_path):
   path = tmp_path / 'digits' / '1.0.0' / 'mine.txt'
   path.parent.mkdir(parents=True)
   path.write_text('mine')
-  with pytest.raises(SystemExit, match='is there already, and is no prepared'):
+  with pytest.raises(SystemExit, match='exists already and is not a prepared'):
     run_main('digits', tmp_path)
   assert path.read_text() == 'mine'
 

@@ -181,7 +181,7 @@ def _count_images(file: BinaryIO, start: int, stop: int) -> int:
   count = 0
   for member in _members(file, start, stop):
     if not member.isreg():
-      raise _ArchiveError(f'it holds {member.name}, which is no image')
+      raise _ArchiveError(f'it holds {member.name}, not an image')
     names.add(member.name)
     count += 1
   if not count:
@@ -243,29 +243,31 @@ def _members(
       last = member.name
       if end > stop:
         raise _ArchiveError(
-          f'it is cut off: {last} goes on to byte {end - start:,} of '
+          f'it is truncated: {last} extends to byte {end - start:,} of '
           f'{stop - start:,}'
         )
       yield member
   except tarfile.TarError as error:
     if last:
-      raise _ArchiveError(f'it is damaged after {last}: {error}') from error
+      raise _ArchiveError(f'it is corrupt after {last}: {error}') from error
   file.seek(end)
   block = file.read(max(0, min(_BLOCK, stop - end)))
   if block == bytes(_BLOCK):
     if stop - end - _BLOCK > _MAX_PADDING:
       raise _ArchiveError(
-        f'{stop - end - _BLOCK:,} bytes follow its end, as if its download had '
-        'been cut off'
+        f'{stop - end - _BLOCK:,} bytes follow its end, as in a truncated '
+        'download'
       )
     return
   if not last:
-    raise _ArchiveError(f'it is no tar archive; it begins with {block[:20]!r}')
+    raise _ArchiveError(
+      f'it is not a tar archive; it begins with {block[:20]!r}'
+    )
   if len(block) < _BLOCK:
     raise _ArchiveError(
-      f'it is cut off after {last}: the zeros that end an archive are missing'
+      f'it is truncated after {last}: the zeros that end an archive are missing'
     )
-  raise _ArchiveError(f'it is damaged after {last}: what follows is no header')
+  raise _ArchiveError(f'it is corrupt after {last}: the next header is invalid')
 
 
 def _size(file: BinaryIO) -> int:

@@ -2,14 +2,14 @@
 
 import pytest
 
-from nfnets_jax.data import storage
+from nfnets_jax.data.prepare import storage
 
 
-def test_room_is_asked_for_where_the_folder_will_be(tmp_path):
+def test_space_is_checked_on_the_disk_of_a_new_folder(tmp_path):
   folder = tmp_path / 'a' / 'b'
   storage.check_space(folder, 1)
   assert not folder.parent.exists()
-  with pytest.raises(OSError, match=r'not enough room in .*/a/b: 1,000.* GB'):
+  with pytest.raises(OSError, match=r'not enough space in .*/a/b: 1,000.* GB'):
     storage.check_space(folder, 10**15)
 
 

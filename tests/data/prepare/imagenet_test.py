@@ -7,7 +7,8 @@ import tarfile
 
 import pytest
 
-from nfnets_jax.data import imagenet, prepare
+from nfnets_jax.data.prepare import __main__ as command
+from nfnets_jax.data.prepare import imagenet
 
 SYNSETS = ['n01440764', 'n01443537', 'n02084071']
 TRAIN, VALIDATION = (archive.name for archive in imagenet.ARCHIVES.values())
@@ -90,7 +91,7 @@ def test_archive_of_official_size_is_not_counted(official):
   data = bytearray((official / TRAIN).read_bytes())
   data[512:600] = b'x' * 88  # where the first archive begins
   (official / TRAIN).write_bytes(data)
-  assert 'n01440764.tar in it: it is no tar archive' in refused(official)
+  assert 'n01440764.tar in it: it is not a tar archive' in refused(official)
 
 
 def test_archive_of_official_size_holds_everything(official):
@@ -129,13 +130,13 @@ def test_room_made_for_a_download_is_no_archive(archives, split):
   whole = path.read_bytes()
   for stop in 0, 512, len(whole) // 2, len(whole):
     path.write_bytes(whole[:stop])
-    os.truncate(path, archive.num_bytes)  # sparse: it takes no room
+    os.truncate(path, archive.num_bytes)  # sparse: it takes no space
     message = refused(archives)
     assert f'{path} ({archive.num_bytes:,} bytes): ' in message
-    is_cut_amid_a_header = 'it is damaged after' in message
-    assert is_cut_amid_a_header or 'cut off' in message
+    is_cut_amid_a_header = 'it is corrupt after' in message
+    assert is_cut_amid_a_header or 'truncated' in message
   after = archive.num_bytes - len(whole) + 512
-  assert f'{after:,} bytes follow its end, as if its download' in message
+  assert f'{after:,} bytes follow its end, as in a truncated' in message
 
 
 def test_hole_in_the_archive_of_a_class_is_found(archives):
@@ -180,7 +181,7 @@ def test_every_truncation_is_found(archives, name):
     path.write_bytes(whole[:size])
     message = refused(archives)
     assert f'{path} ({size:,} bytes): it is ' in message
-    assert 'cut off' in message or size < 512, message
+    assert 'truncated' in message or size < 512, message
   path.write_bytes(whole[:-512])
   imagenet.check(archives, SYNSETS)
 
@@ -192,7 +193,7 @@ def test_truncated_archive_of_a_class_is_named(archives):
       train((f'{SYNSETS[2]}.tar', inner[:size]), ('n0', b''))[: -512 - 1024]
       + bytes(1024)
     )
-    assert f'{SYNSETS[2]}.tar in it: it is cut off' in refused(archives)
+    assert f'{SYNSETS[2]}.tar in it: it is truncated' in refused(archives)
 
 
 @pytest.mark.parametrize('name', [TRAIN, VALIDATION])
@@ -202,17 +203,19 @@ def test_truncated_archive_of_a_class_is_named(archives):
 def test_other_files_are_refused(archives, name, content):
   (archives / name).write_bytes(content)
   message = refused(archives)
-  assert f'{archives / name} ({len(content):,} bytes): it is no tar' in message
+  assert (
+    f'{archives / name} ({len(content):,} bytes): it is not a tar' in message
+  )
   assert repr(content[:20]) in message
 
 
 @pytest.mark.parametrize('name', [TRAIN, VALIDATION])
-def test_damaged_header_is_found(archives, name):
+def test_corrupt_header_is_found(archives, name):
   data = bytearray((archives / name).read_bytes())
   second = data.rindex(b'ILSVRC' if name == VALIDATION else b'n01443537.tar')
   data[second : second + 20] = b'?' * 20
   (archives / name).write_bytes(data)
-  assert 'it is damaged after' in refused(archives)
+  assert 'it is corrupt after' in refused(archives)
 
 
 @pytest.mark.parametrize('name', [TRAIN, VALIDATION])
@@ -227,7 +230,7 @@ def test_empty_archive_is_refused(archives, name):
     (('n09999999.tar', tar(images('n09999999'))), 'none of the 3 classes'),
     (('n01440764.tar', tar(images('n01440764'))), 'n01440764.tar twice'),
     (('n02084071.JPEG', b'x'), 'it holds n02084071.JPEG, where archives'),
-    (('n02084071.tar', b'x' * 9000), 'n02084071.tar in it: it is no tar'),
+    (('n02084071.tar', b'x' * 9000), 'n02084071.tar in it: it is not a tar'),
     (('n02084071.tar', b''), 'n02084071.tar in it: it is'),
     (('n02084071.tar', tar([])), 'n02084071.tar in it: it is an empty'),
     (
@@ -270,7 +273,7 @@ def test_wrong_members_of_validation_are_named(archives):
 def test_command_checks_before_it_builds(archives, tmp_path):
   def run(*options):
     with pytest.raises(SystemExit) as info:
-      prepare.main(['imagenet2012', f'--data_dir={tmp_path}/data', *options])
+      command.main(['imagenet2012', f'--data_dir={tmp_path}/data', *options])
     return str(info.value)
 
   for options in (), ('--imagenet_dir=',):
@@ -278,12 +281,12 @@ def test_command_checks_before_it_builds(archives, tmp_path):
   path = archives / VALIDATION
   path.write_bytes(path.read_bytes()[:600])
   message = run(f'--imagenet_dir={archives}')
-  assert message.startswith(f'error: {path} (600 bytes): it is cut off')
+  assert message.startswith(f'error: {path} (600 bytes): it is truncated')
   assert not (tmp_path / 'data').exists()
 
 
 def test_command_refuses_archives_for_other_data_sets(archives, tmp_path):
   with pytest.raises(SystemExit, match='--imagenet_dir is for imagenet2012'):
-    prepare.main(
+    command.main(
       ['digits', f'--data_dir={tmp_path}', f'--imagenet_dir={archives}']
     )
