@@ -53,6 +53,7 @@ DOORS = {
       'evaluate',
       'init_from',
       'programs',
+      'recorded',
       'train',
     )
   ),
