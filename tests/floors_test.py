@@ -50,6 +50,7 @@ DOORS = {
       'check',
       'config',
       'estimates',
+      'eval_state',
       'evaluate',
       'init_from',
       'programs',

@@ -1,7 +1,6 @@
 """Evaluation of a state on a data set, each image once."""
 
 import collections
-import contextlib
 import dataclasses
 import math
 import os
@@ -14,14 +13,13 @@ import jax
 import numpy as np
 from ml_collections import config_dict
 
-from nfnets_jax import paths, weights
-from nfnets_jax.data import datasets, labels
-from nfnets_jax.runtime import checkpoint, parallel, progress
-from nfnets_jax.runtime import workdir as workdirs
+from nfnets_jax import paths
+from nfnets_jax.data import labels
+from nfnets_jax.runtime import parallel, progress
 from nfnets_jax.training import (
   build,
   check,
-  init_from,
+  eval_state,
   metrics,
   programs,
   published,
@@ -159,14 +157,7 @@ def evaluate_in_detail(
   workdir = paths.expand_literal(workdir, '--workdir')
   config = _fit_to_devices(config, jax.device_count())
   check.check_config(config, jax.device_count())
-  directory = workdir / 'checkpoints'
-  if config.init_from is None and not directory.is_dir():
-    raise FileNotFoundError(
-      f'there is no run to evaluate in {workdir}; train first, or give '
-      '--config.init_from=FILE'
-    )
-  if config.init_from is not None:
-    weights.locate(config.init_from, config.model.name, 'config.init_from')
+  eval_state.locate(config, workdir)
   sets = None if label_sets is None else labels.read_label_sets(label_sets)
   if config.data.prepare:
     build.load_data(config)
@@ -174,61 +165,41 @@ def evaluate_in_detail(
   config.eval_batch_size = min(
     config.eval_batch_size, _round_up(len(test_set), jax.device_count())
   )
-  if config.init_from is None:
-    state, num_classes = _restore(config, directory)
-    data = workdirs.read_data(workdir)
-    names = None if data is None else tuple(data['class_names'])
-    source = workdir
-  else:
-    loaded = init_from.read_weights(config)
-    state, num_classes = _state(loaded), loaded.num_classes
-    names, source = loaded.class_names, config.init_from
-    if directory.is_dir():
-      progress.say(f'evaluates init_from={source}, not the run in {workdir}')
-  label_map = _label_map(
-    test_set, names, num_classes, source, allow_config_change
-  )
+  loaded = eval_state.load(config, workdir)
+  label_map = eval_state.match_classes(loaded, test_set, allow_config_change)
   num_images, set_size = len(test_set), None
   if sets is not None:
     test_set = labels.with_label_sets(test_set, sets, label_map)
     set_size = len(test_set.source[0]['label_set'])
-  average = config.init_from is None
   eval_step = programs.compile_eval_step(
     config,
-    build.create_net(config, num_classes),
-    state,
+    build.create_net(config, loaded.num_classes),
+    loaded.state,
     label_sets=set_size,
     label_map=label_map,
-    average=average,
+    average=loaded.is_run,
     per_image=True,
   )
   began = time.monotonic()
+  batches = build.eval_batches(config, test_set)
   outputs = list(
-    _watched(
-      _outputs(eval_step, state, build.eval_batches(config, test_set)),
-      num_images,
-    )
+    _watched(_outputs(eval_step, loaded.state, batches), num_images)
   )
   seconds = time.monotonic() - began
   images = _gather(outputs)
   results = _average(outputs)
-  if not average:
+  if not loaded.is_run:
     for name in ('loss', 'top_1', 'top_5'):
       results[f'ema_eval_{name}'] = results[f'eval_{name}']
-  set_name = None
-  if num_classes == 1000:  # else not ImageNet's classes
-    set_name = published.test_set(
-      test_set.num_classes, num_images, sets is not None
-    )
   about = {
     'model': config.model.name,
-    'weights': str(source),
-    'step': int(parallel.local_copy(state.step)) if average else None,
-    'data': config.data.name,
+    'weights': loaded.source,
+    'step': loaded.step,
+    'data': test_set.name,
     'split': test_set.split,
     'label_sets': None if label_sets is None else str(label_sets),
     'classes': test_set.num_classes,
-    'classes_of_net': num_classes,
+    'classes_of_net': loaded.num_classes,
     'image_size': config.data.eval_image_size,
     'crop': config.data.eval_crop,
     'images': results['eval_count'],
@@ -238,13 +209,18 @@ def evaluate_in_detail(
     'device': jax.devices()[0].device_kind,
     'images_per_second': results['eval_count'] / seconds,
   }
-  foreign = not average and names is None  # as released or as in timm
+  figures = []
+  if loaded.is_foreign:
+    figures = published.accuracies(
+      config.model.name,
+      published.test_set(test_set.num_classes, num_images, sets is not None),
+    )
   return Evaluation(
     {**results, 'num_classes': test_set.num_classes},
     about,
     images,
     test_set.class_names,
-    published.accuracies(config.model.name, set_name) if foreign else [],
+    figures,
   )
 
 
@@ -262,80 +238,6 @@ def _fit_to_devices(
   config.batch_size = devices
   config.micro_batches = None
   return config
-
-
-def _restore(
-  config: config_dict.ConfigDict, directory: pathlib.Path
-) -> tuple[train_step.TrainState, int]:
-  """Returns the newest checkpoint's state and number of classes."""
-  checkpoints = checkpoint.Checkpointer(directory, config.keep_checkpoints)
-  with contextlib.closing(checkpoints):
-    # The classifier: gates of the same name are nested deeper.
-    (num_classes,) = checkpoints.shape_of('Net/~/linear.b')
-    net = build.create_net(config, num_classes)
-    optimizer = build.create_optimizer(config, lambda step: 0.0)
-    state, _ = checkpoints.restore(
-      train_step.state_shapes(net, optimizer, config.data.image_size)
-    )
-  return state, num_classes
-
-
-def _state(loaded: weights.Weights) -> train_step.TrainState:
-  """Returns a replicated state of weights alone."""
-  state = train_step.TrainState(
-    step=np.int32(0),
-    key=np.zeros(2, np.uint32),
-    params=dict(loaded.params),
-    model_state=dict(loaded.state),
-    opt_state=(),
-    ema_params={},
-    ema_model_state={},
-  )
-  return parallel.replicate(state)
-
-
-def _label_map(
-  test_set: datasets.Dataset,
-  names: tuple[str, ...] | None,
-  num_classes: int,
-  source: str | pathlib.Path,
-  allow_change: bool,
-) -> np.ndarray | None:
-  """Returns the net's output for each label; None if they are the same."""
-  count = test_set.num_classes
-  # Nets of 1,000 unnamed classes are ImageNet's.
-  unknown = names is None and num_classes != 1000
-  if count > num_classes or (unknown and count != num_classes):
-    raise ValueError(
-      f'{source} holds weights for {num_classes} classes, and {test_set.name} '
-      f'has {count}; train first'
-    )
-  if unknown or names == test_set.class_names:
-    return None
-  try:
-    label_map = labels.label_map(test_set.class_names, names)
-  except ValueError as error:
-    if count != num_classes or (names is None and not allow_change):
-      raise ValueError(f'{test_set.name} and {source}: {error}') from error
-    workdirs.compare_data(
-      source,
-      {'class_names': list(names or ())},
-      {'class_names': list(test_set.class_names)},
-      allow_change,
-    )
-    return None
-  if count < num_classes:
-    progress.say(
-      f'{test_set.name} has {count} of the {num_classes} classes of {source}; '
-      'images are classified among these'
-    )
-  elif not np.array_equal(label_map, np.arange(count)):
-    progress.say(
-      f'the classes of {source} are in another order; matched by name'
-    )
-  else:
-    return None
-  return label_map
 
 
 def _watched(outputs: Iterator[Outputs], total: int) -> Iterator[Outputs]:
