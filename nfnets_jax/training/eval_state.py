@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import pathlib
+from typing import Any
 
 import numpy as np
 from ml_collections import config_dict
@@ -70,17 +71,17 @@ def load(config: config_dict.ConfigDict, workdir: pathlib.Path) -> EvalState:
       f'evaluates init_from={config.init_from}, not the run in {workdir}'
     )
   loaded = init_from.read_weights(config)
-  state = train_step.TrainState(
-    step=np.int32(0),
-    key=np.zeros(2, np.uint32),
-    params=dict(loaded.params),
-    model_state=dict(loaded.state),
-    opt_state=(),
-    ema_params={},
-    ema_model_state={},
-  )
+  fields: dict[str, Any] = {
+    'step': np.int32(0),
+    'key': np.zeros(2, np.uint32),
+    'params': dict(loaded.params),
+    'model_state': dict(loaded.state),
+    'opt_state': (),
+    'ema_params': {},
+    'ema_model_state': {},
+  }
   return EvalState(
-    parallel.replicate(state),
+    parallel.replicate(train_step.TrainState(**fields)),
     loaded.num_classes,
     loaded.class_names,
     config.init_from,

@@ -171,6 +171,8 @@ def evaluate_in_detail(
   if sets is not None:
     test_set = labels.with_label_sets(test_set, sets, label_map)
     set_size = len(test_set.source[0]['label_set'])
+  if loaded.is_run:
+    programs.keep_compiled(config, workdir)
   eval_step = programs.compile_eval_step(
     config,
     build.create_net(config, loaded.num_classes),
@@ -196,6 +198,7 @@ def evaluate_in_detail(
     'weights': loaded.source,
     'step': loaded.step,
     'data': test_set.name,
+    'data_dir': config.data.data_dir,
     'split': test_set.split,
     'label_sets': None if label_sets is None else str(label_sets),
     'classes': test_set.num_classes,
@@ -210,7 +213,7 @@ def evaluate_in_detail(
     'images_per_second': results['eval_count'] / seconds,
   }
   figures = []
-  if loaded.is_foreign:
+  if loaded.is_foreign and test_set.name != 'fake':
     figures = published.accuracies(
       config.model.name,
       published.test_set(test_set.num_classes, num_images, sets is not None),

@@ -29,6 +29,7 @@ _COLUMNS = (
   'step',
   'average',
   'data',
+  'data_dir',
   'split',
   'label_sets',
   'classes',
@@ -97,7 +98,7 @@ def write(
     'ece_bins': metrics.BINS,
     'published': [x._asdict() for x in evaluation.published],
   }
-  path = _write_new(workdir, _name(about), record)
+  path = _write_new(workdir, _stem(about), record)
   rows = [
     {**about, 'average': prefix == 'ema_eval', **each}
     for prefix, each in values.items()
@@ -112,12 +113,19 @@ def write(
   return files
 
 
-def _name(about: Mapping[str, Any]) -> str:
-  parts = [about['data'], about['split']]
+def _stem(about: Mapping[str, Any]) -> str:
+  parts = [_data(about), about['split']]
   if about['label_sets'] is not None:
     parts.append(pathlib.Path(about['label_sets']).stem)
   parts.append(f'{about["image_size"]}px')
   return 'evaluation-' + re.sub(r'[^\w.%+-]+', '_', '-'.join(parts))
+
+
+def _data(about: Mapping[str, Any]) -> str:
+  """Returns the name of the data; of a folder its own."""
+  if about['data'] == 'folder':
+    return pathlib.Path(about['data_dir']).absolute().name
+  return about['data']
 
 
 def _write_new(
@@ -202,7 +210,7 @@ def _plot(path: pathlib.Path, evaluation: evaluate.Evaluation) -> pathlib.Path:
   figure.colorbar(image, ax=axes, shrink=0.6)
   about = evaluation.about
   axes.set_title(
-    f'{about["model"]}, {about["data"]} {about["split"]}: '
+    f'{about["model"]}, {_data(about)} {about["split"]}: '
     f'{about["images"]:,} images'
   )
   axes.set_xlabel('prediction')
@@ -258,7 +266,7 @@ def describe(
   rule = '-' * max(map(len, rows))
   step = '' if about['step'] is None else f' after step {about["step"]}'
   notes = [
-    f'{about["model"]} of {about["weights"]}{step}; {about["data"]} '
+    f'{about["model"]} of {about["weights"]}{step}; {_data(about)} '
     f'{about["split"]}, {about["image_size"]} px, crop {about["crop"]}, '
     f'{about["dtype"]}'
   ]

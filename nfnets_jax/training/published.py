@@ -141,7 +141,7 @@ def accuracies(model: str, name: str | None) -> list[Accuracy]:
     >>> [x.top_1 for x in accuracies('nfnet_f0', 'ImageNet')]
     [83.486, 83.6]
   """
-  if model not in _MODELS or name not in _TIMM:
+  if model not in _MODELS or name is None or name not in _TIMM:
     return []
   index = _MODELS.index(model)
   found = [Accuracy('timm', *_TIMM[name][index])]

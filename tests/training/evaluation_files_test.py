@@ -28,7 +28,8 @@ def _evaluation(prefixes=('eval', 'ema_eval'), figures=(), **changes):
     'model': 'nfnet_tiny',
     'weights': 'runs/x',
     'step': 12,
-    'data': 'folder/x',
+    'data': 'folder',
+    'data_dir': 'my photos/',
     'split': 'test[:70]',
     'label_sets': None,
     'classes': 7,
@@ -56,7 +57,7 @@ def test_files_are_added_and_none_is_overwritten(tmp_path):
   second = evaluation_files.write(workdir, evaluation, per_class=True)
   other = evaluation_files.write(workdir, _evaluation(image_size=32))
   assert first[0].read_bytes() == before
-  name = 'evaluation-folder_x-test_70_'
+  name = 'evaluation-my_photos-test_70_'
   assert sorted(x.name for x in {*first, *second, *other}) == [
     f'{name}-16px-2-classes.csv',
     f'{name}-16px-2-confusion.png',
@@ -118,4 +119,6 @@ def test_description():
   assert 'top-5' not in text and 'published' not in text
   lines = [line.split() for line in text.splitlines()]
   assert ['top-1', '25.00', '%', '50.00', '%'] in lines
-  assert 'nfnet_tiny of runs/x after step 12; folder/x test[:70], 16 px' in text
+  assert (
+    'nfnet_tiny of runs/x after step 12; my photos test[:70], 16 px' in text
+  )
