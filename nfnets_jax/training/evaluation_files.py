@@ -56,8 +56,10 @@ def check(workdir: pathlib.Path) -> None:
     with path.open(newline='') as file:
       header = tuple(next(csv.reader(file), ()))
     if header != _COLUMNS:
+      different = sorted(set(header) ^ set(_COLUMNS)) or ['their order']
       raise ValueError(
-        f'{path} has other columns, {", ".join(header)[:80]}; move it away'
+        f'{path} has other columns ({", ".join(different)} differ); move it '
+        'away'
       )
 
 
