@@ -28,6 +28,9 @@ from nfnets_jax.training import (
 
 _PROGRESS_SECONDS = 10.0
 
+# TFDS declares 1,000 classes for these, and they have images of 200.
+_SPARSE = ('imagenet_a', 'imagenet_r')
+
 Outputs = dict[str, Any]
 
 
@@ -162,6 +165,11 @@ def evaluate_in_detail(
   if config.data.prepare:
     build.load_data(config)
   test_set = build.load_split(config, config.data.test_split)
+  if test_set.name.partition('/')[0] in _SPARSE and config.data.classes is None:
+    progress.say(
+      f'{test_set.name} has images of 200 classes; published figures are of '
+      'predictions among these, as with --config.data.classes=present'
+    )
   config.eval_batch_size = min(
     config.eval_batch_size, _round_up(len(test_set), jax.device_count())
   )

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -77,3 +79,11 @@ def test_renamed_classes_may_be_allowed(said):
   loaded = _loaded(('cat', 'dog'))
   assert eval_state.match_classes(loaded, _data(('cat', 'emu')), True) is None
   assert "'dog' -> 'emu'" in said[0]
+
+
+def test_weights_that_may_be_the_released_ones():
+  assert _loaded(None, 1000).is_foreign
+  assert not _loaded(None, 10).is_foreign
+  assert not _loaded(IDS).is_foreign  # exported from here
+  run = dataclasses.replace(_loaded(None, 1000), is_run=True)
+  assert not run.is_foreign
