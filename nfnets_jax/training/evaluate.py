@@ -224,7 +224,7 @@ def evaluate_in_detail(
   if loaded.is_foreign and test_set.name != 'fake':
     figures = published.accuracies(
       config.model.name,
-      published.test_set(test_set.num_classes, num_images, sets is not None),
+      published.identify(test_set.num_classes, num_images, sets is not None),
     )
   return Evaluation(
     {**results, 'num_classes': test_set.num_classes},

@@ -110,7 +110,7 @@ _SETS: Mapping[tuple[int, int], str] = types.MappingProxyType(
 )
 
 
-def test_set(
+def identify(
   num_classes: int, num_images: int, label_sets: bool = False
 ) -> str | None:
   """Returns the ImageNet test set of a size, None if there is none.
@@ -121,7 +121,7 @@ def test_set(
     label_sets: whether the labels are ReaL's.
 
   Example:
-    >>> test_set(200, 7500), test_set(10, 360)
+    >>> identify(200, 7500), identify(10, 360)
     ('ImageNet-A', None)
   """
   name = _SETS.get((num_classes, num_images))
@@ -135,7 +135,7 @@ def accuracies(model: str, name: str | None) -> list[Accuracy]:
 
   Args:
     model: the variant.
-    name: as returned by `test_set`.
+    name: as returned by `identify`.
 
   Example:
     >>> [x.top_1 for x in accuracies('nfnet_f0', 'ImageNet')]

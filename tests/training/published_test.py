@@ -17,8 +17,8 @@ def test_every_released_net_has_figures(name):
 
 
 def test_sets_are_told_by_their_size():
-  assert published.test_set(1000, 50_000) == 'ImageNet'
-  assert published.test_set(1000, 50_000, label_sets=True) == 'ImageNet-ReaL'
-  assert published.test_set(1000, 64) is None
-  assert published.test_set(1000, 10_000, label_sets=True) is None
+  assert published.identify(1000, 50_000) == 'ImageNet'
+  assert published.identify(1000, 50_000, label_sets=True) == 'ImageNet-ReaL'
+  assert published.identify(1000, 64) is None
+  assert published.identify(1000, 10_000, label_sets=True) is None
   assert not published.accuracies('nfnet_f0', None)
