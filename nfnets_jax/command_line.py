@@ -32,6 +32,9 @@ flags.disclaim_key_flags()
 _PACKAGE = pathlib.Path(__file__).parent
 _OURS = (_PACKAGE, _PACKAGE.parent / 'experiments')
 
+# Values of --config that are weights, whose settings are taken.
+_WEIGHTS = re.compile(r'released|hf[-_]hub:.*|.*\.(npz|safetensors)')
+
 # Rewording of absl's and Python's messages about wrong types.
 _REASONS = {
   r'(--\w+)=None: Flag \1 must have a value other than None\.': (
@@ -97,13 +100,16 @@ class _ConfigParser(flags.ArgumentParser):
   """Loads an experiment file, and checks the names of overridden fields."""
 
   def parse(self, argument: str) -> config_dict.ConfigDict:
-    path, colon, rest = argument.partition(':')
-    with telling():
-      file = paths.existing(path, '--config', 'file')
-    try:
-      config = _load(file, [rest] if colon else [])
-    except Exception as error:
-      sys.exit(f'error: --config={argument}:{_describe(error, file)}')
+    if pathlib.Path(argument).is_dir() or _WEIGHTS.fullmatch(argument):
+      config = _recorded(argument)
+    else:
+      path, colon, rest = argument.partition(':')
+      with telling():
+        file = paths.existing(path, '--config', 'file')
+      try:
+        config = _load(file, [rest] if colon else [])
+      except Exception as error:
+        sys.exit(f'error: --config={argument}:{_describe(error, file)}')
     for word in sys.argv:
       if match := re.match(r'--?(?:no)?config\.([^=]+)', word):
         _check_field(config, match[1])
@@ -111,6 +117,32 @@ class _ConfigParser(flags.ArgumentParser):
 
   def flag_type(self) -> str:
     return 'config object'
+
+
+def _recorded(source: str) -> config_dict.ConfigDict:
+  """Returns the config of a run or of weights."""
+  from nfnets_jax.training import recorded
+
+  with telling():
+    if pathlib.Path(source).is_dir():
+      return recorded.config_of_run(source)
+    model = find_flag(sys.argv, 'config.model.name')
+    return recorded.config_of_weights(source, model)
+
+
+def find_flag(argv: list[str], name: str) -> str | None:
+  """Returns the last value of a flag among arguments that are not parsed yet.
+
+  Example:
+    >>> find_flag(['main', '--mode=train', '--mode', 'evaluate'], 'mode')
+    'evaluate'
+  """
+  value = None
+  for word, following in zip(argv, [*argv[1:], None], strict=True):
+    flag, equals, rest = word.partition('=')
+    if flag in (f'--{name}', f'-{name}'):
+      value = rest if equals else following
+  return value
 
 
 def _load(file: pathlib.Path, arguments: list[str]) -> config_dict.ConfigDict:

@@ -1,6 +1,10 @@
 r"""Trains or evaluates a network.
 
 python -m nfnets_jax.main --config=experiments/digits.py --workdir=runs/digits
+python -m nfnets_jax.main --mode=evaluate --workdir=runs/digits
+
+Without --config, evaluation takes the settings of the run in the workdir, or of
+the weights in --config.init_from. --config.field=value overrides them.
 
 With several hosts, run the same command on each; see experiments/launch/.
 """
@@ -23,6 +27,14 @@ _ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
   'allow_config_change',
   False,
   'Go on with a run that began with another config or with other data.',
+)
+_PER_CLASS = flags.DEFINE_bool(
+  'per_class',
+  False,
+  'In an evaluation, write the accuracy of each class and a confusion matrix.',
+)
+_LABEL_SETS = flags.DEFINE_string(
+  'label_sets', None, "In an evaluation, the file real.json of ImageNet's ReaL."
 )
 _COORDINATOR_ADDRESS = flags.DEFINE_string(
   'coordinator_address',
@@ -47,12 +59,36 @@ _HEARTBEAT_TIMEOUT = flags.DEFINE_integer(
 flags.mark_flags_as_required(['config', 'workdir'])
 
 
+def parse_flags(argv: list[str]) -> list[str]:
+  """Parses flags, and finds the config of an evaluation without --config."""
+  evaluates = command_line.find_flag(argv, 'mode') == 'evaluate'
+  if evaluates and command_line.find_flag(argv, 'config') is None:
+    source = command_line.find_flag(argv, 'config.init_from')
+    workdir = command_line.find_flag(argv, 'workdir')
+    if source is None and workdir:
+      with command_line.telling():
+        source = str(paths.expand_literal(workdir, '--workdir'))
+        if not pathlib.Path(source, 'config.json').is_file():
+          raise FileNotFoundError(
+            f'there is no run to evaluate in {source}; train first, or give '
+            '--config.init_from=FILE'
+          )
+    if source is not None:
+      argv = [argv[0], f'--config={source}', *argv[1:]]
+  return command_line.parse_flags(argv)
+
+
 def start(argv: list[str]) -> pathlib.Path:
   """Sets up logging and the distributed runtime; returns the run's folder."""
   if len(argv) > 1:
     sys.exit(
       f'error: unexpected arguments: {" ".join(argv[1:])}; flags begin with --'
     )
+  for flag in (_PER_CLASS, _LABEL_SETS):
+    if flag.value and _MODE.value != 'evaluate':
+      sys.exit(f'error: --{flag.name} needs --mode=evaluate')
+  if _PER_CLASS.value and _LABEL_SETS.value:
+    sys.exit('error: --per_class needs one label an image; omit --label_sets')
   if not flags.FLAGS['verbosity'].present:
     # Orbax logs every checkpoint at level INFO.
     logging.set_verbosity(logging.WARNING)
@@ -82,21 +118,31 @@ def start(argv: list[str]) -> pathlib.Path:
 def main(argv: list[str]) -> None:
   """Trains or evaluates."""
   workdir = start(argv)
+  import jax
+
   from nfnets_jax.runtime import interrupt, processes, progress
   from nfnets_jax.runtime import workdir as workdirs
-  from nfnets_jax.training import evaluate, train
+  from nfnets_jax.training import evaluate, evaluation_files, train
 
   with processes.ending_together(), command_line.telling(), interrupt.exiting():
     if _MODE.value == 'train':
       report = train.train_and_evaluate(
         _CONFIG.value, workdir, _ALLOW_CONFIG_CHANGE.value
       )
+      progress.say(workdirs.format_report(report, workdir))
     else:
-      report = evaluate.evaluate_checkpoint(
-        _CONFIG.value, workdir, _ALLOW_CONFIG_CHANGE.value
+      evaluation_files.check(workdir)
+      evaluation = evaluate.evaluate_in_detail(
+        _CONFIG.value,
+        workdir,
+        _ALLOW_CONFIG_CHANGE.value,
+        _LABEL_SETS.value,
       )
-    progress.say(workdirs.format_report(report, workdir))
+      files = []
+      if jax.process_index() == 0:
+        files = evaluation_files.write(workdir, evaluation, _PER_CLASS.value)
+      progress.say(evaluation_files.describe(evaluation, files))
 
 
 if __name__ == '__main__':
-  app.run(main, flags_parser=command_line.parse_flags)
+  app.run(main, flags_parser=parse_flags)

@@ -50,9 +50,11 @@ DOORS = {
       'check',
       'config',
       'estimates',
+      'eval_state',
       'evaluate',
       'init_from',
       'programs',
+      'recorded',
       'train',
     )
   ),

@@ -1,5 +1,6 @@
 """The command line, in processes of its own."""
 
+import csv
 import json
 import os
 import pathlib
@@ -10,10 +11,14 @@ import sys
 import time
 
 import pytest
+from absl import flags
 from absl.testing import flagsaver
 
-from nfnets_jax import command_line, main
+from experiments import digits
+from nfnets_jax import command_line, main, weights
 from nfnets_jax.runtime import logbook, meters
+from nfnets_jax.runtime import workdir as workdirs
+from nfnets_jax.training import init_from
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -29,8 +34,10 @@ def _start(arguments, config=DIGITS, cache=None):
   }
   if cache:
     environment['JAX_COMPILATION_CACHE_DIR'] = str(cache)
+  if config:
+    arguments = [f'--config={config}', *arguments]
   return subprocess.Popen(
-    [sys.executable, '-m', 'nfnets_jax.main', f'--config={config}', *arguments],
+    [sys.executable, '-m', 'nfnets_jax.main', *arguments],
     cwd=ROOT,
     env=environment,
     stdout=subprocess.PIPE,
@@ -84,11 +91,40 @@ def test_train_and_evaluate(tmp_path):
   assert ['top-1', top_1, '%', ema_top_1, '%'] in table
   assert ['steps', '4'] in table
 
-  code, out, err = _run([*arguments, '--mode=evaluate'])
+  # With the config of the run, then with that of its exported weights.
+  evaluation = [f'--workdir={workdir}', '--mode=evaluate']
+  code, out, err = _run([*evaluation, '--per_class'], config=None)
   assert code == 0, err
   table = [line.split() for line in out.splitlines()]
   assert ['top-1', top_1, '%', ema_top_1, '%'] in table
   assert not any('parameters' in line for line in table)
+  assert (workdir / 'evaluation-digits-test-8px-confusion.png').exists()
+  written = json.loads(
+    (workdir / 'evaluation-digits-test-8px.json').read_text()
+  )
+  for name in ('eval_loss', 'ema_eval_loss', 'eval_top_5'):
+    assert written[name] == report[name]
+
+  average = init_from.load_average(workdir)
+  weights.write(tmp_path / 'tiny.safetensors', average)
+  code, out, err = _run(
+    [
+      '--mode=evaluate',
+      f'--workdir={tmp_path / "other"}',
+      f'--config.init_from={tmp_path / "tiny.safetensors"}',
+      '--config.data.name=digits',
+      '--config.data.test_split=test',
+      f'--config.data.data_dir={tmp_path / "data"}',
+    ],
+    config=None,
+  )
+  assert code == 0, err
+  table = [line.split() for line in out.splitlines()]
+  assert ['top-1', ema_top_1, '%'] in table
+  with (tmp_path / 'other' / 'evaluations.csv').open() as file:
+    (row,) = csv.DictReader(file)
+  assert (row['image_size'], row['crop']) == ('8', 'resize')
+  assert float(row['top_1']) == report['ema_eval_top_1']
 
 
 @pytest.mark.parametrize(
@@ -136,6 +172,68 @@ def test_workdirs_that_are_refused(tmp_path, workdir, message):
 def test_arguments_that_are_no_flags():
   with pytest.raises(SystemExit, match='unexpected arguments: train; flags be'):
     main.start(['main', 'train'])
+
+
+@pytest.fixture
+def parse():
+  """Parses arguments of the command, and returns the config."""
+
+  def parse(*arguments):
+    main.parse_flags(['main', *arguments])
+    return flags.FLAGS['config'].value
+
+  argv = sys.argv
+  with flagsaver.flagsaver():
+    yield parse
+  sys.argv = argv
+
+
+def test_evaluation_takes_the_config_of_the_run(parse, tmp_path):
+  config = digits.get_config()
+  config.init_from = 'F0_haiku.npz'
+  workdirs.record(tmp_path, config)
+  taken = parse(
+    '--mode=evaluate',
+    f'--workdir={tmp_path}',
+    '--config.data.eval_image_size=24',
+    '--config.data.data_dir=photos',
+  )
+  assert taken.init_from is None
+  assert (taken.data.eval_image_size, taken.data.data_dir) == (24, 'photos')
+  assert taken.model.to_dict() == config.model.to_dict()
+  with pytest.raises(
+    SystemExit, match='no such field; did you mean data.eval_'
+  ):
+    parse(
+      '--mode=evaluate', f'--workdir={tmp_path}', '--config.data.eval_size=24'
+    )
+
+
+def test_evaluation_without_a_run(parse, tmp_path):
+  arguments = ['--mode', 'evaluate', f'--workdir={tmp_path / "x"}']
+  with pytest.raises(SystemExit, match='no run to evaluate in .*/x; train fir'):
+    parse(*arguments)
+  with pytest.raises(SystemExit, match=r'init_from: there is no .*none\.npz'):
+    parse(*arguments, '--config.init_from=none.npz')
+  with pytest.raises(SystemExit, match='--config must have a value'):
+    parse(f'--workdir={tmp_path}')
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (['--per_class'], '--per_class needs --mode=evaluate'),
+    (['--label_sets=real.json'], '--label_sets needs --mode=evaluate'),
+    (
+      ['--per_class', '--label_sets=real.json', '--mode=evaluate'],
+      'one label an image; omit --label_sets',
+    ),
+  ],
+)
+def test_options_of_evaluation(parse, arguments, message):
+  parse(f'--config={ROOT / DIGITS}', '--workdir=x', *arguments)
+  with pytest.raises(SystemExit, match=message):
+    main.start(['main'])
 
 
 def test_workdir_in_the_home_directory(tmp_path, monkeypatch):

@@ -151,6 +151,21 @@ def run(folders, workdir, count, devices, **changes):
   return printed
 
 
+def evaluate(workdir, count, devices, *flags):
+  """Evaluates a run; returns what is recorded of it and of its classes."""
+  before = set(workdir.glob('evaluation-*'))
+  words = ['-m', 'nfnets_jax.main', '--mode=evaluate', f'--workdir={workdir}']
+  words += ['--per_class', *flags]
+  with started([words + x for x in cluster(count)], devices) as processes:
+    printed = outputs(processes)
+    for process, text in zip(processes, printed, strict=True):
+      assert process.returncode == 0, text
+  assert 'top-1' in printed[0] and not any('top-1' in x for x in printed[1:])
+  files = {x.suffix: x for x in set(workdir.glob('evaluation-*')) - before}
+  assert files.keys() == {'.json', '.csv', '.png'}
+  return json.loads(files['.json'].read_text()), files['.csv'].read_text()
+
+
 def stored_state(workdir, step):
   """Reads a checkpoint's arrays, `{part: {name: array}}`, with Orbax alone."""
   folder = workdir / 'checkpoints' / str(step)
@@ -319,6 +334,13 @@ def test_layouts_make_the_same_run(folders, tmp_path):
       assert ours['step'] == theirs['step']
       for field in {'loss', 'top_1', 'grad_norm'} & ours.keys():
         assert ours[field] == pytest.approx(theirs[field], rel=1e-4)
+  # Whoever evaluates the same run, each image counts once, in its class.
+  found, classes = evaluate(tmp_path / '2 x 4', 2, 4)
+  assert evaluate(tmp_path / '2 x 4', 1, 8)[1] == classes
+  for field in found.keys() & reports['2 x 4'].keys():
+    if field.startswith(('eval_', 'ema_eval_')):
+      assert found[field] == pytest.approx(reports['2 x 4'][field], rel=1e-6)
+  assert found['images'] == 101
   # Ten steps do move the parameters, by far more than the tolerance.
   params, ema = states['1 x 1']['params'], states['1 x 1']['ema_params']
   moved = [

@@ -3,8 +3,10 @@
 Used by the training loop and by `nfnets_jax.compile`.
 """
 
+import functools
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import haiku as hk
 import jax
@@ -50,9 +52,12 @@ def lower_eval_step(
   batch: train_step.Batch,
   micro_batches: int,
   devices: Sequence[jax.Device] | None = None,
+  **options: Any,
 ) -> jax.stages.Lowered:
-  """Lowers the evaluation step; see `lower_train_step`."""
-  step = build.create_eval_step(config, net, micro_batches)
+  """Lowers the evaluation step, with `options`; see `lower_train_step`."""
+  step = functools.partial(
+    build.create_eval_step(config, net, micro_batches), **options
+  )
   return parallel.lower_eval_step(step, state, batch, devices=devices)
 
 
@@ -147,15 +152,30 @@ def compile_eval_step(
   config: config_dict.ConfigDict,
   net: hk.TransformedWithState,
   state: train_step.TrainState,
+  label_sets: int | None = None,
+  **options: Any,
 ) -> parallel.Program:
   """Compiles the evaluation step with the fewest micro-batches that fit.
 
-  Raises a `fit.TooLargeError` if no number fits. If device memory is unknown,
-  the first that compiles is used.
+  If device memory is unknown, the first that compiles is used.
+
+  Args:
+    config: of the run.
+    net: the network.
+    state: replicated.
+    label_sets: size of `label_set` in the batch; None if there is none.
+    **options: of `eval_step.eval_step`.
+
+  Raises:
+    fit.TooLargeError: if no number fits.
   """
-  batch = _local_part(eval_batch_shapes(config, jax.device_count()))
+  batch = eval_batch_shapes(config, jax.device_count())
+  if label_sets is not None:
+    shape = (*batch['label'].shape, label_sets)
+    batch['label_set'] = jax.ShapeDtypeStruct(shape, jnp.int32)
+  batch = _local_part(batch)
   fits = fit.compile_fewest(
-    lambda parts: lower_eval_step(config, net, state, batch, parts),
+    lambda parts: lower_eval_step(config, net, state, batch, parts, **options),
     fit.valid_micro_batches(config.eval_batch_size // jax.device_count()),
     memory=platforms.known_memory(),
     beside=fit.bytes_beside(batch),

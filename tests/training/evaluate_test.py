@@ -1,4 +1,5 @@
 import functools
+import re
 
 import haiku as hk
 import jax
@@ -7,9 +8,18 @@ import numpy as np
 import optax
 import pytest
 
+from nfnets_jax import models, weights
 from nfnets_jax.data import datasets, decode, loader, transforms
-from nfnets_jax.runtime import parallel
-from nfnets_jax.training import eval_step, evaluate, normalize, train_step
+from nfnets_jax.runtime import parallel, progress
+from nfnets_jax.training import (
+  build,
+  eval_step,
+  evaluate,
+  normalize,
+  train_step,
+)
+
+EXAMPLE = (np.zeros((1, 8, 8, 3), np.float32), False)
 
 
 @pytest.fixture(scope='module')
@@ -98,3 +108,102 @@ def test_loss_that_is_not_finite_is_named(run, state):
 def test_nothing_to_evaluate(state):
   with pytest.raises(ValueError, match='nothing to evaluate'):
     evaluate.evaluate(lambda state, batch: {}, state, [])
+
+
+@pytest.mark.parametrize('parts', [1, 3])
+def test_images_of_some_classes_and_label_sets(net, state, parts):
+  """Each image in order, among the outputs of the label map alone."""
+  rng = np.random.default_rng(0)
+  label_map = [7, 2, 5, 0, 1, 9]
+  batch = {
+    'image': rng.integers(256, size=(48, 8, 8, 3), dtype=np.uint8),
+    'label': rng.integers(6, size=48, dtype=np.int32),
+    'label_set': rng.integers(-1, 6, size=(48, 2), dtype=np.int32),
+    'mask': (rng.uniform(size=48) < 0.7).astype(np.float32),
+  }
+  step = functools.partial(
+    eval_step.eval_step,
+    net=net,
+    axis_name=parallel.AXIS,
+    micro_batches=parts,
+    label_map=label_map,
+    average=False,
+    per_image=True,
+  )
+  outputs = parallel.parallel_eval_step(step)(state, parallel.shard(batch))
+  found = outputs['images'].pop('eval')
+  assert not outputs.pop('images') and set(outputs) == {'eval'}
+
+  kernel = np.asarray(state.params['classifier']['w'], np.float64)
+  pixels = batch['image'].astype(np.float64) - normalize.IMAGENET_MEAN
+  pixels = (pixels / normalize.IMAGENET_STD).reshape(48, -1)
+  logits = (pixels @ kernel)[:, label_map]  # the bias is zero
+  order = np.argsort(-logits, axis=1)[:, :5]
+  probability = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+  hit = (order[:, :1] == batch['label_set']).any(axis=1)
+  hit_5 = (order[:, :, None] == batch['label_set'][:, None]).any(axis=(1, 2))
+  counted = batch['mask'] > 0
+  np.testing.assert_array_equal(found['predicted'], order)
+  np.testing.assert_allclose(
+    found['confidence'], probability.max(axis=1), rtol=1e-4
+  )
+  np.testing.assert_array_equal(found['hit'], hit)
+  np.testing.assert_array_equal(found['label'], batch['label'])
+  np.testing.assert_array_equal(found['mask'], counted)
+  loss = -np.log(probability[np.arange(48), batch['label']])
+  expected = {
+    'count': counted.sum(),
+    'top_1': hit[counted].sum(),
+    'top_5': hit_5[counted].sum(),
+    'loss': loss[counted].sum(),
+  }
+  assert 0 < expected['top_1'] < expected['top_5'] < expected['count']
+  assert jax.tree.map(float, outputs['eval']) == pytest.approx(
+    expected, rel=1e-4
+  )
+
+
+@pytest.mark.thorough
+def test_weights_without_a_run(make_config, tmp_path, monkeypatch):
+  """On some of their classes, with batches that the devices do not divide."""
+  said = []
+  monkeypatch.setattr(progress, 'say', said.append)
+  monkeypatch.setattr(evaluate, '_PROGRESS_SECONDS', 0.0)
+  config = make_config(1, {'data.classes': '2-7', 'eval_batch_size': 30})
+  config.batch_size = 3  # of training
+  config.init_from = str(tmp_path / 'tiny.safetensors')
+  net = build.create_net(config, 10)
+  params, _ = jax.device_get(net.init(jax.random.key(3), *EXAMPLE))
+  arguments = models.arguments('nfnet_tiny')
+  overrides = {k: v for k, v in config.model.items() if k != 'name'}
+  overrides = {k: v for k, v in overrides.items() if v != arguments[k]}
+  names = tuple(str(k) for k in reversed(range(10)))
+  loaded = weights.Weights(
+    'nfnet_tiny', params, {}, overrides, class_names=names
+  )
+  weights.write(config.init_from, loaded)
+  evaluation = evaluate.evaluate_in_detail(config, tmp_path / 'none')
+  assert not (tmp_path / 'none').exists()
+  assert any('digits has 6 of the 10 classes' in line for line in said)
+  progressed = [line for line in said if 'images/s' in line]
+  count = evaluation.about['images']
+  assert re.fullmatch(f'{count} of {count} images, .* images/s', progressed[-1])
+
+  test_set = build.load_split(config, 'test')
+  assert len(test_set) == count == evaluation.results['eval_count']
+  transform = transforms.eval_transform(8, 'resize')
+  examples = [transform(test_set.source[i]) for i in range(count)]
+  pixels = normalize.normalize(np.stack([x['image'] for x in examples]))
+  logits = jax.jit(functools.partial(net.apply, is_training=False))(
+    params, {}, None, pixels
+  )[0]['logits']
+  # Class '2' is output 7 of the net, and so on.
+  logits = np.asarray(logits)[:, 7:1:-1]
+  labels = np.array([x['label'] for x in examples])
+  images = evaluation.images['eval']
+  np.testing.assert_array_equal(images['label'], labels)
+  np.testing.assert_array_equal(images['predicted'][:, 0], logits.argmax(1))
+  top_1 = np.mean(logits.argmax(axis=1) == labels)
+  assert evaluation.results['eval_top_1'] == pytest.approx(top_1)
+  assert evaluation.results['ema_eval_top_1'] == pytest.approx(top_1)
+  assert evaluation.results['num_classes'] == 6
