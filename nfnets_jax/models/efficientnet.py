@@ -21,7 +21,16 @@ Reference:
 import haiku as hk
 import jax
 
-from nfnets_jax.models import activations, blocks, layers, variants
+from nfnets_jax.models import (
+  activations,
+  blocks,
+  checks,
+  dropout,
+  layers,
+  layout,
+  residual_net,
+)
+from nfnets_jax.models.settings import EfficientNetSettings
 
 # Variance 2 / fan_out, of a normal distribution.
 _W_INIT = hk.initializers.VarianceScaling(2.0, 'fan_out', 'normal')
@@ -36,36 +45,35 @@ class MBConvBlock(hk.Module):
 
   def __init__(
     self,
-    settings: variants.EfficientNetSettings,
-    place: blocks.Place,
+    settings: EfficientNetSettings,
+    spec: layout.BlockSpec,
     *,
     name: str | None = None,
   ):
     super().__init__(name=name)
-    expansion = settings.expansions[place.stage]
-    channels = place.in_channels * expansion
+    expansion = settings.expansions[spec.stage]
+    channels = spec.in_channels * expansion
     axis = settings.cross_replica_axis
-    self.stochdepth_rate = place.stochdepth_rate
-    self.adds_input = not place.is_transition
+    self.stochdepth_rate = spec.stochdepth_rate
+    self.adds_input = not spec.is_transition
     self.expand = (
       _ConvBN(channels, 1, axis, name='expand') if expansion > 1 else None
     )
     self.depthwise = _ConvBN(
       channels,
-      settings.kernel_sizes[place.stage],
+      settings.kernel_sizes[spec.stage],
       axis,
-      stride=place.stride,
+      stride=spec.stride,
       groups=channels,
       name='depthwise',
     )
-    self.squeeze_excite = layers.SqueezeExcite(
+    self.squeeze_excite = blocks.SqueezeExcite(
       channels,
-      max(1, int(place.in_channels * settings.se_ratio)),
+      max(1, int(spec.in_channels * settings.se_ratio)),
       act=activations.silu,
       w_init=_W_INIT,
-      name='squeeze_excite',
     )
-    self.project = _ConvBN(place.out_channels, 1, axis, name='project')
+    self.project = _ConvBN(spec.out_channels, 1, axis, name='project')
 
   def __call__(
     self,
@@ -86,7 +94,7 @@ class MBConvBlock(hk.Module):
     branch = self.project(out, is_training)
     if not self.adds_input:
       return branch, branch
-    out = layers.stochastic_depth(
+    out = dropout.stochastic_depth(
       branch, self.stochdepth_rate, is_training, image_index, rescale=True
     )
     return x + out, branch
@@ -126,13 +134,13 @@ class _ConvBN:
     return self.norm(self.conv(x), is_training)
 
 
-class EfficientNet(blocks.ResidualNet):
+class EfficientNet(residual_net.ResidualNet):
   """EfficientNet.
 
   Example:
     >>> import jax.numpy as jnp
     >>> def forward(images):
-    ...   settings = variants.EfficientNetSettings(
+    ...   settings = EfficientNetSettings(
     ...     width=(16,), depth=(2,), strides=(1,), kernel_sizes=(3,),
     ...     expansions=(2,), stem_width=8, final_width=32, drop_rate=0.0)
     ...   return EfficientNet(10, settings)(images, is_training=False)
@@ -150,13 +158,13 @@ class EfficientNet(blocks.ResidualNet):
   def __init__(
     self,
     num_classes: int,
-    settings: variants.EfficientNetSettings,
+    settings: EfficientNetSettings,
     *,
     remat: str | None = None,
     name: str = 'EfficientNet',
   ):
-    """See `blocks.ResidualNet`."""
-    blocks.check_counts(num_classes=num_classes)
+    """See `residual_net.ResidualNet`."""
+    checks.counts(num_classes=num_classes)
     bound = num_classes**-0.5
     super().__init__(
       num_classes,
@@ -165,31 +173,17 @@ class EfficientNet(blocks.ResidualNet):
       w_init=hk.initializers.RandomUniform(-bound, bound),
       name=name,
     )
-    blocks.check_stages(
-      width=settings.width,
-      depth=settings.depth,
-      strides=settings.strides,
-      kernel_sizes=settings.kernel_sizes,
-      expansions=settings.expansions,
-    )
-    blocks.check_counts(
-      stem_width=settings.stem_width,
-      stem_stride=settings.stem_stride,
-      final_width=settings.final_width,
-    )
-    blocks.check_factors(se_ratio=settings.se_ratio)
     axis = settings.cross_replica_axis
     self.stem = _ConvBN(
       settings.stem_width, 3, axis, stride=settings.stem_stride, name='stem'
     )
     self.blocks = [
-      MBConvBlock(settings, place, name='mb_conv_block')
-      for place in blocks.layout(settings, settings.stem_width)
+      MBConvBlock(settings, spec, name='mb_conv_block') for spec in self.specs
     ]
     self.final = _ConvBN(settings.final_width, 1, axis, name='final')
 
-  def _stem(self, x: jax.Array, is_training: bool) -> jax.Array:
-    return activations.silu(self.stem(x, is_training))
+  def _stem(self, x: jax.Array, is_training: bool) -> list[jax.Array]:
+    return [activations.silu(self.stem(x, is_training))]
 
-  def _features(self, x: jax.Array, is_training: bool) -> jax.Array:
+  def _activate(self, x: jax.Array, is_training: bool) -> jax.Array:
     return activations.silu(self.final(x, is_training))

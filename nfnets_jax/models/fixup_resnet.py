@@ -27,7 +27,16 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from nfnets_jax.models import activations, blocks, layers, precision, variants
+from nfnets_jax.models import (
+  activations,
+  dropout,
+  layers,
+  layout,
+  pooling,
+  precision,
+  residual_net,
+)
+from nfnets_jax.models.settings import BottleneckSettings
 
 # m, the number of convolutions in a branch.
 _BRANCH_CONVS = 3
@@ -53,28 +62,28 @@ class FixupBlock(hk.Module):
 
   def __init__(
     self,
-    settings: variants.BottleneckSettings,
-    place: blocks.Place,
+    settings: BottleneckSettings,
+    spec: layout.BlockSpec,
     *,
     name: str | None = None,
   ):
     super().__init__(name=name)
-    channels = place.out_channels
-    width = blocks.grouped_width(channels, settings.expansion, 1)
+    channels = spec.out_channels
+    width = layout.grouped_width(channels, settings.expansion, 1)
     num_blocks = sum(settings.depth)
     scale = num_blocks ** (-1 / (2 * _BRANCH_CONVS - 2))
     # The initialiser's first argument scales the variance.
     scaled = hk.initializers.VarianceScaling(2 * scale**2, 'fan_in', 'normal')
     zeros = hk.initializers.Constant(0.0)
-    self.stochdepth_rate = place.stochdepth_rate
+    self.stochdepth_rate = spec.stochdepth_rate
     self.conv0 = layers.Conv2D(width, 1, w_init=scaled, name='conv0')
     self.conv1 = layers.Conv2D(
-      width, 3, stride=place.stride, w_init=scaled, name='conv1'
+      width, 3, stride=spec.stride, w_init=scaled, name='conv1'
     )
     self.conv2 = layers.Conv2D(channels, 1, w_init=zeros, name='conv2')
     self.conv_shortcut = (
-      layers.Conv2D(channels, 1, stride=place.stride, name='conv_shortcut')
-      if place.is_transition
+      layers.Conv2D(channels, 1, stride=spec.stride, name='conv_shortcut')
+      if spec.is_transition
       else None
     )
 
@@ -94,7 +103,7 @@ class FixupBlock(hk.Module):
     out = self._activate(self.conv0(out), 1)
     out = self._activate(self.conv1(out), 2)
     branch = self.conv2(out)
-    out = layers.stochastic_depth(
+    out = dropout.stochastic_depth(
       branch, self.stochdepth_rate, is_training, image_index
     )
     out = (precision.widen(out) * _scalar('multiplier', 1.0)).astype(x.dtype)
@@ -106,12 +115,12 @@ class FixupBlock(hk.Module):
     return _add_bias(x, f'bias{index}b')
 
 
-class FixupResNet(blocks.ResidualNet):
+class FixupResNet(residual_net.ResidualNet):
   """Pre-activation ResNet with FixUp initialisation.
 
   Example:
     >>> def forward(images):
-    ...   settings = variants.BottleneckSettings(
+    ...   settings = BottleneckSettings(
     ...     width=(64,), depth=(2,), strides=(1,), stem_width=16)
     ...   return FixupResNet(10, settings)(images, is_training=False)
     >>> net = hk.transform(forward)
@@ -127,12 +136,12 @@ class FixupResNet(blocks.ResidualNet):
   def __init__(
     self,
     num_classes: int,
-    settings: variants.BottleneckSettings,
+    settings: BottleneckSettings,
     *,
     remat: str | None = None,
     name: str = 'Fixup_ResNet',
   ):
-    """See `blocks.ResidualNet`."""
+    """See `residual_net.ResidualNet`."""
     super().__init__(
       num_classes,
       settings,
@@ -140,27 +149,19 @@ class FixupResNet(blocks.ResidualNet):
       w_init=hk.initializers.Constant(0.0),
       name=name,
     )
-    blocks.check_stages(
-      width=settings.width, depth=settings.depth, strides=settings.strides
-    )
-    blocks.check_counts(
-      stem_width=settings.stem_width, stem_stride=settings.stem_stride
-    )
-    blocks.check_factors(expansion=settings.expansion)
     self.stem_pool = settings.stem_pool
     self.initial_conv = layers.Conv2D(
       settings.stem_width, 7, stride=settings.stem_stride, name='initial_conv'
     )
     self.blocks = [
-      FixupBlock(settings, place, name='fixup_block')
-      for place in blocks.layout(settings, settings.stem_width)
+      FixupBlock(settings, spec, name='fixup_block') for spec in self.specs
     ]
 
-  def _stem(self, x: jax.Array, is_training: bool) -> jax.Array:
+  def _stem(self, x: jax.Array, is_training: bool) -> list[jax.Array]:
     x = self.initial_conv(x)
-    return layers.max_pool(x, 3, stride=2) if self.stem_pool else x
+    return [x, pooling.max_pool(x, 3, stride=2)] if self.stem_pool else [x]
 
-  def _features(self, x: jax.Array, is_training: bool) -> jax.Array:
+  def _activate(self, x: jax.Array, is_training: bool) -> jax.Array:
     x = activations.relu(_add_bias(x, 'final_bias_a'))
     # The classifier's bias, added before the mean instead of after it.
     return _add_bias(x, 'final_bias_b')

@@ -36,7 +36,16 @@ import functools
 import haiku as hk
 import jax
 
-from nfnets_jax.models import activations, blocks, layers, variants
+from nfnets_jax.models import (
+  activations,
+  blocks,
+  dropout,
+  layers,
+  layout,
+  pooling,
+  residual_net,
+)
+from nfnets_jax.models.settings import ResNetSettings
 
 
 class ResBlock(hk.Module):
@@ -50,34 +59,28 @@ class ResBlock(hk.Module):
 
   def __init__(
     self,
-    settings: variants.ResNetSettings,
-    place: blocks.Place,
+    settings: ResNetSettings,
+    spec: layout.BlockSpec,
     *,
     name: str | None = None,
   ):
     super().__init__(name=name)
-    channels = place.out_channels
-    width = blocks.grouped_width(channels, settings.expansion, 1)
+    channels = spec.out_channels
+    width = layout.grouped_width(channels, settings.expansion, 1)
     self.skipinit = settings.skipinit
-    self.stochdepth_rate = place.stochdepth_rate
+    self.stochdepth_rate = spec.stochdepth_rate
     self.acts = [_NormAct(settings, f'bn{i}') for i in range(3)]
     conv = functools.partial(layers.Conv2D, with_bias=settings.norm is None)
     self.conv0 = conv(width, 1, name='conv0')
-    self.conv1 = conv(width, 3, stride=place.stride, name='conv1')
+    self.conv1 = conv(width, 3, stride=spec.stride, name='conv1')
     self.conv2 = conv(channels, 1, name='conv2')
     self.conv_shortcut = (
-      conv(channels, 1, stride=place.stride, name='conv_shortcut')
-      if place.is_transition
+      conv(channels, 1, stride=spec.stride, name='conv_shortcut')
+      if spec.is_transition
       else None
     )
     self.squeeze_excite = (
-      layers.SqueezeExcite(
-        channels,
-        max(1, int(channels * settings.se_ratio)),
-        name='squeeze_excite',
-      )
-      if settings.use_se
-      else None
+      blocks.gate(channels, settings.se_ratio) if settings.use_se else None
     )
 
   def __call__(
@@ -98,7 +101,7 @@ class ResBlock(hk.Module):
     branch = self.conv2(self.acts[2](out, is_training))
     if self.squeeze_excite is not None:
       branch = blocks.gated(branch, self.squeeze_excite, scale=1.0)
-    out = layers.stochastic_depth(
+    out = dropout.stochastic_depth(
       branch, self.stochdepth_rate, is_training, image_index
     )
     if self.skipinit:
@@ -109,7 +112,7 @@ class ResBlock(hk.Module):
 class _NormAct:
   """Batch normalisation, if any, and ReLU."""
 
-  def __init__(self, settings: variants.ResNetSettings, name: str):
+  def __init__(self, settings: ResNetSettings, name: str):
     self.norm = (
       layers.BatchNorm(
         cross_replica_axis=settings.cross_replica_axis, name=name
@@ -124,13 +127,13 @@ class _NormAct:
     return activations.relu(x)
 
 
-class ResNet(blocks.ResidualNet):
+class ResNet(residual_net.ResidualNet):
   """Pre-activation ResNet, with batch normalisation or without.
 
   Example:
     >>> import jax.numpy as jnp
     >>> def forward(images):
-    ...   settings = variants.ResNetSettings(
+    ...   settings = ResNetSettings(
     ...     width=(64,), depth=(2,), strides=(1,), stem_width=16)
     ...   return ResNet(10, settings)(images, is_training=True)
     >>> net = hk.transform_with_state(forward)
@@ -147,12 +150,12 @@ class ResNet(blocks.ResidualNet):
   def __init__(
     self,
     num_classes: int,
-    settings: variants.ResNetSettings,
+    settings: ResNetSettings,
     *,
     remat: str | None = None,
     name: str = 'ResNet',
   ):
-    """See `blocks.ResidualNet`."""
+    """See `residual_net.ResidualNet`."""
     super().__init__(
       num_classes,
       settings,
@@ -160,16 +163,6 @@ class ResNet(blocks.ResidualNet):
       w_init=hk.initializers.Constant(0.0),
       name=name,
     )
-    blocks.check_stages(
-      width=settings.width, depth=settings.depth, strides=settings.strides
-    )
-    blocks.check_counts(
-      stem_width=settings.stem_width, stem_stride=settings.stem_stride
-    )
-    blocks.check_factors(
-      expansion=settings.expansion, se_ratio=settings.se_ratio
-    )
-    blocks.check_norm(settings.norm, settings.cross_replica_axis)
     self.stem_pool = settings.stem_pool
     self.initial_conv = layers.Conv2D(
       settings.stem_width,
@@ -179,14 +172,13 @@ class ResNet(blocks.ResidualNet):
       name='initial_conv',
     )
     self.blocks = [
-      ResBlock(settings, place, name='res_block_v2')
-      for place in blocks.layout(settings, settings.stem_width)
+      ResBlock(settings, spec, name='res_block_v2') for spec in self.specs
     ]
     self.final_act = _NormAct(settings, 'final_bn')
 
-  def _stem(self, x: jax.Array, is_training: bool) -> jax.Array:
+  def _stem(self, x: jax.Array, is_training: bool) -> list[jax.Array]:
     x = self.initial_conv(x)
-    return layers.max_pool(x, 3, stride=2) if self.stem_pool else x
+    return [x, pooling.max_pool(x, 3, stride=2)] if self.stem_pool else [x]
 
-  def _features(self, x: jax.Array, is_training: bool) -> jax.Array:
+  def _activate(self, x: jax.Array, is_training: bool) -> jax.Array:
     return self.final_act(x, is_training)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nfnets_jax.models import layers
+from nfnets_jax.models import standardization
 from nfnets_jax.training.normalize import normalize
 from nfnets_jax.training.train_step import (
   Batch,
@@ -43,8 +43,8 @@ def eval_step(
     smoothing), `top_1` and `top_5` hits, and the `count` of images.
   """
   models = {
-    'eval': (layers.fold(state.params), state.model_state),
-    'ema_eval': (layers.fold(state.ema_params), state.ema_model_state),
+    'eval': (standardization.fold(state.params), state.model_state),
+    'ema_eval': (standardization.fold(state.ema_params), state.ema_model_state),
   }
 
   def part_sums(part: Batch) -> dict[str, Metrics]:
