@@ -1,13 +1,13 @@
-"""NFNet with batch normalisation instead: the last row of the ablation.
+"""NFNet with batch normalisation: the last row of the ablation.
 
-Every residual block computes h_{i+1} = shortcut(h_i) + f_i(h_i): batch
-normalisation comes before each nonlinearity, the convolutions are plain ones
-without bias, and α, β, γ, SkipInit and the gate's factor of two are one. Names
-of parameters are those of `nfnet`.
+Every residual block computes h_{i+1} = shortcut(h_i) + f_i(h_i), with batch
+normalisation before each nonlinearity, plain convolutions without bias, and
+without α, β, γ, SkipInit and the gate's factor of two. Parameter names are
+those of `nfnet`.
 
 Differences:
-  The paper does not say how its net "with BN instead of NF" is made, and no
-  code for it is released.
+  The paper does not define its net "with BN instead of NF", and no code for it
+  was released.
 
 Reference:
   Brock et al. 2021, table 2.
@@ -83,7 +83,7 @@ class BNBlock(hk.Module):
   ) -> tuple[jax.Array, jax.Array]:
     """Maps `[B, H, W, I]` to `[B, H', W', O]` and the residual branch.
 
-    The second output is the branch before stochastic depth.
+    The branch is before stochastic depth.
     """
     out = self.act0(x, is_training)
     shortcut = x

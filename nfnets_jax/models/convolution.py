@@ -57,18 +57,17 @@ def conv2d(
 def per_platform(
   *, default: Callable[..., Any], **others: Callable[..., Any]
 ) -> Callable[..., Any]:
-  """Chooses an implementation by the platform that a program is compiled for.
+  """Selects an implementation by the platform that a program is compiled for.
 
-  Not by the machine that compiles: a program for a TPU may be compiled without
-  one, and a program for several platforms holds all implementations.
+  That need not be the platform of the machine that compiles it.
 
   Args:
-    default: maps arrays to an array or a tuple of them.
-    **others: implementations for other platforms, such as `cpu` and `tpu`,
+    default: a function of arrays to an array or a tuple of arrays.
+    **others: implementations for certain platforms, such as `cpu` and `tpu`,
       equal up to rounding.
 
   Returns:
-    A function that saves only its arguments for the backward pass. It has no
+    A function that saves only its arguments for the backward pass, without a
     forward-mode derivative.
 
   Example:
@@ -100,10 +99,10 @@ def per_platform(
 
 @jax.custom_vjp
 def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
-  """Adds a bias in the dtype of the features, so that it fuses.
+  """Adds a bias in the dtype of the features.
 
   XLA fuses the addition into a convolution of the same dtype. The gradient of
-  the bias, a sum over all pixels, is still float32.
+  the bias, a sum over all pixels, is float32.
 
   Args:
     x: features `[B, H, W, C]`.
@@ -139,11 +138,10 @@ add_bias.defvjp(_add_bias_forward, _add_bias_backward)
 def pointwise_with_mean(
   x: jax.Array, w: jax.Array, bias: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """Applies a 1×1 convolution and a bias, and also returns the mean.
+  """Applies a 1×1 convolution with bias, and returns its mean over pixels too.
 
-  The mean of the outputs is the output of the mean. On TPU it is computed so,
-  and the convolution then fuses with the product with a gate that depends on
-  the mean.
+  The mean of the outputs is the output of the mean. TPUs compute it that way,
+  which lets the convolution fuse with the multiplication by a gate of the mean.
 
   Args:
     x: inputs `[B, H, W, I]`.
@@ -151,7 +149,7 @@ def pointwise_with_mean(
     bias: `[O]`.
 
   Returns:
-    Outputs `[B, H, W, O]`, and their mean over the pixels, `[B, O]`.
+    Outputs `[B, H, W, O]` and their mean over the pixels `[B, O]`.
 
   Example:
     >>> x, w = jnp.ones((2, 8, 8, 4)), jnp.ones((1, 1, 4, 6))

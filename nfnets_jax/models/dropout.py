@@ -22,19 +22,14 @@ def stochastic_depth(
 ) -> jax.Array:
   """Drops the whole residual branch of an image with probability `rate`.
 
-  As in the released code, kept branches are not rescaled by 1 / (1 − rate),
-  unless `rescale` is set.
+  As in the released code, kept branches are not rescaled by default.
 
   Args:
     x: residual branch `[B, H, W, C]`.
     rate: probability of dropping, in [0, 1).
-    is_training: False returns `x` as it is. True needs a Haiku random key when
-      `rate` is above 0.
+    is_training: whether to drop, which needs a Haiku random key if `rate` > 0.
     image_index: int32 `[B]`; see `dropout`.
     rescale: whether to divide kept branches by 1 − rate.
-
-  Returns:
-    `x` with zeros for the dropped images.
 
   Reference:
     Huang et al. 2016, https://arxiv.org/abs/1603.09382.
@@ -53,19 +48,15 @@ def dropout(
 ) -> jax.Array:
   """Zeroes each element with probability `rate` and rescales the others.
 
-  Given `image_index`, the mask of an image depends only on the Haiku key and
-  its index, so that a batch may be split over devices and micro-batches that
-  have the same key. None draws one mask for all images of the call.
+  With `image_index`, the mask of an image depends only on the Haiku key and its
+  index, so that it does not depend on how a batch is split over devices and
+  micro-batches.
 
   Args:
     x: `[B, ...]`.
     rate: probability of zeroing, in [0, 1).
-    is_training: False returns `x` as it is. True needs a Haiku random key when
-      `rate` is above 0.
-    image_index: int32 `[B]`, the index of each image in the global batch.
-
-  Returns:
-    An array like `x`, with the same mean over draws.
+    is_training: whether to drop, which needs a Haiku random key if `rate` > 0.
+    image_index: index of each image in the global batch, int32 `[B]`.
 
   Example:
     >>> net = hk.transform(lambda x, index: dropout(x, 0.5, True, index))

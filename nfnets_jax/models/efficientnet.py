@@ -1,17 +1,16 @@
 """EfficientNet: the batch-normalised baseline of the paper's comparison.
 
-Every block widens its input, convolves each channel by itself, gates the
-channels and narrows them again; it adds its input where shapes allow. B0 to B8
-are one net scaled in width, depth and image size together (see `variants`).
+Every block expands the channels, applies a depthwise convolution and a gate,
+and projects back, with a skip connection if the shapes are equal. B0 to B8 are
+one net scaled in width, depth and image size; see `variants`.
 
 Differences:
-  * What the original calls drop connect is stochastic depth, with the kept
-    branches rescaled; blocks that do not add their input have none.
-  * Statistics of batch normalisation are those of one device's images, or with
-    `cross_replica_axis` of all; the original shares them among as many devices
-    as have 128 images between them.
-  * The original computes the two layers of the gate as 1×1 convolutions; here
-    they are matrices, drawn alike.
+  * The original's drop connect is stochastic depth with kept branches rescaled,
+    in blocks with a skip connection.
+  * Batch statistics are per device, or with `cross_replica_axis` of all; the
+    original averages them over groups of devices with 128 images together.
+  * The two layers of the gate are linear layers, equally initialised; the
+    original has 1×1 convolutions.
 
 Reference:
   Tan and Le 2019, https://arxiv.org/abs/1905.11946; Brock et al. 2021,
@@ -81,10 +80,10 @@ class MBConvBlock(hk.Module):
     is_training: bool,
     image_index: jax.Array | None = None,
   ) -> tuple[jax.Array, jax.Array]:
-    """Maps `[B, H, W, I]` to `[B, H', W', O]` and the branch.
+    """Maps `[B, H, W, I]` to `[B, H', W', O]` and the residual branch.
 
-    The second output is the residual branch before stochastic depth, which is
-    the first one where the input is not added.
+    The branch is before stochastic depth. Without a skip connection it is the
+    output.
     """
     out = x
     if self.expand is not None:

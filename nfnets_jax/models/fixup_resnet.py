@@ -5,19 +5,19 @@ multiplier·f_i(h_i), and FixUp's three rules for L blocks of m convolutions:
 
   1. the last convolution of each branch and the classifier start at zero;
   2. the other convolutions of a branch start as He's, times L^(−1/(2m − 2));
-  3. a branch has a scalar multiplier, one at first, and there is a scalar bias,
-     zero at first, before each convolution, linear layer and nonlinearity.
+  3. a branch has a scalar multiplier, initially one, and each convolution,
+     linear layer and nonlinearity a scalar bias before it, initially zero.
 
 Differences:
-  * The published nets, and the released one, have the nonlinearity after the
-    addition; this one has it before the convolutions, like the nets that it is
-    compared with. The positions of the scalar biases follow from that.
-  * The released net draws the first convolution of a branch and the shortcut by
-    their fan-out, and the stem as Haiku does by default, with half the
-    variance; here all are drawn by their fan-in, as He's.
+  * The nonlinearities, and hence the scalar biases, are before the
+    convolutions, as in the nets that this one is compared with; in the
+    published and released nets they follow the addition.
+  * All convolutions are initialised by their fan-in, as He's. The released net
+    uses the fan-out for the first convolution of a branch and the shortcut, and
+    Haiku's default, half the variance, for the stem.
   * There is no bias before the first convolution, as in its authors' code.
-  * Options of the released net that no recipe uses are left out: other
-    nonlinearities than ReLU and another initialiser of the classifier.
+  * Omits the released net's other nonlinearities and classifier initialisers,
+    which no recipe uses.
 
 Reference:
   Zhang, Dauphin and Ma 2019, https://arxiv.org/abs/1901.09321.
@@ -56,8 +56,8 @@ class FixupBlock(hk.Module):
 
   3 times +bias → ReLU → +bias → convolution (1×1, 3×3 with stride, 1×1) →
   stochastic depth → ×multiplier → + shortcut. The shortcut of a transition
-  block is a 1×1 convolution, with the stride of the block, of what the first
-  convolution sees.
+  block is a 1×1 convolution of the first convolution's input, with the stride
+  of the block.
   """
 
   def __init__(
@@ -93,10 +93,10 @@ class FixupBlock(hk.Module):
     is_training: bool,
     image_index: jax.Array | None = None,
   ) -> tuple[jax.Array, jax.Array]:
-    """Maps `[B, H, W, I]` to `[B, H', W', O]` and the branch.
+    """Maps `[B, H, W, I]` to `[B, H', W', O]` and the residual branch.
 
-    The second output is the residual branch before stochastic depth and its
-    multiplier; it is zero at initialisation.
+    The branch is before stochastic depth and its multiplier; it is initially
+    zero.
     """
     out = self._activate(x, 0)
     shortcut = x if self.conv_shortcut is None else self.conv_shortcut(out)

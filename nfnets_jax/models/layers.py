@@ -28,9 +28,8 @@ class WSConv2D(hk.Module):
   """2-D convolution with Scaled Weight Standardisation, padded.
 
   Parameters: `w` `[k, k, I / groups, O]` ~ N(0, 1 / fan_in), `gain` `[O]` = 1
-  and `bias` `[O]` = 0, float32. The nonlinearity's gain γ is applied with the
-  nonlinearity, not here. With `standardized`, `w` is used as it is, without
-  `gain`.
+  and `bias` `[O]` = 0, float32; no `gain` with `standardized`. The gain γ is part
+  of the nonlinearity.
 
   Reference:
     Brock et al. 2021, section 2, equation 1.
@@ -55,12 +54,12 @@ class WSConv2D(hk.Module):
       stride: in pixels.
       groups: number of channel groups.
       padding: 'same' or 'symmetric'; see `convolution.conv2d`.
-      standardized: whether `w` is standardised already, by `fold`.
-      name: of the Haiku module.
+      standardized: whether `w` comes from `standardization.fold`.
+      name: name of the Haiku module.
 
     Raises:
-      ValueError: if `groups` does not divide `output_channels`, or `padding` is
-        neither.
+      ValueError: if `groups` does not divide `output_channels`, or the padding
+        is unknown.
     """
     super().__init__(name=name)
     _check_groups(output_channels, groups)
@@ -79,7 +78,7 @@ class WSConv2D(hk.Module):
     return convolution.add_bias(out, bias)
 
   def with_mean(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Convolves by 1×1 pixels; see `convolution.pointwise_with_mean`.
+    """Applies a 1×1 convolution; see `convolution.pointwise_with_mean`.
 
     Args:
       x: inputs `[B, H, W, I]`.
@@ -114,10 +113,10 @@ class WSConv2D(hk.Module):
 
 
 class Conv2D(hk.Module):
-  """2-D convolution with 'SAME' padding and a weight used as it is.
+  """2-D convolution with 'SAME' padding, without weight standardisation.
 
-  Parameters: `w` `[k, k, I / groups, O]` and, if asked for, `b` `[O]` = 0,
-  float32; `hk.Conv2D`'s would be of the input's dtype.
+  Parameters: `w` `[k, k, I / groups, O]` and, with `with_bias`, `b` `[O]` = 0,
+  float32; those of `hk.Conv2D` have the dtype of the input.
   """
 
   def __init__(
@@ -139,8 +138,9 @@ class Conv2D(hk.Module):
       stride: in pixels.
       groups: number of channel groups.
       with_bias: whether to add `b`.
-      w_init: of the weight; None is He's normal, of variance 2 / fan_in.
-      name: of the Haiku module.
+      w_init: initialiser of the weight; None means He's normal, of variance
+        2 / fan_in.
+      name: name of the Haiku module.
 
     Raises:
       ValueError: if `groups` does not divide `output_channels`.
@@ -173,12 +173,11 @@ class Conv2D(hk.Module):
 class BatchNorm(hk.Module):
   """Batch normalisation with float32 parameters, statistics and state.
 
-  The parameters `scale` (1) and `offset` (0) are `[1, 1, 1, C]`, and the state
-  holds moving averages of the mean and the (biased) variance. In training the
-  statistics are those of one call: of a micro-batch on one device, or all with
-  `cross_replica_axis`. Names and state are those of `hk.BatchNorm`, which
-  computes in the dtype of the input and takes the variance as E[x²] − E[x]²,
-  which cancels for a large mean.
+  Parameters: `scale` = 1 and `offset` = 0, `[1, 1, 1, C]`. State: moving
+  averages of the mean and the (biased) variance. Training uses the statistics
+  of the micro-batch, on one device or with `cross_replica_axis` on all. Names
+  are those of `hk.BatchNorm`, which computes in the dtype of the input, and the
+  variance as E[x²] − E[x]², which cancels for a large mean.
 
   Reference:
     Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167.
@@ -195,11 +194,11 @@ class BatchNorm(hk.Module):
     """Constructs the layer.
 
     Args:
-      decay_rate: of the moving averages, in [0, 1).
+      decay_rate: decay of the moving averages, in [0, 1).
       eps: added to the variance.
-      cross_replica_axis: name of the mapped axis of devices to take the
-        statistics over; None takes each device's own.
-      name: of the Haiku module.
+      cross_replica_axis: mapped axis of devices to average batch statistics
+        over; None keeps them per device.
+      name: name of the Haiku module.
     """
     super().__init__(name=name)
     self.eps = eps
@@ -209,7 +208,7 @@ class BatchNorm(hk.Module):
     self.var_ema = hk.ExponentialMovingAverage(decay_rate, name='var_ema')
 
   def __call__(self, x: jax.Array, is_training: bool) -> jax.Array:
-    """Normalises `x` `[B, H, W, C]`; in training, with its own statistics."""
+    """Normalises `x` `[B, H, W, C]`, in training by its own statistics."""
     wide = precision.widen(x)
     # Initialisation must create the moving averages.
     if is_training or hk.running_init():
@@ -235,8 +234,8 @@ class BatchNorm(hk.Module):
 class Linear(hk.Module):
   """x·W + b with float32 parameters, computed in the dtype of the input.
 
-  `hk.Linear` creates its parameters in the input's dtype, so a bfloat16 input
-  would give bfloat16 parameters. The parameter names are those of `hk.Linear`.
+  Parameter names are those of `hk.Linear`, whose parameters have the dtype of
+  the input.
   """
 
   def __init__(
@@ -246,7 +245,7 @@ class Linear(hk.Module):
     w_init: hk.initializers.Initializer | None = None,
     name: str | None = None,
   ):
-    """Constructs the layer; `w_init` None is LeCun's truncated normal."""
+    """Constructs the layer; `w_init` None means LeCun's truncated normal."""
     super().__init__(name=name)
     self.output_size = output_size
     self.w_init = w_init

@@ -1,17 +1,17 @@
 """NF-RegNet: a normaliser-free RegNet with inverted bottlenecks and SiLU.
 
 Every residual block computes h_{i+1} = shortcut(h_i) + α·f_i(h_i / β_i), as in
-`nfnet`. The nets B0 to B5 cost about what EfficientNet-B0 to B5 cost, but widen
-with grouped 3×3 convolutions where those have depthwise ones. B6 to B8 follow
-the same scaling; no result of them is published.
+`nfnet`. B0 to B5 cost about as much as EfficientNet-B0 to B5, with grouped 3×3
+convolutions instead of depthwise ones. B6 to B8 follow the same scaling; there
+are no published results for them.
 
 Differences:
-  * The bottleneck is relative to the channels of the block's input, and the
-    first block of all does not widen; both as in the released code.
-  * Stochastic depth does not rescale the kept branches.
-  * The released module's default nonlinearity is `swish`, which its own table
-    lacks; its recipe, like the default here, uses `silu`, the same function.
-    The initialiser of the classifier is not an option (`fc_init`).
+  * Expansion is relative to the block's input, and the first block does not
+    expand, as in the released code.
+  * Stochastic depth does not rescale kept branches.
+  * The default nonlinearity is `silu`, as in the released recipe; the released
+    module's is `swish`, the same function, which its table lacks.
+  * Omits the classifier's initialiser (`fc_init`), which no recipe sets.
 
 Reference:
   Brock, De and Smith 2021, "Characterizing signal propagation to close the
@@ -92,10 +92,10 @@ class NFRegBlock(hk.Module):
     is_training: bool,
     image_index: jax.Array | None = None,
   ) -> tuple[jax.Array, jax.Array]:
-    """Maps `[B, H, W, I]` to `[B, H', W', O]` and the branch before its gain.
+    """Maps `[B, H, W, I]` to `[B, H', W', O]` and the residual branch.
 
-    The second output is the residual branch f(h/β), before stochastic depth,
-    SkipInit and α: its variance is what the theory says is one.
+    The branch f(h/β) is before stochastic depth, SkipInit and α; the theory
+    predicts unit variance.
     """
     out = self.act(x) * (1.0 / self.beta)
     shortcut = x

@@ -1,21 +1,20 @@
 """NF-ResNet: the pre-activation ResNet without batch normalisation.
 
 Every residual block computes h_{i+1} = shortcut(h_i) + α·f_i(h_i / β_i), as in
-`nfnet`, with the bottleneck of ResNet-50: 1×1, 3×3 and 1×1 convolutions, whose
-weights are standardised, in stages of 256, 512, 1024 and 2048 channels. It is
-the net of the paper's studies of clipping.
+`nfnet`, with ResNet-50's bottleneck of 1×1, 3×3 and 1×1 weight-standardised
+convolutions. The paper studies clipping on this net.
 
-The max-pooling of the stem raises the mean and lowers the variance of the input
-of the first stage, which no β accounts for. Strided shortcuts pick every other
-pixel, which preserves the variance; those of `nfnet` average.
+The stem's max-pooling raises the mean and lowers the variance of the first
+stage's input, which no β accounts for. Strided shortcuts subsample, which
+preserves the variance; those of `nfnet` average.
 
 Differences:
-  * The stem's convolution has a bias, as in the released code, although that
-    asks for none.
-  * Stochastic depth does not rescale the kept branches.
-  * The released module has no default dropout rate; here it is 0. Options that
-    no released recipe uses, the initialisers of the classifier (`fc_init`) and
-    of SkipInit, are left out.
+  * The stem's convolution has a bias, as in the released code, which ignores
+    its own `with_bias=False`.
+  * Stochastic depth does not rescale kept branches.
+  * The default dropout rate is 0; the released module has none. Omits the
+    initialisers of the classifier (`fc_init`) and of SkipInit, which no
+    released recipe sets.
 
 Reference:
   Brock, De and Smith 2021, "Characterizing signal propagation to close the
@@ -89,10 +88,10 @@ class NFResBlock(hk.Module):
     is_training: bool,
     image_index: jax.Array | None = None,
   ) -> tuple[jax.Array, jax.Array]:
-    """Maps `[B, H, W, I]` to `[B, H', W', O]` and the branch before its gain.
+    """Maps `[B, H, W, I]` to `[B, H', W', O]` and the residual branch.
 
-    The second output is the residual branch f(h/β), before stochastic depth,
-    SkipInit and α: its variance is what the theory says is one.
+    The branch f(h/β) is before stochastic depth, SkipInit and α; the theory
+    predicts unit variance.
     """
     out = self.act(x) * (1.0 / self.beta)
     shortcut = x

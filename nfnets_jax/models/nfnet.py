@@ -1,29 +1,28 @@
 """NFNet: a normaliser-free SE-ResNeXt-D with GELU.
 
 Every residual block computes h_{i+1} = shortcut(h_i) + α·f_i(h_i / β_i), where
-f_i has unit gain at initialisation and β_i is the standard deviation that h_i
-is predicted to have: Var grows by α² a block and starts again at 1 at each
-transition between stages.
+f_i preserves variance at initialisation and β_i is the predicted standard
+deviation of h_i: Var grows by α² per block and is reset to 1 at each transition
+between stages.
 
-The prediction assumes that neighbouring pixels agree. On white noise, each 2×2
-average pooling in a strided shortcut divides the variance by four (0.92 → 0.26
-→ 0.06 → 0.01 over the stages of F0, as in the released code). Photographs lose
-about half at each transition (`experiments/figures/signal_plots.py`).
+The prediction assumes that neighbouring pixels are equal. On white noise, each
+2×2 average pooling in a strided shortcut divides the variance by four (0.92 →
+0.26 → 0.06 → 0.01 over the stages of F0, as in the released code). Photographs
+lose about half at each transition (`experiments/figures/signal_plots.py`).
 
 Differences:
   * Appendix C once calls β the predicted variance; the code, as here, divides
     by its square root.
-  * The first layer of the squeeze-excite gate is followed by an unscaled ReLU,
-    where the paper's formula has the scaled GELU.
-  * Stochastic depth does not rescale the kept branches.
-  * The released module's default rate of stochastic depth is 0.1; here it is
-    the 0.25 of the paper and of the released recipe.
-  * Options that no released variant or recipe uses are left out: a bottleneck
-    ratio for each stage, bottlenecks relative to the block's input
-    (`big_width`), the channels of the last convolution, and the classifier's
-    initialiser (`fc_init`).
-  * A bottleneck is rounded down to a multiple of the group width (see
-    `variants`).
+  * The squeeze-excite gate has an unscaled ReLU between its layers, where the
+    paper's formula has the scaled GELU.
+  * Stochastic depth does not rescale kept branches.
+  * The default rate of stochastic depth is 0.25, as in the paper and the
+    released recipe; the released module's is 0.1.
+  * Omits options that no released variant or recipe uses: a bottleneck ratio
+    per stage, bottlenecks relative to the block's input (`big_width`), the
+    channels of the last convolution, the classifier's initialiser (`fc_init`).
+  * Bottlenecks are rounded down to multiples of the group width; see
+    `variants`.
 
 Reference:
   Brock et al. 2021, section 3 and appendix C.
@@ -95,10 +94,10 @@ class NFBlock(hk.Module):
     is_training: bool,
     image_index: jax.Array | None = None,
   ) -> tuple[jax.Array, jax.Array]:
-    """Maps `[B, H, W, I]` to `[B, H', W', O]` and the branch before its gain.
+    """Maps `[B, H, W, I]` to `[B, H', W', O]` and the residual branch.
 
-    The second output is the residual branch f(h/β), before stochastic depth,
-    SkipInit and α: its variance is what the theory says is one.
+    The branch f(h/β) is before stochastic depth, SkipInit and α; the theory
+    predicts unit variance.
     """
     out = self.act(x) * (1.0 / self.beta)
     shortcut = x

@@ -14,8 +14,7 @@ from nfnets_jax.models.xla_convolution import Padding
 def avg_pool(x: jax.Array, size: int) -> jax.Array:
   """Averages `size`×`size` windows at stride `size`, 'SAME' padding.
 
-  Padding is not counted: a window at the border averages its pixels inside the
-  image.
+  Windows at the border average only the pixels inside the image.
 
   Args:
     x: inputs `[B, H, W, C]`.
@@ -72,10 +71,10 @@ def _mean_of_reshaped(x: jax.Array, size: int) -> jax.Array:
 def max_pool(
   x: jax.Array, size: int, stride: int, padding: str = 'same'
 ) -> jax.Array:
-  """Takes the maximum of `size`×`size` windows, padded.
+  """Takes the maximum of `size`×`size` windows, padded with −∞.
 
-  Padding is not counted. The gradient of equal maxima goes to one of them or is
-  shared, depending on the platform.
+  The gradient of equal maxima goes to one of them or is divided among them,
+  depending on the platform.
 
   Args:
     x: inputs `[B, H, W, C]`.

@@ -3,27 +3,24 @@
 Every residual block computes h_{i+1} = shortcut(h_i) + f_i(h_i), where f_i is
 BN → ReLU → 1×1 → BN → ReLU → 3×3 → BN → ReLU → 1×1.
 
-The same net without normalisation (`norm=None`) shows what normalisation does:
-each block then adds to the stream a branch of the stream's own variance, which
-doubles with every block. With `skipinit` besides it is the SkipInit ResNet:
-convolutions with biases and a learnt scale of each branch, zero at first, make
-it the identity at initialisation.
+Without normalisation (`norm=None`), the variance of the stream doubles with
+every block. `skipinit` adds a learnable scale to each branch, initially zero,
+so that blocks start as the identity: the SkipInit ResNet.
 
 Differences:
-  * Stochastic depth and dropout are options, off as in the released net, so
-    that both nets of a comparison can be regularised alike.
-  * Convolutions start as He's normal, of variance 2 / fan_in, which a net
-    without normalisation needs; the released nets, the SkipInit ResNet among
-    them, have Haiku's default, half of it. Behind batch normalisation the two
-    compute the same at first, but their effective learning rates differ.
-  * Squeeze-excite gates, where asked for, have a quarter of the channels
-    inside, as released. `senet50` has a sixteenth, as in Hu et al.: the paper
-    compares with that net, of 28 M parameters, and takes its results from
-    another paper.
-  * Options that no released recipe uses are left out: the nonlinearity after
-    the addition (`preactivation=False`), other norms and nonlinearities,
-    another initialiser of the classifier (`fc_init`), and the batch's own
-    statistics in evaluation (`test_local_stats`).
+  * Stochastic depth and dropout are available, but off by default, for
+    comparisons under equal regularisation.
+  * Convolutions are initialised by He's normal, of variance 2 / fan_in, which
+    nets without normalisation need; the released nets use Haiku's default, half
+    of it. With batch normalisation both compute the same initially, but their
+    effective learning rates differ.
+  * Squeeze-excite gates have a quarter of the channels inside, as released.
+    `senet50` has a sixteenth, as in Hu et al., since the paper compares with
+    published results of that net of 28 M parameters.
+  * Omits options that no released recipe uses: the nonlinearity after the
+    addition (`preactivation=False`), other norms and nonlinearities, the
+    classifier's initialiser (`fc_init`), and batch statistics in evaluation
+    (`test_local_stats`).
 
 Reference:
   He et al. 2016, https://arxiv.org/abs/1603.05027; Hu et al. 2018,
@@ -89,10 +86,9 @@ class ResBlock(hk.Module):
     is_training: bool,
     image_index: jax.Array | None = None,
   ) -> tuple[jax.Array, jax.Array]:
-    """Maps `[B, H, W, I]` to `[B, H', W', O]` and the branch before its gain.
+    """Maps `[B, H, W, I]` to `[B, H', W', O]` and the residual branch.
 
-    The second output is the residual branch before stochastic depth and
-    SkipInit.
+    The branch is before stochastic depth and SkipInit.
     """
     out = self.acts[0](x, is_training)
     shortcut = x if self.conv_shortcut is None else self.conv_shortcut(out)

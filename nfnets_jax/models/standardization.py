@@ -23,13 +23,13 @@ def standardize_weight(
 ) -> jax.Array:
   """Standardises a convolution's weight over its fan-in N and scales it.
 
-  Ŵ_i = gain_i · (W_i − μ_i) / √max(N·σ²_i, eps), with mean and (biased)
-  variance of each output channel i. For an input of independent channels of
-  unit variance every output then has variance gain².
+  Ŵ_i = gain_i · (W_i − μ_i) / √max(N·σ²_i, eps), with the mean and (biased)
+  variance of each output channel i. Independent inputs of unit variance then
+  give outputs of variance gain².
 
   Args:
     w: weights `[kh, kw, I, O]`.
-    gain: `[O]`.
+    gain: gains `[O]`.
     eps: lower bound of N·σ².
 
   Returns:
@@ -91,21 +91,22 @@ _standardize.defvjp(_standardize_forward, _standardize_backward)
 
 
 def fold(params: hk.MutableParams) -> hk.MutableParams:
-  """Standardises the weights of every `WSConv2D` of a net in advance.
+  """Standardises all weights of a net in advance, for `standardized=True`.
 
-  For inference, and for passes that share their weights, such as those of
-  micro-batches. The result is for a net made with `standardized=True`; other
-  modules keep their parameters. It can be differentiated.
+  For inference, and for several passes with the same weights, such as those of
+  micro-batches. Differentiable.
 
   Args:
-    params: of any net; a module with `w` and `gain` is a `WSConv2D`.
+    params: parameters of any net.
 
   Returns:
-    The same, but `w` `[kh, kw, I, O]` standardised and scaled, and no `gain`.
+    The parameters, with `w` `[kh, kw, I, O]` standardised and scaled in modules
+    with a `gain`, which is removed.
 
   Example:
+    >>> from nfnets_jax.models import layers
     >>> def forward(x, standardized=False):
-    ...   return WSConv2D(4, 3, standardized=standardized)(x)
+    ...   return layers.WSConv2D(4, 3, standardized=standardized)(x)
     >>> net = hk.transform(forward)
     >>> x = jnp.ones((1, 8, 8, 2))
     >>> params = net.init(jax.random.key(0), x)
