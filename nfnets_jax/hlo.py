@@ -15,16 +15,31 @@ from typing import NamedTuple
 LARGE = 10_000
 
 _TYPES = {'pred': 1, 'bf16': 2}  # other names contain the number of bits
-_COLLECTIVES = tuple(
-  'all-reduce all-gather reduce-scatter all-to-all collective-permute '
-  'collective-broadcast'.split()
+_COLLECTIVES = (
+  'all-reduce',
+  'all-gather',
+  'reduce-scatter',
+  'all-to-all',
+  'collective-permute',
+  'collective-broadcast',
 )
 # Opcodes that move no data themselves.
-_FREE = set(
-  'after-all async-done async-update bitcast call conditional constant '
-  'get-tuple-element opt-barrier parameter partition-id replica-id tuple '
-  'while'.split()
-)
+_FREE = {
+  'after-all',
+  'async-done',
+  'async-update',
+  'bitcast',
+  'call',
+  'conditional',
+  'constant',
+  'get-tuple-element',
+  'opt-barrier',
+  'parameter',
+  'partition-id',
+  'replica-id',
+  'tuple',
+  'while',
+}
 
 
 class Instruction(NamedTuple):

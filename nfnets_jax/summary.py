@@ -276,8 +276,8 @@ def _print_table(args: argparse.Namespace) -> None:
   print('\nGMACs: multiply-accumulates of a forward pass of one image in 10⁹')
   if args.compile:
     print(
-      'state: parameters, momentum, EMA and the batch; temp.: temporaries, such '
-      'as\nactivations and gradients; total: with the outputs'
+      'state: parameters, momentum, EMA and the batch; temp.: temporaries, as '
+      'of\nactivations and gradients; total: with the outputs'
     )
 
 

@@ -28,8 +28,8 @@ class WSConv2D(hk.Module):
   """2-D convolution with Scaled Weight Standardisation, padded.
 
   Parameters: `w` `[k, k, I / groups, O]` ~ N(0, 1 / fan_in), `gain` `[O]` = 1
-  and `bias` `[O]` = 0, float32; no `gain` with `standardized`. The gain γ is part
-  of the nonlinearity.
+  and `bias` `[O]` = 0, float32; no `gain` with `standardized`. The gain γ is
+  part of the nonlinearity.
 
   Reference:
     Brock et al. 2021, section 2, equation 1.
