@@ -1,13 +1,15 @@
 """The blocks of a network, as laid out by its settings."""
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from nfnets_jax.models import variants
 from nfnets_jax.models.settings import FeatureMap, Settings
 
 
-class BlockSpec(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class BlockSpec:
   """What a block needs to know of its network.
 
   Attributes:
