@@ -72,7 +72,7 @@ def _explain(platform: str | None, text: str, reason: str) -> str:
   install = f"its support comes with: pip install '{extra}'; or " * bool(extra)
   return (
     f'{name}={text}, but jax finds no {platform!r} device here, only '
-    f'{" and ".join(_available())}; {install}unset {name} to use what is there'
+    f'{" and ".join(_available())}; {install}unset {name} to use those'
     + (f'\n{reason}' if reason else '')
   )
 
@@ -102,7 +102,7 @@ def memory(device: jax.Device | None = None) -> int:
   local device.
 
   Raises:
-    ValueError: if it is unknown; the message says what to set.
+    ValueError: if it is unknown.
 
   Example:
     >>> memory() > 2**20
@@ -112,8 +112,8 @@ def memory(device: jax.Device | None = None) -> int:
   limit = known_memory(device)
   if limit is None:
     raise ValueError(
-      f'{device.device_kind} does not say how much memory it has, so the '
-      'number of micro-batches cannot be chosen; set config.micro_batches'
+      f'{device.device_kind} does not report its memory, from which the number '
+      'of micro-batches follows; set config.micro_batches'
     )
   return limit
 

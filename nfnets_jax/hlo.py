@@ -2,8 +2,8 @@
 
     program = read(compiled.as_text())
 
-Instructions are taken in scheduled order. A loop with a constant bound counts
-as often as it runs, any other once; a conditional counts all its branches.
+Instructions are in scheduled order. Loops of constant length count once per
+iteration, others once; conditionals count all their branches.
 """
 
 import math
@@ -45,8 +45,8 @@ _FREE = {
 class Instruction(NamedTuple):
   """An HLO instruction.
 
-  Names are without the percent sign, `bytes` and `elements` are the size of the
-  result, and `attributes` is the rest of the line.
+  Names have no percent sign; `bytes` and `elements` are the size of the result;
+  `attributes` is the rest of the line.
   """
 
   name: str
@@ -61,12 +61,12 @@ class Collective(NamedTuple):
   """A collective operation.
 
   Attributes:
-    opcode: such as 'all-reduce'.
-    bytes: per device, the larger of input and output.
+    opcode: opcode, such as 'all-reduce'.
+    bytes: size per device, the larger of input and output.
     times: executions per step.
-    asynchronous: whether it has a start and an end.
-    work: number of instructions between the two that move or compute data.
-    cycles: estimated cycles of those.
+    asynchronous: whether it has separate start and done instructions.
+    work: number of instructions between these that move or compute data.
+    cycles: estimated cycles of these instructions.
   """
 
   opcode: str
@@ -274,14 +274,8 @@ def _collectives(
     opcode = instruction.opcode.removesuffix('-start')
     if opcode == 'async':
       (called,) = _called(instruction, 'calls')
-      opcode = next(
-        (
-          x.opcode
-          for x in computations[called]
-          if x.opcode.startswith(_COLLECTIVES)
-        ),
-        'async',
-      )
+      opcodes = [x.opcode for x in computations[called]]
+      opcode = next((x for x in opcodes if x.startswith(_COLLECTIVES)), 'async')
     if opcode not in _COLLECTIVES:
       continue
     sent = sum(sizes.get(name, 0) for name in instruction.operands)

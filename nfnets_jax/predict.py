@@ -30,7 +30,7 @@ import numpy as np
 
 from nfnets_jax import devices, models, paths, weights
 from nfnets_jax.data import image_files, transforms
-from nfnets_jax.models import layers, variants
+from nfnets_jax.models import variants
 from nfnets_jax.training.normalize import normalize
 
 PRECISIONS = ('float32', 'bfloat16')
@@ -76,7 +76,7 @@ def create_forward(
     return net(images, is_training=False)
 
   net = hk.transform_with_state(apply)
-  params = jax.jit(layers.fold)(net_weights.params)
+  params = jax.jit(models.fold)(net_weights.params)
   # Biases and the classifier stay float32, as in training.
   dtype = jnp.dtype(precision)
   params = {

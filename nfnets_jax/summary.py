@@ -1,13 +1,12 @@
-"""Prints the cost of networks: parameters, MACs, memory of a training step.
+"""Prints parameters, MACs and training memory of networks.
 
     python -m nfnets_jax.summary
     python -m nfnets_jax.summary nfnet_f1 --batch=64 --remat=block --compile
 
-The second also prints the modules of the network, and the compiler's estimate
+A single network is printed by module. `--compile` adds the compiler's estimate
 of the memory of a training step on the local devices, with the paper's
-optimizer and 1000 classes. Nothing is executed; without `--compile` the
-networks are only traced. `python -m nfnets_jax.compile` gives more details,
-also for other devices.
+optimizer and 1000 classes; otherwise networks are only traced.
+`python -m nfnets_jax.compile` gives more details, also for other devices.
 """
 
 import argparse
@@ -138,41 +137,41 @@ def main(argv: Sequence[str] | None = None) -> None:
   """Prints a table with a row for each variant named on the command line."""
   parser = argparse.ArgumentParser(
     prog='python -m nfnets_jax.summary',
-    description='Prints what networks cost; only traces them.',
+    description='Prints parameters, MACs and training memory of networks.',
   )
   parser.add_argument(
     'names',
     nargs='*',
     metavar='NAME',
-    help='a variant, such as nfnet_f1; of one alone, the modules are shown '
-    'as well (default: nfnet_f0 to nfnet_f6)',
+    help='variants, such as nfnet_f1; a single one is printed by module '
+    '(default: nfnet_f0 to nfnet_f6)',
   )
   parser.add_argument(
     '--image_size',
     type=int,
-    help="side of the training images in pixels (default: the variant's)",
+    help="training image size in pixels (default: the variant's)",
   )
   parser.add_argument(
     '--batch',
     type=int,
     default=32,
-    help='images on each device in a step (default: 32)',
+    help='per-device batch size (default: 32)',
   )
   parser.add_argument(
     '--compute_dtype',
     choices=('bfloat16', 'float32'),
     default='bfloat16',
-    help='precision of the pass (default: bfloat16)',
+    help='dtype of activations (default: bfloat16)',
   )
   parser.add_argument(
     '--remat',
     choices=('block', 'stage'),
-    help='what the backward pass computes again (default: nothing)',
+    help='granularity of rematerialisation (default: none)',
   )
   parser.add_argument(
     '--compile',
     action='store_true',
-    help='compile the training step and show the memory that it takes',
+    help='compile the training step and print its memory',
   )
   args = parser.parse_args(argv)
   try:
@@ -186,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-  """Checks the arguments before anything is traced."""
+  """Raises a ValueError for invalid arguments."""
   for name in args.names:
     variants.get(name)
   if args.image_size is not None and args.image_size < 1:
@@ -209,9 +208,9 @@ def _print_modules(args: argparse.Namespace) -> None:
     first, shape, *numbers = cells
     print(f'{first:24}{shape:18}' + ''.join(f'{x:>12}' for x in numbers))
 
-  print(f'{name}, {size} px: modules, forwards\n')
+  print(f'{name}, {size} px: modules, forward pass\n')
   show('module', 'output', 'params', 'MMACs', 'output MiB')
-  show('', 'of an image', '', 'an image', 'of a batch')
+  show('', 'per image', '', 'per image', 'per batch')
   for row in costs:
     show(
       row.name,
@@ -229,7 +228,7 @@ def _print_modules(args: argparse.Namespace) -> None:
   )
   reported = published.SIZES.get(name)
   if reported is None:
-    print('no size of it is published\n')
+    print('published: none\n')
     return
   parts = []
   if reported.params is not None:
@@ -248,9 +247,9 @@ def _print_table(args: argparse.Namespace) -> None:
     ('test', 'GMACs'),
   ]
   if args.compile:
-    again = f', remat {args.remat}' if args.remat else ''
+    remat = f', remat {args.remat}' if args.remat else ''
     print(
-      f'{args.batch} images a device, {args.compute_dtype}{again}, '
+      f'per-device batch {args.batch}, {args.compute_dtype}{remat}, '
       f'compiled for {jax.devices()[0].device_kind}\n'
     )
     columns += [('state', 'GiB'), ('temp.', 'GiB'), ('total', 'GiB')]
@@ -274,12 +273,11 @@ def _print_table(args: argparse.Namespace) -> None:
         for x in (need.arguments, need.temporaries, need.total)
       ]
     _print_row(name, *cells)
-  print('\nGMACs: multiply-accumulates of one image, forwards, 10⁹')
+  print('\nGMACs: multiply-accumulates of a forward pass of one image in 10⁹')
   if args.compile:
     print(
-      'state: parameters, momentum, average and the batch; temp.: what else '
-      'the\nstep takes at once, as activations and gradients; total: with its '
-      'results'
+      'state: parameters, momentum, EMA and the batch; temp.: temporaries, as '
+      'of\nactivations and gradients; total: with the outputs'
     )
 
 

@@ -33,8 +33,8 @@ def _error(*args):
 
 
 @pytest.fixture
-def asked(tiny, monkeypatch):
-  """What the command asks to be traced; it is told of `tiny` instead."""
+def traced(tiny, monkeypatch):
+  """Arguments of `summarize`, which returns that of `tiny`."""
   calls = []
 
   def summarize(*args):
@@ -59,7 +59,7 @@ def test_counts_of_f0_are_the_released(golden):
 def test_config_is_that_of_the_paper():
   ours = summary._config('nfnet_f0', 192, 4096).to_dict()
   paper = nfnet_imagenet.get_config('F0').to_dict()
-  assert ours.pop('micro_batches') == 1  # as asked, not as many as fit
+  assert ours.pop('micro_batches') == 1  # not chosen by the memory
   for field, value in ours.items():
     if isinstance(value, dict):
       assert value.items() <= paper[field].items()
@@ -85,9 +85,9 @@ def test_memory_is_what_the_compiler_says():
   assert need == fit.need(found.compiled)
 
 
-def test_table(tiny, asked, capsys):
+def test_table(tiny, traced, capsys):
   summary.main(['nfnet_tiny', '--batch=64'])
-  assert asked == [('nfnet_tiny', None)]
+  assert traced == [('nfnet_tiny', None)]
   printed = capsys.readouterr().out
   assert 'compiled' not in printed
   assert _cells(printed)['nfnet_tiny'] == [
@@ -99,7 +99,7 @@ def test_table(tiny, asked, capsys):
   ]
 
 
-@pytest.mark.usefixtures('asked')
+@pytest.mark.usefixtures('traced')
 def test_memory_is_shown_if_asked_to_compile(monkeypatch, capsys):
   calls = []
 
@@ -111,15 +111,15 @@ def test_memory_is_shown_if_asked_to_compile(monkeypatch, capsys):
   summary.main(['nfnet_tiny', '--batch=64', '--remat=block', '--compile'])
   assert calls == [('nfnet_tiny', 64, None, 'bfloat16', 'block')]
   printed = capsys.readouterr().out
-  assert '64 images a device, bfloat16, remat block, compiled for' in printed
+  assert 'per-device batch 64, bfloat16, remat block, compiled for' in printed
   assert _cells(printed)['nfnet_tiny'][-3:] == ['3.00', '2.00', '5.00']
   assert max(map(len, printed.splitlines()[-6:])) <= 80
 
 
-def test_default_is_all_that_the_paper_trained(asked, capsys):
+def test_default_is_all_that_the_paper_trained(traced, capsys):
   summary.main(['--image_size=64'])
   printed = capsys.readouterr().out
-  assert asked == [(f'nfnet_f{n}', 64) for n in range(7)]
+  assert traced == [(f'nfnet_f{n}', 64) for n in range(7)]
   assert max(map(len, printed.splitlines())) <= 80
   assert list(_cells(printed)) == [f'nfnet_f{n}' for n in range(7)]
 
@@ -160,15 +160,15 @@ def test_modules_add_up_to_the_net(name):
   assert len({row.name for row in costs}) == len(costs)
 
 
-def test_modules_of_one_net_are_shown(asked, capsys):
-  del asked
+def test_modules_of_one_net_are_shown(traced, capsys):
+  del traced
   summary.main(['nfnet_tiny', '--image_size=32', '--batch=4'])
   printed = capsys.readouterr().out
   rows = {x[0]: x[1:] for x in map(str.split, printed.splitlines()) if x}
   # A 3×3 convolution of 3 channels to 16, with gains and biases, on 32² pixels.
   assert rows['stem_conv0'] == ['32×32×16', '464', '0.4', '0.1']
   assert rows['linear'][:2] == ['1000', '513,000']
-  assert 'no size of it is published' in printed
+  assert 'published: none' in printed
 
 
 @pytest.mark.parametrize(

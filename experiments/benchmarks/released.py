@@ -13,7 +13,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from nfnets_jax.models import activations, convolution, layers
+from nfnets_jax.models import (
+  activations,
+  convolution,
+  pooling,
+  standardization,
+)
 
 
 @contextlib.contextmanager
@@ -28,8 +33,10 @@ def formulation() -> Iterator[None]:
     mock.patch.object(convolution, 'conv2d', conv2d),
     mock.patch.object(convolution, 'add_bias', add_bias),
     mock.patch.object(convolution, 'pointwise_with_mean', pointwise_with_mean),
-    mock.patch.object(layers, 'avg_pool', avg_pool),
-    mock.patch.object(layers, 'standardize_weight', standardize_weight),
+    mock.patch.object(pooling, 'avg_pool', avg_pool),
+    mock.patch.object(
+      standardization, 'standardize_weight', standardize_weight
+    ),
     mock.patch.dict(activations._TABLE, gelu),
   ):
     yield
@@ -69,7 +76,7 @@ def pointwise_with_mean(
 
 
 def avg_pool(x: jax.Array, size: int) -> jax.Array:
-  """Pools, as `layers.avg_pool` does."""
+  """Pools, as `pooling.avg_pool` does."""
 
   def window_sum(x: jax.Array) -> jax.Array:
     window = (1, size, size, 1)
@@ -79,9 +86,9 @@ def avg_pool(x: jax.Array, size: int) -> jax.Array:
 
 
 def standardize_weight(
-  w: jax.Array, gain: jax.Array, eps: float = layers.WS_EPS
+  w: jax.Array, gain: jax.Array, eps: float = standardization.WS_EPS
 ) -> jax.Array:
-  """Standardises, as `layers.standardize_weight` does."""
+  """Standardises, as `standardization.standardize_weight` does."""
   fan_in = w.shape[0] * w.shape[1] * w.shape[2]
   mean = jnp.mean(w, axis=(0, 1, 2))
   var = jnp.var(w, axis=(0, 1, 2))

@@ -92,7 +92,7 @@ from sklearn import datasets
 
 from nfnets_jax import devices, models, paths
 from nfnets_jax.data import transforms
-from nfnets_jax.models import blocks, factory
+from nfnets_jax.models import layout
 from nfnets_jax.predict import find_images
 from nfnets_jax.training import normalize
 
@@ -136,7 +136,7 @@ class Net:
   def arguments(self) -> dict[str, Any]:
     """Returns the arguments of the net, without what drops signals."""
     return {
-      **factory.arguments(self.name),
+      **models.arguments(self.name),
       **self.overrides,
       'stochdepth_rate': 0.0,
       'drop_rate': 0.0,
@@ -205,7 +205,7 @@ def predict_normaliser_free(
   """
   del measured
   # Of one more stage, whose β is of what the last block gives.
-  betas = blocks.predicted_stds((*arguments['depth'], 1), arguments['alpha'])
+  betas = layout.predicted_stds((*arguments['depth'], 1), arguments['alpha'])
   variance = np.square(betas)
   return Signal(np.zeros(len(variance)), variance, np.ones(len(variance) - 1))
 

@@ -61,11 +61,16 @@ def summarize(
 ) -> Summary:
   """Summarizes the ratios of gradient norm to weight norm at one step.
 
-  `grads` are those of the whole batch before clipping. `eps`, `units`, `strict`
-  and `exclude` are as in `adaptive_grad_clip`; excluded leaves are omitted.
+  Args:
+    grads: gradients of the whole batch before clipping.
+    params: parameters that they were computed for.
+    eps: as in `adaptive_grad_clip`.
+    units: as in `adaptive_grad_clip`.
+    strict: as in `adaptive_grad_clip`.
+    exclude: as in `adaptive_grad_clip`; excluded leaves are omitted.
 
   Returns:
-    A summary on the host; `print` shows it as a table.
+    A summary on the host, which prints as a table.
 
   Raises:
     ValueError: as in `adaptive_grad_clip`, or if a gradient has no parameter.
@@ -90,8 +95,8 @@ def summarize(
   for path, grad in paths.leaves(grads):
     if path not in by_path:
       raise ValueError(
-        f'grads has a leaf {path}, params has none; pass the parameters that '
-        'it was computed for'
+        f'params lacks {path}, which grads has; pass the parameters that the '
+        'gradients were computed for'
       )
     if path not in included:
       continue
@@ -111,15 +116,21 @@ def summarize(
   return Summary(tuple(rows), np.concatenate(ratios or [np.zeros(0)]))
 
 
-def suggest_clipping(summaries: Iterable[Summary], share: float = 0.1) -> float:
-  """Suggests the λ that would have clipped a fraction `share` of the units.
+def suggest_clipping(
+  summaries: Iterable[Summary], fraction: float = 0.1
+) -> float:
+  """Suggests the λ that would have clipped a given fraction of all units.
 
-  A starting point for a search: the paper tuned λ by training, with 0.01 for
-  batches of 1024 to 4096 and larger values for smaller, noisier batches. Use
-  summaries of a stable run after the warm-up.
+  A starting point for a search: the paper tuned λ by training, and found 0.01
+  for batches of 1024 to 4096 and larger values for smaller batches. Summarize
+  steps of a stable run after the warm-up.
+
+  Args:
+    summaries: summaries of one or more steps.
+    fraction: fraction of units to clip, in (0, 1).
 
   Raises:
-    ValueError: if no ratio is finite, or `share` is not in (0, 1).
+    ValueError: if no ratio is finite, or `fraction` is not in (0, 1).
 
   Example:
     >>> import jax.numpy as jnp
@@ -129,13 +140,13 @@ def suggest_clipping(summaries: Iterable[Summary], share: float = 0.1) -> float:
     >>> round(suggest_clipping([summary], 0.1), 1)
     89.1
   """
-  message = f'share must be in (0, 1), got {share!r}'
-  share = checks.positive(share, message)
-  if share >= 1:
+  message = f'fraction must be in (0, 1), got {fraction!r}'
+  fraction = checks.positive(fraction, message)
+  if fraction >= 1:
     raise ValueError(message)
   ratios = [x.ratios[np.isfinite(x.ratios)] for x in summaries]
   if not sum(x.size for x in ratios):
     raise ValueError(
       'there are no finite ratios; summarize steps with finite gradients'
     )
-  return float(np.quantile(np.concatenate(ratios), 1 - share))
+  return float(np.quantile(np.concatenate(ratios), 1 - fraction))

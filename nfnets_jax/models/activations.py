@@ -1,20 +1,16 @@
 """Nonlinearities with their gain γ, so that they keep unit variance.
 
-A signal z ~ N(0, 1) leaves a nonlinearity f with variance Var[f(z)] ≠ 1. The
-normaliser-free nets multiply by the gain γ = Var[f(z)]^(-1/2), which makes the
-pair (γ·f, weight-standardised convolution) preserve variance. Each function
-below derives its own Var[f(z)]; φ and Φ are the density and the distribution
-function of N(0, 1).
+Normaliser-free nets multiply a nonlinearity f by the gain γ = Var[f(z)]^(-1/2)
+for z ~ N(0, 1), so that γ·f followed by a weight-standardised convolution
+preserves variance. The docstrings derive Var[f(z)]; φ and Φ are the density and
+the distribution function of N(0, 1).
 
 Differences:
-  The published γ were estimated from finite samples and lie 0.01 % to 0.09 %
-  above the exact values that the derivations give (so `elu` and `celu` with
-  slope 1 differ although they are one function). Released weights were trained
-  with the published figures, so these are what the table holds.
-
-  The released table also has `glu` and `log_softmax`, which are not functions
-  of one element and are left out: `glu` halves the channels, and the gain of
-  `log_softmax` depends on their number.
+  * The table has the published γ, with which the released weights were trained.
+    They were estimated from finite samples and are 0.01 % to 0.09 % above the
+    exact values derived here, so `elu` and `celu`, the same function, differ.
+  * Omits `glu` and `log_softmax` of the released table, which are not
+    elementwise.
 
 Reference:
   Brock et al. 2021, section 2; Brock, De, Smith, "Characterizing signal
@@ -79,8 +75,8 @@ def gelu(x: jax.Array) -> jax.Array:
   E[f²] = 1/3 + 1/(2π√3), so γ = 1.70093; quadrature of the tanh form gives
   1.70092.
 
-  Its backward pass needs only x, where `jax.nn.gelu` saves two more arrays of
-  its size: a quarter of the memory of a training step.
+  The backward pass needs only x; `jax.nn.gelu` saves two more arrays of that
+  size, a quarter of the memory of a training step.
   """
   return _gelu(x)
 
@@ -116,7 +112,7 @@ def _gelu_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
 
 def _wide_gelu(x: jax.Array) -> jax.Array:
   # (1 + tanh u)/2 = 1/(1 + exp(−2u)) takes fewer operations. The gradient uses
-  # tanh, or XLA would save the subexpressions that both share.
+  # tanh, or XLA would save the common subexpressions.
   wide = precision.widen(x)
   return (wide / (1.0 + jnp.exp(-2.0 * _gelu_argument(wide)))).astype(x.dtype)
 
@@ -194,7 +190,7 @@ def softplus(x: jax.Array) -> jax.Array:
 def log_sigmoid(x: jax.Array) -> jax.Array:
   """Returns log(1/(1 + e⁻ˣ)).
 
-  This is −softplus(−x), and z and −z are distributed alike: γ = 1.91913.
+  This is −softplus(−x), and −z has the distribution of z: γ = 1.91913.
   """
   return jax.nn.log_sigmoid(x)
 
@@ -235,7 +231,7 @@ def gain(name: str) -> float:
     name: one of `NAMES`.
 
   Returns:
-    The factor that gives f(z), z ~ N(0, 1), unit variance.
+    The gain γ.
 
   Raises:
     ValueError: if `name` is not one of `NAMES`.

@@ -1,13 +1,13 @@
-"""NFNet with batch normalisation instead: the last row of the ablation.
+"""NFNet with batch normalisation: the last row of the ablation.
 
-Every residual block computes h_{i+1} = shortcut(h_i) + f_i(h_i): batch
-normalisation comes before each nonlinearity, the convolutions are plain ones
-without bias, and α, β, γ, SkipInit and the gate's factor of two are one. Names
-of parameters are those of `nfnet`.
+Every residual block computes h_{i+1} = shortcut(h_i) + f_i(h_i), with batch
+normalisation before each nonlinearity, plain convolutions without bias, and
+without α, β, γ, SkipInit and the gate's factor of two. Parameter names are
+those of `nfnet`.
 
 Differences:
-  The paper does not say how its net "with BN instead of NF" is made, and no
-  code for it is released.
+  The paper does not define its net "with BN instead of NF", and no code for it
+  was released.
 
 Reference:
   Brock et al. 2021, table 2.
@@ -16,7 +16,16 @@ Reference:
 import haiku as hk
 import jax
 
-from nfnets_jax.models import activations, blocks, layers, nfnet, variants
+from nfnets_jax.models import (
+  activations,
+  blocks,
+  dropout,
+  layers,
+  layout,
+  pooling,
+  residual_net,
+)
+from nfnets_jax.models.settings import NFNetSettings
 
 
 class BNBlock(hk.Module):
@@ -30,24 +39,24 @@ class BNBlock(hk.Module):
 
   def __init__(
     self,
-    settings: variants.NFNetSettings,
-    place: blocks.Place,
+    settings: NFNetSettings,
+    spec: layout.BlockSpec,
     *,
     name: str | None = None,
   ):
     super().__init__(name=name)
-    channels = place.out_channels
-    width = blocks.grouped_width(
-      channels, settings.expansion, settings.group_width[place.stage]
+    channels = spec.out_channels
+    width = layout.grouped_width(
+      channels, settings.expansion, settings.group_width[spec.stage]
     )
-    groups = width // settings.group_width[place.stage]
-    self.stride = place.stride
-    self.stochdepth_rate = place.stochdepth_rate
+    groups = width // settings.group_width[spec.stage]
+    self.stride = spec.stride
+    self.stochdepth_rate = spec.stochdepth_rate
     self.act0 = _BNAct(settings, 'bn0')
     self.conv0 = layers.Conv2D(width, 1, name='conv0')
     self.act1 = _BNAct(settings, 'bn1')
     self.conv1 = layers.Conv2D(
-      width, 3, stride=place.stride, groups=groups, name='conv1'
+      width, 3, stride=spec.stride, groups=groups, name='conv1'
     )
     self.second_conv = (
       (
@@ -61,12 +70,10 @@ class BNBlock(hk.Module):
     self.conv2 = layers.Conv2D(channels, 1, name='conv2')
     self.conv_shortcut = (
       layers.Conv2D(channels, 1, name='conv_shortcut')
-      if place.is_transition
+      if spec.is_transition
       else None
     )
-    self.squeeze_excite = layers.SqueezeExcite(
-      channels, max(1, int(channels * settings.se_ratio)), name='squeeze_excite'
-    )
+    self.squeeze_excite = blocks.gate(channels, settings.se_ratio)
 
   def __call__(
     self,
@@ -76,12 +83,12 @@ class BNBlock(hk.Module):
   ) -> tuple[jax.Array, jax.Array]:
     """Maps `[B, H, W, I]` to `[B, H', W', O]` and the residual branch.
 
-    The second output is the branch before stochastic depth.
+    The branch is before stochastic depth.
     """
     out = self.act0(x, is_training)
     shortcut = x
     if self.conv_shortcut is not None:
-      pooled = layers.avg_pool(out, self.stride) if self.stride > 1 else out
+      pooled = pooling.avg_pool(out, self.stride) if self.stride > 1 else out
       shortcut = self.conv_shortcut(pooled)
     out = self.conv0(out)
     out = self.conv1(self.act1(out, is_training))
@@ -90,7 +97,7 @@ class BNBlock(hk.Module):
       out = conv(act(out, is_training))
     branch = self.conv2(self.act2(out, is_training))
     branch = blocks.gated(branch, self.squeeze_excite, scale=1.0)
-    out = layers.stochastic_depth(
+    out = dropout.stochastic_depth(
       branch, self.stochdepth_rate, is_training, image_index
     )
     return out + shortcut, branch
@@ -99,7 +106,7 @@ class BNBlock(hk.Module):
 class _BNAct:
   """Batch normalisation and the nonlinearity."""
 
-  def __init__(self, settings: variants.NFNetSettings, name: str):
+  def __init__(self, settings: NFNetSettings, name: str):
     self.norm = layers.BatchNorm(
       cross_replica_axis=settings.cross_replica_axis, name=name
     )
@@ -109,13 +116,13 @@ class _BNAct:
     return self.act(self.norm(x, is_training))
 
 
-class BNNFNet(blocks.ResidualNet):
+class BNNFNet(residual_net.ResidualNet):
   """NFNet with batch normalisation.
 
   Example:
     >>> import jax.numpy as jnp
     >>> def forward(images):
-    ...   settings = variants.NFNetSettings(
+    ...   settings = NFNetSettings(
     ...     width=(64,), depth=(2,), strides=(1,), group_width=(32,),
     ...     drop_rate=0.0, norm='batch')
     ...   return BNNFNet(10, settings)(images, is_training=True)
@@ -134,12 +141,12 @@ class BNNFNet(blocks.ResidualNet):
   def __init__(
     self,
     num_classes: int,
-    settings: variants.NFNetSettings,
+    settings: NFNetSettings,
     *,
     remat: str | None = None,
     name: str = 'NFNet',
   ):
-    """See `blocks.ResidualNet`."""
+    """See `residual_net.ResidualNet`."""
     super().__init__(
       num_classes,
       settings,
@@ -147,7 +154,6 @@ class BNNFNet(blocks.ResidualNet):
       w_init=hk.initializers.RandomNormal(0.01),
       name=name,
     )
-    nfnet.check_settings(settings)
     self.stem = [
       layers.Conv2D(channels, 3, stride=stride, name=f'stem_conv{i}')
       for i, (channels, stride) in enumerate(
@@ -158,19 +164,21 @@ class BNNFNet(blocks.ResidualNet):
       _BNAct(settings, f'stem_bn{i}') for i in range(len(self.stem) - 1)
     ]
     self.blocks = [
-      BNBlock(settings, place, name='nf_block')
-      for place in blocks.layout(settings, settings.stem_width[-1])
+      BNBlock(settings, spec, name='nf_block') for spec in self.specs
     ]
     self.final_conv = layers.Conv2D(
-      settings.final_conv_mult * settings.width[-1], 1, name='final_conv'
+      settings.last_channels, 1, name='final_conv'
     )
     self.final_act = _BNAct(settings, 'final_bn')
 
-  def _stem(self, x: jax.Array, is_training: bool) -> jax.Array:
-    x = self.stem[0](x)
+  def _stem(self, x: jax.Array, is_training: bool) -> list[jax.Array]:
+    maps = [self.stem[0](x)]
     for act, conv in zip(self.stem_acts, self.stem[1:], strict=True):
-      x = conv(act(x, is_training))
-    return x
+      maps.append(conv(act(maps[-1], is_training)))
+    return maps
 
-  def _features(self, x: jax.Array, is_training: bool) -> jax.Array:
-    return self.final_act(self.final_conv(x), is_training)
+  def _last_map(self, x: jax.Array) -> jax.Array:
+    return self.final_conv(x)
+
+  def _activate(self, x: jax.Array, is_training: bool) -> jax.Array:
+    return self.final_act(x, is_training)

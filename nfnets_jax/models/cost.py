@@ -1,4 +1,4 @@
-"""The cost of a computation, read off its jaxpr."""
+"""Costs of functions and modules, from their jaxprs."""
 
 import math
 from collections.abc import Callable
@@ -10,18 +10,14 @@ from jax.extend import core
 
 
 def count_macs(function: Callable[..., Any], *args: Any) -> int:
-  """Counts the multiply-accumulates of a function's products.
+  """Counts the multiply-accumulates of convolutions and matrix products.
 
-  Convolutions and matrix products count, elementwise work does not: this is
-  what the paper's tables call FLOPs. Products with padding are counted. The
+  These are the FLOPs of the paper's tables. Products with padding count. The
   function is only traced.
 
   Args:
-    function: of `args`.
+    function: a function of `args`.
     *args: arrays or `jax.ShapeDtypeStruct`s, or pytrees of them.
-
-  Returns:
-    The number of multiply-accumulates of one call.
 
   Example:
     >>> import jax.numpy as jnp
@@ -42,11 +38,11 @@ class ModuleCost(NamedTuple):
   """The cost of one module of a net.
 
   Attributes:
-    name: of the module, within the net.
-    out_shape: of its output.
-    params: number of its parameters.
-    macs: multiply-accumulates of its products.
-    out_bytes: of its output.
+    name: name within the net.
+    out_shape: shape of the output.
+    params: number of parameters.
+    macs: number of multiply-accumulates.
+    out_bytes: size of the output in bytes.
   """
 
   name: str
@@ -61,16 +57,15 @@ def module_costs(
 ) -> list[ModuleCost]:
   """Returns the cost of each top-level module of a net, such as its blocks.
 
-  The net is only traced.
+  The net is only traced. Modules with a parameter `w` cost one product with it
+  per output position.
 
   Args:
-    create: makes the net, called inside a Haiku transform.
+    create: returns the net, inside a Haiku transform.
     images: shape `[B, H, W, 3]` and dtype of the input.
 
   Returns:
-    One entry for each module right below the net, in the order of their calls.
-    A module whose weight `w` has as many output channels as its output has
-    costs a product of each output position with `w`.
+    An entry for each direct child of the net, in the order of calls.
 
   Example:
     >>> import jax.numpy as jnp
@@ -83,7 +78,7 @@ def module_costs(
   rows: dict[str, ModuleCost] = {}
   macs: dict[str, int] = {}
 
-  def note(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
+  def record(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
     out = call(*args, **kwargs)
     path = context.module.module_name.split('/~/')
     if context.method_name not in _CALLS or len(path) < 2:
@@ -106,7 +101,7 @@ def module_costs(
     return out
 
   def forward(images: jax.Array) -> Any:
-    with hk.intercept_methods(note):
+    with hk.intercept_methods(record):
       return create()(images, is_training=False)
 
   key = jax.eval_shape(lambda: jax.random.key(0))

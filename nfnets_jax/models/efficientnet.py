@@ -1,17 +1,16 @@
 """EfficientNet: the batch-normalised baseline of the paper's comparison.
 
-Every block widens its input, convolves each channel by itself, gates the
-channels and narrows them again; it adds its input where shapes allow. B0 to B8
-are one net scaled in width, depth and image size together (see `variants`).
+Every block expands the channels, applies a depthwise convolution and a gate,
+and projects back, with a skip connection if the shapes are equal. B0 to B8 are
+one net scaled in width, depth and image size; see `variants`.
 
 Differences:
-  * What the original calls drop connect is stochastic depth, with the kept
-    branches rescaled; blocks that do not add their input have none.
-  * Statistics of batch normalisation are those of one device's images, or with
-    `cross_replica_axis` of all; the original shares them among as many devices
-    as have 128 images between them.
-  * The original computes the two layers of the gate as 1×1 convolutions; here
-    they are matrices, drawn alike.
+  * The original's drop connect is stochastic depth with kept branches rescaled,
+    in blocks with a skip connection.
+  * Batch statistics are per device, or with `cross_replica_axis` of all; the
+    original averages them over groups of devices with 128 images together.
+  * The two layers of the gate are linear layers, equally initialised; the
+    original has 1×1 convolutions.
 
 Reference:
   Tan and Le 2019, https://arxiv.org/abs/1905.11946; Brock et al. 2021,
@@ -21,7 +20,16 @@ Reference:
 import haiku as hk
 import jax
 
-from nfnets_jax.models import activations, blocks, layers, variants
+from nfnets_jax.models import (
+  activations,
+  blocks,
+  checks,
+  dropout,
+  layers,
+  layout,
+  residual_net,
+)
+from nfnets_jax.models.settings import EfficientNetSettings
 
 # Variance 2 / fan_out, of a normal distribution.
 _W_INIT = hk.initializers.VarianceScaling(2.0, 'fan_out', 'normal')
@@ -36,36 +44,35 @@ class MBConvBlock(hk.Module):
 
   def __init__(
     self,
-    settings: variants.EfficientNetSettings,
-    place: blocks.Place,
+    settings: EfficientNetSettings,
+    spec: layout.BlockSpec,
     *,
     name: str | None = None,
   ):
     super().__init__(name=name)
-    expansion = settings.expansions[place.stage]
-    channels = place.in_channels * expansion
+    expansion = settings.expansions[spec.stage]
+    channels = spec.in_channels * expansion
     axis = settings.cross_replica_axis
-    self.stochdepth_rate = place.stochdepth_rate
-    self.adds_input = not place.is_transition
+    self.stochdepth_rate = spec.stochdepth_rate
+    self.adds_input = not spec.is_transition
     self.expand = (
       _ConvBN(channels, 1, axis, name='expand') if expansion > 1 else None
     )
     self.depthwise = _ConvBN(
       channels,
-      settings.kernel_sizes[place.stage],
+      settings.kernel_sizes[spec.stage],
       axis,
-      stride=place.stride,
+      stride=spec.stride,
       groups=channels,
       name='depthwise',
     )
-    self.squeeze_excite = layers.SqueezeExcite(
+    self.squeeze_excite = blocks.SqueezeExcite(
       channels,
-      max(1, int(place.in_channels * settings.se_ratio)),
+      max(1, int(spec.in_channels * settings.se_ratio)),
       act=activations.silu,
       w_init=_W_INIT,
-      name='squeeze_excite',
     )
-    self.project = _ConvBN(place.out_channels, 1, axis, name='project')
+    self.project = _ConvBN(spec.out_channels, 1, axis, name='project')
 
   def __call__(
     self,
@@ -73,10 +80,10 @@ class MBConvBlock(hk.Module):
     is_training: bool,
     image_index: jax.Array | None = None,
   ) -> tuple[jax.Array, jax.Array]:
-    """Maps `[B, H, W, I]` to `[B, H', W', O]` and the branch.
+    """Maps `[B, H, W, I]` to `[B, H', W', O]` and the residual branch.
 
-    The second output is the residual branch before stochastic depth, which is
-    the first one where the input is not added.
+    The branch is before stochastic depth. Without a skip connection it is the
+    output.
     """
     out = x
     if self.expand is not None:
@@ -86,7 +93,7 @@ class MBConvBlock(hk.Module):
     branch = self.project(out, is_training)
     if not self.adds_input:
       return branch, branch
-    out = layers.stochastic_depth(
+    out = dropout.stochastic_depth(
       branch, self.stochdepth_rate, is_training, image_index, rescale=True
     )
     return x + out, branch
@@ -126,13 +133,13 @@ class _ConvBN:
     return self.norm(self.conv(x), is_training)
 
 
-class EfficientNet(blocks.ResidualNet):
+class EfficientNet(residual_net.ResidualNet):
   """EfficientNet.
 
   Example:
     >>> import jax.numpy as jnp
     >>> def forward(images):
-    ...   settings = variants.EfficientNetSettings(
+    ...   settings = EfficientNetSettings(
     ...     width=(16,), depth=(2,), strides=(1,), kernel_sizes=(3,),
     ...     expansions=(2,), stem_width=8, final_width=32, drop_rate=0.0)
     ...   return EfficientNet(10, settings)(images, is_training=False)
@@ -150,13 +157,13 @@ class EfficientNet(blocks.ResidualNet):
   def __init__(
     self,
     num_classes: int,
-    settings: variants.EfficientNetSettings,
+    settings: EfficientNetSettings,
     *,
     remat: str | None = None,
     name: str = 'EfficientNet',
   ):
-    """See `blocks.ResidualNet`."""
-    blocks.check_counts(num_classes=num_classes)
+    """See `residual_net.ResidualNet`."""
+    checks.counts(num_classes=num_classes)
     bound = num_classes**-0.5
     super().__init__(
       num_classes,
@@ -165,31 +172,17 @@ class EfficientNet(blocks.ResidualNet):
       w_init=hk.initializers.RandomUniform(-bound, bound),
       name=name,
     )
-    blocks.check_stages(
-      width=settings.width,
-      depth=settings.depth,
-      strides=settings.strides,
-      kernel_sizes=settings.kernel_sizes,
-      expansions=settings.expansions,
-    )
-    blocks.check_counts(
-      stem_width=settings.stem_width,
-      stem_stride=settings.stem_stride,
-      final_width=settings.final_width,
-    )
-    blocks.check_factors(se_ratio=settings.se_ratio)
     axis = settings.cross_replica_axis
     self.stem = _ConvBN(
       settings.stem_width, 3, axis, stride=settings.stem_stride, name='stem'
     )
     self.blocks = [
-      MBConvBlock(settings, place, name='mb_conv_block')
-      for place in blocks.layout(settings, settings.stem_width)
+      MBConvBlock(settings, spec, name='mb_conv_block') for spec in self.specs
     ]
     self.final = _ConvBN(settings.final_width, 1, axis, name='final')
 
-  def _stem(self, x: jax.Array, is_training: bool) -> jax.Array:
-    return activations.silu(self.stem(x, is_training))
+  def _stem(self, x: jax.Array, is_training: bool) -> list[jax.Array]:
+    return [activations.silu(self.stem(x, is_training))]
 
-  def _features(self, x: jax.Array, is_training: bool) -> jax.Array:
+  def _activate(self, x: jax.Array, is_training: bool) -> jax.Array:
     return activations.silu(self.final(x, is_training))

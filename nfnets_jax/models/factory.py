@@ -1,14 +1,11 @@
 """Builds a network by name."""
 
-import dataclasses
-import difflib
 from collections.abc import Callable
 from typing import Any
 
 import haiku as hk
 
 from nfnets_jax.models import (
-  blocks,
   bn_nfnet,
   efficientnet,
   fixup_resnet,
@@ -18,17 +15,17 @@ from nfnets_jax.models import (
   resnet,
   variants,
 )
+from nfnets_jax.models.settings import NFNetSettings
 
 
 def _nfnet(
   num_classes: int,
-  settings: variants.NFNetSettings,
+  settings: NFNetSettings,
   *,
   standardized: bool,
   remat: str | None,
 ) -> hk.Module:
-  """The paper's net, or the one of its ablation."""
-  blocks.check_norm(settings.norm, settings.cross_replica_axis)
+  """Builds the paper's network, or that of its ablation."""
   if settings.norm is not None:
     return bn_nfnet.BNNFNet(num_classes, settings, remat=remat)
   return nfnet.NFNet(
@@ -36,12 +33,12 @@ def _nfnet(
   )
 
 
-_WEIGHT_STANDARDIZED: dict[str, Callable[..., hk.Module]] = {
+_WEIGHT_STANDARDIZED: dict[str, Callable[..., Any]] = {
   'nf_regnet': nf_regnet.NFRegNet,
   'nf_resnet': nf_resnet.NFResNet,
   'nfnet': _nfnet,
 }
-_OTHERS: dict[str, Callable[..., hk.Module]] = {
+_OTHERS: dict[str, Callable[..., Any]] = {
   'efficientnet': efficientnet.EfficientNet,
   'fixup_resnet': fixup_resnet.FixupResNet,
   'resnet': resnet.ResNet,
@@ -52,33 +49,36 @@ def create(
   name: str,
   num_classes: int = 1000,
   *,
+  features_only: bool = False,
   standardized: bool = False,
   remat: str | None = None,
   **overrides: Any,
 ) -> Any:
-  """Returns the network `name`; call it inside `hk.transform_with_state`.
+  """Returns a network by name, for use inside `hk.transform_with_state`.
 
   Args:
-    name: a variant, such as 'nfnet_f0'; `variants.VARIANTS` holds them all.
+    name: a variant, such as 'nfnet_f0'; `models.list` lists them.
     num_classes: K, number of logits.
-    standardized: whether the net is applied to the parameters of `layers.fold`,
-      whose weights are standardised already. Without effect on the families
-      without weight standardisation, whose parameters `layers.fold` returns
-      unchanged.
-    remat: None, 'block' or 'stage', what the backward pass recomputes to save
-      memory; see `blocks.ResidualNet`.
-    **overrides: replace settings of the variant, for example `drop_rate=0.0` or
-      `group_width=(192, 128, 128, 128)`; see the family's class in `variants`.
+    features_only: whether to return feature maps instead of logits; the network
+      then has no classifier, and ignores parameters of one.
+    standardized: whether the parameters come from `models.fold`.
+    remat: granularity of rematerialisation: 'block', 'stage', or None; see
+      `residual_net.ResidualNet`.
+    **overrides: settings of the variant to replace, such as `drop_rate=0.0`;
+      see the family's class in `settings`.
 
   Returns:
-    A module whose call `(images, is_training, image_index=None)` takes images
-    `[B, H, W, 3]` and returns a dict with at least `logits` `[B, K]` and `pool`
-    `[B, C]`. Dropout and stochastic depth draw from `image_index`, int32 `[B]`,
-    the index of each image in the global batch; see `layers.dropout`.
+    A callable `(images, is_training, image_index=None)` of images
+    `[B, H, W, 3]`. It returns a dict with at least `logits` `[B, K]` and `pool`
+    `[B, C]`; with `features_only`, a list of maps
+    `[B, H / stride, W / stride, C]`, finest first, as timm does: the last one
+    at each stride, before its activation. `models.feature_info` gives channels
+    and strides. Dropout and stochastic depth depend on `image_index`, the index
+    of each image in the global batch, int32 `[B]`; see `dropout.dropout`.
 
   Raises:
-    ValueError: if the name, an override's name or a size is impossible; the
-      message lists what would be right.
+    ValueError: if the variant or a setting does not exist, or a value is
+      invalid.
 
   Example:
     >>> import jax, jax.numpy as jnp
@@ -91,38 +91,12 @@ def create(
     >>> outputs['logits'].shape
     (2, 10)
   """
-  known = arguments(name)
-  unknown = sorted(set(overrides) - set(known))
-  if unknown:
-    near = difflib.get_close_matches(unknown[0], known)
-    raise ValueError(
-      f'{name} has no argument {", ".join(unknown)}; it takes '
-      f'{", ".join(sorted(known))}'
-      + (f' (did you mean {" or ".join(near)}?)' if near else '')
+  settings = variants.override(name, overrides)
+  family = variants.get(name).family
+  if family in _OTHERS:
+    net = _OTHERS[family](num_classes, settings, remat=remat)
+  else:
+    net = _WEIGHT_STANDARDIZED[family](
+      num_classes, settings, standardized=standardized, remat=remat
     )
-  variant = variants.get(name)
-  settings = dataclasses.replace(variant.settings, **overrides)
-  if variant.family in _OTHERS:
-    return _OTHERS[variant.family](num_classes, settings, remat=remat)
-  return _WEIGHT_STANDARDIZED[variant.family](
-    num_classes, settings, standardized=standardized, remat=remat
-  )
-
-
-def arguments(name: str) -> dict[str, Any]:
-  """Returns all that `create` can override, with the variant's values.
-
-  Args:
-    name: a variant.
-
-  Returns:
-    Values by the name of the setting.
-
-  Raises:
-    ValueError: if there is no such variant.
-
-  Example:
-    >>> arguments('nfnet_f1')['depth']
-    (2, 4, 12, 6)
-  """
-  return dataclasses.asdict(variants.get(name).settings)
+  return net.features if features_only else net

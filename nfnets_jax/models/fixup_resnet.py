@@ -5,19 +5,19 @@ multiplier·f_i(h_i), and FixUp's three rules for L blocks of m convolutions:
 
   1. the last convolution of each branch and the classifier start at zero;
   2. the other convolutions of a branch start as He's, times L^(−1/(2m − 2));
-  3. a branch has a scalar multiplier, one at first, and there is a scalar bias,
-     zero at first, before each convolution, linear layer and nonlinearity.
+  3. a branch has a scalar multiplier, initially one, and each convolution,
+     linear layer and nonlinearity a scalar bias before it, initially zero.
 
 Differences:
-  * The published nets, and the released one, have the nonlinearity after the
-    addition; this one has it before the convolutions, like the nets that it is
-    compared with. The positions of the scalar biases follow from that.
-  * The released net draws the first convolution of a branch and the shortcut by
-    their fan-out, and the stem as Haiku does by default, with half the
-    variance; here all are drawn by their fan-in, as He's.
+  * The nonlinearities, and hence the scalar biases, are before the
+    convolutions, as in the nets that this one is compared with; in the
+    published and released nets they follow the addition.
+  * All convolutions are initialised by their fan-in, as He's. The released net
+    uses the fan-out for the first convolution of a branch and the shortcut, and
+    Haiku's default, half the variance, for the stem.
   * There is no bias before the first convolution, as in its authors' code.
-  * Options of the released net that no recipe uses are left out: other
-    nonlinearities than ReLU and another initialiser of the classifier.
+  * Omits the released net's other nonlinearities and classifier initialisers,
+    which no recipe uses.
 
 Reference:
   Zhang, Dauphin and Ma 2019, https://arxiv.org/abs/1901.09321.
@@ -27,7 +27,16 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
-from nfnets_jax.models import activations, blocks, layers, precision, variants
+from nfnets_jax.models import (
+  activations,
+  dropout,
+  layers,
+  layout,
+  pooling,
+  precision,
+  residual_net,
+)
+from nfnets_jax.models.settings import BottleneckSettings
 
 # m, the number of convolutions in a branch.
 _BRANCH_CONVS = 3
@@ -47,34 +56,34 @@ class FixupBlock(hk.Module):
 
   3 times +bias → ReLU → +bias → convolution (1×1, 3×3 with stride, 1×1) →
   stochastic depth → ×multiplier → + shortcut. The shortcut of a transition
-  block is a 1×1 convolution, with the stride of the block, of what the first
-  convolution sees.
+  block is a 1×1 convolution of the first convolution's input, with the stride
+  of the block.
   """
 
   def __init__(
     self,
-    settings: variants.BottleneckSettings,
-    place: blocks.Place,
+    settings: BottleneckSettings,
+    spec: layout.BlockSpec,
     *,
     name: str | None = None,
   ):
     super().__init__(name=name)
-    channels = place.out_channels
-    width = blocks.grouped_width(channels, settings.expansion, 1)
+    channels = spec.out_channels
+    width = layout.grouped_width(channels, settings.expansion, 1)
     num_blocks = sum(settings.depth)
     scale = num_blocks ** (-1 / (2 * _BRANCH_CONVS - 2))
     # The initialiser's first argument scales the variance.
     scaled = hk.initializers.VarianceScaling(2 * scale**2, 'fan_in', 'normal')
     zeros = hk.initializers.Constant(0.0)
-    self.stochdepth_rate = place.stochdepth_rate
+    self.stochdepth_rate = spec.stochdepth_rate
     self.conv0 = layers.Conv2D(width, 1, w_init=scaled, name='conv0')
     self.conv1 = layers.Conv2D(
-      width, 3, stride=place.stride, w_init=scaled, name='conv1'
+      width, 3, stride=spec.stride, w_init=scaled, name='conv1'
     )
     self.conv2 = layers.Conv2D(channels, 1, w_init=zeros, name='conv2')
     self.conv_shortcut = (
-      layers.Conv2D(channels, 1, stride=place.stride, name='conv_shortcut')
-      if place.is_transition
+      layers.Conv2D(channels, 1, stride=spec.stride, name='conv_shortcut')
+      if spec.is_transition
       else None
     )
 
@@ -84,17 +93,17 @@ class FixupBlock(hk.Module):
     is_training: bool,
     image_index: jax.Array | None = None,
   ) -> tuple[jax.Array, jax.Array]:
-    """Maps `[B, H, W, I]` to `[B, H', W', O]` and the branch.
+    """Maps `[B, H, W, I]` to `[B, H', W', O]` and the residual branch.
 
-    The second output is the residual branch before stochastic depth and its
-    multiplier; it is zero at initialisation.
+    The branch is before stochastic depth and its multiplier; it is initially
+    zero.
     """
     out = self._activate(x, 0)
     shortcut = x if self.conv_shortcut is None else self.conv_shortcut(out)
     out = self._activate(self.conv0(out), 1)
     out = self._activate(self.conv1(out), 2)
     branch = self.conv2(out)
-    out = layers.stochastic_depth(
+    out = dropout.stochastic_depth(
       branch, self.stochdepth_rate, is_training, image_index
     )
     out = (precision.widen(out) * _scalar('multiplier', 1.0)).astype(x.dtype)
@@ -106,12 +115,12 @@ class FixupBlock(hk.Module):
     return _add_bias(x, f'bias{index}b')
 
 
-class FixupResNet(blocks.ResidualNet):
+class FixupResNet(residual_net.ResidualNet):
   """Pre-activation ResNet with FixUp initialisation.
 
   Example:
     >>> def forward(images):
-    ...   settings = variants.BottleneckSettings(
+    ...   settings = BottleneckSettings(
     ...     width=(64,), depth=(2,), strides=(1,), stem_width=16)
     ...   return FixupResNet(10, settings)(images, is_training=False)
     >>> net = hk.transform(forward)
@@ -127,12 +136,12 @@ class FixupResNet(blocks.ResidualNet):
   def __init__(
     self,
     num_classes: int,
-    settings: variants.BottleneckSettings,
+    settings: BottleneckSettings,
     *,
     remat: str | None = None,
     name: str = 'Fixup_ResNet',
   ):
-    """See `blocks.ResidualNet`."""
+    """See `residual_net.ResidualNet`."""
     super().__init__(
       num_classes,
       settings,
@@ -140,27 +149,19 @@ class FixupResNet(blocks.ResidualNet):
       w_init=hk.initializers.Constant(0.0),
       name=name,
     )
-    blocks.check_stages(
-      width=settings.width, depth=settings.depth, strides=settings.strides
-    )
-    blocks.check_counts(
-      stem_width=settings.stem_width, stem_stride=settings.stem_stride
-    )
-    blocks.check_factors(expansion=settings.expansion)
     self.stem_pool = settings.stem_pool
     self.initial_conv = layers.Conv2D(
       settings.stem_width, 7, stride=settings.stem_stride, name='initial_conv'
     )
     self.blocks = [
-      FixupBlock(settings, place, name='fixup_block')
-      for place in blocks.layout(settings, settings.stem_width)
+      FixupBlock(settings, spec, name='fixup_block') for spec in self.specs
     ]
 
-  def _stem(self, x: jax.Array, is_training: bool) -> jax.Array:
+  def _stem(self, x: jax.Array, is_training: bool) -> list[jax.Array]:
     x = self.initial_conv(x)
-    return layers.max_pool(x, 3, stride=2) if self.stem_pool else x
+    return [x, pooling.max_pool(x, 3, stride=2)] if self.stem_pool else [x]
 
-  def _features(self, x: jax.Array, is_training: bool) -> jax.Array:
+  def _activate(self, x: jax.Array, is_training: bool) -> jax.Array:
     x = activations.relu(_add_bias(x, 'final_bias_a'))
     # The classifier's bias, added before the mean instead of after it.
     return _add_bias(x, 'final_bias_b')

@@ -1,17 +1,17 @@
 """NF-RegNet: a normaliser-free RegNet with inverted bottlenecks and SiLU.
 
 Every residual block computes h_{i+1} = shortcut(h_i) + α·f_i(h_i / β_i), as in
-`nfnet`. The nets B0 to B5 cost about what EfficientNet-B0 to B5 cost, but widen
-with grouped 3×3 convolutions where those have depthwise ones. B6 to B8 follow
-the same scaling; no result of them is published.
+`nfnet`. B0 to B5 cost about as much as EfficientNet-B0 to B5, with grouped 3×3
+convolutions instead of depthwise ones. B6 to B8 follow the same scaling; there
+are no published results for them.
 
 Differences:
-  * The bottleneck is relative to the channels of the block's input, and the
-    first block of all does not widen; both as in the released code.
-  * Stochastic depth does not rescale the kept branches.
-  * The released module's default nonlinearity is `swish`, which its own table
-    lacks; its recipe, like the default here, uses `silu`, the same function.
-    The initialiser of the classifier is not an option (`fc_init`).
+  * Expansion is relative to the block's input, and the first block does not
+    expand, as in the released code.
+  * Stochastic depth does not rescale kept branches.
+  * The default nonlinearity is `silu`, as in the released recipe; the released
+    module's is `swish`, the same function, which its table lacks.
+  * Omits the classifier's initialiser (`fc_init`), which no recipe sets.
 
 Reference:
   Brock, De and Smith 2021, "Characterizing signal propagation to close the
@@ -24,7 +24,16 @@ import functools
 import haiku as hk
 import jax
 
-from nfnets_jax.models import activations, blocks, layers, variants
+from nfnets_jax.models import (
+  activations,
+  blocks,
+  dropout,
+  layers,
+  layout,
+  pooling,
+  residual_net,
+)
+from nfnets_jax.models.settings import NFRegNetSettings
 
 
 class NFRegBlock(hk.Module):
@@ -38,8 +47,8 @@ class NFRegBlock(hk.Module):
 
   def __init__(
     self,
-    settings: variants.NFRegNetSettings,
-    place: blocks.Place,
+    settings: NFRegNetSettings,
+    spec: layout.BlockSpec,
     beta: float,
     *,
     standardized: bool = False,
@@ -47,37 +56,35 @@ class NFRegBlock(hk.Module):
   ):
     super().__init__(name=name)
     group_width = settings.group_width
-    expansion = settings.expansion if place.index > 0 else 1.0
+    expansion = settings.expansion if spec.index > 0 else 1.0
     if settings.rounding == 'nearest':
-      width = _nearest(place.in_channels * expansion, group_width)
+      width = _nearest(spec.in_channels * expansion, group_width)
       hidden = _nearest(width * settings.se_ratio, group_width)
     else:
-      width = blocks.grouped_width(place.in_channels, expansion, group_width)
+      width = layout.grouped_width(spec.in_channels, expansion, group_width)
       hidden = max(1, int(width * settings.se_ratio))
-    self.stride = place.stride
+    self.stride = spec.stride
     self.beta = beta
     self.alpha = settings.alpha
-    self.stochdepth_rate = place.stochdepth_rate
+    self.stochdepth_rate = spec.stochdepth_rate
     self.act = activations.scaled(settings.activation)
     conv = functools.partial(layers.WSConv2D, standardized=standardized)
     self.conv0 = conv(width, 1, name='conv0')
     self.conv1 = conv(
       width,
       3,
-      stride=place.stride,
+      stride=spec.stride,
       groups=width // group_width,
       padding=settings.padding,
       name='conv1',
     )
-    self.conv2 = conv(place.out_channels, 1, name='conv2')
+    self.conv2 = conv(spec.out_channels, 1, name='conv2')
     self.conv_shortcut = (
-      conv(place.out_channels, 1, name='conv_shortcut')
-      if place.is_transition
+      conv(spec.out_channels, 1, name='conv_shortcut')
+      if spec.is_transition
       else None
     )
-    self.squeeze_excite = layers.SqueezeExcite(
-      width, hidden, name='squeeze_excite'
-    )
+    self.squeeze_excite = blocks.SqueezeExcite(width, hidden)
 
   def __call__(
     self,
@@ -85,21 +92,21 @@ class NFRegBlock(hk.Module):
     is_training: bool,
     image_index: jax.Array | None = None,
   ) -> tuple[jax.Array, jax.Array]:
-    """Maps `[B, H, W, I]` to `[B, H', W', O]` and the branch before its gain.
+    """Maps `[B, H, W, I]` to `[B, H', W', O]` and the residual branch.
 
-    The second output is the residual branch f(h/β), before stochastic depth,
-    SkipInit and α: its variance is what the theory says is one.
+    The branch f(h/β) is before stochastic depth, SkipInit and α; the theory
+    predicts unit variance.
     """
     out = self.act(x) * (1.0 / self.beta)
     shortcut = x
     if self.conv_shortcut is not None:
-      pooled = layers.avg_pool(out, self.stride) if self.stride > 1 else out
+      pooled = pooling.avg_pool(out, self.stride) if self.stride > 1 else out
       shortcut = self.conv_shortcut(pooled)
     out = self.conv0(out)
     out = self.conv1(self.act(out))
     out = blocks.gated(out, self.squeeze_excite)
     branch = self.conv2(self.act(out))
-    out = layers.stochastic_depth(
+    out = dropout.stochastic_depth(
       branch, self.stochdepth_rate, is_training, image_index
     )
     return blocks.skip_init(out, self.alpha) + shortcut, branch
@@ -110,13 +117,13 @@ def _nearest(channels: float, group_width: int) -> int:
   return max(1, int(channels / group_width + 0.5)) * group_width
 
 
-class NFRegNet(blocks.ResidualNet):
+class NFRegNet(residual_net.ResidualNet):
   """Normaliser-free RegNet.
 
   Example:
     >>> import jax.numpy as jnp
     >>> def forward(images):
-    ...   settings = variants.NFRegNetSettings(
+    ...   settings = NFRegNetSettings(
     ...     width=(16,), depth=(2,), strides=(2,), drop_rate=0.0)
     ...   return NFRegNet(10, settings)(images, is_training=False)
     >>> net = hk.transform(forward)
@@ -132,13 +139,13 @@ class NFRegNet(blocks.ResidualNet):
   def __init__(
     self,
     num_classes: int,
-    settings: variants.NFRegNetSettings,
+    settings: NFRegNetSettings,
     *,
     standardized: bool = False,
     remat: str | None = None,
     name: str = 'NF_RegNet',
   ):
-    """See `blocks.ResidualNet`; `standardized` as in `models.create`."""
+    """See `residual_net.ResidualNet`; `standardized` as in `models.create`."""
     super().__init__(
       num_classes,
       settings,
@@ -146,32 +153,10 @@ class NFRegNet(blocks.ResidualNet):
       w_init=hk.initializers.Constant(0.0),
       name=name,
     )
-    blocks.check_stages(
-      width=settings.width, depth=settings.depth, strides=settings.strides
-    )
-    width = settings.width
-    final_width = settings.final_width
-    if final_width is None:
-      # The first RegNet of this shape had 1280 channels after a stage of 440.
-      final_width = 1280 * width[-1] // 440
-    blocks.check_counts(
-      group_width=settings.group_width,
-      stem_stride=settings.stem_stride,
-      final_width=final_width,
-    )
-    blocks.check_factors(
-      expansion=settings.expansion,
-      se_ratio=settings.se_ratio,
-      alpha=settings.alpha,
-    )
-    if settings.rounding not in ('down', 'nearest'):
-      raise ValueError(
-        f"rounding {settings.rounding!r} is neither 'down' nor 'nearest'"
-      )
     self.act = activations.scaled(settings.activation)
     conv = functools.partial(layers.WSConv2D, standardized=standardized)
     self.initial_conv = conv(
-      width[0],
+      settings.width[0],
       3,
       stride=settings.stem_stride,
       padding=settings.padding,
@@ -179,18 +164,21 @@ class NFRegNet(blocks.ResidualNet):
     )
     self.blocks = [
       NFRegBlock(
-        settings, place, beta, standardized=standardized, name='nf_block'
+        settings, spec, beta, standardized=standardized, name='nf_block'
       )
-      for place, beta in zip(
-        blocks.layout(settings, width[0]),
-        blocks.predicted_stds(settings.depth, settings.alpha),
+      for spec, beta in zip(
+        self.specs,
+        layout.predicted_stds(settings.depth, settings.alpha),
         strict=True,
       )
     ]
-    self.final_conv = conv(final_width, 1, name='final_conv')
+    self.final_conv = conv(settings.last_channels, 1, name='final_conv')
 
-  def _stem(self, x: jax.Array, is_training: bool) -> jax.Array:
-    return self.initial_conv(x)
+  def _stem(self, x: jax.Array, is_training: bool) -> list[jax.Array]:
+    return [self.initial_conv(x)]
 
-  def _features(self, x: jax.Array, is_training: bool) -> jax.Array:
-    return self.act(self.final_conv(x))
+  def _last_map(self, x: jax.Array) -> jax.Array:
+    return self.final_conv(x)
+
+  def _activate(self, x: jax.Array, is_training: bool) -> jax.Array:
+    return self.act(x)

@@ -1,21 +1,20 @@
 """NF-ResNet: the pre-activation ResNet without batch normalisation.
 
 Every residual block computes h_{i+1} = shortcut(h_i) + α·f_i(h_i / β_i), as in
-`nfnet`, with the bottleneck of ResNet-50: 1×1, 3×3 and 1×1 convolutions, whose
-weights are standardised, in stages of 256, 512, 1024 and 2048 channels. It is
-the net of the paper's studies of clipping.
+`nfnet`, with ResNet-50's bottleneck of 1×1, 3×3 and 1×1 weight-standardised
+convolutions. The paper studies clipping on this net.
 
-The max-pooling of the stem raises the mean and lowers the variance of the input
-of the first stage, which no β accounts for. Strided shortcuts pick every other
-pixel, which preserves the variance; those of `nfnet` average.
+The stem's max-pooling raises the mean and lowers the variance of the first
+stage's input, which no β accounts for. Strided shortcuts subsample, which
+preserves the variance; those of `nfnet` average.
 
 Differences:
-  * The stem's convolution has a bias, as in the released code, although that
-    asks for none.
-  * Stochastic depth does not rescale the kept branches.
-  * The released module has no default dropout rate; here it is 0. Options that
-    no released recipe uses, the initialisers of the classifier (`fc_init`) and
-    of SkipInit, are left out.
+  * The stem's convolution has a bias, as in the released code, which ignores
+    its own `with_bias=False`.
+  * Stochastic depth does not rescale kept branches.
+  * The default dropout rate is 0; the released module has none. Omits the
+    initialisers of the classifier (`fc_init`) and of SkipInit, which no
+    released recipe sets.
 
 Reference:
   Brock, De and Smith 2021, "Characterizing signal propagation to close the
@@ -28,7 +27,16 @@ import functools
 import haiku as hk
 import jax
 
-from nfnets_jax.models import activations, blocks, layers, variants
+from nfnets_jax.models import (
+  activations,
+  blocks,
+  dropout,
+  layers,
+  layout,
+  pooling,
+  residual_net,
+)
+from nfnets_jax.models.settings import NFResNetSettings
 
 
 class NFResBlock(hk.Module):
@@ -42,42 +50,36 @@ class NFResBlock(hk.Module):
 
   def __init__(
     self,
-    settings: variants.NFResNetSettings,
-    place: blocks.Place,
+    settings: NFResNetSettings,
+    spec: layout.BlockSpec,
     beta: float,
     *,
     standardized: bool = False,
     name: str | None = None,
   ):
     super().__init__(name=name)
-    channels = place.out_channels
-    width = blocks.grouped_width(channels, settings.expansion, 1)
-    pool = place.stride if settings.pool_shortcut else 1
+    channels = spec.out_channels
+    width = layout.grouped_width(channels, settings.expansion, 1)
+    pool = spec.stride if settings.pool_shortcut else 1
     self.beta = beta
     self.alpha = settings.alpha
     self.skipinit = settings.skipinit
     self.shortcut_pool = pool
-    self.stochdepth_rate = place.stochdepth_rate
+    self.stochdepth_rate = spec.stochdepth_rate
     self.act = activations.scaled(settings.activation)
     conv = functools.partial(layers.WSConv2D, standardized=standardized)
     self.conv0 = conv(width, 1, name='conv0')
     self.conv1 = conv(
-      width, 3, stride=place.stride, padding=settings.padding, name='conv1'
+      width, 3, stride=spec.stride, padding=settings.padding, name='conv1'
     )
     self.conv2 = conv(channels, 1, name='conv2')
     self.conv_shortcut = (
-      conv(channels, 1, stride=place.stride // pool, name='conv_shortcut')
-      if place.is_transition
+      conv(channels, 1, stride=spec.stride // pool, name='conv_shortcut')
+      if spec.is_transition
       else None
     )
     self.squeeze_excite = (
-      layers.SqueezeExcite(
-        channels,
-        max(1, int(channels * settings.se_ratio)),
-        name='squeeze_excite',
-      )
-      if settings.use_se
-      else None
+      blocks.gate(channels, settings.se_ratio) if settings.use_se else None
     )
 
   def __call__(
@@ -86,17 +88,17 @@ class NFResBlock(hk.Module):
     is_training: bool,
     image_index: jax.Array | None = None,
   ) -> tuple[jax.Array, jax.Array]:
-    """Maps `[B, H, W, I]` to `[B, H', W', O]` and the branch before its gain.
+    """Maps `[B, H, W, I]` to `[B, H', W', O]` and the residual branch.
 
-    The second output is the residual branch f(h/β), before stochastic depth,
-    SkipInit and α: its variance is what the theory says is one.
+    The branch f(h/β) is before stochastic depth, SkipInit and α; the theory
+    predicts unit variance.
     """
     out = self.act(x) * (1.0 / self.beta)
     shortcut = x
     if self.conv_shortcut is not None:
       pooled = out
       if self.shortcut_pool > 1:
-        pooled = layers.avg_pool(out, self.shortcut_pool)
+        pooled = pooling.avg_pool(out, self.shortcut_pool)
       shortcut = self.conv_shortcut(pooled)
     out = self.conv0(out)
     out = self.conv1(self.act(out))
@@ -106,7 +108,7 @@ class NFResBlock(hk.Module):
     else:
       branch, mean = self.conv2.with_mean(out)
       branch = blocks.gated(branch, self.squeeze_excite, mean=mean)
-    out = layers.stochastic_depth(
+    out = dropout.stochastic_depth(
       branch, self.stochdepth_rate, is_training, image_index
     )
     if self.skipinit:
@@ -114,13 +116,13 @@ class NFResBlock(hk.Module):
     return out * self.alpha + shortcut, branch
 
 
-class NFResNet(blocks.ResidualNet):
+class NFResNet(residual_net.ResidualNet):
   """Normaliser-free ResNet.
 
   Example:
     >>> import jax.numpy as jnp
     >>> def forward(images):
-    ...   settings = variants.NFResNetSettings(
+    ...   settings = NFResNetSettings(
     ...     width=(64,), depth=(2,), strides=(1,), stem_width=16)
     ...   return NFResNet(10, settings)(images, is_training=False)
     >>> net = hk.transform(forward)
@@ -136,30 +138,19 @@ class NFResNet(blocks.ResidualNet):
   def __init__(
     self,
     num_classes: int,
-    settings: variants.NFResNetSettings,
+    settings: NFResNetSettings,
     *,
     standardized: bool = False,
     remat: str | None = None,
     name: str = 'NF_ResNet',
   ):
-    """See `blocks.ResidualNet`; `standardized` as in `models.create`."""
+    """See `residual_net.ResidualNet`; `standardized` as in `models.create`."""
     super().__init__(
       num_classes,
       settings,
       remat=remat,
       w_init=hk.initializers.RandomNormal(0.01),
       name=name,
-    )
-    blocks.check_stages(
-      width=settings.width, depth=settings.depth, strides=settings.strides
-    )
-    blocks.check_counts(
-      stem_width=settings.stem_width, stem_stride=settings.stem_stride
-    )
-    blocks.check_factors(
-      expansion=settings.expansion,
-      se_ratio=settings.se_ratio,
-      alpha=settings.alpha,
     )
     self.act = activations.scaled(settings.activation)
     self.stem_pool = settings.stem_pool
@@ -174,20 +165,20 @@ class NFResNet(blocks.ResidualNet):
     )
     self.blocks = [
       NFResBlock(
-        settings, place, beta, standardized=standardized, name='nf_res_block'
+        settings, spec, beta, standardized=standardized, name='nf_res_block'
       )
-      for place, beta in zip(
-        blocks.layout(settings, settings.stem_width),
-        blocks.predicted_stds(settings.depth, settings.alpha),
+      for spec, beta in zip(
+        self.specs,
+        layout.predicted_stds(settings.depth, settings.alpha),
         strict=True,
       )
     ]
 
-  def _stem(self, x: jax.Array, is_training: bool) -> jax.Array:
+  def _stem(self, x: jax.Array, is_training: bool) -> list[jax.Array]:
     x = self.initial_conv(x)
     if not self.stem_pool:
-      return x
-    return layers.max_pool(x, 3, stride=2, padding=self.padding)
+      return [x]
+    return [x, pooling.max_pool(x, 3, stride=2, padding=self.padding)]
 
-  def _features(self, x: jax.Array, is_training: bool) -> jax.Array:
+  def _activate(self, x: jax.Array, is_training: bool) -> jax.Array:
     return self.act(x)

@@ -1,29 +1,28 @@
 """NFNet: a normaliser-free SE-ResNeXt-D with GELU.
 
 Every residual block computes h_{i+1} = shortcut(h_i) + α·f_i(h_i / β_i), where
-f_i has unit gain at initialisation and β_i is the standard deviation that h_i
-is predicted to have: Var grows by α² a block and starts again at 1 at each
-transition between stages.
+f_i preserves variance at initialisation and β_i is the predicted standard
+deviation of h_i: Var grows by α² per block and is reset to 1 at each transition
+between stages.
 
-The prediction assumes that neighbouring pixels agree. On white noise, each 2×2
-average pooling in a strided shortcut divides the variance by four (0.92 → 0.26
-→ 0.06 → 0.01 over the stages of F0, as in the released code). Photographs lose
-about half at each transition (`experiments/figures/signal_plots.py`).
+The prediction assumes that neighbouring pixels are equal. On white noise, each
+2×2 average pooling in a strided shortcut divides the variance by four (0.92 →
+0.26 → 0.06 → 0.01 over the stages of F0, as in the released code). Photographs
+lose about half at each transition (`experiments/figures/signal_plots.py`).
 
 Differences:
   * Appendix C once calls β the predicted variance; the code, as here, divides
     by its square root.
-  * The first layer of the squeeze-excite gate is followed by an unscaled ReLU,
-    where the paper's formula has the scaled GELU.
-  * Stochastic depth does not rescale the kept branches.
-  * The released module's default rate of stochastic depth is 0.1; here it is
-    the 0.25 of the paper and of the released recipe.
-  * Options that no released variant or recipe uses are left out: a bottleneck
-    ratio for each stage, bottlenecks relative to the block's input
-    (`big_width`), the channels of the last convolution, and the classifier's
-    initialiser (`fc_init`).
-  * A bottleneck is rounded down to a multiple of the group width (see
-    `variants`).
+  * The squeeze-excite gate has an unscaled ReLU between its layers, where the
+    paper's formula has the scaled GELU.
+  * Stochastic depth does not rescale kept branches.
+  * The default rate of stochastic depth is 0.25, as in the paper and the
+    released recipe; the released module's is 0.1.
+  * Omits options that no released variant or recipe uses: a bottleneck ratio
+    per stage, bottlenecks relative to the block's input (`big_width`), the
+    channels of the last convolution, the classifier's initialiser (`fc_init`).
+  * Bottlenecks are rounded down to multiples of the group width; see
+    `variants`.
 
 Reference:
   Brock et al. 2021, section 3 and appendix C.
@@ -34,7 +33,16 @@ import functools
 import haiku as hk
 import jax
 
-from nfnets_jax.models import activations, blocks, layers, variants
+from nfnets_jax.models import (
+  activations,
+  blocks,
+  dropout,
+  layers,
+  layout,
+  pooling,
+  residual_net,
+)
+from nfnets_jax.models.settings import NFNetSettings
 
 
 class NFBlock(hk.Module):
@@ -48,29 +56,27 @@ class NFBlock(hk.Module):
 
   def __init__(
     self,
-    settings: variants.NFNetSettings,
-    place: blocks.Place,
+    settings: NFNetSettings,
+    spec: layout.BlockSpec,
     beta: float,
     *,
     standardized: bool = False,
     name: str | None = None,
   ):
     super().__init__(name=name)
-    channels = place.out_channels
-    width = blocks.grouped_width(
-      channels, settings.expansion, settings.group_width[place.stage]
+    channels = spec.out_channels
+    width = layout.grouped_width(
+      channels, settings.expansion, settings.group_width[spec.stage]
     )
-    groups = width // settings.group_width[place.stage]
-    self.stride = place.stride
+    groups = width // settings.group_width[spec.stage]
+    self.stride = spec.stride
     self.beta = beta
     self.alpha = settings.alpha
-    self.stochdepth_rate = place.stochdepth_rate
+    self.stochdepth_rate = spec.stochdepth_rate
     self.act = activations.scaled(settings.activation)
     conv = functools.partial(layers.WSConv2D, standardized=standardized)
     self.conv0 = conv(width, 1, name='conv0')
-    self.conv1 = conv(
-      width, 3, stride=place.stride, groups=groups, name='conv1'
-    )
+    self.conv1 = conv(width, 3, stride=spec.stride, groups=groups, name='conv1')
     self.conv1b = (
       conv(width, 3, groups=groups, name='conv1b')
       if settings.use_two_convs
@@ -78,11 +84,9 @@ class NFBlock(hk.Module):
     )
     self.conv2 = conv(channels, 1, name='conv2')
     self.conv_shortcut = (
-      conv(channels, 1, name='conv_shortcut') if place.is_transition else None
+      conv(channels, 1, name='conv_shortcut') if spec.is_transition else None
     )
-    self.squeeze_excite = layers.SqueezeExcite(
-      channels, max(1, int(channels * settings.se_ratio)), name='squeeze_excite'
-    )
+    self.squeeze_excite = blocks.gate(channels, settings.se_ratio)
 
   def __call__(
     self,
@@ -90,15 +94,15 @@ class NFBlock(hk.Module):
     is_training: bool,
     image_index: jax.Array | None = None,
   ) -> tuple[jax.Array, jax.Array]:
-    """Maps `[B, H, W, I]` to `[B, H', W', O]` and the branch before its gain.
+    """Maps `[B, H, W, I]` to `[B, H', W', O]` and the residual branch.
 
-    The second output is the residual branch f(h/β), before stochastic depth,
-    SkipInit and α: its variance is what the theory says is one.
+    The branch f(h/β) is before stochastic depth, SkipInit and α; the theory
+    predicts unit variance.
     """
     out = self.act(x) * (1.0 / self.beta)
     shortcut = x
     if self.conv_shortcut is not None:
-      pooled = layers.avg_pool(out, self.stride) if self.stride > 1 else out
+      pooled = pooling.avg_pool(out, self.stride) if self.stride > 1 else out
       shortcut = self.conv_shortcut(pooled)
     out = self.conv0(out)
     out = self.conv1(self.act(out))
@@ -106,19 +110,19 @@ class NFBlock(hk.Module):
       out = self.conv1b(self.act(out))
     branch, mean = self.conv2.with_mean(self.act(out))
     branch = blocks.gated(branch, self.squeeze_excite, mean=mean)
-    out = layers.stochastic_depth(
+    out = dropout.stochastic_depth(
       branch, self.stochdepth_rate, is_training, image_index
     )
     return blocks.skip_init(out, self.alpha) + shortcut, branch
 
 
-class NFNet(blocks.ResidualNet):
+class NFNet(residual_net.ResidualNet):
   """Normaliser-Free Net.
 
   Example:
     >>> import jax.numpy as jnp
     >>> def forward(images):
-    ...   settings = variants.NFNetSettings(
+    ...   settings = NFNetSettings(
     ...     width=(64,), depth=(2,), strides=(1,), group_width=(32,),
     ...     drop_rate=0.0)
     ...   return NFNet(10, settings)(images, is_training=False)
@@ -135,13 +139,13 @@ class NFNet(blocks.ResidualNet):
   def __init__(
     self,
     num_classes: int,
-    settings: variants.NFNetSettings,
+    settings: NFNetSettings,
     *,
     standardized: bool = False,
     remat: str | None = None,
     name: str = 'NFNet',
   ):
-    """See `blocks.ResidualNet`; `standardized` as in `models.create`."""
+    """See `residual_net.ResidualNet`; `standardized` as in `models.create`."""
     super().__init__(
       num_classes,
       settings,
@@ -154,8 +158,6 @@ class NFNet(blocks.ResidualNet):
         f'NFNet has no normalisation, got norm={settings.norm!r}; use '
         'models.create or bn_nfnet.BNNFNet'
       )
-    check_settings(settings)
-    blocks.check_factors(alpha=settings.alpha)
     self.act = activations.scaled(settings.activation)
     conv = functools.partial(layers.WSConv2D, standardized=standardized)
     self.stem = [
@@ -165,39 +167,23 @@ class NFNet(blocks.ResidualNet):
       )
     ]
     self.blocks = [
-      NFBlock(settings, place, beta, standardized=standardized)
-      for place, beta in zip(
-        blocks.layout(settings, settings.stem_width[-1]),
-        blocks.predicted_stds(settings.depth, settings.alpha),
+      NFBlock(settings, spec, beta, standardized=standardized)
+      for spec, beta in zip(
+        self.specs,
+        layout.predicted_stds(settings.depth, settings.alpha),
         strict=True,
       )
     ]
-    self.final_conv = conv(
-      settings.final_conv_mult * settings.width[-1], 1, name='final_conv'
-    )
+    self.final_conv = conv(settings.last_channels, 1, name='final_conv')
 
-  def _stem(self, x: jax.Array, is_training: bool) -> jax.Array:
-    x = self.stem[0](x)
+  def _stem(self, x: jax.Array, is_training: bool) -> list[jax.Array]:
+    maps = [self.stem[0](x)]
     for conv in self.stem[1:]:
-      x = conv(self.act(x))
-    return x
+      maps.append(conv(self.act(maps[-1])))
+    return maps
 
-  def _features(self, x: jax.Array, is_training: bool) -> jax.Array:
-    return self.act(self.final_conv(x))
+  def _last_map(self, x: jax.Array) -> jax.Array:
+    return self.final_conv(x)
 
-
-def check_settings(settings: variants.NFNetSettings) -> None:
-  """Raises a ValueError if a setting is impossible, with batch norm or not."""
-  blocks.check_stages(
-    width=settings.width,
-    depth=settings.depth,
-    strides=settings.strides,
-    group_width=settings.group_width,
-  )
-  blocks.check_stages(
-    'convolution',
-    stem_width=settings.stem_width,
-    stem_strides=settings.stem_strides,
-  )
-  blocks.check_counts(final_conv_mult=settings.final_conv_mult)
-  blocks.check_factors(expansion=settings.expansion, se_ratio=settings.se_ratio)
+  def _activate(self, x: jax.Array, is_training: bool) -> jax.Array:
+    return self.act(x)

@@ -1,15 +1,15 @@
-"""Sums in float32, whatever the dtype of the features."""
+"""Casts to float32."""
 
 import jax
 import jax.numpy as jnp
 
 
 def widen(x: jax.Array) -> jax.Array:
-  """Returns `x` in float32 or wider.
+  """Casts 16-bit floats to float32.
 
-  For features that meet a broadcast parameter, such as a bias or a gain: its
-  gradient, a sum over the features, is then also taken in float32. XLA fuses
-  the cast, so it takes no memory.
+  For operations of features with a broadcast parameter, such as a gain, so that
+  the gradient of the parameter, a sum over features, is float32. XLA fuses the
+  cast.
 
   Example:
     >>> widen(jnp.ones(3, jnp.bfloat16)).dtype

@@ -1,18 +1,15 @@
-"""Sizes of the networks, as reported in the papers.
+"""Published sizes and weights of the networks.
 
-Parameters in millions and multiply-accumulates of one test image in 10⁹, as
-printed there, or None where nothing is. "FLOPs" in these papers are
-multiply-accumulates.
+What these papers call FLOPs are multiply-accumulates.
 
 Differences:
-  * Several are rounded: EfficientNet-B3 and B4 have 12.2 M and 19.3 M in other
-    publications.
-  * The ResNet-50 of the paper's table is not quite the released one, which has
-    25.5 M.
-  * F4+ is counted by the paper with one group of 192 channels in its first
-    stage, where the released code makes one of 128; see `variants`.
-  * The NF-RegNets are read off a plot. B2 and B5 have an odd side to halve at
-    their test size, where 'SAME' padding rounds up.
+  * Several sizes are rounded: EfficientNet-B3 and B4 have 12.2 M and 19.3 M
+    parameters in other publications.
+  * The paper's ResNet-50 differs from the released one, which has 25.5 M.
+  * The paper's F4+ has a group of 192 channels in its first stage, the released
+    code one of 128; see `variants`.
+  * The NF-RegNets are read off a plot. At their test size B2 and B5 halve an
+    odd side, which 'SAME' padding rounds up.
 
 Reference:
   Brock et al. 2021, tables 1, 3 and 5; for B1, B2 and B8 of EfficientNet
@@ -30,8 +27,8 @@ class Size(NamedTuple):
   """The reported size of a network.
 
   Attributes:
-    params: millions of parameters, None if not reported.
-    macs: 10⁹ multiply-accumulates at the test size, None if not reported.
+    params: parameters in millions, None if not reported.
+    macs: multiply-accumulates of one test image in 10⁹, None if not reported.
   """
 
   params: float | None
@@ -67,3 +64,34 @@ SIZES: Mapping[str, Size] = types.MappingProxyType(
     'efficientnet_b8': Size(87.4, 62.5),
   }
 )
+
+
+def _in_timm(name: str, tag: str) -> list[str]:
+  return [f'hf-hub:timm/{name}.{tag}']
+
+
+def _weights() -> dict[str, tuple[str, ...]]:
+  weights = {
+    f'nfnet_f{n}': ['released', *_in_timm(f'dm_nfnet_f{n}', 'dm_in1k')]
+    for n in range(7)
+  }
+  weights['nf_resnet50'] = _in_timm('nf_resnet50', 'ra2_in1k')
+  weights['nf_regnet_b1'] = _in_timm('nf_regnet_b1', 'ra2_in1k')
+  # The original training, AutoAugment, RandAugment, AdvProp and NoisyStudent.
+  for numbers, tag in (
+    ('012345', 'in1k'),
+    ('01234567', 'aa_in1k'),
+    ('578', 'ra_in1k'),
+    ('012345678', 'ap_in1k'),
+    ('01234567', 'ns_jft_in1k'),
+  ):
+    for b in numbers:
+      weights.setdefault(f'efficientnet_b{b}', []).extend(
+        _in_timm(f'tf_efficientnet_b{b}', tag)
+      )
+  return {name: tuple(sources) for name, sources in weights.items()}
+
+
+# Published ImageNet weights of each variant: 'released' by the authors, and the
+# repositories of timm, for which `weights.timm.overrides` applies.
+WEIGHTS: Mapping[str, tuple[str, ...]] = types.MappingProxyType(_weights())

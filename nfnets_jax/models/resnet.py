@@ -3,27 +3,24 @@
 Every residual block computes h_{i+1} = shortcut(h_i) + f_i(h_i), where f_i is
 BN → ReLU → 1×1 → BN → ReLU → 3×3 → BN → ReLU → 1×1.
 
-The same net without normalisation (`norm=None`) shows what normalisation does:
-each block then adds to the stream a branch of the stream's own variance, which
-doubles with every block. With `skipinit` besides it is the SkipInit ResNet:
-convolutions with biases and a learnt scale of each branch, zero at first, make
-it the identity at initialisation.
+Without normalisation (`norm=None`), the variance of the stream doubles with
+every block. `skipinit` adds a learnable scale to each branch, initially zero,
+so that blocks start as the identity: the SkipInit ResNet.
 
 Differences:
-  * Stochastic depth and dropout are options, off as in the released net, so
-    that both nets of a comparison can be regularised alike.
-  * Convolutions start as He's normal, of variance 2 / fan_in, which a net
-    without normalisation needs; the released nets, the SkipInit ResNet among
-    them, have Haiku's default, half of it. Behind batch normalisation the two
-    compute the same at first, but their effective learning rates differ.
-  * Squeeze-excite gates, where asked for, have a quarter of the channels
-    inside, as released. `senet50` has a sixteenth, as in Hu et al.: the paper
-    compares with that net, of 28 M parameters, and takes its results from
-    another paper.
-  * Options that no released recipe uses are left out: the nonlinearity after
-    the addition (`preactivation=False`), other norms and nonlinearities,
-    another initialiser of the classifier (`fc_init`), and the batch's own
-    statistics in evaluation (`test_local_stats`).
+  * Stochastic depth and dropout are available, but off by default, for
+    comparisons under equal regularisation.
+  * Convolutions are initialised by He's normal, of variance 2 / fan_in, which
+    nets without normalisation need; the released nets use Haiku's default, half
+    of it. With batch normalisation both compute the same initially, but their
+    effective learning rates differ.
+  * Squeeze-excite gates have a quarter of the channels inside, as released.
+    `senet50` has a sixteenth, as in Hu et al., since the paper compares with
+    published results of that net of 28 M parameters.
+  * Omits options that no released recipe uses: the nonlinearity after the
+    addition (`preactivation=False`), other norms and nonlinearities, the
+    classifier's initialiser (`fc_init`), and batch statistics in evaluation
+    (`test_local_stats`).
 
 Reference:
   He et al. 2016, https://arxiv.org/abs/1603.05027; Hu et al. 2018,
@@ -36,7 +33,16 @@ import functools
 import haiku as hk
 import jax
 
-from nfnets_jax.models import activations, blocks, layers, variants
+from nfnets_jax.models import (
+  activations,
+  blocks,
+  dropout,
+  layers,
+  layout,
+  pooling,
+  residual_net,
+)
+from nfnets_jax.models.settings import ResNetSettings
 
 
 class ResBlock(hk.Module):
@@ -50,34 +56,28 @@ class ResBlock(hk.Module):
 
   def __init__(
     self,
-    settings: variants.ResNetSettings,
-    place: blocks.Place,
+    settings: ResNetSettings,
+    spec: layout.BlockSpec,
     *,
     name: str | None = None,
   ):
     super().__init__(name=name)
-    channels = place.out_channels
-    width = blocks.grouped_width(channels, settings.expansion, 1)
+    channels = spec.out_channels
+    width = layout.grouped_width(channels, settings.expansion, 1)
     self.skipinit = settings.skipinit
-    self.stochdepth_rate = place.stochdepth_rate
+    self.stochdepth_rate = spec.stochdepth_rate
     self.acts = [_NormAct(settings, f'bn{i}') for i in range(3)]
     conv = functools.partial(layers.Conv2D, with_bias=settings.norm is None)
     self.conv0 = conv(width, 1, name='conv0')
-    self.conv1 = conv(width, 3, stride=place.stride, name='conv1')
+    self.conv1 = conv(width, 3, stride=spec.stride, name='conv1')
     self.conv2 = conv(channels, 1, name='conv2')
     self.conv_shortcut = (
-      conv(channels, 1, stride=place.stride, name='conv_shortcut')
-      if place.is_transition
+      conv(channels, 1, stride=spec.stride, name='conv_shortcut')
+      if spec.is_transition
       else None
     )
     self.squeeze_excite = (
-      layers.SqueezeExcite(
-        channels,
-        max(1, int(channels * settings.se_ratio)),
-        name='squeeze_excite',
-      )
-      if settings.use_se
-      else None
+      blocks.gate(channels, settings.se_ratio) if settings.use_se else None
     )
 
   def __call__(
@@ -86,10 +86,9 @@ class ResBlock(hk.Module):
     is_training: bool,
     image_index: jax.Array | None = None,
   ) -> tuple[jax.Array, jax.Array]:
-    """Maps `[B, H, W, I]` to `[B, H', W', O]` and the branch before its gain.
+    """Maps `[B, H, W, I]` to `[B, H', W', O]` and the residual branch.
 
-    The second output is the residual branch before stochastic depth and
-    SkipInit.
+    The branch is before stochastic depth and SkipInit.
     """
     out = self.acts[0](x, is_training)
     shortcut = x if self.conv_shortcut is None else self.conv_shortcut(out)
@@ -98,7 +97,7 @@ class ResBlock(hk.Module):
     branch = self.conv2(self.acts[2](out, is_training))
     if self.squeeze_excite is not None:
       branch = blocks.gated(branch, self.squeeze_excite, scale=1.0)
-    out = layers.stochastic_depth(
+    out = dropout.stochastic_depth(
       branch, self.stochdepth_rate, is_training, image_index
     )
     if self.skipinit:
@@ -109,7 +108,7 @@ class ResBlock(hk.Module):
 class _NormAct:
   """Batch normalisation, if any, and ReLU."""
 
-  def __init__(self, settings: variants.ResNetSettings, name: str):
+  def __init__(self, settings: ResNetSettings, name: str):
     self.norm = (
       layers.BatchNorm(
         cross_replica_axis=settings.cross_replica_axis, name=name
@@ -124,13 +123,13 @@ class _NormAct:
     return activations.relu(x)
 
 
-class ResNet(blocks.ResidualNet):
+class ResNet(residual_net.ResidualNet):
   """Pre-activation ResNet, with batch normalisation or without.
 
   Example:
     >>> import jax.numpy as jnp
     >>> def forward(images):
-    ...   settings = variants.ResNetSettings(
+    ...   settings = ResNetSettings(
     ...     width=(64,), depth=(2,), strides=(1,), stem_width=16)
     ...   return ResNet(10, settings)(images, is_training=True)
     >>> net = hk.transform_with_state(forward)
@@ -147,12 +146,12 @@ class ResNet(blocks.ResidualNet):
   def __init__(
     self,
     num_classes: int,
-    settings: variants.ResNetSettings,
+    settings: ResNetSettings,
     *,
     remat: str | None = None,
     name: str = 'ResNet',
   ):
-    """See `blocks.ResidualNet`."""
+    """See `residual_net.ResidualNet`."""
     super().__init__(
       num_classes,
       settings,
@@ -160,16 +159,6 @@ class ResNet(blocks.ResidualNet):
       w_init=hk.initializers.Constant(0.0),
       name=name,
     )
-    blocks.check_stages(
-      width=settings.width, depth=settings.depth, strides=settings.strides
-    )
-    blocks.check_counts(
-      stem_width=settings.stem_width, stem_stride=settings.stem_stride
-    )
-    blocks.check_factors(
-      expansion=settings.expansion, se_ratio=settings.se_ratio
-    )
-    blocks.check_norm(settings.norm, settings.cross_replica_axis)
     self.stem_pool = settings.stem_pool
     self.initial_conv = layers.Conv2D(
       settings.stem_width,
@@ -179,14 +168,13 @@ class ResNet(blocks.ResidualNet):
       name='initial_conv',
     )
     self.blocks = [
-      ResBlock(settings, place, name='res_block_v2')
-      for place in blocks.layout(settings, settings.stem_width)
+      ResBlock(settings, spec, name='res_block_v2') for spec in self.specs
     ]
     self.final_act = _NormAct(settings, 'final_bn')
 
-  def _stem(self, x: jax.Array, is_training: bool) -> jax.Array:
+  def _stem(self, x: jax.Array, is_training: bool) -> list[jax.Array]:
     x = self.initial_conv(x)
-    return layers.max_pool(x, 3, stride=2) if self.stem_pool else x
+    return [x, pooling.max_pool(x, 3, stride=2)] if self.stem_pool else [x]
 
-  def _features(self, x: jax.Array, is_training: bool) -> jax.Array:
+  def _activate(self, x: jax.Array, is_training: bool) -> jax.Array:
     return self.final_act(x, is_training)

@@ -1,17 +1,12 @@
-"""The settings of each family, and the variants as frozen data.
-
-A variant has two parts. `settings` describes its net; the rest belongs to its
-recipe (image sizes in pixels and the RandAugment policy), which the experiment
-files read.
+"""The variants of each family, as frozen data.
 
 Differences:
-  * The published code rounds a stage's bottleneck down to whole groups of 128
-    channels, so stage 1 of every "plus" net has a bottleneck of 128 where the
-    paper's count of 527 M parameters for F4+ asks for 192. The variants are the
-    code's; `create('nfnet_f4plus', group_width=(192, 128, 128, 128))` is the
-    paper's.
-  * The baselines `skipinit_resnet50` and `fixup_resnet50` are not the released
-    ones in every detail; see `resnet` and `fixup_resnet` for where they differ.
+  * The released code rounds bottlenecks down to whole groups of 128 channels,
+    so the first stage of the "plus" nets has a bottleneck of 128, where the
+    paper's 527 M parameters for F4+ imply 192. The variants follow the code;
+    `create('nfnet_f4plus', group_width=(192, 128, 128, 128))` is the paper's.
+  * `skipinit_resnet50` and `fixup_resnet50` differ from the released ones in
+    details; see `resnet` and `fixup_resnet`.
 
 Reference:
   Brock et al. 2021, table 1 and appendix A.5; Brock, De and Smith 2021,
@@ -23,209 +18,30 @@ import dataclasses
 import difflib
 import math
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-  """What all families share.
-
-  Attributes:
-    width: output channels of each stage.
-    depth: number of blocks of each stage.
-    strides: of the first block of each stage.
-    drop_rate: dropout on the pooled features, in [0, 1).
-    stochdepth_rate: of n blocks, block i (from 0) drops the residual branch of
-      an image with probability stochdepth_rate · i / n. In [0, 1).
-  """
-
-  width: Sequence[int]
-  depth: Sequence[int]
-  strides: Sequence[int]
-  drop_rate: float
-  stochdepth_rate: float
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class NFNetSettings(Settings):
-  """NFNet; the defaults are what F0 to F7 share.
-
-  Attributes:
-    group_width: channels per group of the 3×3 convolutions, of each stage.
-    expansion: bottleneck channels relative to the stage's width.
-    stem_width: channels of the stem's 3×3 convolutions. The last entry is half
-      of `width[0]` in the released nets.
-    stem_strides: of the stem's convolutions.
-    use_two_convs: whether a block has a second 3×3 convolution.
-    se_ratio: hidden channels of the squeeze-excite gate relative to the stage's
-      width.
-    alpha: α, scale of the residual branches.
-    activation: one of `activations.NAMES`.
-    final_conv_mult: channels of the last convolution relative to `width[-1]`.
-    norm: None; or 'batch' for the net of the ablation; see `bn_nfnet`.
-    cross_replica_axis: with `norm`, name of the mapped axis of devices whose
-      images the statistics are taken over; None takes each device's own.
-  """
-
-  strides: Sequence[int] = (1, 2, 2, 2)
-  stochdepth_rate: float = 0.25
-  group_width: Sequence[int] = (128, 128, 128, 128)
-  expansion: float = 0.5
-  stem_width: Sequence[int] = (16, 32, 64, 128)
-  stem_strides: Sequence[int] = (2, 1, 1, 2)
-  use_two_convs: bool = True
-  se_ratio: float = 0.5
-  alpha: float = 0.2
-  activation: str = 'gelu'
-  final_conv_mult: int = 2
-  norm: str | None = None
-  cross_replica_axis: str | None = None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BottleneckSettings(Settings):
-  """What the ResNets share, and all that a FixUp ResNet has.
-
-  Attributes:
-    expansion: bottleneck channels relative to the stage's width.
-    stem_width: channels of the stem's 7×7 convolution.
-    stem_stride: of that convolution.
-    stem_pool: whether a 3×3 max-pooling of stride 2 follows it.
-  """
-
-  width: Sequence[int] = (256, 512, 1024, 2048)
-  strides: Sequence[int] = (1, 2, 2, 2)
-  drop_rate: float = 0.0
-  stochdepth_rate: float = 0.0
-  expansion: float = 0.25
-  stem_width: int = 64
-  stem_stride: int = 2
-  stem_pool: bool = True
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class NFResNetSettings(BottleneckSettings):
-  """NF-ResNet; the defaults are what all depths share.
-
-  Attributes:
-    use_se: whether the blocks have squeeze-excite gates.
-    se_ratio: hidden channels of the gates relative to the stage's width.
-    skipinit: whether each branch has a learnt scale, zero at first.
-    alpha: α, scale of the residual branches.
-    activation: one of `activations.NAMES`.
-    padding: of convolutions and pooling with a stride: 'same', or 'symmetric'
-      as in PyTorch.
-    pool_shortcut: whether strided shortcuts average 2×2 pixels, as in timm,
-      instead of picking every other one.
-  """
-
-  stochdepth_rate: float = 0.1
-  use_se: bool = False
-  se_ratio: float = 0.25
-  skipinit: bool = True
-  alpha: float = 0.2
-  activation: str = 'relu'
-  padding: str = 'same'
-  pool_shortcut: bool = False
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class NFRegNetSettings(Settings):
-  """NF-RegNet; the defaults are what B0 to B8 share.
-
-  The stem has as many channels as the first stage.
-
-  Attributes:
-    group_width: channels per group of the 3×3 convolutions.
-    expansion: channels inside a block relative to those of its input; the first
-      block has 1.
-    stem_stride: of the stem's 3×3 convolution.
-    se_ratio: hidden channels of the gate relative to those inside the block.
-    alpha: α, scale of the residual branches.
-    activation: one of `activations.NAMES`.
-    padding: of convolutions with a stride: 'same', or 'symmetric' as in
-      PyTorch.
-    rounding: 'down', as released, makes the channels inside a block whole
-      groups, and the gate's any number; 'nearest', as in timm, rounds both to
-      the nearest whole groups.
-    final_width: channels of the last convolution; None takes 1280 / 440 times
-      those of the last stage.
-  """
-
-  strides: Sequence[int] = (2, 2, 2, 2)
-  stochdepth_rate: float = 0.1
-  group_width: int = 8
-  expansion: float = 2.25
-  stem_stride: int = 2
-  se_ratio: float = 0.5
-  alpha: float = 0.2
-  activation: str = 'silu'
-  padding: str = 'same'
-  rounding: str = 'down'
-  final_width: int | None = None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ResNetSettings(BottleneckSettings):
-  """ResNet; the defaults are what all depths share.
-
-  Attributes:
-    norm: 'batch' for batch normalisation, or None for no normalisation; the
-      convolutions then have biases.
-    cross_replica_axis: name of the mapped axis of devices whose images the
-      statistics are taken over; None takes each device's own.
-    use_se: whether the blocks have squeeze-excite gates, as in SENet.
-    se_ratio: hidden channels of the gates relative to the stage's width.
-    skipinit: whether each branch has a learnt scale, zero at first.
-  """
-
-  norm: str | None = 'batch'
-  cross_replica_axis: str | None = None
-  use_se: bool = False
-  se_ratio: float = 0.25
-  skipinit: bool = False
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EfficientNetSettings(Settings):
-  """EfficientNet; the defaults are what B0 to B8 share.
-
-  Only blocks that add their input have stochastic depth.
-
-  Attributes:
-    stem_width: channels of the stem's 3×3 convolution.
-    final_width: channels of the last convolution.
-    kernel_sizes: of the depthwise convolutions of each stage, in pixels.
-    expansions: channels inside the blocks of each stage, relative to those of
-      their input. At 1 a block has no first convolution.
-    stem_stride: of the stem's convolution.
-    se_ratio: hidden channels of the squeeze-excite gate, relative to those of
-      the block's input.
-    cross_replica_axis: name of the mapped axis of devices whose images the
-      statistics are taken over; None takes each device's own.
-  """
-
-  strides: Sequence[int] = (1, 2, 2, 2, 1, 2, 1)
-  stochdepth_rate: float = 0.2
-  stem_width: int
-  final_width: int
-  kernel_sizes: Sequence[int] = (3, 3, 5, 3, 5, 5, 3)
-  expansions: Sequence[int] = (1, 6, 6, 6, 6, 6, 6)
-  stem_stride: int = 2
-  se_ratio: float = 0.25
-  cross_replica_axis: str | None = None
+from nfnets_jax.models.settings import (
+  BottleneckSettings,
+  EfficientNetSettings,
+  NFNetSettings,
+  NFRegNetSettings,
+  NFResNetSettings,
+  ResNetSettings,
+  Settings,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-  """One network of a family.
+  """A network and its recipe.
 
   Attributes:
-    family: the module that builds it, such as `nfnet`.
-    settings: of the net.
-    train_size: side of the training images, in pixels.
-    test_size: side of the test images, in pixels.
-    rand_augment: RandAugment policy, `<layers>x<magnitude>`, or None for none.
+    family: module that builds it, such as 'nfnet'.
+    settings: settings of the network.
+    train_size: side of the training images in pixels.
+    test_size: side of the test images in pixels.
+    rand_augment: RandAugment policy, `<layers>x<magnitude>`, or None.
   """
 
   family: str
@@ -390,8 +206,7 @@ def _efficientnets() -> dict[str, Variant]:
   return variants
 
 
-# A net for tests, demonstrations and images of about 32 pixels: the same blocks
-# in three stages, with a stem that keeps half the resolution.
+# For tests and images of about 32 pixels: three stages, a stem of stride 2.
 _TINY = Variant(
   family='nfnet',
   settings=NFNetSettings(
@@ -421,25 +236,57 @@ VARIANTS: Mapping[str, Variant] = types.MappingProxyType(
 
 
 def get(name: str) -> Variant:
-  """Returns the variant called `name`.
-
-  Args:
-    name: a key of `VARIANTS`.
-
-  Returns:
-    The frozen variant.
+  """Returns a variant by name.
 
   Raises:
-    ValueError: if there is no such variant; the message lists those there are.
+    ValueError: if there is no such variant; the message lists them all.
 
   Example:
     >>> get('nfnet_f1').test_size
     320
   """
   if name not in VARIANTS:
-    near = difflib.get_close_matches(str(name), VARIANTS)
     raise ValueError(
       f'unknown model {name!r}; choose one of {", ".join(sorted(VARIANTS))}'
-      + (f' (did you mean {" or ".join(near)}?)' if near else '')
+      + _did_you_mean(str(name), VARIANTS)
     )
   return VARIANTS[name]
+
+
+def arguments(name: str) -> dict[str, Any]:
+  """Returns the overridable arguments of `create` with the variant's values.
+
+  Raises:
+    ValueError: if there is no such variant.
+
+  Example:
+    >>> arguments('nfnet_f1')['depth']
+    (2, 4, 12, 6)
+  """
+  return dataclasses.asdict(get(name).settings)
+
+
+def override(name: str, overrides: Mapping[str, Any]) -> Settings:
+  """Returns a variant's settings with some replaced.
+
+  Raises:
+    ValueError: if the variant or a setting does not exist, or a value is
+      invalid.
+
+  Example:
+    >>> override('nfnet_f1', {'drop_rate': 0.0}).drop_rate
+    0.0
+  """
+  known = arguments(name)
+  unknown = sorted(set(overrides) - set(known))
+  if unknown:
+    raise ValueError(
+      f'{name} has no argument {", ".join(unknown)}; it takes '
+      f'{", ".join(sorted(known))}' + _did_you_mean(unknown[0], known)
+    )
+  return dataclasses.replace(get(name).settings, **overrides)
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+  near = difflib.get_close_matches(name, known)
+  return f' (did you mean {" or ".join(near)}?)' if near else ''

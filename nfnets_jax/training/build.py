@@ -150,7 +150,7 @@ def create_net(
   Returns:
     `init` and `apply` of `(images, is_training)`, and optionally of
     `image_index`, int32 `[B]`, indices in the global batch, and `standardized`,
-    whether the parameters come from `layers.fold`.
+    whether the parameters come from `models.fold`.
 
   Raises:
     ValueError: if the fields are those of a variant other than `model.name`, as

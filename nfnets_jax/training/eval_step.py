@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from nfnets_jax.models import layers
+from nfnets_jax.models import standardization
 from nfnets_jax.training.normalize import normalize
 from nfnets_jax.training.train_step import (
   Batch,
@@ -56,10 +56,10 @@ def eval_step(
     `predicted` `[N, min(5, K)]`, best first, the `confidence` of the first, a
     softmax probability, `hit`, `label` and `mask`, all `[N]`.
   """
-  models = {'eval': (layers.fold(state.params), state.model_state)}
+  models = {'eval': (standardization.fold(state.params), state.model_state)}
   if average:
     models['ema_eval'] = (
-      layers.fold(state.ema_params),
+      standardization.fold(state.ema_params),
       state.ema_model_state,
     )
 

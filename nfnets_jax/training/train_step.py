@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import jmp
 import optax
 
-from nfnets_jax.models import layers
+from nfnets_jax import models
 from nfnets_jax.training import ema, losses, sam
 from nfnets_jax.training import optimizer as optimizers
 from nfnets_jax.training.normalize import normalize
@@ -184,7 +184,7 @@ def accumulate(
     return (jax.tree.map(jnp.add, sums, tuple(terms)), model_state), None
 
   # Standardise weights, and differentiate through it, only once.
-  standardized, pull_back = jax.vjp(layers.fold, params)
+  standardized, pull_back = jax.vjp(models.fold, params)
   metrics = {'loss': jnp.zeros(()), 'top_1': jnp.zeros(())}
   zeros = (jax.tree.map(jnp.zeros_like, standardized), metrics)
   (sums, model_state), _ = jax.lax.scan(
@@ -210,7 +210,7 @@ def loss_gradient(
   """Returns a micro-batch's float32 gradient, mean metrics and new state.
 
   `first` is the index of its first image in the global batch; `params` come
-  from `layers.fold` if `standardized`; `label_smoothing` is in [0, 1);
+  from `models.fold` if `standardized`; `label_smoothing` is in [0, 1);
   `compute_dtype` is one of `DTYPES`. The metrics are `loss` and `top_1`.
   """
   policy = create_policy(compute_dtype)

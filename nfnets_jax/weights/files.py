@@ -36,7 +36,7 @@ import safetensors
 import safetensors.numpy
 
 from nfnets_jax import models, paths
-from nfnets_jax.models import layers, variants
+from nfnets_jax.models import variants
 from nfnets_jax.weights import pickles, sources, table, timm
 from nfnets_jax.weights.table import AnyTree, Tree
 
@@ -575,10 +575,10 @@ def _writer(
 
 
 def _folded(params: Tree) -> Tree:
-  """Applies `models.layers.fold` on the host."""
+  """Applies `models.fold` on the host."""
   return {
     module: {leaf: np.asarray(x) for leaf, x in leaves.items()}
-    for module, leaves in layers.fold(params).items()  # type: ignore[arg-type]
+    for module, leaves in models.fold(params).items()  # type: ignore[arg-type]
   }
 
 

@@ -45,7 +45,7 @@ from typing import Any
 import numpy as np
 
 from nfnets_jax import models
-from nfnets_jax.models import activations, layers, variants
+from nfnets_jax.models import activations, standardization, variants
 from nfnets_jax.weights import table
 from nfnets_jax.weights.table import AnyTree, Tree
 
@@ -302,7 +302,7 @@ def folded(
       gain = gain * np.float64(params[entry.skip]['skip_gain'])
     # All factors of timm's gain except the standardisation stay in the weight.
     gain = gain / entry.scale * _gamma(name, changes)
-    norm = np.sqrt(np.maximum(flat.var(0) * len(flat), layers.WS_EPS))
+    norm = np.sqrt(np.maximum(flat.var(0) * len(flat), standardization.WS_EPS))
     plain = ((flat - flat.mean(0)) * (gain / norm)).reshape(w.shape)
     del tensors[entry.key]
     tensors[weight] = _CONV.write(plain.astype(np.float32))
@@ -375,7 +375,7 @@ def _factor(entry: _Entry, params: AnyTree) -> np.ndarray:
     flat = np.asarray(params[entry.module]['w'], np.float64)
     flat = flat.reshape(-1, flat.shape[-1])
     var, fan_in = flat.var(0), len(flat)
-    ours = np.maximum(var * fan_in, layers.WS_EPS)
+    ours = np.maximum(var * fan_in, standardization.WS_EPS)
     factor = factor * np.sqrt(ours / (fan_in * (var + _EPS)))
   return factor
 

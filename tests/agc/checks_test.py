@@ -76,7 +76,7 @@ def test_impossible_numbers_are_refused_with_the_value(value):
     clip(params, params, lambda count: value)
   with pytest.raises(ValueError, match=f'positive number, got {shown}'):
     agc.summarize(params, params, eps=value)
-  with pytest.raises(ValueError, match=f'share must be .* got {shown}'):
+  with pytest.raises(ValueError, match=f'fraction must be .* got {shown}'):
     agc.suggest_clipping([agc.summarize(params, params)], value)
 
 

@@ -32,7 +32,7 @@ def test_recipes_run(code, monkeypatch):
   with jax.numpy_dtype_promotion('standard'), jax.numpy_rank_promotion('allow'):
     exec(compile(code, 'docs/agc.md', 'exec'), names)
   if 'updates' in names or 'nnx' in names:
-    # Two layers with biases, and the weights of the second left out.
+    # Two layers with biases, all but the weights of the second clipped.
     assert len(clipped) == 3
   elif 'clipping' in names:
     assert names['clipping'] == pytest.approx(0.02)

@@ -21,11 +21,13 @@ def test_summary_is_of_all_units():
   less = agc.summarize(grads, params, exclude=lambda path, x: path == 'head')
   assert [row.path for row in less.rows] == ['conv']
   # λ that clips two of the seven.
-  suggested = agc.suggest_clipping([found], share=1.5 / 7)
+  suggested = agc.suggest_clipping([found], fraction=1.5 / 7)
   assert np.sum(found.ratios > suggested) == 2
   # Larger gradients ask for a larger λ.
   larger = agc.summarize(jax.tree.map(lambda x: 10 * x, grads), params)
   assert agc.suggest_clipping([found, larger]) > suggested
-  for summaries, share in (([], 0.1), ([found], 0.0), ([found], 1.0)):
-    with pytest.raises(ValueError, match='no finite ratios|share must be in'):
-      agc.suggest_clipping(summaries, share)
+  for summaries, fraction in (([], 0.1), ([found], 0.0), ([found], 1.0)):
+    with pytest.raises(
+      ValueError, match='no finite ratios|fraction must be in'
+    ):
+      agc.suggest_clipping(summaries, fraction)

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 from jax import lax
 
-from nfnets_jax.models import convolution, cost
+from nfnets_jax.models import (
+  convolution,
+  cost,
+  cpu_convolution,
+  xla_convolution,
+)
 
 
 def _normal(seed, shape):
@@ -157,10 +162,10 @@ def test_convolution_for_accelerators_is_that_of_the_cpu(
   w = _normal(1, (size, size, 16 // groups, 8))
   options = (stride, groups, padding)
   ours, pull_back = jax.vjp(
-    lambda x, w: convolution._cpu_conv2d(x, w, *options), x, w
+    lambda x, w: cpu_convolution.conv2d(x, w, *options), x, w
   )
   theirs, their_pull_back = jax.vjp(
-    lambda x, w: convolution._xla_conv2d(x, w, *options), x, w
+    lambda x, w: xla_convolution.conv2d(x, w, *options), x, w
   )
   np.testing.assert_allclose(theirs, ours, atol=1e-4)
   dy = _normal(2, ours.shape)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from nfnets_jax import models
-from nfnets_jax.models import blocks, fixup_resnet, variants
+from nfnets_jax.models import fixup_resnet, layout, settings
 from tests import golden as reference
 
 
@@ -14,9 +14,9 @@ def params():
   """A transition, wide enough for a standard deviation, of a net of 16."""
 
   def forward(x):
-    settings = variants.BottleneckSettings(depth=(3, 4, 6, 3))
-    transition = blocks.layout(settings, 64)[3]
-    return fixup_resnet.FixupBlock(settings, transition)(x, False)
+    net = settings.BottleneckSettings(depth=(3, 4, 6, 3))
+    transition = layout.block_specs(net)[3]
+    return fixup_resnet.FixupBlock(net, transition)(x, False)
 
   net = hk.transform(forward)
   return jax.jit(net.init)(jax.random.key(0), jnp.ones((1, 4, 4, 256)))

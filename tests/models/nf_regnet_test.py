@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from nfnets_jax import models
-from nfnets_jax.models import blocks, nf_regnet, variants
+from nfnets_jax.models import layout, nf_regnet, variants
+from nfnets_jax.models.settings import NFRegNetSettings
 from tests import golden as reference
 
 
@@ -102,7 +103,7 @@ def test_b6_to_b8_are_the_released(variant, widths, depths, sizes, drop_rate):
   name = f'nf_regnet_{variant.lower()}'
   row = variants.get(name)
   assert (row.train_size, row.test_size) == sizes
-  assert row.settings == variants.NFRegNetSettings(
+  assert row.settings == NFRegNetSettings(
     width=widths, depth=depths, drop_rate=drop_rate
   )
   count = sum(x.size for x in jax.tree.leaves(_shapes(name)))
@@ -130,11 +131,11 @@ def test_b0_logits(golden):
 @pytest.mark.parametrize('beta', [1.0, 1.3])
 def test_branch_has_unit_variance_for_the_variance_that_beta_predicts(beta):
   def forward(x):
-    settings = variants.NFRegNetSettings(
+    settings = NFRegNetSettings(
       width=(64,), depth=(2,), strides=(1,), group_width=36, drop_rate=0.0
     )
-    place = blocks.layout(settings, 64)[1]
-    return nf_regnet.NFRegBlock(settings, place, beta)(x, False)
+    spec = layout.block_specs(settings)[1]
+    return nf_regnet.NFRegBlock(settings, spec, beta)(x, False)
 
   net = hk.transform(forward)
   x = beta * jax.random.normal(jax.random.key(0), (4, 16, 16, 64))

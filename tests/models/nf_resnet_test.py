@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from nfnets_jax import models
-from nfnets_jax.models import blocks, nf_resnet, variants
+from nfnets_jax.models import layout, nf_resnet, variants
+from nfnets_jax.models.settings import NFResNetSettings
 from tests import golden as reference
 
 DEPTHS = (
@@ -119,9 +120,9 @@ def test_macs_are_those_of_a_resnet():
 @pytest.mark.parametrize('beta', [1.0, 1.3])
 def test_branch_has_unit_variance_for_the_variance_that_beta_predicts(beta):
   def forward(x):
-    settings = variants.NFResNetSettings(depth=(2, 1, 1, 1))
-    place = blocks.layout(settings, 64)[1]
-    return nf_resnet.NFResBlock(settings, place, beta)(x, False)
+    settings = NFResNetSettings(depth=(2, 1, 1, 1))
+    spec = layout.block_specs(settings)[1]
+    return nf_resnet.NFResBlock(settings, spec, beta)(x, False)
 
   net = _jit(hk.transform(forward))
   x = beta * jax.random.normal(jax.random.key(0), (4, 16, 16, 256))
@@ -138,7 +139,7 @@ def test_stream_has_the_variance_that_beta_predicts():
   betas = []
 
   def forward(x):
-    settings = variants.NFResNetSettings(
+    settings = NFResNetSettings(
       width=(128, 128),
       depth=(4, 4),
       strides=(1, 2),

@@ -9,7 +9,8 @@ import optax
 import pytest
 
 from nfnets_jax import models
-from nfnets_jax.models import blocks, nfnet, variants
+from nfnets_jax.models import layout, nfnet, variants
+from nfnets_jax.models.settings import NFNetSettings
 from tests import golden as reference
 
 NFNETS = sorted(
@@ -121,11 +122,11 @@ def _white_noise_block(beta):
   """A non-transition block of 128 channels on noise of variance beta²."""
 
   def forward(x):
-    settings = variants.NFNetSettings(
+    settings = NFNetSettings(
       width=(128,), depth=(2,), strides=(1,), group_width=(32,), drop_rate=0.0
     )
-    place = blocks.layout(settings, 128)[1]
-    return nfnet.NFBlock(settings, place, beta)(x, False)
+    spec = layout.block_specs(settings)[1]
+    return nfnet.NFBlock(settings, spec, beta)(x, False)
 
   net = _jit(hk.transform(forward))
   x = beta * jax.random.normal(jax.random.key(0), (16, 16, 16, 128))
@@ -149,7 +150,7 @@ def test_stream_grows_by_alpha_squared_a_block():
   """A stage of width 256 with SkipInit gains of one, on noise."""
 
   def forward(x):
-    settings = variants.NFNetSettings(
+    settings = NFNetSettings(
       width=(256,),
       depth=(6,),
       strides=(1,),

@@ -9,7 +9,7 @@ import pytest
 from jax.extend import core
 
 from experiments import nfnet_imagenet
-from nfnets_jax.models import layers
+from nfnets_jax.models import dropout
 from nfnets_jax.runtime import parallel
 from nfnets_jax.training import (
   build,
@@ -135,7 +135,7 @@ def _dropout_step(config):
   """A step of a net that drops half of the features, and its state."""
 
   def forward(images, is_training, image_index=None, standardized=False):
-    x = layers.dropout(hk.Flatten()(images), 0.5, is_training, image_index)
+    x = dropout.dropout(hk.Flatten()(images), 0.5, is_training, image_index)
     return {'logits': hk.Linear(10)(x)}
 
   net = hk.transform_with_state(forward)
