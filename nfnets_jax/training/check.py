@@ -48,8 +48,16 @@ def check_config(config: config_dict.ConfigDict, devices: int) -> None:
     check_batch(config, devices)
 
 
-def check_batch(config: config_dict.ConfigDict, devices: int) -> None:
-  """Raises a ValueError unless devices and micro-batches divide the batch."""
+def check_batch(
+  config: config_dict.ConfigDict, devices: int, num_images: int | None = None
+) -> None:
+  """Raises a ValueError for a batch size or number of micro-batches.
+
+  Devices and micro-batches must divide the batch, and it must not be larger
+  than the `num_images` of training, if given.
+  """
+  if num_images is not None:
+    loaders.check_batch_size(config.batch_size, num_images, devices)
   _check_divisible('batch_size', config.batch_size, devices)
   per_device, count = config.batch_size // devices, config.micro_batches
   valid = fit.valid_micro_batches(per_device)

@@ -115,7 +115,10 @@ def choose_head(
   known = imagenet[0] if names is None else tuple(names)
   given = tuple(class_names)
   if known == given or (known in imagenet and given in imagenet):
-    return False, f'the {ours} classes are the same; init_new_head=True resets it'
+    return (
+      False,
+      f'the {ours} classes are the same; init_new_head=True resets it',
+    )
   changes = workdirs.class_changes(list(known), list(given))
   return True, f'the classes differ: {changes}; init_new_head=False keeps it'
 
@@ -154,7 +157,8 @@ def merge(
   progress.say(
     f'initialised from {loaded.name} with {count:,} parameters; '
     f'{"new" if new_head else "kept"} classifier of {num_classes} classes'
-    + f' ({reason})' * bool(reason)
+    + f' ({reason})'
+    * bool(reason)
   )
   params, model_state = jax.tree.map(jnp.asarray, (params, dict(loaded.state)))
   copy = jax.tree.map(jnp.copy, (params, model_state))

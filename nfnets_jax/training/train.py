@@ -25,7 +25,6 @@ from nfnets_jax.runtime import (
   progress,
 )
 from nfnets_jax.runtime import workdir as workdirs
-from nfnets_jax.training import config as configs
 from nfnets_jax.training import (
   build,
   check,
@@ -35,6 +34,7 @@ from nfnets_jax.training import (
   programs,
   train_step,
 )
+from nfnets_jax.training import config as configs
 
 
 def train_and_evaluate(
@@ -81,7 +81,7 @@ def train_and_evaluate(
   # Data.
   train_set, test_set = build.load_data(config)
   config = configs.derive(config, len(train_set), jax.device_count())
-  check.check_batch(config, jax.device_count())
+  check.check_batch(config, jax.device_count(), len(train_set))
   epoch_steps = len(train_set) / config.batch_size
   total_steps = build.count_steps(config.epochs, epoch_steps)
   data = build.describe_data(train_set, test_set)
