@@ -18,7 +18,13 @@ from nfnets_jax.data import loader as loaders
 from nfnets_jax.models import variants
 from nfnets_jax.runtime import parallel, progress
 from nfnets_jax.runtime import workdir as workdirs
-from nfnets_jax.training import eval_step, optimizer, schedules, train_step
+from nfnets_jax.training import (
+  eval_step,
+  losses,
+  optimizer,
+  schedules,
+  train_step,
+)
 
 # Fields of `config.optimizer` that are inputs of the compiled step.
 _HYPERPARAMS = ('learning_rate_per_256', 'clipping', 'max_norm')
@@ -52,16 +58,13 @@ def load_split(
   """
   name, data_dir = config.data.name, config.data.data_dir
   test_split = config.data.test_split
-  if test_split is None:
-    if name != 'folder':
-      raise ValueError(
-        f'data.test_split is None; name a split of {name}, such as test'
-      )
-    if data_dir is not None:  # else `load` raises
-      test_split = folder.summarize(data_dir).test_split
-  dataset = datasets.load(
-    name, test_split if split is None else split, data_dir, test_split
-  )
+  if test_split is None and name == 'folder' and data_dir is not None:
+    test_split = folder.summarize(data_dir).test_split
+  if (split := split or test_split) is None:
+    raise ValueError(
+      f'data.test_split is None; name a split of {name}, such as test'
+    )
+  dataset = datasets.load(name, split, data_dir, test_split)
   if config.data.classes is not None:
     dataset = datasets.select_classes(dataset, config.data.classes)
   return datasets.keep_in_memory(dataset) if config.data.in_memory else dataset
@@ -278,7 +281,7 @@ def create_train_step(
   return functools.partial(
     train_step.train_step,
     gradient=functools.partial(
-      train_step.loss_gradient,
+      losses.loss_gradient,
       net=net,
       num_classes=num_classes,
       label_smoothing=config.label_smoothing,

@@ -122,10 +122,10 @@ def test_what_a_compiler_says_when_it_refuses(message, expected):
 
 
 @pytest.mark.parametrize(
-  ('share', 'expected'), [(12, [1, 2, 3, 4, 6, 12]), (3, [1, 3]), (1, [1])]
+  ('batch_size', 'expected'), [(12, [1, 2, 3, 4, 6, 12]), (3, [1, 3]), (1, [1])]
 )
-def test_numbers_that_divide_a_share(share, expected):
-  assert fit.valid_micro_batches(share) == expected
+def test_numbers_that_divide_a_batch(batch_size, expected):
+  assert fit.valid_micro_batches(batch_size) == expected
 
 
 def test_batches_that_wait_are_counted():
