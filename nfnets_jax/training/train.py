@@ -74,7 +74,7 @@ def train_and_evaluate(
   same_run = workdirs.check(workdir, config, allow_config_change)
   first_process, several = jax.process_index() == 0, jax.process_count() > 1
   begun = checkpoint.begun(workdir / 'checkpoints')
-  processes.agree(f'whether {workdir}, to be shared, holds a run', begun)
+  processes.agree(f'what has begun in {workdir}, a folder to share,', begun)
   if config.init_from is not None and not begun:
     weights.locate(config.init_from, config.model.name, 'config.init_from')
 
