@@ -62,13 +62,15 @@ def step_figures(
   seconds = max(compute, transfer)
   if (optimal := optimal_seconds(cost)) and program.cycles_once:
     seconds = optimal * cycle_ratio
-  clocked = kind.clock and program.cycles
+  cycle_seconds = None
+  if kind.clock and program.cycles:
+    cycle_seconds = program.cycles / kind.clock
   return figures | {
     'compute_seconds': compute,
     'memory_seconds': transfer,
     'bound': 'compute' if compute > transfer else 'memory',
     'seconds': seconds,
-    'cycle_seconds': program.cycles / kind.clock if clocked else None,
+    'cycle_seconds': cycle_seconds,
   }
 
 
