@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # TFDS is verbose
   # Imported late, so that --help and mistyped flags respond at once.
   from nfnets_jax import paths, topologies
-  from nfnets_jax.training import estimates
+  from nfnets_jax.training import estimates, estimates_table
 
   with command_line.telling():
     text_file = _TEXT.value and paths.expand(_TEXT.value, '--text')
@@ -62,7 +62,9 @@ def main(argv: list[str]) -> None:
       _CONFIG.value, topology, memory, _EVALUATION.value
     )
   print(
-    json.dumps(result, indent=2) if _JSON.value else estimates.table(result)
+    json.dumps(result, indent=2)
+    if _JSON.value
+    else estimates_table.table(result)
   )
   if text_file and text:
     text_file.write_text(text)

@@ -10,7 +10,7 @@ _FITS = {
   'fits': True,
   'compiler': 'jax 1.2.3',
   'devices': 32,
-  'share': 128,
+  'per_device_batch': 128,
   'micro_batches': 2,
   'device_memory': 16 * 2**30,
   'images_per_second': 12345.6,
@@ -28,7 +28,7 @@ _FITS = {
 _TOO_LARGE = {
   'fits': False,
   'devices': 64,
-  'share': 64,
+  'per_device_batch': 64,
   'remedy': {'micro_batches': 8, 'remat': 'block', 'bytes': 1},
 }
 

@@ -331,20 +331,46 @@ def test_recipes_of_the_rivals_are_the_published():
   assert config.optimizer.schedule == 'exponential'
 
 
-@pytest.mark.parametrize('data', ['digits', 'cifar10', 'imagenet2012'])
-def test_finetune_is_the_papers_recipe(data):
-  config = finetune.get_config(f'nfnet_f4plus,{data}')
-  images = {'digits': 1437, 'cifar10': 50_000, 'imagenet2012': 1_281_167}[data]
-  steps = config.epochs * images / config.batch_size
-  assert steps == pytest.approx(15_000)
-  warmup = config.optimizer.warmup_epochs * images / config.batch_size
+@pytest.mark.parametrize(
+  ('name', 'regularised', 'size'),
+  [
+    ('nfnet_f4plus', True, 384),
+    ('nf_regnet_b0', True, 192),
+    ('nf_resnet50', False, 224),
+    ('resnet200', False, 224),
+    ('efficientnet_b0', False, 224),
+  ],
+)
+def test_finetune_is_the_papers_recipe(name, regularised, size):
+  config = finetune.get_config(f'{name},imagenet2012')
+  config.lock()
+  config = defaults.derive(config, 1_281_167, devices=8)
+  check.check_config(config, devices=8)
+  epoch_steps = 1_281_167 / config.batch_size
+  assert config.batch_size == 2048
+  assert build.count_steps(config.epochs, epoch_steps) == 15_000
+  warmup = config.optimizer.warmup_epochs * epoch_steps
   assert warmup == pytest.approx(5_000)
   peak = config.optimizer.learning_rate_per_256 * config.batch_size / 256
   assert peak == pytest.approx(0.1)
-  assert config.optimizer.sam_rho == 0.05
-  assert config.model.drop_rate == 0.25
-  assert config.optimizer.learning_rate_groups is None
-  head = finetune.get_config(f'nfnet_f4plus,{data},head')
+  assert config.ema_decay == 0.9999
+  assert config.augment.mixup_alpha is None and not config.augment.cutmix
+  assert config.data.image_size == size
+  assert (
+    config.optimizer.weight_decay,
+    config.optimizer.sam_rho,
+    config.optimizer.clip,
+    config.model.drop_rate,
+    config.model.stochdepth_rate,
+  ) == (
+    (1e-5, 0.05, 'agc', 0.25, 0.1) if regularised else (0, None, None, 0, 0)
+  )
+
+
+def test_finetune_trains_the_head_alone():
+  assert finetune.get_config().optimizer.learning_rate_groups is None
+  head = finetune.get_config('nfnet_f4plus,folder,head')
+  assert head.init_new_head is None
   groups = optimizer.parse_groups(head.optimizer.learning_rate_groups)
   assert [factor for _, factor in groups] == [1.0, 0.0]
   assert groups[0][0].search('NFNet/~/linear/w')
@@ -352,9 +378,7 @@ def test_finetune_is_the_papers_recipe(data):
   assert not groups[0][0].search(gate)
 
 
-@pytest.mark.parametrize(
-  'argument', ['nfnet_f0', 'nfnet_f0,mine', 'a,digits,b']
-)
+@pytest.mark.parametrize('argument', ['nfnet_f0', 'nfnet_f0,', 'a,digits,b'])
 def test_finetune_argument_is_checked(argument):
   with pytest.raises(ValueError, match="is no 'MODEL,DATA'"):
     finetune.get_config(argument)

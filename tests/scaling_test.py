@@ -101,7 +101,7 @@ def _compiled(**changes):
     'model': 'nfnet_f0',
     'topology': 'v3:4x4',
     'fits': True,
-    'share': 32,
+    'per_device_batch': 32,
     'training': step | changes,
   }
 

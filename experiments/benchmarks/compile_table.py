@@ -124,7 +124,7 @@ def report(cells: dict[tuple[str, str], dict[str, Any]]) -> str:
   )
   lines = [_row(columns), '|' + len(columns) * '---|']
   for (variant, topology), x in cells.items():
-    devices = f'{topology}: {x["devices"]} × {x["share"]}'
+    devices = f'{topology}: {x["devices"]} × {x["per_device_batch"]}'
     if not x['fits']:
       remedy = x['remedy']
       fewest = (
@@ -148,7 +148,7 @@ def report(cells: dict[tuple[str, str], dict[str, Any]]) -> str:
           f'{1e3 * seconds:.1f}',
           f'{1e3 * cycles:.1f}' if cycles else '',
           step['bound'],
-          f'{1e3 * (cycles or seconds) * 32 / x["share"]:.1f}',
+          f'{1e3 * (cycles or seconds) * 32 / x["per_device_batch"]:.1f}',
           f'{published.tpu_ms:g}' if published else '',
           f'{x["images_per_second"]:,.0f}',
           f'{x["days"]:.2f}',

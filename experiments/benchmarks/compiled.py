@@ -22,7 +22,7 @@ from jax.sharding import SingleDeviceSharding
 from experiments.benchmarks import released
 from nfnets_jax import command_line, hlo, models, paths, topologies
 from nfnets_jax.models import variants
-from nfnets_jax.training import estimates, losses, train_step
+from nfnets_jax.training import figures, losses, train_step
 
 _NUM_CLASSES = 1000
 _FORMS = ('released', 'ours')
@@ -113,7 +113,7 @@ def measure(
   clock = topology.kind and topology.kind.clock
   memory: Any = compiled.memory_analysis()
   return {
-    'seconds': estimates.optimal_seconds(costs),
+    'seconds': figures.optimal_seconds(costs),
     'cycles_seconds': program.cycles / clock if clock else None,
     'bytes': costs.get('bytes accessed'),
     'traffic': program.traffic,

@@ -321,7 +321,7 @@ def compiled_report(results: Sequence[dict[str, Any]]) -> str:
     lines.append(
       _row(
         f'{_short(result["model"])} on {topology}',
-        str(result['share']),
+        str(result['per_device_batch']),
         f'{1000 * seconds:,.1f}',
         f'{total / 1e6:,.1f} ({overlapped / 1e6:,.1f})',
         *cells,

@@ -13,12 +13,18 @@ from jax.experimental import multihost_utils
 from ml_collections import config_dict
 
 from nfnets_jax import models
-from nfnets_jax.data import datasets, mixing, prepare, transforms
+from nfnets_jax.data import datasets, folder, mixing, prepare, transforms
 from nfnets_jax.data import loader as loaders
 from nfnets_jax.models import variants
-from nfnets_jax.runtime import parallel
+from nfnets_jax.runtime import parallel, progress
 from nfnets_jax.runtime import workdir as workdirs
-from nfnets_jax.training import eval_step, optimizer, schedules, train_step
+from nfnets_jax.training import (
+  eval_step,
+  losses,
+  optimizer,
+  schedules,
+  train_step,
+)
 
 # Fields of `config.optimizer` that are inputs of the compiled step.
 _HYPERPARAMS = ('learning_rate_per_256', 'clipping', 'max_norm')
@@ -27,21 +33,38 @@ _HYPERPARAMS = ('learning_rate_per_256', 'clipping', 'max_norm')
 def load_data(
   config: config_dict.ConfigDict,
 ) -> tuple[datasets.Dataset, datasets.Dataset]:
-  """Opens the training and test splits, preparing the data set if asked to."""
+  """Opens the training and test splits, preparing the data set if asked to.
+
+  A note of the data set, as on a split that is held out, is printed.
+  """
   name, data_dir = config.data.name, config.data.data_dir
   if config.data.prepare:
     if jax.process_index() == 0:
       prepare.prepare(name, data_dir)
     multihost_utils.sync_global_devices('data prepared')
-  return (
-    load_split(config, config.data.train_split),
-    load_split(config, config.data.test_split),
-  )
+  train_set = load_split(config, config.data.train_split)
+  test_set = load_split(config, config.data.test_split)
+  if test_set.note:
+    progress.say(test_set.note)
+  return train_set, test_set
 
 
-def load_split(config: config_dict.ConfigDict, split: str) -> datasets.Dataset:
-  """Opens a split, with the classes and caching of the config."""
-  dataset = datasets.load(config.data.name, split, config.data.data_dir)
+def load_split(
+  config: config_dict.ConfigDict, split: str | None
+) -> datasets.Dataset:
+  """Opens a split, with the classes and caching of the config.
+
+  None is a folder's own test split, or one held out if it has none.
+  """
+  name, data_dir = config.data.name, config.data.data_dir
+  test_split = config.data.test_split
+  if test_split is None and name == 'folder' and data_dir is not None:
+    test_split = folder.summarize(data_dir).test_split
+  if (split := split or test_split) is None:
+    raise ValueError(
+      f'data.test_split is None; name a split of {name}, such as test'
+    )
+  dataset = datasets.load(name, split, data_dir, test_split)
   if config.data.classes is not None:
     dataset = datasets.select_classes(dataset, config.data.classes)
   return datasets.keep_in_memory(dataset) if config.data.in_memory else dataset
@@ -123,7 +146,8 @@ def describe_data(
     'name': train_set.name,
     'splits': {
       'train': {'split': train_set.split, 'count': len(train_set)},
-      'test': {'split': test_set.split, 'count': len(test_set)},
+      'test': {'split': test_set.split, 'count': len(test_set)}
+      | ({'note': test_set.note} if test_set.note else {}),
     },
     'class_names': names,
   }
@@ -257,7 +281,7 @@ def create_train_step(
   return functools.partial(
     train_step.train_step,
     gradient=functools.partial(
-      train_step.loss_gradient,
+      losses.loss_gradient,
       net=net,
       num_classes=num_classes,
       label_smoothing=config.label_smoothing,

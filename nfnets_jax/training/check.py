@@ -10,7 +10,10 @@ from nfnets_jax.training import build, fit, sam, train_step
 
 
 def check_config(config: config_dict.ConfigDict, devices: int) -> None:
-  """Raises a ValueError for invalid fields, before any data are read."""
+  """Raises a ValueError for invalid fields, before any data are read.
+
+  Derived fields (`config.DERIVED`) may be None.
+  """
   build.create_optimizer(config, lambda step: 0.0)
   data = config.data
   if not 0 <= config.seed < 2**32:
@@ -31,12 +34,6 @@ def check_config(config: config_dict.ConfigDict, devices: int) -> None:
         f'{name} is {config[name]!r}; choose one of '
         + ', '.join(train_step.DTYPES)
       )
-  for name in ('batch_size', 'eval_batch_size'):
-    if config[name] < 1 or config[name] % devices:
-      raise ValueError(
-        f'{name} {config[name]} is not divisible by {devices} devices; use a '
-        f'positive multiple of {devices}'
-      )
   if config.keep_checkpoints < 1:
     raise ValueError(
       f'keep_checkpoints must be at least 1, got {config.keep_checkpoints}'
@@ -46,14 +43,36 @@ def check_config(config: config_dict.ConfigDict, devices: int) -> None:
     raise ValueError(
       f'model.cross_replica_axis is {axis!r}; the devices are {parallel.AXIS!r}'
     )
-  share = config.batch_size // devices
-  count = config.micro_batches
-  valid = fit.valid_micro_batches(share)
+  _check_divisible('eval_batch_size', config.eval_batch_size, devices)
+  if config.batch_size is not None:
+    check_batch(config, devices)
+
+
+def check_batch(
+  config: config_dict.ConfigDict, devices: int, num_images: int | None = None
+) -> None:
+  """Raises a ValueError for a batch size or number of micro-batches.
+
+  Devices and micro-batches must divide the batch, and it must not be larger
+  than the `num_images` of training, if given.
+  """
+  if num_images is not None:
+    loaders.check_batch_size(config.batch_size, num_images, devices)
+  _check_divisible('batch_size', config.batch_size, devices)
+  per_device, count = config.batch_size // devices, config.micro_batches
+  valid = fit.valid_micro_batches(per_device)
   if count is not None and count not in valid:
     below = [x for x in valid if x < count][-1:]
     nearest = below + [x for x in valid if x > count][:1]
     raise ValueError(
-      f'micro_batches {count} does not split the {share} images of each of '
-      f'{devices} devices into equal parts; use '
-      f'{" or ".join(map(str, nearest))}'
+      f'micro_batches {count} does not divide the {per_device} images of each '
+      f'of {devices} devices; use {" or ".join(map(str, nearest))}'
+    )
+
+
+def _check_divisible(name: str, size: int, devices: int) -> None:
+  if size < 1 or size % devices:
+    raise ValueError(
+      f'{name} {size} is not divisible by {devices} devices; use a positive '
+      f'multiple of {devices}'
     )

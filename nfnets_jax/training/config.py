@@ -1,14 +1,29 @@
 """The fields of a run, with the paper's values for ImageNet.
 
 The fields are independent: step counts, the peak learning rate etc. are derived
-from them. None means off. An experiment file sets only what differs.
+from them. None means off, and for the fields of `DERIVED` that they follow from
+the number of training images. An experiment file sets only what differs.
 
 Source: Brock et al. 2021, appendix A.
 """
 
+import json
+import pathlib
+
 from ml_collections import config_dict
 
 from nfnets_jax import models
+
+# Fields that may be None until the number of training images is known.
+DERIVED = (
+  'batch_size',
+  'epochs',
+  'optimizer.learning_rate_per_256',
+  'optimizer.warmup_epochs',
+)
+# Of the paper's fine-tuning, reached with 300,000 images.
+_STEPS, _BATCH_SIZE, _LEARNING_RATE = 15_000, 2048, 0.1
+_MAX_EPOCHS = 100.0
 
 
 def model(name: str) -> config_dict.ConfigDict:
@@ -26,7 +41,9 @@ def get_config() -> config_dict.ConfigDict:
   config = config_dict.ConfigDict()
 
   # Length and size. An epoch is one output image per training example.
+  config.epochs = config_dict.placeholder(float)
   config.epochs = 360.0
+  config.batch_size = config_dict.placeholder(int)
   config.batch_size = 4096  # over all devices and hosts
   # Does not affect results; the per-device batch must fit in memory.
   config.eval_batch_size = 1024
@@ -39,10 +56,11 @@ def get_config() -> config_dict.ConfigDict:
   config.remat = config_dict.placeholder(str)
   config.seed = 0
   # Initial weights, or those to evaluate without training: a file, a run folder
-  # or 'released'. The classifier is reinitialised if the number of classes
-  # differs or init_new_head is set.
+  # or 'released'.
   config.init_from = config_dict.placeholder(str)
-  config.init_new_head = False
+  # Whether to reinitialise the classifier: None does unless its class names are
+  # those of the data.
+  config.init_new_head = config_dict.placeholder(bool)
 
   config.model = model('nfnet_f0')
 
@@ -52,8 +70,10 @@ def get_config() -> config_dict.ConfigDict:
   config.data.data_dir = config_dict.placeholder(str)
   config.data.prepare = False  # build the data set if missing
   config.data.train_split = 'train'
+  # None, for a folder: its validation or test split, or one held out.
+  config.data.test_split = config_dict.placeholder(str)
   config.data.test_split = 'validation'
-  # 'FIRST-LAST', counted from 0; None is all classes.
+  # 'FIRST-LAST', counted from 0, or 'present', those with images; None is all.
   config.data.classes = config_dict.placeholder(str)
   config.data.image_size = 224  # pixels
   config.data.eval_image_size = 224
@@ -79,7 +99,10 @@ def get_config() -> config_dict.ConfigDict:
 
   config.optimizer = config_dict.ConfigDict()
   config.optimizer.name = 'sgd'  # or 'rmsprop', 'lars', 'adam', 'adamw'
-  config.optimizer.learning_rate_per_256 = 0.1  # scaled by batch_size / 256
+  # Scaled by batch_size / 256.
+  config.optimizer.learning_rate_per_256 = config_dict.placeholder(float)
+  config.optimizer.learning_rate_per_256 = 0.1
+  config.optimizer.warmup_epochs = config_dict.placeholder(float)
   config.optimizer.warmup_epochs = 5.0
   config.optimizer.schedule = 'cosine'  # or 'exponential'
   config.optimizer.end_learning_rate = 0.0  # of 'cosine'; unscaled
@@ -124,4 +147,61 @@ def get_config() -> config_dict.ConfigDict:
   config.eval_every_epochs = 5.0
   config.checkpoint_every_epochs = 1.0
   config.keep_checkpoints = 3
+  return config
+
+
+def derive(
+  config: config_dict.ConfigDict, num_images: int, devices: int
+) -> config_dict.ConfigDict:
+  """Returns a copy whose `DERIVED` fields that are None follow from the data.
+
+  They are those of the paper's fine-tuning where there are enough images, from
+  some 300,000 on. For fewer they are ours:
+    * `batch_size`: 2048, but at most an eighth of the images, rounded down to a
+      power of two and then up to a multiple of `devices`.
+    * `epochs`: 15,000 steps, but at most 100 epochs.
+    * `warmup_epochs`: a third of the epochs.
+    * `learning_rate_per_256`: a peak of 0.1, but at most 0.1 per 256 images.
+
+  Example:
+    >>> config = get_config()
+    >>> for field in DERIVED:
+    ...   config.update_from_flattened_dict({field: None})
+    >>> config = derive(config, num_images=48, devices=1)
+    >>> config.batch_size, config.epochs, config.optimizer.warmup_epochs
+    (4, 100.0, 33.333333333333336)
+    >>> config.optimizer.learning_rate_per_256
+    0.1
+  """
+  config = config.copy_and_resolve_references()
+  if config.batch_size is None:
+    largest = max(1, min(_BATCH_SIZE, num_images // 8))
+    power = 2 ** (largest.bit_length() - 1)
+    config.batch_size = -(-power // devices) * devices
+  if config.epochs is None:
+    config.epochs = min(_MAX_EPOCHS, _STEPS * config.batch_size / num_images)
+  if config.optimizer.warmup_epochs is None:
+    config.optimizer.warmup_epochs = config.epochs / 3
+  if config.optimizer.learning_rate_per_256 is None:
+    rate = _LEARNING_RATE * min(1.0, 256 / config.batch_size)
+    config.optimizer.learning_rate_per_256 = rate
+  return config
+
+
+def keep_derived(
+  config: config_dict.ConfigDict, workdir: pathlib.Path
+) -> config_dict.ConfigDict:
+  """Returns a copy with the `DERIVED` fields of the run in `workdir`, if any.
+
+  Only fields that are None change. A run so resumes with other images or
+  devices as it began.
+  """
+  config, path = config.copy_and_resolve_references(), workdir / 'config.json'
+  if path.exists():
+    run = config_dict.ConfigDict(json.loads(path.read_text()))
+    for field in DERIVED:
+      part, _, name = field.rpartition('.')
+      old, new = (x[part] if part else x for x in (run, config))
+      if new[name] is None:
+        new[name] = old[name]
   return config

@@ -165,6 +165,8 @@ def evaluate_in_detail(
   if config.data.prepare:
     build.load_data(config)
   test_set = build.load_split(config, config.data.test_split)
+  if test_set.note:
+    progress.say(test_set.note)
   if test_set.name.partition('/')[0] in _SPARSE and config.data.classes is None:
     progress.say(
       f'{test_set.name} has images of 200 classes; published figures are of '

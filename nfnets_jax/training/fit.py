@@ -115,14 +115,14 @@ def bytes_beside(batch: chex.ArrayTree) -> int:
   )
 
 
-def valid_micro_batches(share: int) -> list[int]:
+def valid_micro_batches(batch_size: int) -> list[int]:
   """Returns the divisors of a per-device batch size, ascending; [] for 0.
 
   Example:
     >>> valid_micro_batches(12)
     [1, 2, 3, 4, 6, 12]
   """
-  return [count for count in range(1, share + 1) if share % count == 0]
+  return [n for n in range(1, batch_size + 1) if batch_size % n == 0]
 
 
 def compile_fewest(
@@ -141,7 +141,7 @@ def compile_fewest(
     lower: number of micro-batches → lowered step.
     counts: the numbers to try, ascending.
     memory: bytes per device, of which `USABLE` is used; None is no limit.
-    beside: bytes on the device in addition to the program.
+    beside: further bytes on the device.
     agree: logical and over all processes, so that they choose alike.
     options: compiler options.
     remedy: advice in the error.
@@ -181,10 +181,10 @@ def compile_fewest(
       if agree(total <= usable):
         return Fitting(count, compiled, total, refused, seconds)
       text = (
-        f'a step in {count} part(s) needs {total / GIB:.3f} GiB of each '
-        f'device: {use.arguments / GIB:.3f} for parameters, averages and '
-        f'images, {use.temporaries / GIB:.3f} for activations and the like; '
-        f'it has {usable / GIB:.3f}, {USABLE:.0%} of its memory'
+        f'a step in {count} part(s) needs {total / GIB:.3f} GiB per device, '
+        f'{use.arguments / GIB:.3f} of them for parameters, averages and '
+        f'images, and {use.temporaries / GIB:.3f} for activations; it may use '
+        f'{usable / GIB:.3f}, {USABLE:.0%} of the memory'
       )
     refused[count] = total
   raise TooLargeError(text, remedy, fixed, divided)

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +17,10 @@ from nfnets_jax.runtime import checkpoint, parallel, progress
 from nfnets_jax.runtime import workdir as workdirs
 from nfnets_jax.training import build, train_step
 from nfnets_jax.weights import recognize, table
+
+_IMAGENET_CLASSES = (
+  pathlib.Path(paths.__file__).parent / 'data' / 'imagenet_classes.txt'
+)
 
 
 def check_model(loaded: weights.Weights, model: config_dict.ConfigDict) -> None:
@@ -66,20 +70,80 @@ def recorded_facts(
   }
 
 
+def initialize(
+  config: config_dict.ConfigDict,
+  state: train_step.TrainState,
+  class_names: Sequence[str],
+) -> train_step.TrainState:
+  """Loads `config.init_from` into an initial state; see `merge`.
+
+  `class_names` are those of the data.
+  """
+  loaded = read_weights(config)
+  new_head, reason = choose_head(loaded, class_names, config.init_new_head)
+  return merge(state, loaded, len(class_names), new_head, reason)
+
+
+def choose_head(
+  loaded: weights.Weights, class_names: Sequence[str], choice: bool | None
+) -> tuple[bool, str]:
+  """Returns whether the classifier is to be new, and why.
+
+  With `choice` None, as `config.init_new_head`, it is new unless the weights
+  are known to have the classes of the data. Weights that record no class names
+  are taken to have those of ImageNet if there are 1000.
+
+  Raises:
+    ValueError: if `choice` is False and the numbers of classes differ.
+  """
+  theirs, ours = loaded.num_classes, len(class_names)
+  if theirs != ours:
+    if choice is False:
+      raise ValueError(
+        f'init_new_head=False keeps the classifier, which has {theirs} '
+        f'classes; the data have {ours}'
+      )
+    return True, f'it had {theirs} classes, and the data have {ours}'
+  if choice is not None:
+    return choice, f'init_new_head is {choice}'
+  names = loaded.class_names
+  if names is None and theirs != 1000:
+    return True, (
+      'the weights record no class names; init_new_head=False keeps it'
+    )
+  imagenet = _imagenet_classes()
+  known = imagenet[0] if names is None else tuple(names)
+  given = tuple(class_names)
+  if known == given or (known in imagenet and given in imagenet):
+    return (
+      False,
+      f'the {ours} classes are the same; init_new_head=True resets it',
+    )
+  changes = workdirs.class_changes(list(known), list(given))
+  return True, f'the classes differ: {changes}; init_new_head=False keeps it'
+
+
+def _imagenet_classes() -> tuple[tuple[str, ...], tuple[str, ...]]:
+  """Returns the WordNet ids and the names of ImageNet's classes, in order."""
+  lines = paths.read_text_lines(_IMAGENET_CLASSES)
+  ids, names = zip(*(line.split(' ', 1) for line in lines), strict=True)
+  return ids, names
+
+
 def merge(
   state: train_step.TrainState,
   loaded: weights.Weights,
   num_classes: int,
   new_head: bool = False,
+  reason: str = '',
 ) -> train_step.TrainState:
-  """Loads weights into an initial state and prints what is new.
+  """Loads weights into an initial state, and prints what is kept.
 
-  The weights become the parameters and their averages. The classifier stays as
-  initialised if its number of classes differs, or with `new_head`. Raises a
-  ValueError that lists any other difference.
+  The weights become the parameters and their averages. With `new_head`, for the
+  `reason` to print, the classifier stays as initialised. Raises a ValueError
+  that lists all differences in shape.
   """
   head = f'{table.ROOTS[variants.get(loaded.name).family]}/~/linear'
-  new_head = new_head or loaded.num_classes != num_classes
   params = dict(loaded.params)
   if new_head:
     params[head] = jax.device_get(state.params[head])
@@ -89,19 +153,12 @@ def merge(
     _shapes(expected[0]) | _shapes(expected[1], 'state: '),
   )
   table.complain(problems, 'this run')
+  count = sum(x.size for v in loaded.params.values() for x in v.values())
   progress.say(
-    f'starts from {loaded.name} with '
-    f'{sum(x.size for v in loaded.params.values() for x in v.values()):,} '
-    'parameters'
-    + (
-      f'; new: {head}, for {num_classes} classes instead of '
-      f'{loaded.num_classes}'
-      if loaded.num_classes != num_classes
-      else f'; new: {head}, for {num_classes} classes'
-      if new_head
-      else f'; kept: {head}, of {num_classes} classes as well '
-      '(init_new_head=True makes it new)'
-    )
+    f'initialised from {loaded.name} with {count:,} parameters; '
+    f'{"new" if new_head else "kept"} classifier of {num_classes} classes'
+    + f' ({reason})'
+    * bool(reason)
   )
   params, model_state = jax.tree.map(jnp.asarray, (params, dict(loaded.state)))
   copy = jax.tree.map(jnp.copy, (params, model_state))

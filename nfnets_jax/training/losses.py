@@ -1,8 +1,12 @@
-"""The training loss."""
+"""The training loss and its gradient."""
 
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import optax
+
+from nfnets_jax.training.normalize import normalize
+from nfnets_jax.training.train_step import Batch, Metrics, create_policy
 
 
 def cross_entropy(
@@ -26,3 +30,70 @@ def cross_entropy(
   """
   smoothed = optax.smooth_labels(labels.astype(jnp.float32), label_smoothing)
   return optax.softmax_cross_entropy(logits.astype(jnp.float32), smoothed)
+
+
+def label_distributions(batch: Batch, num_classes: int) -> jax.Array:
+  """Returns the class probabilities of mixed images, float32 `[B, K]`.
+
+  `label` and `mix_label` are int32 `[B]`; `ratio`, float32 `[B]`, is the weight
+  of `label`, and `mix_label` has the rest.
+
+  Example:
+    >>> batch = {'label': jnp.array([0]), 'mix_label': jnp.array([2]),
+    ...          'ratio': jnp.array([0.75])}
+    >>> label_distributions(batch, 3).tolist()
+    [[0.75, 0.0, 0.25]]
+  """
+  label, mix_label = (
+    jax.nn.one_hot(batch[name], num_classes, dtype=jnp.float32)
+    for name in ('label', 'mix_label')
+  )
+  ratio = batch['ratio'][:, None]
+  return ratio * label + (1 - ratio) * mix_label
+
+
+def loss_gradient(
+  params: hk.MutableParams,
+  model_state: hk.MutableState,
+  key: jax.Array,
+  batch: Batch,
+  first: jax.Array,
+  standardized: bool = False,
+  *,
+  net: hk.TransformedWithState,
+  num_classes: int,
+  label_smoothing: float = 0.0,
+  compute_dtype: str = 'float32',
+) -> tuple[hk.MutableParams, Metrics, hk.MutableState]:
+  """Returns a micro-batch's float32 gradient, mean metrics and new state.
+
+  `first` is the index of its first image in the global batch; `params` come
+  from `models.fold` if `standardized`; `label_smoothing` is in [0, 1);
+  `compute_dtype` is one of `train_step.DTYPES`. The metrics are `loss` and
+  `top_1`.
+  """
+  policy = create_policy(compute_dtype)
+  images = policy.cast_to_compute(normalize(batch['image']))
+  labels = label_distributions(batch, num_classes)
+  index = first + jnp.arange(images.shape[0], dtype=jnp.int32)
+
+  def loss_fn(params: hk.MutableParams):
+    outputs, new_state = net.apply(
+      params,
+      model_state,
+      key,
+      images,
+      is_training=True,
+      image_index=index,
+      standardized=standardized,
+    )
+    logits = policy.cast_to_output(outputs['logits'])
+    loss = cross_entropy(logits, labels, label_smoothing)
+    return jnp.mean(loss), (logits, new_state)
+
+  (loss, (logits, new_state)), grads = jax.value_and_grad(
+    loss_fn, has_aux=True
+  )(params)
+  hits = jnp.argmax(logits, axis=1) == jnp.argmax(labels, axis=1)
+  metrics = {'loss': loss, 'top_1': jnp.mean(hits.astype(jnp.float32))}
+  return grads, metrics, new_state

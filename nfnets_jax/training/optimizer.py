@@ -64,6 +64,23 @@ def create_optimizer(
     'agc': lambda: _adaptive_grad_clip(clipping, clip_eps, unclipped, depth),
     'global_norm': lambda: optax.clip_by_global_norm(max_norm),
   }
+  check_known('clip', clip, clips)
+  _check_pattern(unclipped)
+  optimizer = _base_optimizer(name, schedule, momentum, weight_decay)
+  if learning_rate_groups is not None:
+    optimizer = optax.chain(
+      optimizer, scale_groups(parse_groups(learning_rate_groups))
+    )
+  if skip_nonfinite:
+    optimizer = _skip_nonfinite(optimizer, skip_nonfinite)
+  # AGC precedes the check, for statistics of skipped steps too; NaN stays NaN.
+  return optax.chain(clips[clip](), optimizer)
+
+
+def _base_optimizer(
+  name: str, schedule: Schedule, momentum: float, weight_decay: float
+) -> optax.GradientTransformation:
+  """Returns an optimizer with its weight decay, without clipping."""
   l2 = optax.add_decayed_weights(weight_decay, decay_mask)
   optimizers = {
     'sgd': lambda: optax.chain(
@@ -97,18 +114,8 @@ def create_optimizer(
       schedule, weight_decay=weight_decay, mask=decay_mask
     ),
   }
-  check_known('clip', clip, clips)
-  _check_pattern(unclipped)
   check_known('name', name, optimizers)
-  optimizer = optimizers[name]()
-  if learning_rate_groups is not None:
-    optimizer = optax.chain(
-      optimizer, scale_groups(parse_groups(learning_rate_groups))
-    )
-  if skip_nonfinite:
-    optimizer = _skip_nonfinite(optimizer, skip_nonfinite)
-  # AGC precedes the check, for statistics of skipped steps too; NaN stays NaN.
-  return optax.chain(clips[clip](), optimizer)
+  return optimizers[name]()
 
 
 def _adaptive_grad_clip(
@@ -173,6 +180,21 @@ def clipping_metrics(opt_state: optax.OptState) -> dict[str, jax.Array]:
     'clipped': clipped / units,
     **{f'clipped_{name}': part.clipped for name, part in parts.items()},
   }
+
+
+def update_metrics(opt_state: optax.OptState) -> dict[str, jax.Array]:
+  """Returns `clipping_metrics`, and those of skipped steps if they are skipped.
+
+  These are `nonfinite`, whether the last gradient was not finite, and
+  `nonfinite_in_a_row`.
+  """
+  metrics = clipping_metrics(opt_state)
+  finite = optax.tree.get(opt_state, 'last_finite')
+  if finite is not None:
+    metrics['nonfinite'] = jnp.logical_not(finite).astype(jnp.float32)
+    in_a_row = optax.tree.get(opt_state, 'notfinite_count')
+    metrics['nonfinite_in_a_row'] = in_a_row
+  return metrics
 
 
 def _part(module: str, depth: Sequence[int]) -> str:

@@ -142,8 +142,8 @@ def compile_train_step(
     )
   if state.model_state and fits.parts > 1:
     progress.say(
-      f'batch normalisation takes statistics of {fits.parts} parts of a '
-      "device's share of a batch; set micro_batches for the same elsewhere"
+      f'batch normalisation uses statistics of {per_device // fits.parts} '
+      f'images; set micro_batches={fits.parts} to get the same elsewhere'
     )
   return parallel.Program(fits.compiled, build.initial_hyperparams(config))
 

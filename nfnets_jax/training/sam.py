@@ -34,14 +34,14 @@ def ascend(
 
 
 def ascent_images(
-  share: int, fraction: float, micro_batches: int
+  batch_size: int, fraction: float, micro_batches: int
 ) -> tuple[int, int]:
   """Returns the numbers of images and micro-batches of the ascent step.
 
   At least one image; several micro-batches are as large as in the descent.
 
   Args:
-    share: per-device batch size, a multiple of `micro_batches`.
+    batch_size: per-device batch size, a multiple of `micro_batches`.
     fraction: requested fraction of it, in (0, 1], else a ValueError is raised.
     micro_batches: number of micro-batches of the descent.
 
@@ -52,8 +52,8 @@ def ascent_images(
     (832, 26)
   """
   check_fraction(fraction)
-  wanted = max(1, round(share * fraction))
-  part = share // micro_batches
+  wanted = max(1, round(batch_size * fraction))
+  part = max(1, batch_size // micro_batches)
   if wanted <= part:
     return wanted, 1
   parts = max(1, round(wanted / part))
@@ -63,6 +63,4 @@ def ascent_images(
 def check_fraction(fraction: float) -> None:
   """Raises a ValueError for an invalid `sam_fraction`."""
   if not 0 < fraction <= 1:
-    raise ValueError(
-      f'sam_fraction {fraction:g} is no part of a batch; use one in (0, 1]'
-    )
+    raise ValueError(f'sam_fraction must be in (0, 1], got {fraction:g}')

@@ -34,6 +34,7 @@ from nfnets_jax.training import (
   programs,
   train_step,
 )
+from nfnets_jax.training import config as configs
 
 
 def train_and_evaluate(
@@ -67,6 +68,7 @@ def train_and_evaluate(
   """
   # Set up.
   workdir = paths.expand_literal(workdir, '--workdir')
+  config = configs.keep_derived(config, workdir)
   check.check_config(config, jax.device_count())
   processes.agree('the config', config.to_json())
   same_run = workdirs.check(workdir, config, allow_config_change)
@@ -78,13 +80,15 @@ def train_and_evaluate(
 
   # Data.
   train_set, test_set = build.load_data(config)
+  config = configs.derive(config, len(train_set), jax.device_count())
+  check.check_batch(config, jax.device_count(), len(train_set))
   epoch_steps = len(train_set) / config.batch_size
   total_steps = build.count_steps(config.epochs, epoch_steps)
   data = build.describe_data(train_set, test_set)
   processes.agree('the data set', data)
   same_run &= workdirs.check_data(workdir, data, allow_config_change)
   report = workdirs.read_report(workdir)
-  processes.agree(f'report.json in {workdir}, a folder to share,', report)
+  processes.agree(f'report.json in {workdir}, to be shared,', report)
   if same_run and report is not None:
     progress.say(f'this run is finished after {report["steps"]} steps')
     return report
@@ -100,11 +104,8 @@ def train_and_evaluate(
     net, optimizer, config.seed, config.data.image_size
   )
   if config.init_from is not None and not begun:
-    first_state = init_from.merge(
-      first_state,
-      init_from.read_weights(config),
-      train_set.num_classes,
-      config.init_new_head,
+    first_state = init_from.initialize(
+      config, first_state, train_set.class_names
     )
   state = parallel.replicate(first_state)
   num_params = hk.data_structures.tree_size(state.params)

@@ -30,9 +30,8 @@ import jmp
 import optax
 
 from nfnets_jax import models
-from nfnets_jax.training import ema, losses, sam
+from nfnets_jax.training import ema, sam
 from nfnets_jax.training import optimizer as optimizers
-from nfnets_jax.training.normalize import normalize
 from nfnets_jax.training.schedules import Schedule
 
 # `image` uint8 `[B, H, W, 3]`, `label` and `mix_label` int32 `[B]`, `ratio`
@@ -86,10 +85,10 @@ def train_step(
   """Makes one update; to be mapped over the devices.
 
   Args:
-    state: the current state.
-    batch: the per-device batch.
+    state: before the update.
+    batch: the per-device batch; `micro_batches` must divide it.
     hyperparams: traced inputs, so that one program serves all values.
-    gradient: `loss_gradient` with its keywords bound.
+    gradient: `losses.loss_gradient` with its keywords bound.
     create_optimizer: `hyperparams` → transformation of gradient to update.
     create_schedule: `hyperparams` → learning rate schedule, for reporting only.
     ema_decay: upper bound of the moving average's decay.
@@ -99,57 +98,36 @@ def train_step(
     axis_name: mapped axis of the devices.
 
   Returns:
-    The new state, and float32 scalars of the whole batch: `loss`, `top_1` (a
-    fraction, against the likelier label of mixed images), `grad_norm` before
-    clipping, `learning_rate` and `optimizer.clipping_metrics`; `nonfinite` and
-    `nonfinite_in_a_row` if the optimizer skips non-finite steps; the sums of
-    `skipped` and `stop` if in the batch.
-
-  Raises:
-    ValueError: if `micro_batches` does not divide the batch.
+    The new state, and float32 means over the whole batch: `loss`, `top_1` (of
+    the likelier label of mixed images); `grad_norm` before clipping,
+    `learning_rate`, `optimizer.update_metrics`, and sums of `_COUNTERS`.
   """
-  key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
   batch, counters = _split_counters(batch)
-  size = batch['image'].shape[0]
-  if size % micro_batches:
-    raise ValueError(
-      f'{size} images cannot be split into {micro_batches} micro-batches; '
-      f'give a divisor of {size}'
-    )
-  first = jax.lax.axis_index(axis_name) * size
-  mean_gradient = functools.partial(accumulate, gradient, key=key, first=first)
-
-  params = state.params
-  if sam_rho is not None:
-    part, parts = _leading(batch, sam_fraction, micro_batches)
-    # Not synchronised over devices.
-    ascent, *_ = mean_gradient(params, state.model_state, part, parts)
+  mean_gradient = functools.partial(
+    accumulate,
+    gradient,
+    key=jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step),
+    first=jax.lax.axis_index(axis_name) * batch['image'].shape[0],
+  )
+  params, model_state = state.params, state.model_state
+  if sam_rho is not None:  # not synchronised over devices
+    part = _leading(batch, sam_fraction, micro_batches)
+    ascent, *_ = mean_gradient(params, model_state, *part)
     params = sam.ascend(params, ascent, sam_rho)
   grads, metrics, model_state = mean_gradient(
-    params, state.model_state, batch, micro_batches
+    params, model_state, batch, micro_batches
   )
   # Average over the whole batch before AGC.
   grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
   model_state = _mean_state(model_state, axis_name)
+  new = apply_gradients(state, grads, create_optimizer(hyperparams), ema_decay)
+  new = _update_model_state(new, model_state, state.step, ema_decay)
   metrics |= jax.lax.psum(jax.tree.map(jnp.sum, counters), axis_name)
-  metrics['grad_norm'] = optimizers.global_norm(grads)
+  metrics |= optimizers.update_metrics(new.opt_state)
   rate = create_schedule(hyperparams)(state.step)
   metrics['learning_rate'] = jnp.asarray(rate, jnp.float32)
-
-  new = apply_gradients(state, grads, create_optimizer(hyperparams), ema_decay)
-  metrics |= optimizers.clipping_metrics(new.opt_state)
-  finite = optax.tree.get(new.opt_state, 'last_finite')
-  if finite is not None:
-    # A skipped step does not change the net's state either.
-    keep = functools.partial(jnp.where, finite)
-    model_state = jax.tree.map(keep, model_state, state.model_state)
-    in_a_row = optax.tree.get(new.opt_state, 'notfinite_count')
-    metrics['nonfinite'] = jnp.logical_not(finite).astype(jnp.float32)
-    metrics['nonfinite_in_a_row'] = in_a_row
-  average = ema.update(
-    state.ema_model_state, model_state, state.step, ema_decay
-  )
-  return new._replace(model_state=model_state, ema_model_state=average), metrics
+  metrics['grad_norm'] = optimizers.global_norm(grads)
+  return new, metrics
 
 
 def accumulate(
@@ -166,11 +144,17 @@ def accumulate(
 
   `model_state` passes from one to the next; without batch normalisation, the
   result is that of the whole batch up to rounding. `first` is the index of the
-  first image in the global batch; `micro_batches` divides the batch.
+  first image in the global batch. Raises a ValueError if `micro_batches` does
+  not divide the batch.
   """
   if micro_batches == 1:
     return gradient(params, model_state, key, batch, first)
-  size = batch['image'].shape[0] // micro_batches
+  size, rest = divmod(batch['image'].shape[0], micro_batches)
+  if rest:
+    raise ValueError(
+      f'{micro_batches} micro-batches do not divide a per-device batch of '
+      f'{batch["image"].shape[0]} images'
+    )
   parts = jax.tree.map(
     lambda x: x.reshape(micro_batches, size, *x.shape[1:]), batch
   )
@@ -194,52 +178,6 @@ def accumulate(
   return *pull_back(grads), metrics, model_state
 
 
-def loss_gradient(
-  params: hk.MutableParams,
-  model_state: hk.MutableState,
-  key: jax.Array,
-  batch: Batch,
-  first: jax.Array,
-  standardized: bool = False,
-  *,
-  net: hk.TransformedWithState,
-  num_classes: int,
-  label_smoothing: float = 0.0,
-  compute_dtype: str = 'float32',
-) -> tuple[hk.MutableParams, Metrics, hk.MutableState]:
-  """Returns a micro-batch's float32 gradient, mean metrics and new state.
-
-  `first` is the index of its first image in the global batch; `params` come
-  from `models.fold` if `standardized`; `label_smoothing` is in [0, 1);
-  `compute_dtype` is one of `DTYPES`. The metrics are `loss` and `top_1`.
-  """
-  policy = create_policy(compute_dtype)
-  images = policy.cast_to_compute(normalize(batch['image']))
-  labels = label_distributions(batch, num_classes)
-  index = first + jnp.arange(images.shape[0], dtype=jnp.int32)
-
-  def loss_fn(params: hk.MutableParams):
-    outputs, new_state = net.apply(
-      params,
-      model_state,
-      key,
-      images,
-      is_training=True,
-      image_index=index,
-      standardized=standardized,
-    )
-    logits = policy.cast_to_output(outputs['logits'])
-    loss = losses.cross_entropy(logits, labels, label_smoothing)
-    return jnp.mean(loss), (logits, new_state)
-
-  (loss, (logits, new_state)), grads = jax.value_and_grad(
-    loss_fn, has_aux=True
-  )(params)
-  hits = jnp.argmax(logits, axis=1) == jnp.argmax(labels, axis=1)
-  metrics = {'loss': loss, 'top_1': jnp.mean(hits.astype(jnp.float32))}
-  return grads, metrics, new_state
-
-
 def apply_gradients(
   state: TrainState,
   grads: hk.MutableParams,
@@ -257,24 +195,19 @@ def apply_gradients(
   )
 
 
-def label_distributions(batch: Batch, num_classes: int) -> jax.Array:
-  """Returns the class probabilities of mixed images, float32 `[B, K]`.
-
-  `label` and `mix_label` are int32 `[B]`; `ratio`, float32 `[B]`, is the weight
-  of `label`, and `mix_label` has the rest.
-
-  Example:
-    >>> batch = {'label': jnp.array([0]), 'mix_label': jnp.array([2]),
-    ...          'ratio': jnp.array([0.75])}
-    >>> label_distributions(batch, 3).tolist()
-    [[0.75, 0.0, 0.25]]
-  """
-  label, mix_label = (
-    jax.nn.one_hot(batch[name], num_classes, dtype=jnp.float32)
-    for name in ('label', 'mix_label')
-  )
-  ratio = batch['ratio'][:, None]
-  return ratio * label + (1 - ratio) * mix_label
+def _update_model_state(
+  new: TrainState,
+  model_state: hk.MutableState,
+  step: jax.Array,
+  ema_decay: float,
+) -> TrainState:
+  """Updates the net's state and its average, unless the step is skipped."""
+  finite = optax.tree.get(new.opt_state, 'last_finite')
+  if finite is not None:
+    keep = functools.partial(jnp.where, finite)
+    model_state = jax.tree.map(keep, model_state, new.model_state)
+  average = ema.update(new.ema_model_state, model_state, step, ema_decay)
+  return new._replace(model_state=model_state, ema_model_state=average)
 
 
 # Compute dtypes; float16 would need loss scaling.

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from nfnets_jax import topologies
-from nfnets_jax.training import estimates, fit
+from nfnets_jax.training import estimates, estimates_table, fit
 
 # Each compiles a training step.
 pytestmark = pytest.mark.thorough
@@ -33,7 +33,7 @@ def test_figures(config, local, whole):
   assert text.startswith('HloModule')
   assert json.loads(json.dumps(result)) == result | {'refused': {}}
   assert result['fits']
-  assert (result['devices'], result['share']) == (8, 16)
+  assert (result['devices'], result['per_device_batch']) == (8, 16)
   assert result['micro_batches'] == 1
   step, evaluation = result['training'], result['evaluation']
   parts = ('arguments', 'outputs', 'temporaries', 'code')
@@ -46,7 +46,7 @@ def test_figures(config, local, whole):
   gradient = step['collective_bytes']
   assert 3 * gradient < step['arguments'] < 4 * gradient
   assert evaluation['collective_bytes'] < gradient / 10
-  printed = estimates.table(result)
+  printed = estimates_table.table(result)
   assert 'It fits into' in printed
   assert max(map(len, printed.splitlines()[2:])) <= 80
   assert f'{step["temporaries"] / 2**30:.3f}' in printed
@@ -62,7 +62,7 @@ def test_what_does_not_fit_names_the_fewest_micro_batches(config, local, whole):
   assert result['remedy']['micro_batches'] == 2
   assert result['remedy']['remat'] is None
   assert result['remedy']['bytes'] < fit.USABLE * memory
-  printed = estimates.table(result)
+  printed = estimates_table.table(result)
   assert 'It does not fit into' in printed
   assert 'micro_batches=2 fits' in printed
   # Left to itself, the run takes them.
@@ -77,7 +77,7 @@ def test_nothing_fits(config, local):
   config.batch_size = 8  # one image a device, so one number of micro-batches
   result, _ = estimates.measure(config, local, 2**16, evaluation=False)
   assert (result['fits'], result['remedy']) == (False, None)
-  assert 'No number of micro-batches fits' in estimates.table(result)
+  assert 'No number of micro-batches fits' in estimates_table.table(result)
 
 
 def test_an_evaluation_that_does_not_fit(config, local, whole):
@@ -89,11 +89,13 @@ def test_an_evaluation_that_does_not_fit(config, local, whole):
   assert not result['fits'] and text.startswith('HloModule')
   assert 'eval_batch_size or data.eval_image_size' in result['reason']
   assert result['training']['total'] == whole[0]['training']['total']
-  assert 'The training step fits' in estimates.table(result)
+  assert 'The training step fits' in estimates_table.table(result)
 
 
 def test_a_device_that_tells_no_memory(config, local):
-  with pytest.raises(ValueError, match='of local does not say .* --memory'):
+  with pytest.raises(
+    ValueError, match='memory of local devices is unknown; give --memory'
+  ):
     estimates.measure(config, local._replace(memory=None))
 
 

@@ -122,10 +122,10 @@ def test_what_a_compiler_says_when_it_refuses(message, expected):
 
 
 @pytest.mark.parametrize(
-  ('share', 'expected'), [(12, [1, 2, 3, 4, 6, 12]), (3, [1, 3]), (1, [1])]
+  ('batch_size', 'expected'), [(12, [1, 2, 3, 4, 6, 12]), (3, [1, 3]), (1, [1])]
 )
-def test_numbers_that_divide_a_share(share, expected):
-  assert fit.valid_micro_batches(share) == expected
+def test_numbers_that_divide_a_batch(batch_size, expected):
+  assert fit.valid_micro_batches(batch_size) == expected
 
 
 def test_batches_that_wait_are_counted():
@@ -144,7 +144,7 @@ def _config(**changes):
 @pytest.mark.parametrize(
   ('count', 'message'),
   [
-    (3, 'the 64 images of each of 8 devices .*; use 2 or 4'),
+    (3, 'the 64 images of each of 8 devices; use 2 or 4'),
     (65, 'use 64'),
     (0, 'use 1'),
   ],

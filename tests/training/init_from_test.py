@@ -1,6 +1,7 @@
 """Runs that start from weights: fine-tuning, and evaluation alone."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -57,13 +58,14 @@ def test_other_classes_get_a_new_head(trained, make_config, tmp_path, said):
   changes = {**HALF, 'data.classes': '5-8', 'init_from': str(folder)}
   changes |= {'optimizer.learning_rate_groups': r'^\w+/~/linear/=1,.=0'}
   changes |= {'epochs': 0.25, 'checkpoint_every_epochs': 0.25}
+  changes |= {'batch_size': None, 'optimizer.learning_rate_per_256': None}
   config = make_config(1, changes)
   # As a run leaves it that is killed before its first checkpoint is whole.
   (tmp_path / 'checkpoints' / '1.orbax-checkpoint-tmp').mkdir(parents=True)
   report = train.train_and_evaluate(config, tmp_path)
-  assert any(
-    'new: NFNet/~/linear, for 4 classes instead of 5' in line for line in said
-  )
+  reason = 'new classifier of 4 classes (it had 5 classes, and the data have 4)'
+  assert any(line.endswith(reason) for line in said)
+  assert report['batch_size'] == 64  # derived, and recorded for a resumption
   assert report['eval_count'] < 180
   before, after = (
     init_from.load_average(folder),
@@ -81,8 +83,9 @@ def test_other_classes_get_a_new_head(trained, make_config, tmp_path, said):
   saved = workdir.read_report(tmp_path)
   (tmp_path / 'report.json').unlink()
   config_file = tmp_path / 'config.json'
-  told = json.loads(config_file.read_text())
-  config_file.write_text(json.dumps({**told, 'init_from': 'gone'}))
+  recorded = json.loads(config_file.read_text())
+  assert recorded['optimizer']['learning_rate_per_256'] == 0.1
+  config_file.write_text(json.dumps({**recorded, 'init_from': 'gone'}))
   config.init_from = 'gone'
   again = train.train_and_evaluate(config, tmp_path)
   assert again['eval_loss'] == saved['eval_loss']
@@ -99,14 +102,64 @@ def test_same_classes_keep_the_head(trained, make_config, said):
   jax.tree.map(np.testing.assert_array_equal, same.params, found.params)
   jax.tree.map(np.testing.assert_array_equal, same.ema_params, found.params)
   head = 'NFNet/~/linear'
-  assert f'; kept: {head}, of 5 classes as well (init_new_head' in said[-1]
-  new = init_from.merge(state, found, 5, new_head=True)
+  assert said[-1].endswith('parameters; kept classifier of 5 classes')
+  new = init_from.merge(state, found, 5, True, 'so')
   np.testing.assert_array_equal(new.params[head]['w'], state.params[head]['w'])
-  assert said[-1].endswith('; new: NFNet/~/linear, for 5 classes')
+  assert said[-1].endswith('; new classifier of 5 classes (so)')
   wrong = {**found.params, 'other': {'w': np.zeros(3, np.float32)}}
   wrong.pop('NFNet/~/final_conv')
   with pytest.raises(ValueError, match=r'(?s)missing: .*left over: other w'):
     init_from.merge(state, weights.Weights('nfnet_tiny', wrong), 5)
+
+
+def _weights(num_classes, names=None):
+  linear = {'b': np.zeros(num_classes)}
+  params = {'NFNet/~/linear': linear}
+  return weights.Weights('nfnet_tiny', params, class_names=names)
+
+
+IDS, NAMES = init_from._imagenet_classes()
+NEW, KEPT = True, False
+
+
+@pytest.mark.parametrize(
+  ('theirs', 'ours', 'choice', 'new', 'reason'),
+  [
+    (('a', 'b'), ['a', 'b'], None, KEPT, 'the 2 classes are the same; .*=True'),
+    (('0', '1'), ['5', '6'], None, NEW, "the classes differ: .*0: '0' -> '5'"),
+    (
+      ('a', 'b'),
+      ['b', 'a'],
+      None,
+      NEW,
+      'differ: .*; init_new_head=False keeps',
+    ),
+    (('a', 'b'), ['b', 'a'], False, KEPT, 'init_new_head is False'),
+    (('a', 'b'), ['a', 'b'], True, NEW, 'init_new_head is True'),
+    (('a', 'b'), ['a', 'b', 'c'], None, NEW, 'had 2 classes, .* data have 3'),
+    (2, ['a', 'b'], None, NEW, 'record no class names; init_new_head=False'),
+    (2, ['a', 'b'], False, KEPT, 'init_new_head is False'),
+    # Released weights have those of ImageNet, by either name.
+    (1000, IDS, None, KEPT, 'the 1000 classes are the same'),
+    (1000, NAMES, None, KEPT, 'the 1000 classes are the same'),
+    (NAMES, IDS, None, KEPT, 'the 1000 classes are the same'),
+    (1000, IDS[::-1], None, NEW, "differ: classes 0: 'n01440764' -> 'n15075"),
+  ],
+)
+def test_the_head_is_new_unless_the_classes_agree(
+  theirs, ours, choice, new, reason
+):
+  named = not isinstance(theirs, int)
+  loaded = _weights(len(theirs), theirs) if named else _weights(theirs)
+  found = init_from.choose_head(loaded, ours, choice)
+  assert found[0] == new
+  assert re.search(reason, found[1])
+
+
+def test_a_head_of_other_size_cannot_be_kept():
+  message = 'init_new_head=False keeps .* 2 classes; the data have 3'
+  with pytest.raises(ValueError, match=message):
+    init_from.choose_head(_weights(2), ['a', 'b', 'c'], False)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def test_no_gradient_no_step():
 
 
 @pytest.mark.parametrize(
-  ('share', 'fraction', 'parts', 'expected'),
+  ('batch_size', 'fraction', 'parts', 'expected'),
   [
     (10, 0.2, 1, (2, 1)),
     (3, 0.2, 1, (1, 1)),
@@ -43,13 +43,13 @@ def test_no_gradient_no_step():
     (64, 0.5, 8, (32, 4)),
   ],
 )
-def test_how_many_images(share, fraction, parts, expected):
-  assert sam.ascent_images(share, fraction, parts) == expected
+def test_how_many_images(batch_size, fraction, parts, expected):
+  assert sam.ascent_images(batch_size, fraction, parts) == expected
 
 
 @pytest.mark.parametrize('fraction', [0, -1, 1.5])
 def test_impossible_fraction(fraction):
-  with pytest.raises(ValueError, match='is no part of a batch'):
+  with pytest.raises(ValueError, match=r'must be in \(0, 1\]'):
     sam.ascent_images(8, fraction, 1)
 
 

@@ -14,6 +14,7 @@ from nfnets_jax.runtime import parallel
 from nfnets_jax.training import (
   build,
   eval_step,
+  losses,
   normalize,
   programs,
   train_step,
@@ -310,7 +311,7 @@ def test_labels_are_weighted_by_the_ratio():
     'mix_label': np.array([1, 2, 0], np.int32),
     'ratio': np.array([0.25, 0.75, 1], np.float32),
   }
-  labels = train_step.label_distributions(batch, 3)
+  labels = losses.label_distributions(batch, 3)
   assert labels.dtype == jnp.float32
   expected = [[0.25, 0.75, 0], [0, 0, 1], [0, 1, 0]]
   np.testing.assert_array_equal(labels, expected)
@@ -330,9 +331,7 @@ def test_step_learns_from_normalised_images_and_both_labels():
   labels = ratio * np.eye(10)[batch['label']]
   labels += (1 - ratio) * np.eye(10)[batch['mix_label']]
   params, _ = net.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), True)
-  gradient = functools.partial(
-    train_step.loss_gradient, net=net, num_classes=10
-  )
+  gradient = functools.partial(losses.loss_gradient, net=net, num_classes=10)
   grads, metrics, _ = jax.jit(gradient)(
     params, {}, jax.random.key(1), batch, jnp.asarray(0)
   )

@@ -437,7 +437,7 @@ def test_unknown_dtypes_are_refused(make_config, field):
     ({'data.worker_type': 'x'}, 'worker_type must be one of threads'),
     (
       {'optimizer.sam_rho': 0.05, 'optimizer.sam_fraction': 2.0},
-      'sam_fraction 2 is no part of a batch',
+      r'sam_fraction must be in \(0, 1\], got 2',
     ),
   ],
 )
