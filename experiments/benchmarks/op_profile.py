@@ -1,6 +1,5 @@
-"""What a compiled program spends its time on, from a profile of it."""
+"""Splits the time of a compiled program by operation, from a profile."""
 
-import collections
 import pathlib
 import re
 import tempfile
@@ -10,60 +9,47 @@ from typing import Any
 
 import jax
 
-# XLA for CPU notes its operations in a profile only if it was asked at start.
+from nfnets_jax import hlo
+
+# XLA:CPU names its operations in a profile only if started with this flag.
 CPU_FLAG = '--xla_cpu_enable_xprof_traceme=true'
 
-_COMPUTATION = re.compile(r'^(?:ENTRY )?%?([\w.\-]+) .*\{$')
-_OPERATION = re.compile(r'^\s+(?:ROOT )?%?([\w.\-]+) = .*')
-_CALLED = re.compile(r'calls=%?([\w.\-]+)')
-_PRODUCT = re.compile(
-  r' (?:convolution|dot)\(|custom_call_target="(?:__cudnn\$conv|__cublas)'
-)
 
+def products(text: str) -> set[str]:
+  """Returns the operations of an HLO text that compute a matrix product.
 
-def products(hlo: str) -> set[str]:
-  """Names the operations of a program that hold a convolution or a product.
-
-  Args:
-    hlo: text of the compiled program.
-
-  Returns:
-    Their names, fusions among them.
+  These are convolutions, dots, calls of cuDNN and cuBLAS, and their fusions.
   """
-  bodies: dict[str, list[str]] = collections.defaultdict(list)
-  body = ''
-  for line in hlo.splitlines():
-    if match := _COMPUTATION.match(line):
-      body = match[1]
-    bodies[body].append(line)
-  hold = {
-    name
-    for name, lines in bodies.items()
-    if any(_PRODUCT.search(line) for line in lines)
+  computations, _ = hlo.parse(text)
+
+  def is_product(x: hlo.Instruction) -> bool:
+    target = r'custom_call_target="(__cudnn\$conv|__cublas)'
+    return x.opcode in ('convolution', 'dot') or bool(
+      re.search(target, x.attributes)
+    )
+
+  hold = {name for name, xs in computations.items() if any(map(is_product, xs))}
+  return {
+    x.name
+    for xs in computations.values()
+    for x in xs
+    if is_product(x)
+    or hold.intersection(re.findall(r'calls=%?([\w.\-]+)', x.attributes))
   }
-  found = set()
-  for lines in bodies.values():
-    for line in lines:
-      if match := _OPERATION.match(line):
-        called = _CALLED.search(line)
-        if _PRODUCT.search(line) or (called and called[1] in hold):
-          found.add(match[1])
-  return found
 
 
-def split(hlo: str, run: Callable[[], Any]) -> dict[str, float] | None:
-  """Profiles a run and tells what its time went to.
+def split(text: str, run: Callable[[], Any]) -> dict[str, float] | None:
+  """Profiles a call and splits its time.
 
   Args:
-    hlo: text of the compiled program.
+    text: HLO text of the compiled program.
     run: runs it once and waits.
 
   Returns:
-    Seconds of the clock: `products`, in which a convolution or a matrix product
-    ran, alone or beside others; `rest`, in which other operations ran;
-    `unnamed`, in which none did that has a name in the profile, such as a
-    product that Eigen shares out over threads. None if the profile of this
-    backend names no operations.
+    Seconds during which a product ran, alone or beside others (`products`),
+    only other operations ran (`rest`), or none that has a name in the profile,
+    such as a product that Eigen splits over threads (`unnamed`). None if the
+    profile of this backend names no operations.
   """
   with tempfile.TemporaryDirectory() as folder:
     with jax.profiler.trace(folder):
@@ -72,24 +58,23 @@ def split(hlo: str, run: Callable[[], Any]) -> dict[str, float] | None:
     if not files:
       return None
     profile = jax.profiler.ProfileData.from_file(str(files[0]))
-  of_products = products(hlo)
-  points: list[tuple[float, int, str]] = []
+  of_products = products(text)
+  events: list[tuple[float, int, str]] = []
   with warnings.catch_warnings():
-    # jaxlib makes a type here for the first time, and Python 3.12 warns of how;
-    # where warnings are errors, the process would be aborted.
+    # Python 3.12 warns of a type that jaxlib makes here; as an error, it would
+    # abort the process.
     warnings.simplefilter('ignore', DeprecationWarning)
     for name, start, duration in _operations(profile):
       kind = 'products' if name in of_products else 'rest'
-      points.append((start, 1, kind))
-      points.append((start + duration, -1, kind))
-  if not points:
+      events += [(start, 1, kind), (start + duration, -1, kind)]
+  if not events:
     return None
-  points.sort()
+  events.sort()
   seconds = {'products': 0.0, 'rest': 0.0, 'unnamed': 0.0}
   active = {'products': 0, 'rest': 0}
-  last = points[0][0]
-  for moment, change, kind in points:
-    state = next((k for k in ('products', 'rest') if active[k]), 'unnamed')
+  last = events[0][0]
+  for moment, change, kind in events:
+    state = next((k for k, count in active.items() if count), 'unnamed')
     seconds[state] += (moment - last) / 1e9
     active[kind] += change
     last = moment
@@ -104,6 +89,6 @@ def _operations(
     for line in plane.lines:
       for event in line.events:
         name = dict(event.stats).get('hlo_op')
-        # A loop spans what runs in it, which has names of its own.
+        # A loop spans the operations in it, which have their own names.
         if isinstance(name, str) and not name.startswith(('while', 'call')):
           yield name, event.start_ns, event.duration_ns
