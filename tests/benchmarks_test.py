@@ -132,7 +132,7 @@ def test_contact_sheet(tmp_path):
   assert 'MixUp 0.2, CutMix, RandAugment 2x5' in printed
   with Image.open(output) as sheet:
     assert sheet.size == (680, 640)
-    assert len(sheet.convert('RGB').getcolors(1_000_000)) > 10
+    assert (np.asarray(sheet.convert('L')) < 255).mean() > 0.3
 
 
 def test_tile_has_one_crop_without_mixing():

@@ -125,7 +125,7 @@ def _start_timm(
     args.what,
     batch=args.batch,
     image_size=size,
-    precision=args.precision,
+    half=args.precision == 'bfloat16',
     agc=config.optimizer.clip == 'agc',
     ema=config.ema_decay > 0,
   )

@@ -127,7 +127,7 @@ def draw(
     figsize=(1.7 * columns, 3.0 * rows + 0.4), layout='constrained'
   )
   figure.suptitle(title)
-  grid = figure.subplots(rows, columns, squeeze=False).flat
+  grid = list(figure.subplots(rows, columns, squeeze=False).flat)
   for axes in grid:
     axes.set_axis_off()
   for axes, image, caption in zip(grid, tiles, captions, strict=False):
