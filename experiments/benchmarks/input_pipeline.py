@@ -141,20 +141,15 @@ def tensorflow_batches(
   """Yields the same as `bare_batches`, by tf.data."""
   from experiments.benchmarks import tf_pipeline
 
-  options: dict[str, Any] = {}
-  if mixed:
-    policy = randaugment.parse_policy(_POLICY)
-    options = {
-      'mixup_alpha': _ALPHA,
-      'cutmix': True,
-      'policy': (policy.num_layers, policy.magnitude),
-    }
+  policy = randaugment.parse_policy(_POLICY)
   return tf_pipeline.batches(
     photos,
     batch_size=_BATCH.value,
     image_size=_SIZE.value,
     threads=threads,
-    **options,
+    mixup_alpha=_ALPHA if mixed else None,
+    cutmix=mixed,
+    policy=(policy.num_layers, policy.magnitude) if mixed else None,
   )
 
 
@@ -189,7 +184,7 @@ def rate(make: Batches, num_batches: int) -> float:
   """Returns images per second, after two batches to warm up."""
   batches = make()
   with contextlib.ExitStack() as stack:
-    if hasattr(batches, 'close'):
+    if hasattr(batches, 'close'):  # not those of tf.data
       stack.callback(batches.close)
     for _ in range(2):
       next(batches)

@@ -1,11 +1,10 @@
 """Compiled work of a net: inference, gradient, training step and its parts."""
 
-import dataclasses
 import functools
 import importlib
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import haiku as hk
 import jax
@@ -24,8 +23,7 @@ KINDS = ('forward', 'gradient', 'step')
 _RECIPES = ('nf_resnet', 'nf_regnet', 'resnet', 'efficientnet')
 
 
-@dataclasses.dataclass
-class Program:
+class Program(NamedTuple):
   """A compiled program.
 
   Attributes:
@@ -33,14 +31,12 @@ class Program:
     compile_seconds: time to trace, lower and compile.
     temporaries: bytes beside arguments and results.
     memory: bytes in all.
-    hlo: returns its HLO text.
   """
 
   run: Callable[[], Any]
   compile_seconds: float
   temporaries: int
   memory: int
-  hlo: Callable[[], str]
 
 
 def recipe(model: str, precision: str) -> config_dict.ConfigDict:
@@ -139,7 +135,7 @@ def _compile(function: Any, *args: Any, donate: bool = False) -> Program:
     return result
 
   need = fit.need(program)
-  return Program(run, seconds, need.temporaries, need.total, program.as_text)
+  return Program(run, seconds, need.temporaries, need.total)
 
 
 def count_macs(config: config_dict.ConfigDict, size: int) -> int:

@@ -1,8 +1,8 @@
-"""The released code's formulation of a net, written anew to measure against.
+"""The released code's formulation of a net, rewritten to measure against.
 
-One `conv_general_dilated` a convolution, with `feature_group_count` for grouped
-ones, weights standardised over their three leading axes, `reduce_window` for
-average pooling, and JAX's own GELU. The values are ours to rounding.
+`conv_general_dilated` for all convolutions, with `feature_group_count`, weights
+standardised over their three leading axes, `reduce_window` for average pooling,
+and JAX's GELU. The values are ours up to rounding.
 """
 
 import contextlib
@@ -18,11 +18,7 @@ from nfnets_jax.models import activations, convolution, layers
 
 @contextlib.contextmanager
 def formulation() -> Iterator[None]:
-  """Makes the nets that are traced inside compute as the released code does.
-
-  Yields:
-    Nothing.
-  """
+  """Makes nets traced inside compute as the released code does."""
   gelu = {'gelu': (jax.nn.gelu, activations.gain('gelu'))}
   with (
     mock.patch.object(convolution, 'conv2d', conv2d),
@@ -42,9 +38,9 @@ def conv2d(
   groups: int = 1,
   padding: str = 'same',
 ) -> jax.Array:
-  """Convolves, as `convolution.conv2d` does."""
+  """Replaces `convolution.conv2d`."""
   if padding != 'same':
-    raise ValueError(f'the released formulation knows no padding {padding!r}')
+    raise ValueError(f'the released code has no padding {padding!r}')
   return lax.conv_general_dilated(
     x,
     w,
@@ -56,20 +52,20 @@ def conv2d(
 
 
 def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
-  """Adds, as `convolution.add_bias` does."""
+  """Replaces `convolution.add_bias`."""
   return x + bias.astype(x.dtype).reshape(1, 1, 1, -1)
 
 
 def pointwise_with_mean(
   x: jax.Array, w: jax.Array, bias: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """Convolves, as `convolution.pointwise_with_mean` does."""
+  """Replaces `convolution.pointwise_with_mean`."""
   y = add_bias(conv2d(x, w), bias)
   return y, jnp.mean(y, axis=(1, 2))
 
 
 def avg_pool(x: jax.Array, size: int) -> jax.Array:
-  """Pools, as `layers.avg_pool` does."""
+  """Replaces `layers.avg_pool`."""
 
   def window_sum(x: jax.Array) -> jax.Array:
     window = (1, size, size, 1)
@@ -81,7 +77,7 @@ def avg_pool(x: jax.Array, size: int) -> jax.Array:
 def standardize_weight(
   w: jax.Array, gain: jax.Array, eps: float = layers.WS_EPS
 ) -> jax.Array:
-  """Standardises, as `layers.standardize_weight` does."""
+  """Replaces `layers.standardize_weight`."""
   fan_in = w.shape[0] * w.shape[1] * w.shape[2]
   mean = jnp.mean(w, axis=(0, 1, 2))
   var = jnp.var(w, axis=(0, 1, 2))

@@ -30,6 +30,7 @@ from nfnets_jax.models import variants
 
 MODELS = tuple(f'nfnet_f{n}' for n in range(7))
 DEVICES = (8, 64, 512, 4096)
+_HEADS = [f'{n:,} devices' for n in DEVICES]
 
 _GRADIENT_BYTES = 4  # per parameter, float32
 _OPERATIONS_PER_MAC = 6
@@ -55,25 +56,23 @@ class System(NamedTuple):
   source: str
 
 
-_H100 = 'H100: 989 TFLOP/s dense bfloat16 at 35 % utilisation (assumed)'
-
+_H100 = System(
+  'H100, NVLink and 400 Gbit/s a GPU',
+  flops=0.35 * 989e12,
+  node=8,
+  inside=450e9,
+  outside=50e9,
+  source='H100: 989 TFLOP/s dense bfloat16 at 35 % utilisation (assumed); 450 '
+  'GB/s inside a node of 8, 50 GB/s a GPU between nodes',
+)
 SYSTEMS = (
-  System(
-    'H100, NVLink and 400 Gbit/s a GPU',
-    flops=0.35 * 989e12,
-    node=8,
-    inside=450e9,
-    outside=50e9,
-    source=f'{_H100}; 450 GB/s inside a node of 8, 50 GB/s a GPU between nodes',
-  ),
-  System(
-    'H100, NVLink and 100 Gbit/s Ethernet a node',
-    flops=0.35 * 989e12,
-    node=8,
-    inside=450e9,
+  _H100,
+  _H100._replace(
+    name='H100, NVLink and 100 Gbit/s Ethernet a node',
     outside=12.5e9 / 8,
-    source=f'{_H100}; 450 GB/s inside a node of 8, 12.5 GB/s a node, that is '
-    '1.6 GB/s a GPU, between nodes',
+    source=_H100.source.replace(
+      '50 GB/s a GPU', '12.5 GB/s a node, that is 1.6 GB/s a GPU,'
+    ),
   ),
   System(
     'TPUv3 cores, torus',
@@ -133,12 +132,8 @@ def reduce_seconds(size: float, system: System, devices: int) -> float:
 def efficiency(compute: float, reduce: float) -> tuple[float, float]:
   """Returns the fraction of time spent on arithmetic.
 
-  Args:
-    compute: seconds of arithmetic in a step.
-    reduce: seconds of its all-reduce.
-
-  Returns:
-    The fraction if one follows the other, and if they fully overlap.
+  Takes the seconds of arithmetic and all-reduce in a step; returns the fraction
+  if one follows the other, and if they fully overlap.
 
   Example:
     >>> efficiency(3.0, 1.0)
@@ -184,14 +179,11 @@ def report(works: Sequence[Work], images: int) -> str:
     sections += [
       f'**{system.name}.** {system.source}.',
       markdown.table(
-        ['variant', *_DEVICE_HEADS],
+        ['variant', *_HEADS],
         [[_short(x.name), *_efficiencies(x, system, images)] for x in works],
       ),
     ]
   return '\n\n'.join(sections) + '\n'
-
-
-_DEVICE_HEADS = [f'{n:,} devices' for n in DEVICES]
 
 
 def _efficiencies(work: Work, system: System, images: int) -> list[str]:
@@ -253,7 +245,7 @@ def compiled_report(results: Sequence[dict[str, Any]]) -> str:
       row.append(f'{100 * fraction:.1f} % ({1000 * (beside + after):.1f} ms)')
     rows.append(row)
   head = ['step', 'images a device', 'arithmetic, ms']
-  head += ['collectives, MB (overlapped)', *_DEVICE_HEADS]
+  head += ['collectives, MB (overlapped)', *_HEADS]
   return markdown.table(head, rows) + '\n'
 
 

@@ -29,7 +29,6 @@ import jax
 from ml_collections import config_dict
 
 from experiments.benchmarks import (
-  op_profile,
   peak,
   released,
   timing,
@@ -74,9 +73,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     for part, program in parts.items():
       measures['parts', part] = functools.partial(timing.seconds, program.run)
     times = timing.in_turn(measures, args.repeats, args.warmup)
-  split = None
-  if program := compiled['ours'].get('step'):
-    split = op_profile.split(program.hlo(), program.run)
+  if args.profile:
+    with jax.profiler.trace(str(args.profile)):
+      for program in compiled['ours'].values():
+        program.run()
   macs = args.batch * count_macs(config, size)
   return {
     **_describe(args, size),
@@ -89,7 +89,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
       name: {kind: times[name, kind] for kind in args.what} for name in names
     },
     'parts': {part: times['parts', part] for part in parts},
-    'split': split,
     'programs': {
       name: {kind: _figures(program) for kind, program in kinds.items()}
       for name, kinds in compiled.items()
@@ -148,8 +147,7 @@ def _describe(args: argparse.Namespace, size: int) -> dict[str, Any]:
 
 
 def _figures(program: Program) -> dict[str, float]:
-  fields = ('compile_seconds', 'temporaries', 'memory')
-  return {field: getattr(program, field) for field in fields}
+  return {k: v for k, v in program._asdict().items() if k != 'run'}
 
 
 def table(x: dict[str, Any]) -> str:
@@ -169,11 +167,6 @@ def table(x: dict[str, Any]) -> str:
   lines += [_row(x, kind, name) for kind in x['flops'] for name in x['seconds']]
   for part, times in x['parts'].items():
     lines.append(f'{_PARTS[part]:24}{timing.columns(times)}')
-  if x['split']:
-    split = ', '.join(f'{k} {v:.3f} s' for k, v in x['split'].items())
-    lines.append(f'one step, profiled: {split}')
-  elif 'step' in x['flops']:
-    lines.append('one step, profiled: this backend names no operations')
   return '\n'.join(lines)
 
 
@@ -220,6 +213,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     '--warmup', type=int, default=2, help='rounds before these'
   )
   parser.add_argument('--json', type=paths.argument, help='output file')
+  parser.add_argument(
+    '--profile', type=paths.argument, help='folder for a profile of our net'
+  )
   args = parser.parse_args(argv)
   args.argv = argv
   try:
@@ -250,10 +246,6 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-  # Before jax starts, or a profile on CPU names no operations.
-  os.environ['XLA_FLAGS'] = (
-    f'{os.environ.get("XLA_FLAGS", "")} {op_profile.CPU_FLAG}'
-  )
   devices.start_or_exit()
   if jax.default_backend() == 'cpu':  # as in training
     host_memory.keep_freed_memory()

@@ -26,16 +26,13 @@ Where measurements and theory disagree:
   * Zero padding thins the border, nearly half of 7×7 pixels, which counts as
     variance where the mean is all there is: without normalisation the variance
     on noise ends at 2·10⁵, and with circular padding at 3·10⁴.
-  * Without normalisation the randomness of all blocks multiplies, to a factor
-    of two in the second moment.
+  * Without normalisation random factors multiply, to 2 in the second moment.
   * Photographs have heavier tails than Gaussians, so E[relu(z)]² < 1/(2π): the
     branches of the batch-normalised net have variance 0.70 to 0.78.
 
-Differences:
-  * The published plots are of a ResNet of 600 layers without SkipInit.
-
 Reference:
-  Brock, De and Smith 2021, figures 1 and 2, https://arxiv.org/abs/2101.08692
+  Brock, De and Smith 2021, figures 1 and 2, https://arxiv.org/abs/2101.08692,
+  of a ResNet of 600 layers without SkipInit
 """
 
 import argparse
@@ -146,14 +143,8 @@ def make_crops(
 ) -> np.ndarray:
   """Returns random crops of photographs in turn, as in training.
 
-  Args:
-    photos: encoded, or uint8 `[H, W, 3]`.
-    count: number of crops.
-    image_size: side in pixels.
-    seed: seed of the crops.
-
-  Returns:
-    Normalised crops `[count, image_size, image_size, 3]`.
+  Photographs are encoded, or uint8 `[H, W, 3]`; crops are normalised,
+  `[count, image_size, image_size, 3]`.
 
   Raises:
     ValueError: if a photograph cannot be decoded.
