@@ -9,6 +9,7 @@ and its last checkpoint is evaluated.
 
 import json
 import os
+import pathlib
 import shutil
 import signal
 import subprocess
@@ -64,6 +65,27 @@ def choose_epochs(rate: float, left: float, images: int) -> float:
   return float(min(200, max(2, int((left - _OVERHEAD) * rate / images))))
 
 
+def train(
+  command: list[str], folder: pathlib.Path
+) -> tuple[str, dict[str, Any]]:
+  """Trains until the end, or stops in time to evaluate the last checkpoint."""
+  stopped = False
+  with subprocess.Popen(command) as process:
+    while process.poll() is None:
+      time.sleep(0.2)
+      if not stopped and common.seconds_left() < _RESERVE:
+        stopped = True
+        process.send_signal(signal.SIGTERM)
+  report = workdirs.read_report(folder)
+  if report is not None:
+    return 'finished', report
+  if not stopped:
+    raise RuntimeError(f'training ended with {process.returncode}')
+  saved = json.loads((folder / 'config.json').read_text())
+  report = evaluate.evaluate_checkpoint(config_dict.ConfigDict(saved), folder)
+  return 'stopped before its end', report
+
+
 def main() -> None:
   """Trains for the remaining time and records the accuracy."""
   flags.FLAGS.mark_as_parsed()  # Grain reads them
@@ -107,21 +129,7 @@ def main() -> None:
     *(f'--config.{field}={value}' for field, value in changes.items()),
   ]
   began = time.monotonic()
-  stopped = False
-  with subprocess.Popen(command) as process:
-    while process.poll() is None:
-      time.sleep(0.2)
-      if not stopped and common.seconds_left() < _RESERVE:
-        stopped = True
-        process.send_signal(signal.SIGTERM)
-  report = workdirs.read_report(folder)
-  status = 'finished'
-  if report is None:
-    if not stopped:
-      raise RuntimeError(f'training ended with {process.returncode}')
-    status = 'stopped before its end'
-    saved = json.loads((folder / 'config.json').read_text())
-    report = evaluate.evaluate_checkpoint(config_dict.ConfigDict(saved), folder)
+  status, report = train(command, folder)
   lines = logbook.read(folder)
   speeds = [x['images_per_second'] for x in lines if 'images_per_second' in x]
   common.add(
