@@ -153,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     output = args.output and paths.expand(args.output, '--output')
     if output:
       paths.existing(output.parent, '--output', 'folder')
-    results = {}
+    results: dict[str, dict[str, Any]] = {}
     for name in args.topology:
       topology = topologies.get(name)
       print(

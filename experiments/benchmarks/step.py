@@ -2,8 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -26,7 +25,7 @@ class Step(NamedTuple):
     batch: arrays `[1, per-device batch, ...]`.
   """
 
-  run: Callable
+  run: Any
   state: steps.TrainState
   batch: steps.Batch
 
