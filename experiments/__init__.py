@@ -1,1 +1,1 @@
-"""Which runs: configs, benchmarks, reports, and what came out."""
+"""Configs of runs, benchmarks, figures and results."""

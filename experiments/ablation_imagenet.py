@@ -1,4 +1,4 @@
-"""The paper's ablation: from an NF-SE-ResNeXt-D to NFNet, row by row.
+"""The paper's ablation: from NF-SE-ResNeXt-D to NFNet, row by row.
 
 Source: Brock et al. 2021, table 2; see nfnet_imagenet.py for the full recipe.
 Command:
@@ -14,22 +14,21 @@ Expected (the paper's top-1 in %, mean of three seeds):
   cutmix            83.6  84.7  85.1  85.7
   default_width     83.1  84.5  85.0  85.5
   batch_norm        83.4  84.4  85.1  85.5
-Whether the paper's batch-normalised row was trained with AGC is not said; here
-it keeps the recipe, and --config.optimizer.clip=None leaves AGC out.
+The paper does not say whether the row `batch_norm` was trained with AGC; here
+it is, unless --config.optimizer.clip=None.
 
 Differences:
-  * In the rows `mixup` and `rand_augment`, MixUp makes every image of a batch,
-    and from `cutmix` on it makes half of them, as the released pipeline does
-    when told of one or of both. The paper does not say how much of a batch
-    MixUp made in those rows.
+  * The paper does not say how many images MixUp mixes. Here, as in the released
+    pipeline, it is all in the rows `mixup` and `rand_augment`, and half from
+    `cutmix` on.
 """
 
 from ml_collections import config_dict
 
 from experiments import arguments, nfnet_imagenet
 
-# Each row adds to the one before; `cutmix` is the full model and recipe. The
-# last two change it: the widths of a ResNet, and batch normalisation.
+# Each row adds to the one before, up to `cutmix`, the full recipe. The last two
+# change one thing each: the widths of a ResNet, and batch normalisation.
 ROWS = (
   'baseline',
   'modified_width',
@@ -45,7 +44,7 @@ _RESNET_WIDTH = (256, 512, 1024, 2048)
 
 
 def get_config(name: str = 'F0,baseline') -> config_dict.ConfigDict:
-  """Expands 'VARIANT,ROW', such as 'F1,mixup', into plain numbers."""
+  """Returns the config of 'VARIANT,ROW', such as 'F1,mixup'."""
   variant, _, row = name.partition(',')
   arguments.check('row', row, ROWS)
   config = nfnet_imagenet.get_config(variant)

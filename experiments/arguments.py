@@ -1,4 +1,4 @@
-"""Arguments of the experiment files, after the colon of `--config`."""
+"""Checks the arguments of experiment files, after the colon of `--config`."""
 
 import difflib
 from collections.abc import Iterable
@@ -7,16 +7,16 @@ from nfnets_jax.models import variants
 
 
 def check(what: str, text: str, known: Iterable[str]) -> None:
-  """Checks the argument of an experiment file, or a part of it.
+  """Checks that an argument, or a part of it, is known.
 
   Args:
-    what: it is, for the message.
-    text: as given after the colon of --config.
-    known: what it may be.
+    what: name of the argument, for the message.
+    text: the argument.
+    known: valid values.
 
   Raises:
-    ValueError: if it is none of them; the message lists them, or the nearest
-      of many.
+    ValueError: if it is unknown; lists the valid values, or similar ones if
+      there are many.
 
   Example:
     >>> check('variant', 'F9', ['F0', 'F1'])
@@ -27,15 +27,15 @@ def check(what: str, text: str, known: Iterable[str]) -> None:
   if text in names:
     return
   few = len(names) < 20
-  near = difflib.get_close_matches(text, names, cutoff=0.75 if few else 0.6)
-  hint = f'did you mean {" or ".join(near)}?' if near else ''
-  if few or not near:
+  similar = difflib.get_close_matches(text, names, cutoff=0.75 if few else 0.6)
+  hint = f'did you mean {" or ".join(similar)}?' if similar else ''
+  if few or not similar:
     hint = f'choose one of {", ".join(names)}' + f' ({hint})' * bool(hint)
   raise ValueError(f'there is no {what} {text!r}; {hint}')
 
 
 def suffixes(family: str) -> list[str]:
-  """Returns what follows the name of a family in those of its variants.
+  """Returns the variants of a family, without its prefix.
 
   Example:
     >>> suffixes('nf_regnet_')[:3]

@@ -1,6 +1,6 @@
-"""A small NFNet on CIFAR-10, for ten minutes on two cores.
+"""A small NFNet on CIFAR-10, in ten minutes on two cores.
 
-Source: the paper has no CIFAR-10; the recipe is its ImageNet recipe, shortened.
+Source: the paper's ImageNet recipe, shortened; it has no CIFAR-10.
 Command:
   python -m nfnets_jax.main --config=experiments/cifar10.py --workdir=DIR
 Expected: see experiments/README.md.
@@ -17,7 +17,7 @@ def get_config() -> config_dict.ConfigDict:
   config.batch_size = 64
   config.eval_batch_size = 400
 
-  # Wide groups and few early pixels: what two cores do best.
+  # Wide groups and few early pixels are fast on CPUs.
   config.model = defaults.model('nfnet_tiny')
   config.model.stem_width = (32,)
   config.model.stem_strides = (2,)
@@ -34,14 +34,14 @@ def get_config() -> config_dict.ConfigDict:
   config.data.crop = 'pad_4'
   config.data.eval_crop = 'resize'
 
-  # Four epochs are too few for mixed images to pay.
+  # Four epochs are too few for mixing to help.
   config.augment.mixup_alpha = None
   config.augment.cutmix = False
 
   config.optimizer.learning_rate_per_256 = 1.0
   config.optimizer.warmup_epochs = 0.5
-  # Three thousand steps are few for what starts at zero, the SkipInit gains and
-  # the biases: with the paper's ε of 0.001 they hardly leave it.
+  # With the paper's ε = 0.001, SkipInit gains and biases, which start at zero,
+  # hardly move in three thousand steps.
   config.optimizer.clipping = 0.1
   config.optimizer.clip_eps = 0.1
   config.optimizer.weight_decay = 5e-4

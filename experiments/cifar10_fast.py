@@ -1,11 +1,11 @@
-"""An NFNet on CIFAR-10 for one GPU and a few minutes.
+"""An NFNet on CIFAR-10, in a few minutes on a GPU.
 
-Source: the paper has no CIFAR-10; F0's block in three stages, with AGC, SGD and
-the average of the weights as in the paper, for 32 pixels and few epochs.
+Source: the paper's block, AGC, SGD and weight average, in three stages for 32
+pixels and few epochs; it has no CIFAR-10.
 Command:
   python -m nfnets_jax.main --config=experiments/cifar10_fast.py --workdir=DIR
-Expected: not run yet; the goal is 96 % in 40 epochs or more. `make gpu` runs it
-for as many epochs as there is time.
+Expected: not run yet; the goal is 96 % in 40 epochs or more. `make gpu` runs as
+many epochs as fit.
 """
 
 from ml_collections import config_dict
@@ -20,7 +20,7 @@ def get_config() -> config_dict.ConfigDict:
   config.eval_batch_size = 1000
   config.micro_batches = 1
 
-  # 0.8 billion multiply-accumulates an image, most of them at 32 and 16 pixels.
+  # 0.8 GMACs, most of them at 32 and 16 pixels.
   config.model = defaults.model('nfnet_tiny')
   config.model.stem_width = (32, 64)
   config.model.stem_strides = (1, 1)
@@ -37,14 +37,14 @@ def get_config() -> config_dict.ConfigDict:
   config.data.eval_image_size = 32
   config.data.crop = 'pad_4'
   config.data.eval_crop = 'resize'
-  # Decoding once: what is left is a crop and a flip.
+  # Decode once; crop and flip remain.
   config.data.in_memory = True
 
   config.augment.cutmix = False
 
   config.optimizer.learning_rate_per_256 = 0.4
   config.optimizer.warmup_epochs = 5.0
-  # Few steps for what starts at zero; see cifar10.py.
+  # As in cifar10.py, for few steps.
   config.optimizer.clipping = 0.1
   config.optimizer.clip_eps = 0.1
   config.optimizer.weight_decay = 5e-4

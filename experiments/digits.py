@@ -1,8 +1,8 @@
-"""A small NFNet on handwritten digits: a minute's proof that all is in place.
+"""A small NFNet on handwritten digits, as a quick test of the installation.
 
-Source: scikit-learn's 1,797 images of 8×8 pixels; every fifth is the test
-split. Command: make train
-Expected: above 98 % top-1 in some two minutes on two cores; see
+Source: scikit-learn's 1,797 images of 8×8 pixels; every fifth is for testing.
+Command: make train
+Expected: above 98 % top-1 in about two minutes on two cores; see
 experiments/README.md.
 """
 
@@ -25,11 +25,11 @@ def get_config() -> config_dict.ConfigDict:
   config.data.eval_image_size = 16
   config.data.crop = 'pad_2'
   config.data.eval_crop = 'resize'
-  config.data.flip = False  # a mirrored 2 is no digit
+  config.data.flip = False  # a mirrored 2 is not a digit
   config.data.in_memory = True
 
-  # Nine hundred steps are few: a higher rate, and a λ and ε that let what
-  # starts at zero, biases and SkipInit gains, grow to its place in time.
+  # Nine hundred steps are few, so a high learning rate, and λ and ε with which
+  # biases and SkipInit gains, which start at zero, can grow in time.
   config.optimizer.learning_rate_per_256 = 1.0
   config.optimizer.clipping = 0.1
   config.optimizer.clip_eps = 0.1

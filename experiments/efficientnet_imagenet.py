@@ -1,11 +1,10 @@
-"""EfficientNets B0 to B8 on ImageNet, the rival of the paper.
+"""EfficientNets B0 to B8 on ImageNet, which the paper compares with.
 
 Source: Tan and Le 2019, https://arxiv.org/abs/1905.11946, section 5.2, with
-RandAugment in place of AutoAugment, as in the results that Brock et al. 2021,
-table 3, compares with; the rest is in
-nfnets_jax/training/config.py. More than two layers of
-RandAugment, MixUp and CutMix do not help these nets, and SGD with a cosine
-hurts them (Brock et al. 2021, appendix).
+RandAugment instead of AutoAugment as in Brock et al. 2021, table 3; the rest is
+in nfnets_jax/training/config.py. More than two layers of RandAugment, MixUp and
+CutMix do not help these nets, and SGD with a cosine hurts them (Brock et al.
+2021, appendix).
 Command:
   python -m nfnets_jax.main --config=experiments/efficientnet_imagenet.py:B0 \
     --workdir=DIR
@@ -15,17 +14,16 @@ cores with 32 images each):
   B5 83.7 / 96.7,  450.5     B6 84.0 / 96.8,  775.7     B7 84.7 / 97.0, 1397.0
 
 Differences from the original code:
-  * Weight decay acts on weights alone; there it also acts on the biases of the
-    squeeze-excite gates and of the classifier.
-  * Batch normalisation takes its statistics over one device's images; there
-    over 128, of several devices. --config.model.cross_replica_axis=devices
-    takes them over all.
+  * Weight decay is on weights only; there also on the biases of squeeze-excite
+    gates and classifier.
+  * Batch normalisation uses the images of one device; there 128, of several
+    devices. --config.model.cross_replica_axis=devices uses all.
   * RandAugment has magnitude 10 for all variants, the default there; its
-    authors take 17 for B5 and 28, which is more than is possible here, for B7
-    and B8.
-  * The batch is 4096; there 2048 by default. The learning rate follows it.
-  * The evaluation's crop leaves 32 pixels out, as there at first; later it
-    left out an eighth, which is the same at 224 pixels.
+    authors use 17 for B5, and 28, which is out of range here, for B7 and B8.
+  * The batch size is 4096, there 2048 by default, with a learning rate
+    proportional to it.
+  * The evaluation crop omits 32 pixels, as there at first; later an eighth,
+    which is the same at 224 pixels.
 """
 
 from ml_collections import config_dict
@@ -36,7 +34,7 @@ from nfnets_jax.training import config as defaults
 
 
 def get_config(name: str = 'B0') -> config_dict.ConfigDict:
-  """Expands a variant, 'B0' to 'B8', into plain numbers."""
+  """Returns the config of a variant, 'B0' to 'B8'."""
   known = [x.upper() for x in arguments.suffixes('efficientnet_')]
   arguments.check('EfficientNet', name.upper(), known)
   model = f'efficientnet_{name.lower()}'

@@ -1,17 +1,16 @@
 """NF-RegNets B0 to B8 on ImageNet.
 
 Source: Brock, De and Smith 2021, https://arxiv.org/abs/2101.08692, and the
-released recipe; the rest is in
-nfnets_jax/training/config.py.
+released recipe; the rest is in nfnets_jax/training/config.py.
 Command:
   python -m nfnets_jax.main --config=experiments/nf_regnet_imagenet.py:B0 \
     --workdir=DIR
-Expected (the predecessor's, top-1 in %, digitised): B0 77.0, B1 78.7, B2 80.0,
-B3 81.2, B4 82.5, B5 83.0. None is published for B6 to B8.
+Expected (that paper's top-1 in %, digitised): B0 77.0, B1 78.7, B2 80.0, B3
+81.2, B4 82.5, B5 83.0; unpublished for B6 to B8.
 
 Differences:
-  * The released recipe ends at B5. For B6 to B8 its rule for the weight decay,
-    1e-5 more with each variant, is continued.
+  * The released recipe ends at B5; B6 to B8 continue its weight decay, 1e-5
+    more for each variant.
 """
 
 from ml_collections import config_dict
@@ -22,7 +21,7 @@ from nfnets_jax.training import config as defaults
 
 
 def get_config(name: str = 'B0') -> config_dict.ConfigDict:
-  """Expands a variant, 'B0' to 'B8', into plain numbers."""
+  """Returns the config of a variant, 'B0' to 'B8'."""
   known = [x.upper() for x in arguments.suffixes('nf_regnet_')]
   arguments.check('NF-RegNet', name.upper(), known)
   model = f'nf_regnet_{name.lower()}'
@@ -33,11 +32,9 @@ def get_config(name: str = 'B0') -> config_dict.ConfigDict:
 
   config.data.image_size = variant.train_size
   config.data.eval_image_size = variant.test_size
-
   config.data.eval_crop = 'crop_resize'
 
   config.optimizer.end_learning_rate = 0.001
-  # The larger the net, the more.
   config.optimizer.weight_decay = 1e-5 * (5 + int(model[-1]))
   config.optimizer.clip = None
 

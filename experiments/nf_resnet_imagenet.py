@@ -1,21 +1,20 @@
-"""NF-ResNets on ImageNet: the predecessor's recipe, or AGC by override.
+"""NF-ResNets on ImageNet, without AGC, or with it by override.
 
 Source: Brock, De and Smith 2021, https://arxiv.org/abs/2101.08692, and the
-recipe that the released code has for its ResNets; the rest is in
-nfnets_jax/training/config.py.
+released recipe for ResNets; the rest is in nfnets_jax/training/config.py.
 Command:
   python -m nfnets_jax.main --config=experiments/nf_resnet_imagenet.py:50 \
     --workdir=DIR
-  For the large batches of Brock et al. 2021, figure 2, besides:
+  For the large batches of Brock et al. 2021, figure 2, add:
     --config.optimizer.clip=agc --config.batch_size=4096
-Expected (the paper's figure 2, top-1 in %, digitised): depth 50 at batch 1024
-76.9 without and 76.95 with AGC, at 4096 below 70 without and 76.7 with; depth
-200 at batch 1024 79.5 without and 79.6 with AGC.
+Expected (Brock et al. 2021, figure 2, top-1 in %, digitised): depth 50 at batch
+size 1024 76.9 without AGC and 76.95 with it, at 4096 below 70 without and 76.7
+with; depth 200 at 1024 79.5 without and 79.6 with.
 
 Differences:
-  * No recipe of these nets is released; this is that of the batch-normalised
-    ones. Stochastic depth keeps the released module's own rate, 0.1, and there
-    is no dropout; the paper does not say what it used.
+  * No recipe for these nets is released; this is that of batch-normalised
+    ResNets. The paper does not give the rates of stochastic depth and dropout;
+    here they are 0.1, the default of the released module, and 0.
 """
 
 from ml_collections import config_dict
@@ -25,7 +24,7 @@ from nfnets_jax.training import config as defaults
 
 
 def get_config(depth: str = '50') -> config_dict.ConfigDict:
-  """Expands a depth, 50, 101, 152, 200, 288 or 600, into plain numbers."""
+  """Returns the config of a depth: 50, 101, 152, 200, 288 or 600."""
   arguments.check('NF-ResNet', depth, arguments.suffixes('nf_resnet'))
   config = defaults.get_config()
   config.epochs = 90.0

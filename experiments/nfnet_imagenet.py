@@ -5,11 +5,11 @@ nfnets_jax/training/config.py.
 Command:
   python -m nfnets_jax.main --config=experiments/nfnet_imagenet.py:F1 \
     --workdir=DIR
-Expected (the paper's; batch 4096, top-1 / top-5 in %, ms a step on 32 TPUv3
-cores with 32 images each):
+Expected (the paper's top-1 / top-5 in %, and ms per step on 32 TPUv3 cores with
+32 images each):
   F0 83.6 / 96.8,   73.3     F1 84.7 / 97.1,  158.5     F2 85.1 / 97.3,  295.8
   F3 85.7 / 97.5,  532.2     F4 85.9 / 97.6, 1033.3     F5 86.0 / 97.6, 1398.5
-F6 is published with SAM only (86.5 / 97.9), F7 not at all.
+F6 is published with SAM only, 86.5 / 97.9, and F7 not at all.
 """
 
 from ml_collections import config_dict
@@ -20,7 +20,7 @@ from nfnets_jax.training import config as defaults
 
 
 def get_config(name: str = 'F0') -> config_dict.ConfigDict:
-  """Expands a variant, 'F0' to 'F7' or 'F0+' to 'F7+', into plain numbers."""
+  """Returns the config of a variant, 'F0' to 'F7' or 'F0+' to 'F7+'."""
   name = name.upper().replace('PLUS', '+')
   known = [f'F{x}'.replace('plus', '+') for x in arguments.suffixes('nfnet_f')]
   arguments.check('NFNet', name, known)

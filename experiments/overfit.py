@@ -1,13 +1,13 @@
-"""A small NFNet learns 256 photographs by heart: can the pipeline be learned?
+"""A small NFNet overfits 256 photographs, as a test of pipeline and training.
 
-Every photograph is another class of ImageNet's thousand. With augmentation and
-regularisation off, a net that does not reach them all has a fault: labels
-that do not belong to their images, a gradient that does not arrive.
+Each photograph is of a different class of ImageNet. Augmentation and
+regularisation are off, so a net that does not fit them all has a bug, such as
+mismatched labels or missing gradients.
 
 Command: make imagenet IMAGENET_DIR=DIR with the tars of a sample, then
   python -m nfnets_jax.main --config=experiments/overfit.py --workdir=DIR
-Expected: above 90 % of the training images right, in some two minutes on two
-cores; see experiments/README.md.
+Expected: training accuracy above 90 % in about two minutes on two cores; see
+experiments/README.md.
 """
 
 from ml_collections import config_dict
@@ -30,7 +30,7 @@ def get_config() -> config_dict.ConfigDict:
   config.model.stochdepth_rate = 0.0
 
   config.data.train_split = 'train[:256]'
-  config.data.test_split = 'train[:256]'  # the very same images
+  config.data.test_split = 'train[:256]'  # the same images
   config.data.image_size = 128
   config.data.eval_image_size = 128
   config.data.crop = 'none'
@@ -42,7 +42,7 @@ def get_config() -> config_dict.ConfigDict:
   config.augment.rand_augment = None
 
   config.optimizer.learning_rate_per_256 = 2.0
-  # As in digits.py: few steps for what starts at zero.
+  # As in digits.py, for few steps.
   config.optimizer.clipping = 0.1
   config.optimizer.clip_eps = 0.1
   config.optimizer.weight_decay = 0.0

@@ -1,11 +1,10 @@
-"""The paper's runs on ImageNet in miniature: every step of it, and few of each.
+"""The paper's runs on ImageNet in miniature, for two cores.
 
-The network, the resolutions, the recipe and the code path are those of
-nfnet_imagenet.py; the batch, the number of images and the length are what two
-cores can afford. Accuracies mean nothing here.
+Network, resolutions, recipe and code path are those of nfnet_imagenet.py, with
+a small batch and few images. Accuracies mean nothing here.
 
 Command: make rehearse-f1
-Expected: three steps of sixteen images, on one to eight devices, in under ten
+Expected: three steps of sixteen images on one to eight devices, in under ten
 minutes on two cores; see experiments/README.md.
 """
 
@@ -15,7 +14,7 @@ from experiments import nfnet_imagenet
 
 
 def get_config(name: str = 'F1') -> config_dict.ConfigDict:
-  """Shrinks the run of a variant, 'F0' to 'F7' or 'F0+' to 'F7+'."""
+  """Returns the config of a variant, 'F0' to 'F7' or 'F0+' to 'F7+'."""
   config = nfnet_imagenet.get_config(name)
   config.epochs = 1.0
   config.batch_size = 16

@@ -1,14 +1,14 @@
-"""Batch-normalised ResNets on ImageNet, the baseline of the paper.
+"""Batch-normalised ResNets on ImageNet, the paper's baseline.
 
-Source: the recipe that the released code has for its ResNets; the rest is in
+Source: the released recipe for ResNets; the rest is in
 nfnets_jax/training/config.py.
 Command:
   python -m nfnets_jax.main --config=experiments/resnet_imagenet.py:50 \
     --workdir=DIR
-  With statistics over all devices instead of each its own, besides:
+  For batch statistics over all devices instead of each alone, add:
     --config.model.cross_replica_axis=devices
-Expected (Brock et al. 2021, figure 2, top-1 in %, digitised): depth 50 76.4
-and depth 200 78.9 at batch 1024.
+Expected (Brock et al. 2021, figure 2, top-1 in %, digitised): 76.4 for depth 50
+and 78.9 for depth 200 at batch size 1024.
 """
 
 from ml_collections import config_dict
@@ -20,10 +20,10 @@ _OTHERS = ('senet50', 'skipinit_resnet50', 'fixup_resnet50')
 
 
 def get_config(depth: str = '50') -> config_dict.ConfigDict:
-  """Expands a depth, 50, 101, 152, 200, 288 or 600, into plain numbers.
+  """Returns the config of a depth: 50, 101, 152, 200, 288 or 600.
 
-  Also 'senet50', and 'skipinit_resnet50' and 'fixup_resnet50', which do not
-  normalise.
+  Also of 'senet50', and of 'skipinit_resnet50' and 'fixup_resnet50', which have
+  no normalisation.
   """
   depth = depth.removeprefix('resnet')
   known = [*arguments.suffixes('resnet'), *_OTHERS]

@@ -18,6 +18,7 @@ from experiments.gpu import (
   record,
   report,
   run,
+  runner,
 )
 from experiments.reproduce import rows
 from nfnets_jax.models import variants
@@ -182,33 +183,30 @@ def test_jobs_measure_in_turn_and_a_failure_stops_none(
   script.write_text(one)
   log = tmp_path / 'turns'
   names = {'a': [script, log], 'b': [script, log], 'c': [tmp_path / 'no.py']}
+  jobs = [runner.Job((x,), waits=True) for x in names]
+  made = runner.Runner(sys.executable, None, 4)
   monkeypatch.setattr(
-    run, 'jobs', lambda part: [run.Job((x,), waits=True) for x in names]
-  )
-  runner = run.Runner(sys.executable, None, 4)
-  monkeypatch.setattr(
-    runner,
-    '_words',
+    made,
+    '_command',
     lambda job: [sys.executable, *map(str, names[job.words[0]])],
   )
-  runner.run_part(2, time.time() + 60)
+  made.run_part(2, jobs, time.time() + 60)
   assert log.read_text() == 'begin end begin end '
   (failed,) = [x for x in common.read(output) if x['what'] == 'failed']
   assert failed['job'] == 'c' and "can't open file" in failed['message']
-  assert 'part 2, c: ended with 2' in runner.failed[0]
+  assert 'part 2, c: ended with 2' in made.failed[0]
   assert (output / 'report.md').exists()
 
 
 def test_a_job_is_stopped_at_its_limit(output, monkeypatch):
-  monkeypatch.setattr(run, '_GRACE', 1.0)
-  monkeypatch.setattr(run, 'jobs', lambda part: [run.Job(('sleep',))])
-  runner = run.Runner(sys.executable, None, 2)
+  monkeypatch.setattr(runner, '_GRACE', 1.0)
+  made = runner.Runner(sys.executable, None, 2)
   words = [sys.executable, '-c', 'import time; time.sleep(60)']
-  monkeypatch.setattr(runner, '_words', lambda job: words)
+  monkeypatch.setattr(made, '_command', lambda job: words)
   began = time.monotonic()
-  runner.run_part(1, time.time() + 2.0)
+  made.run_part(1, [runner.Job(('sleep',))], time.time() + 2.0)
   assert time.monotonic() - began < 10
-  assert 'its limit' in runner.failed[0]
+  assert 'its limit' in made.failed[0]
 
 
 @pytest.mark.slow

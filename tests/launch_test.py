@@ -129,7 +129,7 @@ def test_script_tries_again_and_gives_up(tmp_path, script):
     text=True,
   )
   assert done.returncode == 1
-  assert 'attempt 5 has failed' in done.stderr
+  assert 'attempt 5 failed' in done.stderr
   assert len(log.read_text().splitlines()) == 5
 
 

@@ -26,10 +26,10 @@ def test_lowering_bench(tmp_path):
     text=True,
   )
   assert done.returncode == 0, done.stderr
-  assert '4 images a device in 2 part(s)' in done.stdout
+  assert 'per-device batch 4 in 2 micro-batch(es)' in done.stdout
   figures = json.loads(output.read_text())
   for part in ('shapes', 'trace', 'lower'):
-    clock, cpu = figures[part]
-    assert clock > 0 and cpu > 0
+    wall, cpu = figures[part]
+    assert wall > 0 and cpu > 0
   assert f'StableHLO text: {figures["size"] / 1e6:.1f} MB' in done.stdout
   assert 1e5 < figures['size'] < 1e7

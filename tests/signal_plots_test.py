@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.figures import signal_plots
+from experiments.figures import signal_plots, signal_theory
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -35,13 +35,13 @@ def noise():
 
 def _plain(**overrides):
   overrides = {**_STAGE, 'norm': None, **overrides}
-  return signal_plots.Net('', 'resnet50', signal_plots.predict_plain, overrides)
+  return signal_plots.Net('', 'resnet50', signal_theory.plain, overrides)
 
 
 @pytest.mark.thorough
 def test_normaliser_free_net_grows_as_predicted(noise):
   net = signal_plots.Net(
-    '', 'nf_resnet50', signal_plots.predict_normaliser_free, _STAGE
+    '', 'nf_resnet50', signal_theory.normaliser_free, _STAGE
   )
   measured, predicted = _signals(net, noise)
   assert len(measured.variance) == 5 and len(measured.branch) == 4
@@ -57,7 +57,7 @@ def test_pooled_shortcut_quarters_noise_but_not_pixels_that_agree(noise):
   net = signal_plots.Net(
     '',
     'nfnet_tiny',
-    signal_plots.predict_normaliser_free,
+    signal_theory.normaliser_free,
     {
       'width': (256, 256),
       'depth': (1, 1),
@@ -106,7 +106,7 @@ def test_batch_normalised_net_grows_linearly_and_is_reset(noise):
   net = signal_plots.Net(
     '',
     'resnet50',
-    signal_plots.predict_batch_normalised,
+    signal_theory.batch_normalised,
     {**_STAGE, 'width': (256, 256), 'depth': (3, 2), 'strides': (1, 2)},
   )
   measured, predicted = _signals(net, noise)
@@ -124,10 +124,10 @@ def test_relu_kernel_is_that_of_samples():
   c = 0.6
   y = c * x + math.sqrt(1 - c**2) * y
   sampled = 2 * np.mean(np.maximum(x, 0) * np.maximum(y, 0))
-  assert signal_plots._relu_kernel(c) == pytest.approx(sampled, abs=0.01)
-  assert signal_plots._relu_kernel(1.0) == pytest.approx(1)
+  assert signal_theory.relu_kernel(c) == pytest.approx(sampled, abs=0.01)
+  assert signal_theory.relu_kernel(1.0) == pytest.approx(1)
   z = np.maximum(1.5 + 2 * x, 0)
-  moment, part = signal_plots._rectify(1.5**2, 2.0**2)
+  moment, part = signal_theory.rectify(1.5**2, 2.0**2)
   assert moment == pytest.approx(2 * np.mean(z**2), rel=0.01)
   assert part == pytest.approx(np.mean(z) ** 2 / np.mean(z**2), rel=0.01)
 
@@ -168,7 +168,7 @@ def _check_picture(path):
 
 def test_picture_and_table(tmp_path):
   twos = np.full(17, 2.0)
-  measured = signal_plots.Signal(twos, twos, twos[1:])
+  measured = signal_theory.Signal(twos, twos, twos[1:])
   net = signal_plots.NETS[1]
   predicted = net.predict(net.arguments(), measured)
   figure = signal_plots.draw([net], [measured], [predicted], 'a title')

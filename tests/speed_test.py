@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.benchmarks import op_profile, released, speed
+from experiments.benchmarks import released, speed
 
 
 def _tiny():
@@ -26,7 +26,9 @@ def test_bench_measures_and_writes_everything(tmp_path, capsys):
   file = tmp_path / 'new' / 'tiny.json'
   argv = ['--model=nfnet_tiny', '--batch=2', '--image_size=16', '--repeats=3']
   argv += ['--what', 'forward', 'step', '--peer', 'released']
-  speed.main([*argv, f'--json={file}'])
+  profile = tmp_path / 'profile'
+  speed.main([*argv, f'--json={file}', f'--profile={profile}'])
+  assert list(profile.rglob('*.xplane.pb'))
   found = json.loads(file.read_text())
   table = capsys.readouterr().out
   for name in ('ours', 'released'):
@@ -73,25 +75,6 @@ def test_wrong_arguments_are_named(argv, message, capsys):
   with pytest.raises(SystemExit):
     speed.parse(argv)
   assert message in capsys.readouterr().err
-
-
-def test_products_are_found_in_fusions():
-  hlo = """
-%fused (p: f32[2,2]) -> f32[2,2] {
-  %p = f32[2,2]{1,0} parameter(0)
-  ROOT %dot.1 = f32[2,2]{1,0} dot(%p, %p), lhs_contracting_dims={1}
-}
-%other (p: f32[2,2]) -> f32[2,2] {
-  ROOT %add.1 = f32[2,2]{1,0} add(%p, %p)
-}
-ENTRY %main (x: f32[2,2]) -> f32[2,2] {
-  %x = f32[2,2]{1,0} parameter(0)
-  %fusion.1 = f32[2,2]{1,0} fusion(%x), kind=kCustom, calls=%fused
-  %convolution.2 = f32[2,2]{1,0} convolution(%x, %x), window={}
-  ROOT %fusion.2 = f32[2,2]{1,0} fusion(%x), kind=kLoop, calls=%other
-}
-"""
-  assert op_profile.products(hlo) == {'dot.1', 'fusion.1', 'convolution.2'}
 
 
 @pytest.mark.slow

@@ -468,7 +468,6 @@ def test_what_does_not_fit_is_counted_but_not_run(large):
       compile_seconds=1.0,
       temporaries=0,
       memory=needed,
-      hlo=str,
     )
 
   result = latency._measured(

@@ -1,1 +1,1 @@
-"""Measurements of speed, each against a peer in the same run."""
+"""Speed, measured against a peer in the same run."""

@@ -1,10 +1,10 @@
-"""What TPUs' and GPUs' compilers say of a net, ours beside the released form.
+"""Estimates a net beside the released form by the compilers of TPUs and GPUs.
 
     python -m experiments.benchmarks.compiled --topology=v3:2x2 h100
 
-The forward and the backward pass on one device of each topology, compiled
-without the device. All figures are the compiler's estimates, and the same on
-every machine. `make bench-compiled` installs the compilers.
+Compiles the forward and backward pass for one device of each topology. All
+figures are estimates of the compiler, equal on every machine. `make
+bench-compiled` installs the compilers.
 """
 
 import argparse
@@ -22,11 +22,10 @@ from jax.sharding import SingleDeviceSharding
 from experiments.benchmarks import released
 from nfnets_jax import command_line, hlo, models, paths, topologies
 from nfnets_jax.models import variants
-from nfnets_jax.training import figures, losses, train_step
+from nfnets_jax.training import figures, fit, losses, train_step
 
 _NUM_CLASSES = 1000
-_FORMS = ('released', 'ours')
-# Of the table: the figure, its heading and the unit that it is printed in.
+# Figures with their headings and units.
 _COLUMNS = (
   ('seconds', 'time, ms', 1e-3),
   ('cycles_seconds', 'cycles, ms', 1e-3),
@@ -49,140 +48,122 @@ def measure(
   """Compiles the gradient of a net's mean loss for one device.
 
   Args:
-    name: of the variant.
-    topology: whose first device it is compiled for.
-    form: 'ours', or 'released' for `released.formulation` with parameters that
-      are cast to the dtype of the images, as the released code does.
-    batch: images on the device.
-    image_size: their side in pixels.
+    name: a variant.
+    topology: compiled for its first device.
+    form: 'ours', or 'released' for `released.formulation` with parameters cast
+      to the dtype of the images, as in the released code.
+    batch: number of images.
+    image_size: side in pixels.
     compute_dtype: 'bfloat16' or 'float32'.
 
   Returns:
-    The estimates, None where the compiler makes none: `seconds`, each operation
-    at the larger of its arithmetic's and its memory's time, and
-    `cycles_seconds`, by the cycles of all instructions; `bytes` of its cost
-    analysis, and `traffic`, operands and results of all instructions;
-    `temporaries`, in bytes; and the measured time of `compiling`, in seconds.
+    Estimates, None where the compiler has none: `seconds`, with each operation
+    at the larger of its compute and memory time, and `cycles_seconds`, from the
+    cycles of all instructions; `bytes` of its cost analysis, and `traffic`,
+    operands and results of all instructions; `temporaries` in bytes. Measured:
+    `compiling` in seconds.
   """
   policy = train_step.create_policy(compute_dtype)
-
-  def forward(images: jax.Array) -> dict[str, jax.Array]:
-    return models.create(name, _NUM_CLASSES)(images, is_training=True)
-
-  net = hk.transform_with_state(forward)
+  net = hk.transform_with_state(
+    lambda images: models.create(name, _NUM_CLASSES)(images, is_training=True)
+  )
 
   def loss(params, state, key, images, labels):
     if form == 'released':
       params = policy.cast_to_compute(params)
+    key = jax.random.wrap_key_data(key)
     outputs, state = net.apply(params, state, key, images)
     targets = jax.nn.one_hot(labels, _NUM_CLASSES, dtype=jnp.float32)
     return jnp.mean(losses.cross_entropy(outputs['logits'], targets)), state
 
-  def gradient(params, state, key, images, labels):
-    key = jax.random.wrap_key_data(key)
-    return jax.value_and_grad(loss, has_aux=True)(
-      params, state, key, images, labels
-    )
-
-  shape = (batch, image_size, image_size, 3)
-  params, state = jax.eval_shape(
-    net.init, jax.random.key(0), jnp.zeros((1, *shape[1:]))
-  )
-  arguments = (
-    params,
-    state,
+  size = (image_size, image_size, 3)
+  shapes = (
+    *jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, *size))),
     jax.ShapeDtypeStruct((2,), jnp.uint32),
-    jax.ShapeDtypeStruct(shape, policy.compute_dtype),
+    jax.ShapeDtypeStruct((batch, *size), policy.compute_dtype),
     jax.ShapeDtypeStruct((batch,), jnp.int32),
   )
   device = SingleDeviceSharding(topology.devices[0])
-  arguments = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), arguments
-  )
+  arguments = jax.tree.map(lambda x: x.update(sharding=device), shapes)
+  gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
   began = time.monotonic()
   with (
     released.formulation() if form == 'released' else contextlib.nullcontext()
   ):
-    traced = jax.jit(gradient).trace(*arguments)
-    lowered = traced.lower(lowering_platforms=(topology.platform,))
+    lowered = gradient.trace(*arguments).lower(
+      lowering_platforms=(topology.platform,)
+    )
   compiled = lowered.compile(compiler_options=topology.options or None)
-  compiling = time.monotonic() - began
+  seconds = time.monotonic() - began
   program = hlo.read(compiled.as_text())
-  # A GPU's compiler makes no analysis of costs.
-  costs: Any = compiled.cost_analysis() or {}
+  costs: Any = compiled.cost_analysis() or {}  # a GPU's compiler has none
   clock = topology.kind and topology.kind.clock
-  memory: Any = compiled.memory_analysis()
   return {
     'seconds': figures.optimal_seconds(costs),
     'cycles_seconds': program.cycles / clock if clock else None,
     'bytes': costs.get('bytes accessed'),
     'traffic': program.traffic,
-    'temporaries': memory.temp_size_in_bytes,
-    'compiling': compiling,
+    'temporaries': fit.need(compiled).temporaries,
+    'compiling': seconds,
   }
 
 
-def row(name: str, figures: dict[str, Any], ratio: bool = False) -> str:
-  """Returns a line of the table."""
-  cells = []
-  for key, heading, unit in _COLUMNS:
-    value = figures[key]
-    if value is None:
-      text = ''
-    elif ratio:
-      text = f'{value:.3f}'
-    else:
-      text = f'{value / unit:.2f}'
-    cells.append(f'{text:>{len(heading) + 2}}')
-  return f'{name:10}' + ''.join(cells)
+def row(name: str, cells: Sequence[str]) -> str:
+  """Formats a line of the table."""
+  return f'{name:10}' + ''.join(
+    f'{cell:>{len(heading) + 2}}'
+    for cell, (_, heading, _) in zip(cells, _COLUMNS, strict=True)
+  )
 
 
-def ratios(figures: dict[str, dict[str, Any]]) -> dict[str, float | None]:
-  """Returns our figures divided by the released form's."""
-  ours, peer = figures['ours'], figures['released']
-  return {
-    key: ours[key] / peer[key] if ours[key] and peer[key] else None
-    for key, _, _ in _COLUMNS
-  }
+def cells(figures: dict[str, Any]) -> list[str]:
+  """Formats the figures of a form."""
+  values = [(figures[key], unit) for key, _, unit in _COLUMNS]
+  return ['' if x is None else f'{x / unit:.2f}' for x, unit in values]
+
+
+def ratios(ours: dict[str, Any], peer: dict[str, Any]) -> list[str]:
+  """Formats our figures divided by those of the released form."""
+  pairs = [(ours[key], peer[key]) for key, _, _ in _COLUMNS]
+  return [f'{a / b:.3f}' if a and b else '' for a, b in pairs]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-  """Prints a table for each topology."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument('--name', default='nfnet_f0')
-  parser.add_argument('--batch', type=int, default=32, help='on one device')
+  parser.add_argument('--name', default='nfnet_f0', help='a variant')
+  parser.add_argument('--batch', type=int, default=32, help='per device')
   parser.add_argument(
-    '--image_size', type=int, help='in pixels; default: the training size'
+    '--image_size', type=int, help="pixels (default: variant's training size)"
   )
   parser.add_argument(
     '--dtype', default='bfloat16', choices=('bfloat16', 'float32')
   )
   parser.add_argument('--topology', nargs='+', default=['v3:2x2'])
-  parser.add_argument('--output', help='a JSON file for the figures')
+  parser.add_argument('--output', help='JSON file for the figures')
   args = parser.parse_args(argv)
   with command_line.telling():
-    size = variants.get(args.name).train_size
-    if args.image_size is not None:
-      size = args.image_size
+    size = args.image_size
+    if size is None:
+      size = variants.get(args.name).train_size
     for flag, value in (('batch', args.batch), ('image_size', size)):
       if value < 1:
         raise ValueError(f'--{flag} must be at least 1, got {value}')
     output = args.output and paths.expand(args.output, '--output')
     if output:
       paths.existing(output.parent, '--output', 'folder')
-    results = {}
+    results: dict[str, dict[str, Any]] = {}
     for name in args.topology:
       topology = topologies.get(name)
       print(
         f'{args.name}, {args.batch} images of {size} px, {args.dtype}, one '
         f'device of {name}, jax {jax.__version__}: estimates\n'
-        f'{"":10}' + ''.join(f'  {heading}' for _, heading, _ in _COLUMNS)
+        + row('', [heading for _, heading, _ in _COLUMNS])
       )
-      figures = {}
-      for form in _FORMS:
-        figures[form] = measure(
+      results[name] = {}
+      for form in ('released', 'ours'):
+        results[name][form] = measure(
           args.name,
           topology,
           form=form,
@@ -190,9 +171,12 @@ def main(argv: Sequence[str] | None = None) -> None:
           image_size=size,
           compute_dtype=args.dtype,
         )
-        print(row(form, figures[form]), flush=True)
-      print(row('ratio', ratios(figures), ratio=True) + '\n', flush=True)
-      results[name] = figures
+        print(row(form, cells(results[name][form])), flush=True)
+      print(
+        row('ratio', ratios(results[name]['ours'], results[name]['released']))
+        + '\n',
+        flush=True,
+      )
     if output:
       output.write_text(json.dumps(results, indent=2) + '\n')
 

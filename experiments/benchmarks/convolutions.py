@@ -1,10 +1,10 @@
-r"""Times grouped convolutions beside XLA's own, with both gradients.
+r"""Times grouped convolutions with both gradients, beside XLA's own.
 
   python -m experiments.benchmarks.convolutions --loop
 
-The shapes are those of EfficientNet-B0 at 224 pixels, whose groups have one
-channel, and of NF-RegNets, whose groups have eight. In a loop, such as that
-over micro-batches, XLA for CPU computes in another way; `--loop` times that.
+The shapes are those of EfficientNet-B0 at 224 pixels, with one channel a group,
+and of NF-RegNets, with eight. XLA:CPU compiles loops, such as that over
+micro-batches, differently; `--loop` times the convolutions in one.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from collections.abc import Callable
 import jax
 from jax import lax
 
-from experiments.benchmarks import released
+from experiments.benchmarks import released, timing
 from nfnets_jax import devices
 from nfnets_jax.models import convolution
 
@@ -41,24 +41,18 @@ def measure(
   repeats: int,
   loop: bool,
 ) -> tuple[float, float]:
-  """Times a convolution with its two gradients.
-
-  Args:
-    conv: of inputs, weights, stride and groups.
-    shape: an entry of `_SHAPES`.
-    batch: images in a step.
-    repeats: timed steps.
-    loop: whether two steps run in a loop.
+  """Times a convolution of `(x, w, stride, groups)` with its gradients.
 
   Returns:
-    Median milliseconds of a step, and seconds to compile it.
+    Median milliseconds a step, and seconds to compile.
   """
   px, channels, groups, size, stride = shape
   keys = jax.random.split(jax.random.key(0), 3)
   out = -(-px // stride)
-  xs = jax.random.normal(keys[0], (2, batch, px, px, channels))
+  count = 2 if loop else 1
+  xs = jax.random.normal(keys[0], (count, batch, px, px, channels))
   w = jax.random.normal(keys[1], (size, size, channels // groups, channels))
-  dys = jax.random.normal(keys[2], (2, batch, out, out, channels))
+  dys = jax.random.normal(keys[2], (count, batch, out, out, channels))
 
   def step(x: jax.Array, dy: jax.Array) -> tuple[jax.Array, ...]:
     y, vjp = jax.vjp(lambda x, w: conv(x, w, stride, groups), x, w)
@@ -68,38 +62,32 @@ def measure(
     return lax.map(lambda pair: step(*pair), (xs, dys))
 
   args = (xs, dys) if loop else (xs[0], dys[0])
-  started = time.perf_counter()
-  run = jax.jit(steps if loop else step).lower(*args).compile()
-  compiled = time.perf_counter() - started
-  jax.block_until_ready(run(*args))
-  times = []
-  for _ in range(repeats):
-    started = time.perf_counter()
-    jax.block_until_ready(run(*args))
-    times.append((time.perf_counter() - started) / (2 if loop else 1))
-  return 1e3 * statistics.median(times), compiled
+  began = time.perf_counter()
+  program = jax.jit(steps if loop else step).lower(*args).compile()
+  compile_seconds = time.perf_counter() - began
+
+  def run() -> float:
+    return timing.seconds(lambda: jax.block_until_ready(program(*args)))
+
+  seconds = timing.in_turn({'step': run}, repeats)['step']
+  return 1e3 * statistics.median(seconds) / count, compile_seconds
 
 
 def main() -> None:
-  """Prints a line a shape."""
-  parser = argparse.ArgumentParser(description='Grouped convolutions.')
-  parser.add_argument('--batch', type=int, default=8, help='images in a step')
-  parser.add_argument(
-    '--repeats', type=int, default=5, help='timed steps, after a warm-up'
-  )
-  parser.add_argument(
-    '--loop', action='store_true', help='run the steps in a loop of two'
-  )
+  parser = argparse.ArgumentParser(description='Times grouped convolutions.')
+  parser.add_argument('--batch', type=int, default=8, help='number of images')
+  parser.add_argument('--repeats', type=int, default=5, help='timed steps')
+  parser.add_argument('--loop', action='store_true', help='run two in a loop')
   args = parser.parse_args()
   devices.start_or_exit()
   print('px channels groups kernel stride | ms of conv2d (s to compile), XLA')
   for shape in _SHAPES:
-    found = [
+    results = [
       measure(conv, shape, args.batch, args.repeats, args.loop)
       for conv in (convolution.conv2d, released.conv2d)
     ]
-    figures = '  '.join(f'{ms:9.1f} ({s:.1f})' for ms, s in found)
-    print(*(f'{n:5}' for n in shape), '|', figures, flush=True)
+    text = '  '.join(f'{ms:9.1f} ({s:.1f})' for ms, s in results)
+    print(*(f'{n:5}' for n in shape), '|', text, flush=True)
 
 
 if __name__ == '__main__':

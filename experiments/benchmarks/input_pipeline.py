@@ -3,31 +3,30 @@ r"""Times the input pipeline beside the same in tensorflow, on photographs.
   python -m experiments.benchmarks.input_pipeline --data_dir=DIR
   python -m experiments.benchmarks.input_pipeline --tar=ILSVRC2012_img_train.tar
 
-Each image that comes out is two photographs, decoded, cropped at random,
-resized, flipped and mixed, and then RandAugment 4x10: by the bare pipeline,
-through the loader, and by `tf.data` with the same operations. Beside them, one
-photograph alone, up to its flip. The JPEGs lie in memory, so that no disk
-counts. Then the bare pipeline is timed stage by stage, and what an image of 16
-pixels takes that lies in memory, cropped by `pad_2`, flipped and mixed.
+An image is two photographs, each decoded, cropped, resized and flipped; then
+mixed, and augmented by RandAugment 4x10: by the bare pipeline, through the
+loader, and by `tf.data` with the same operations. A single photograph up to its
+flip is timed too, then each stage of the bare pipeline, and an image of 16
+pixels in memory (`pad_2`, flip, mix). JPEGs are in memory, so no disk counts.
 
-All run in turn, and the ratios are taken round by round. In its turn each makes
-two batches to get going, and then those that are timed; it stops at the end, so
-that nothing it makes ahead is made in another's turn.
+All run in turn, and ratios are taken per round. Each turn warms up with two
+batches and ends with no batch prefetched into another's turn.
 """
 
 import contextlib
-import io
+import functools
 import json
 import os
 import statistics
 import tarfile
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from absl import app, flags
 
+from experiments.benchmarks import timing
 from nfnets_jax import paths
 from nfnets_jax.data import (
   datasets,
@@ -40,22 +39,19 @@ from nfnets_jax.data import (
 )
 
 _NAME = flags.DEFINE_string('name', 'imagenet2012', 'A prepared data set.')
-_DATA_DIR = flags.DEFINE_string('data_dir', None, 'Where data sets are kept.')
-_SPLIT = flags.DEFINE_string('split', 'train', 'Which part of it.')
+_DATA_DIR = flags.DEFINE_string('data_dir', None, 'Folder of the data sets.')
 _TAR = flags.DEFINE_string(
-  'tar', None, 'Read a tar of JPEGs, or of tars of them, instead.'
+  'tar', None, 'A tar of JPEGs, or of tars of JPEGs, instead.'
 )
-_IMAGES = flags.DEFINE_integer('images', 256, 'Photographs to use.')
+_IMAGES = flags.DEFINE_integer('images', 256, 'Number of photographs.')
 _SIZE = flags.DEFINE_integer('image_size', 224, 'Pixels.')
-_BATCH = flags.DEFINE_integer('batch', 32, 'Images in a batch.')
+_BATCH = flags.DEFINE_integer('batch', 32, 'Batch size.')
 _REPEATS = flags.DEFINE_integer('repeats', 7, 'Timed rounds.')
 _THREADS = flags.DEFINE_multi_integer(
-  'threads', None, 'Workers on either side; one, and one a core, by default.'
+  'threads', None, 'Number of workers; by default 1, and the number of cores.'
 )
 _CPU_TIME = flags.DEFINE_bool(
-  'cpu_time',
-  False,
-  'On a busy machine: one thread, and its time on a core, not on the wall.',
+  'cpu_time', False, 'For busy machines: CPU time of one thread.'
 )
 _TENSORFLOW = flags.DEFINE_bool('tensorflow', True, 'Time tf.data too.')
 _OUTPUT = flags.DEFINE_string('output', None, 'A JSON file for the figures.')
@@ -66,28 +62,24 @@ _POLICY = '4x10'
 Batches = Callable[[], Iterator[Any]]
 
 
-def read_tar(path: str) -> Iterator[bytes]:
-  """Yields the files in a tar; a tar inside is opened too."""
-  with tarfile.open(path) as tar:
+def read_tar(file: IO[bytes]) -> Iterator[bytes]:
+  """Yields the files in a tar, and in tars inside."""
+  with tarfile.open(fileobj=file) as tar:
     for member in tar:
-      file = tar.extractfile(member)
-      if file is None:
-        continue
-      if not member.name.endswith('.tar'):
-        yield file.read()
-        continue
-      with tarfile.open(fileobj=io.BytesIO(file.read())) as inner:
-        for member in inner:
-          if (file := inner.extractfile(member)) is not None:
-            yield file.read()
+      if (inner := tar.extractfile(member)) is not None:
+        if member.name.endswith('.tar'):
+          yield from read_tar(inner)
+        else:
+          yield inner.read()
 
 
 def read_photos() -> list[bytes]:
-  """Reads as many JPEGs as the flags ask for."""
+  """Reads the JPEGs chosen by the flags."""
   if _TAR.value:
-    photos = list(read_tar(_TAR.value))[: _IMAGES.value]
+    with paths.existing(_TAR.value, '--tar', 'file').open('rb') as file:
+      photos = list(read_tar(file))[: _IMAGES.value]
   else:
-    dataset = datasets.load(_NAME.value, _SPLIT.value, _DATA_DIR.value)
+    dataset = datasets.load(_NAME.value, 'train', _DATA_DIR.value)
     count = min(_IMAGES.value, len(dataset))
     photos = [dataset.source[i]['image'] for i in range(count)]
   if not photos or not all(isinstance(x, bytes) for x in photos):
@@ -95,155 +87,176 @@ def read_photos() -> list[bytes]:
   return photos
 
 
-def contenders(photos: list[bytes], threads: int) -> dict[str, Batches]:
-  """Returns what makes batches, by name."""
-  whole = transforms.train_transform(
+def bare_batches(photos: list[bytes], mixed: bool) -> Iterator[np.ndarray]:
+  """Yields batches of images, or of photographs up to their flip."""
+  make = (
+    _mixed_transform() if mixed else transforms.train_transform(_SIZE.value)
+  )
+  rng = np.random.default_rng(0)
+  index = 0
+
+  def read(i: int) -> list[transforms.Example]:
+    example = {'image': photos[i % len(photos)], 'label': 0}
+    return [transforms.decode_example(example)]
+
+  while True:
+    images = []
+    for _ in range(_BATCH.value):
+      uniform = rng.random((1, transforms.NUM_DRAWS))
+      first = read(index)
+      second = read(index + 1) if mixed else first
+      images.append(make(first, second, uniform, np.array([index]))['image'])
+      index += 1
+    yield np.concatenate(images)
+
+
+def _mixed_transform() -> transforms.TrainTransform:
+  return transforms.train_transform(
     _SIZE.value, mixup_alpha=_ALPHA, cutmix=True, rand_augment=_POLICY
   )
-  plain = transforms.train_transform(_SIZE.value)
-  dataset = datasets.Dataset(
-    name='photos',
-    split='train',
-    source=[{'image': photo, 'label': 0} for photo in photos],
-    class_names=('photo',),
+
+
+def loader_batches(
+  photos: list[bytes], threads: int, worker_type: workers.WorkerType
+) -> loader.Batches:
+  """Returns the loader's batches of images."""
+  return loader.train_batches(
+    _dataset(photos),
+    batch_size=_BATCH.value,
+    transform=_mixed_transform(),
+    partners=True,
+    seed=0,
+    num_workers=threads if threads > 1 else 0,
+    worker_type=worker_type,
   )
 
-  def bare(make: transforms.TrainTransform) -> Iterator[np.ndarray]:
-    rng = np.random.default_rng(0)
-    place = 0
 
-    def read(i: int) -> list[transforms.Example]:
-      return [transforms.decode_example(dataset.source[i % len(photos)])]
+def _dataset(images: Any) -> datasets.Dataset:
+  source = [{'image': image, 'label': 0} for image in images]
+  return datasets.Dataset('images', 'train', source, ('image',))
 
-    while True:
-      images = []
-      for i in range(place, place + _BATCH.value):
-        uniform = rng.random((1, transforms.NUM_DRAWS))
-        first = read(i)
-        second = read(i + 1) if make is whole else first
-        images.append(make(first, second, uniform, np.array([i]))['image'])
-      place += _BATCH.value
-      yield np.concatenate(images)
 
-  def load(worker_type: workers.WorkerType) -> Iterator[Any]:
-    return loader.train_batches(
-      dataset,
-      batch_size=_BATCH.value,
-      transform=whole,
-      partners=True,
-      seed=0,
-      num_workers=threads if threads > 1 else 0,
-      worker_type=worker_type,
-    )
+def tensorflow_batches(
+  photos: list[bytes], threads: int, mixed: bool
+) -> Iterator[np.ndarray]:
+  """Yields the same as `bare_batches`, by tf.data."""
+  from experiments.benchmarks import tf_pipeline
 
-  found: dict[str, Batches] = {}
-  if threads == 1:
-    found = {
-      'photographs alone': lambda: bare(plain),
-      'pipeline': lambda: bare(whole),
-      'loader': lambda: load('threads'),
+  policy = randaugment.parse_policy(_POLICY)
+  return tf_pipeline.batches(
+    photos,
+    batch_size=_BATCH.value,
+    image_size=_SIZE.value,
+    threads=threads,
+    mixup_alpha=_ALPHA if mixed else None,
+    cutmix=mixed,
+    policy=(policy.num_layers, policy.magnitude) if mixed else None,
+  )
+
+
+def contenders(photos: list[bytes], threads: int) -> dict[str, Batches]:
+  """Returns the makers of batches by name."""
+  load = functools.partial(loader_batches, photos, threads)
+  if threads > 1:
+    result: dict[str, Batches] = {
+      'loader, threads': lambda: load('threads'),
+      'loader, processes': lambda: load('processes'),
     }
   else:
-    found['loader, threads'] = lambda: load('threads')
-    found['loader, processes'] = lambda: load('processes')
+    result = {
+      'photographs alone': lambda: bare_batches(photos, False),
+      'pipeline': lambda: bare_batches(photos, True),
+      'loader': lambda: load('threads'),
+    }
   if _TENSORFLOW.value:
-    from experiments.benchmarks import tf_pipeline
-
-    policy = randaugment.parse_policy(_POLICY)
-
-    def released(mixed: bool) -> Iterator[Any]:
-      return tf_pipeline.batches(
-        photos,
-        batch_size=_BATCH.value,
-        image_size=_SIZE.value,
-        threads=threads,
-        mixup_alpha=_ALPHA if mixed else None,
-        cutmix=mixed,
-        policy=(policy.num_layers, policy.magnitude) if mixed else None,
-      )
-
+    peer = functools.partial(tensorflow_batches, photos, threads)
     if threads == 1:
-      found['tf.data, photographs'] = lambda: released(False)
-    found['tf.data'] = lambda: released(True)
-  return found
+      result['tf.data, photographs'] = lambda: peer(False)
+    result['tf.data'] = lambda: peer(True)
+  return result
 
 
 def clock() -> float:
-  """Seconds, on the wall or on a core."""
+  """Returns wall or CPU seconds."""
   return time.process_time() if _CPU_TIME.value else time.perf_counter()
 
 
-def rate(make: Batches, num_batches: int, batch_size: int) -> float:
-  """Returns images per second, once what works ahead has no more lead."""
+def rate(make: Batches, num_batches: int) -> float:
+  """Returns images per second, after two batches to warm up."""
   batches = make()
   with contextlib.ExitStack() as stack:
-    if hasattr(batches, 'close'):
+    if hasattr(batches, 'close'):  # not those of tf.data
       stack.callback(batches.close)
     for _ in range(2):
       next(batches)
     began = clock()
     for _ in range(num_batches):
       next(batches)
-    return num_batches * batch_size / (clock() - began)
+    return num_batches * _BATCH.value / (clock() - began)
+
+
+def compare(photos: list[bytes], threads: int) -> dict[str, Any]:
+  """Times all contenders in turn and prints a table."""
+  num_batches = max(1, len(photos) // _BATCH.value)
+  rates = timing.in_turn(
+    {
+      name: lambda make=make: rate(make, num_batches) / threads  # type: ignore[misc]
+      for name, make in contenders(photos, threads).items()
+    },
+    _REPEATS.value,
+  )
+  print(f'\n{threads} thread{"s" * (threads > 1)}, images/s a core')
+  print(f'{"":22}{"median":>10}{"min":>9}{"max":>9}')
+  for name, values in rates.items():
+    print(f'{name:22}{timing.columns(values, 0)}')
+  ratios = {
+    f'{ours} / {theirs}': timing.ratios(rates[ours], rates[theirs])
+    for theirs in rates
+    for ours in rates
+    if theirs.startswith('tf.data') and not ours.startswith('tf.data')
+  }
+  for name, values in ratios.items():
+    print(f'{name}: {timing.spread(values, 2)}')
+  return {'images_per_second_per_core': rates, 'ratios': ratios}
 
 
 def stages(photos: list[bytes]) -> dict[str, float]:
-  """Times the parts of an image, in milliseconds, on average.
-
-  Returns:
-    `decode` and `crop, resize, flip` of two photographs, `mix` and
-    `RandAugment`.
-  """
+  """Returns the mean milliseconds of each stage of a mixed image."""
   rng = np.random.default_rng(0)
   policy = randaugment.parse_policy(_POLICY)
   plain = transforms.train_transform(_SIZE.value)
-  times: dict[str, list[float]] = {
-    name: [] for name in ('decode', 'crop, resize, flip', 'mix', 'RandAugment')
-  }
-  for index in range(_REPEATS.value * len(photos)):
+  times = []
+  for i in range(_REPEATS.value * len(photos)):
+    index = np.array([i])
     uniform = rng.random((1, transforms.NUM_DRAWS))
+    draws = (uniform, transforms.numbers_of_second(uniform))
     at = [clock()]
-    pixels = [
-      decode.decode(photos[(index + i) % len(photos)]) for i in range(2)
-    ]
+    pixels = [decode.decode(photos[(i + j) % len(photos)]) for j in range(2)]
     at.append(clock())
+    examples = ([{'image': x, 'label': 0}] for x in pixels)
     first, second = (
-      plain(examples, examples, numbers, np.array([index]))['image']
-      for examples, numbers in zip(
-        ([{'image': x, 'label': 0}] for x in pixels),
-        (uniform, transforms.numbers_of_second(uniform)),
-        strict=True,
-      )
+      plain(example, example, numbers, index)['image']
+      for example, numbers in zip(examples, draws, strict=True)
     )
     at.append(clock())
     numbers = rng.random((1, mixing.NUM_DRAWS))
-    images, _ = mixing.mix(
-      first, second, numbers, np.array([index]), _ALPHA, True
-    )
+    images, _ = mixing.mix(first, second, numbers, index, _ALPHA, True)
     at.append(clock())
     randaugment.rand_augment(images[0], uniform[0], policy)
     at.append(clock())
-    for name, seconds in zip(times, np.diff(at), strict=True):
-      times[name].append(1000 * seconds)
+    times.append(np.diff(at))
   # Means, as operations differ by a factor of a hundred.
-  return {name: statistics.fmean(values) for name, values in times.items()}
+  names = ('decode', 'crop, resize, flip', 'mix', 'RandAugment')
+  return dict(zip(names, (1000 * np.mean(times, 0)).tolist(), strict=True))
 
 
 def small_images(size: int = 16, count: int = 20_000) -> float:
-  """Microseconds of a small image of data in memory, on one core."""
+  """Returns the median microseconds of a small image in memory."""
   rng = np.random.default_rng(0)
   pixels = rng.integers(256, size=(1000, size, size, 3), dtype=np.uint8)
-  dataset = datasets.keep_in_memory(
-    datasets.Dataset(
-      name='noise',
-      split='train',
-      source=[{'image': image, 'label': 0} for image in pixels],
-      class_names=('noise',),
-    )
-  )
   batch_size = 64
   batches = loader.train_batches(
-    dataset,
+    datasets.keep_in_memory(_dataset(pixels)),
     batch_size=batch_size,
     transform=transforms.train_transform(
       size, 'pad_2', mixup_alpha=_ALPHA, cutmix=True
@@ -252,8 +265,8 @@ def small_images(size: int = 16, count: int = 20_000) -> float:
     seed=0,
     num_workers=0,
   )
+  seconds = []
   with contextlib.closing(batches):
-    seconds = []
     for _ in range(count // batch_size):
       began = clock()
       next(batches)
@@ -261,70 +274,29 @@ def small_images(size: int = 16, count: int = 20_000) -> float:
   return 1e6 * statistics.median(seconds) / batch_size
 
 
-def compare(photos: list[bytes], threads: int) -> dict[str, Any]:
-  """Times all contenders in turn and prints a table."""
-  makers = contenders(photos, threads)
-  num_batches = max(1, len(photos) // _BATCH.value)
-  rates: dict[str, list[float]] = {name: [] for name in makers}
-  for repeat in range(_REPEATS.value + 1):
-    for name, make in makers.items():
-      speed = rate(make, num_batches, _BATCH.value)
-      if repeat:  # the first warms up
-        rates[name].append(speed / threads)
-
-  print(
-    f'\n{threads} {"threads" if threads > 1 else "thread"}, images/s a core'
-  )
-  print(f'{"":22}{"median":>9}{"min":>9}{"max":>9}')
-  for name, values in rates.items():
-    print(
-      f'{name:22}{statistics.median(values):9.0f}{min(values):9.0f}'
-      f'{max(values):9.0f}'
-    )
-  ratios: dict[str, list[float]] = {}
-  for theirs in rates:
-    for ours in rates:
-      if theirs.startswith('tf.data') and not ours.startswith('tf.data'):
-        pairs = zip(rates[ours], rates[theirs], strict=True)
-        values = [a / b for a, b in pairs]
-        ratios[f'{ours} / {theirs}'] = values
-        print(
-          f'{ours} / {theirs}: {statistics.median(values):.2f} '
-          f'({min(values):.2f} to {max(values):.2f})'
-        )
-  return {'images_per_second_per_core': rates, 'ratios': ratios}
-
-
 def main(argv: list[str]) -> None:
-  """Prints the tables."""
   del argv
+  cores = len(os.sched_getaffinity(0))
+  counts = _THREADS.value or ([1] if _CPU_TIME.value else sorted({1, cores}))
+  if _CPU_TIME.value and counts != [1]:
+    raise app.UsageError('--cpu_time is for --threads=1')
   photos = read_photos()
   kilobytes = statistics.mean(map(len, photos)) / 1000
   print(
     f'{len(photos)} photographs of {kilobytes:.0f} kB to {_SIZE.value} px, '
     f'batch {_BATCH.value}, {_REPEATS.value} rounds'
   )
-  cores = len(os.sched_getaffinity(0))
-  counts = _THREADS.value or ([1] if _CPU_TIME.value else sorted({1, cores}))
-  if _CPU_TIME.value and counts != [1]:
-    raise app.UsageError('--cpu_time is for --threads=1')
-  results: dict[Any, Any] = {
-    threads: compare(photos, threads) for threads in counts
-  }
+  results: dict[Any, Any] = {x: compare(photos, x) for x in counts}
   parts = results['milliseconds'] = stages(photos)
-  total = sum(parts.values())
   print('\nmilliseconds of an image')
   for name, value in parts.items():
-    print(f'{name:22}{value:9.3f}{100 * value / total:8.1f} %')
-  results['small_microseconds'] = small_images()
-  print(
-    f'\nin memory, 16 px: {results["small_microseconds"]:.1f} microseconds an '
-    'image'
-  )
+    share = 100 * value / sum(parts.values())
+    print(f'{name:22}{value:9.3f}{share:8.1f} %')
+  small = results['small_microseconds'] = small_images()
+  print(f'\nin memory, 16 px: {small:.1f} microseconds an image')
   if _OUTPUT.value:
-    paths.expand(_OUTPUT.value, '--output').write_text(
-      json.dumps(results, indent=2) + '\n'
-    )
+    path = paths.expand(_OUTPUT.value, '--output')
+    path.write_text(json.dumps(results, indent=2) + '\n')
 
 
 if __name__ == '__main__':

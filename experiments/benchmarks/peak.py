@@ -1,10 +1,11 @@
-"""The speed of a large matrix product: what a device can do at best."""
+"""Times a large matrix product, the practical peak of a device."""
 
 import statistics
-import time
 
 import jax
 import jax.numpy as jnp
+
+from experiments.benchmarks import timing
 
 
 def measure_tflops(
@@ -13,12 +14,12 @@ def measure_tflops(
   """Times products of square matrices on one device.
 
   Args:
-    dtype: of the matrices, such as `'bfloat16'`.
+    dtype: dtype of the matrices, such as `'bfloat16'`.
     size: their side; by default 8192, or 2048 on a CPU.
-    repeats: of which the median counts, after a warm-up.
+    repeats: number of timed products, after one to warm up.
 
   Returns:
-    10¹² floating-point operations a second, two for each multiply-accumulate.
+    10¹² floating-point operations per second, two for each multiply-accumulate.
 
   Example:
     >>> measure_tflops('float32', size=64, repeats=3) > 0
@@ -26,13 +27,11 @@ def measure_tflops(
   """
   if size is None:
     size = 2048 if jax.default_backend() == 'cpu' else 8192
-  key = jax.random.key(0)
-  a, b = jax.random.normal(key, (2, size, size), dtype)
+  a, b = jax.random.normal(jax.random.key(0), (2, size, size), dtype)
   product = jax.jit(jnp.matmul)
-  jax.block_until_ready(product(a, b))
-  seconds = []
-  for _ in range(repeats):
-    began = time.perf_counter()
-    jax.block_until_ready(product(a, b))
-    seconds.append(time.perf_counter() - began)
+
+  def run() -> float:
+    return timing.seconds(lambda: jax.block_until_ready(product(a, b)))
+
+  seconds = timing.in_turn({'product': run}, repeats)['product']
   return 2 * size**3 / statistics.median(seconds) / 1e12

@@ -1,8 +1,8 @@
-"""The released code's formulation of a net, written anew to measure against.
+"""The released code's formulation of a net, rewritten to measure against.
 
-One `conv_general_dilated` a convolution, with `feature_group_count` for grouped
-ones, weights standardised over their three leading axes, `reduce_window` for
-average pooling, and JAX's own GELU. The values are ours to rounding.
+`conv_general_dilated` for all convolutions, with `feature_group_count`, weights
+standardised over their three leading axes, `reduce_window` for average pooling,
+and JAX's GELU. The values are ours up to rounding.
 """
 
 import contextlib
@@ -23,11 +23,7 @@ from nfnets_jax.models import (
 
 @contextlib.contextmanager
 def formulation() -> Iterator[None]:
-  """Makes the nets that are traced inside compute as the released code does.
-
-  Yields:
-    Nothing.
-  """
+  """Makes nets traced inside compute as the released code does."""
   gelu = {'gelu': (jax.nn.gelu, activations.gain('gelu'))}
   with (
     mock.patch.object(convolution, 'conv2d', conv2d),
@@ -49,9 +45,9 @@ def conv2d(
   groups: int = 1,
   padding: str = 'same',
 ) -> jax.Array:
-  """Convolves, as `convolution.conv2d` does."""
+  """Replaces `convolution.conv2d`."""
   if padding != 'same':
-    raise ValueError(f'the released formulation knows no padding {padding!r}')
+    raise ValueError(f'the released code has no padding {padding!r}')
   return lax.conv_general_dilated(
     x,
     w,
@@ -63,14 +59,14 @@ def conv2d(
 
 
 def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
-  """Adds, as `convolution.add_bias` does."""
+  """Replaces `convolution.add_bias`."""
   return x + bias.astype(x.dtype).reshape(1, 1, 1, -1)
 
 
 def pointwise_with_mean(
   x: jax.Array, w: jax.Array, bias: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """Convolves, as `convolution.pointwise_with_mean` does."""
+  """Replaces `convolution.pointwise_with_mean`."""
   y = add_bias(conv2d(x, w), bias)
   return y, jnp.mean(y, axis=(1, 2))
 

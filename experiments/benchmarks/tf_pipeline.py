@@ -1,10 +1,9 @@
-"""The released input pipeline in tensorflow, as the peer of a bench.
+"""The released input pipeline in tensorflow, to measure against.
 
-The same pixels by the same steps: a random box of the JPEG is decoded, resized
-and flipped, perhaps mixed with another by MixUp or CutMix, and then perhaps
-RandAugment follows, with the arguments and the oddities that
-`nfnets_jax.data.operations` names. Written anew from what those do; a test
-holds the two together.
+A random box of the JPEG is decoded, resized and flipped, then optionally mixed
+with another by MixUp or CutMix and augmented by RandAugment, with the arguments
+and peculiarities of `nfnets_jax.data.operations`. Rewritten; a test compares
+the two.
 """
 
 import functools
@@ -35,10 +34,10 @@ def batches(
     photos: JPEGs.
     batch_size: B.
     image_size: px.
-    threads: how many work at a time.
-    mixup_alpha: α of MixUp; None for none.
-    cutmix: whether there is CutMix; with both, a fair coin decides.
-    policy: layers and magnitude of RandAugment; None for none.
+    threads: number of threads.
+    mixup_alpha: α of MixUp; None is off.
+    cutmix: whether to use CutMix; with MixUp, each with probability 1/2.
+    policy: number of layers and magnitude of RandAugment; None is off.
   """
 
   def photograph(encoded: Any) -> Any:
@@ -69,7 +68,7 @@ def batches(
 
 
 def decode_random_crop(encoded: Any) -> Any:
-  """Draws a box and decodes what is in it, uint8 `[h, w, 3]`."""
+  """Decodes a random box, uint8 `[h, w, 3]`."""
   top_left, size, _ = tf.image.sample_distorted_bounding_box(
     tf.image.extract_jpeg_shape(encoded),
     bounding_boxes=tf.constant([[[0.0, 0.0, 1.0, 1.0]]]),
@@ -84,7 +83,7 @@ def decode_random_crop(encoded: Any) -> Any:
 
 
 def resize(image: Any, px: int) -> Any:
-  """Resizes `[h, w, 3]` to uint8 `[px, px, 3]` by the released kernel."""
+  """Resizes `[h, w, 3]` to uint8 `[px, px, 3]` as released."""
   levels = tf.raw_ops.ResizeBicubic(
     images=image[None], size=(px, px), half_pixel_centers=True
   )
@@ -96,7 +95,7 @@ def mix(first: Any, second: Any, alpha: float | None, cutmix: bool) -> Any:
 
   def blend() -> Any:
     gamma = tf.random.gamma((2,), alpha)
-    # Both may be 0 in float32.
+    # Both can be 0 in float32.
     ratio = tf.math.divide_no_nan(gamma[0], gamma[0] + gamma[1])
     pixels = [tf.cast(image, tf.float32) for image in (first, second)]
     pixels = ratio * pixels[0] + (1 - ratio) * pixels[1]
@@ -201,7 +200,7 @@ def _sharpness(image: Any, factor: float) -> Any:
 
 
 def _affine(image: Any, *coefficients: Any) -> Any:
-  """Moves pixels: (x, y) is taken from (a x + b y + c, d x + e y + f)."""
+  """Maps output pixel (x, y) to input (a x + b y + c, d x + e y + f)."""
   moved = tf.raw_ops.ImageProjectiveTransformV3(
     images=image[None],
     transforms=tf.stack(
@@ -235,7 +234,7 @@ def _cutout(image: Any, half: float, center: Any) -> Any:
   return tf.where(box, tf.constant(_FILL, tf.uint8), image)
 
 
-# Each takes the image, its argument, and the middle (y, x) of Cutout's box.
+# Functions of the image, the argument, and the centre (y, x) of Cutout's box.
 OPERATIONS: dict[str, Callable[[Any, Any, Any], Any]] = {
   'AutoContrast': lambda image, x, center: _auto_contrast(image),
   'Equalize': lambda image, x, center: _equalize(image),

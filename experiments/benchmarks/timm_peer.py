@@ -1,4 +1,4 @@
-"""timm's nets in PyTorch, in a process of their own."""
+"""timm's nets in PyTorch, in another process."""
 
 import json
 import os
@@ -6,7 +6,7 @@ import pathlib
 import subprocess
 from typing import Any
 
-# What timm calls our nets; its `resnetv2` is the pre-activation ResNet.
+# timm's names of our nets; `resnetv2` is the pre-activation ResNet.
 NAMES = {
   'resnet50': 'resnetv2_50',
   'resnet101': 'resnetv2_101',
@@ -15,31 +15,29 @@ NAMES = {
   **{f'nf_regnet_b{i}': f'nf_regnet_b{i}' for i in range(6)},
   **{f'efficientnet_b{i}': f'tf_efficientnet_b{i}' for i in range(9)},
 }
-_LAYOUTS = ('contiguous', 'channels_last')
 
 
 class Peer:
-  """A net that makes a step at a time.
+  """A net that runs work on demand.
 
   Attributes:
-    about: versions, threads, device and number of parameters.
-    layout: the faster form of memory of each kind of work.
+    about: name, versions, threads, device and number of parameters.
+    layout: the faster memory layout for each kind of work.
   """
 
   def __init__(
     self, python: str, model: str, kinds: list[str], **task: Any
   ) -> None:
-    """Starts it and finds the faster layouts.
+    """Starts the process and finds the faster layouts.
 
     Args:
       python: interpreter with torch and timm.
-      model: our name, one of `NAMES`.
-      kinds: of work, of 'forward', 'gradient' and 'step'.
-      **task: what `timm_worker.py` takes: `batch`, `image_size`, `precision`,
-        and whether the step has `agc` and `ema`.
+      model: one of `NAMES`.
+      kinds: some of 'forward', 'gradient' and 'step'.
+      **task: arguments of `timm_worker.Net` other than the name.
 
     Raises:
-      RuntimeError: if it does not start; what it said is on stderr.
+      RuntimeError: if it does not start; its own message is on stderr.
     """
     self._python = python
     program = pathlib.Path(__file__).with_name('timm_worker.py')
@@ -65,13 +63,13 @@ class Peer:
 
   def _find_layout(self, kind: str) -> str:
     best = {}
-    for layout in _LAYOUTS:
-      self._run(kind, layout)
+    for layout in ('contiguous', 'channels_last'):
+      self._run(kind, layout)  # warms up
       best[layout] = min(self._run(kind, layout) for _ in range(2))
     return min(best, key=best.__getitem__)
 
   def run(self, kind: str) -> float:
-    """Does a kind of work once and returns its seconds."""
+    """Runs a kind of work once and returns its seconds."""
     return self._run(kind, self.layout[kind])
 
   def _run(self, kind: str, layout: str) -> float:
@@ -90,6 +88,6 @@ class Peer:
     return json.loads(line)
 
   def close(self) -> None:
-    """Ends the process."""
+    """Kills the process."""
     self._process.kill()
     self._process.communicate()

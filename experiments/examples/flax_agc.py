@@ -1,15 +1,14 @@
 """A Flax ResNet without normalisation on digits, with AGC and without.
 
-Source: the claim of Brock et al. 2021, section 4, that clipping lets a net
-without normalisation train at rates at which it would diverge; here with AGC
-alone, in another library.
+Source: Brock et al. 2021, section 4: with clipping, a net without normalisation
+trains at learning rates at which it would diverge.
 Command:
   python -m experiments.examples.flax_agc --output=docs/flax_agc.png
-Expected: without clipping the net diverges at a rate of some 0.1; see
+Expected: without clipping the net diverges at a rate of about 0.1; see
 experiments/README.md.
 
-Rates are doubled until the net without AGC diverges, with all seeds; then the
-same rate is run with AGC. λ is the paper's for large batches.
+The rate is doubled until the net without AGC diverges with all seeds. λ is the
+paper's for large batches.
 """
 
 import argparse
@@ -22,7 +21,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import matplotlib
+import matplotlib.figure
 import numpy as np
 import optax
 from sklearn import datasets
@@ -74,34 +73,31 @@ def _data() -> tuple[np.ndarray, ...]:
 def train(
   learning_rate: float, clipping: float | None, seed: int, steps: int = _STEPS
 ) -> tuple[list[float], float]:
-  """Trains a net.
+  """Trains a net by SGD with momentum 0.9.
 
   Args:
-    learning_rate: constant, of SGD with momentum 0.9.
+    learning_rate: constant learning rate.
     clipping: λ, or None for no clipping.
-    seed: of parameters and batches.
-    steps: of 128 images.
+    seed: seed of parameters and batches.
+    steps: number of steps of 128 images.
 
   Returns:
-    The loss of each step, and the fraction of the test images that are right.
+    The loss of each step, and the test accuracy.
   """
   images, labels, test_images, test_labels = _data()
   net = ResNet()
   params = net.init(jax.random.key(seed), images[:1])
-  clip = (
-    optax.identity()
-    if clipping is None
-    else adaptive_grad_clip(clipping, _EPS, exclude=is_head)
-  )
+  clip = optax.identity()
+  if clipping is not None:
+    clip = adaptive_grad_clip(clipping, _EPS, exclude=is_head)
   optimizer = optax.chain(clip, optax.sgd(learning_rate, momentum=0.9))
   state = optimizer.init(params)
 
   @functools.partial(jax.jit, donate_argnums=(0, 1))
   def step(params: Any, state: Any, x: jax.Array, y: jax.Array) -> Any:
     def loss_fn(params: Any) -> jax.Array:
-      losses = optax.softmax_cross_entropy_with_integer_labels(
-        net.apply(params, x), y
-      )
+      logits = net.apply(params, x)
+      losses = optax.softmax_cross_entropy_with_integer_labels(logits, y)
       return jnp.mean(losses)
 
     loss, grads = jax.value_and_grad(loss_fn)(params)
@@ -111,23 +107,17 @@ def train(
   rng = np.random.default_rng(seed)
   losses = []
   for _ in range(steps):
-    chosen = rng.integers(len(labels), size=_BATCH)
-    params, state, loss = step(params, state, images[chosen], labels[chosen])
+    batch = rng.integers(len(labels), size=_BATCH)
+    params, state, loss = step(params, state, images[batch], labels[batch])
     losses.append(float(loss))
   logits = jax.jit(net.apply)(params, test_images)
   return losses, float(np.mean(np.argmax(logits, 1) == test_labels))
 
 
 def diverged(losses: Sequence[float]) -> bool:
-  """Tells whether a run blew up, or ended where it began.
+  """Returns whether a run blew up, or ended no better than chance.
 
-  Args:
-    losses: of each step.
-
-  Returns:
-    Whether a loss is no number or ten times that of chance, or those of the
-    last twenty steps are on average no better than chance: too large a step
-    leaves no rectifier of some layer active, and then nothing moves any more.
+  Too large a step can leave all units of a layer inactive for good.
   """
   chance = math.log(10)
   last = losses[-20:]
@@ -137,68 +127,59 @@ def diverged(losses: Sequence[float]) -> bool:
   )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-  """Finds the rate, runs both, prints a table and draws the curves.
+Runs = list[tuple[list[float], float]]
 
-  Args:
-    argv: arguments; None takes those of the process.
-  """
+
+def main(argv: Sequence[str] | None = None) -> None:
   parser = argparse.ArgumentParser(description=(__doc__ or '').split('\n')[0])
-  parser.add_argument('--output', type=paths.argument, help='a PNG')
-  parser.add_argument('--seeds', type=int, default=3)
+  parser.add_argument('--output', type=paths.argument, help='a PNG file')
+  parser.add_argument('--seeds', type=int, default=3, help='number of seeds')
   parser.add_argument('--first_rate', type=float, default=0.008)
   args = parser.parse_args(argv)
   devices.start_or_exit()
-  rate, found = args.first_rate, False
-  results: dict[tuple[float, bool], list[tuple[list[float], float]]] = {}
-  while not found and rate < 100:
-    for clips in (False, True):
-      results[rate, clips] = [
-        train(rate, _CLIPPING if clips else None, seed)
-        for seed in range(args.seeds)
-      ]
-      runs = results[rate, clips]
-      print(
-        f'rate {rate:g}, {"AGC" if clips else "no clipping"}: test top-1 '
-        + ', '.join(f'{100 * accuracy:.1f} %' for _, accuracy in runs)
-        + f'; largest loss {_largest(runs):.3g}'
-        + f'; {sum(diverged(losses) for losses, _ in runs)} of {len(runs)} '
-        'diverged',
-        flush=True,
-      )
-    found = all(diverged(losses) for losses, _ in results[rate, False])
-    rate = rate if found else 2 * rate
+  rate = args.first_rate
+  while rate < 100:
+    results: dict[str, Runs] = {}
+    for name, clipping in (('no clipping', None), ('AGC', _CLIPPING)):
+      results[name] = [train(rate, clipping, x) for x in range(args.seeds)]
+      _print(f'rate {rate:g}, {name}', results[name])
+    if all(diverged(losses) for losses, _ in results['no clipping']):
+      break
+    rate *= 2
   if args.output:
-    _draw(args.output, rate, results[rate, False], results[rate, True])
+    _draw(args.output, rate, results)
 
 
-def _largest(runs: list[tuple[list[float], float]]) -> float:
-  return max(x for losses, _ in runs for x in losses if not math.isnan(x))
+def _print(name: str, runs: Runs) -> None:
+  accuracies = ', '.join(f'{100 * accuracy:.1f} %' for _, accuracy in runs)
+  largest = max(x for losses, _ in runs for x in losses if not math.isnan(x))
+  count = sum(diverged(losses) for losses, _ in runs)
+  print(
+    f'{name}: test top-1 {accuracies}; largest loss {largest:.3g}; {count} of '
+    f'{len(runs)} diverged',
+    flush=True,
+  )
 
 
-def _draw(path: pathlib.Path, rate: float, plain: list, clipped: list) -> None:
-  matplotlib.use('agg')
-  from matplotlib import pyplot as plt
-
-  figure, axis = plt.subplots(figsize=(6, 3.5), layout='constrained')
-  for runs, color, label in (
-    (plain, 'tab:red', 'without clipping'),
-    (clipped, 'tab:blue', f'AGC, λ = {_CLIPPING}'),
+def _draw(path: pathlib.Path, rate: float, results: dict[str, Runs]) -> None:
+  figure = matplotlib.figure.Figure(figsize=(6, 3.5), layout='constrained')
+  axes = figure.subplots()
+  for (name, runs), color in zip(
+    results.items(), ('tab:red', 'tab:blue'), strict=True
   ):
     for i, (losses, _) in enumerate(runs):
       shown = [min(x, 1e3) if math.isfinite(x) else 1e3 for x in losses]
-      axis.plot(shown, color=color, lw=1, label=label if i == 0 else None)
-  axis.axhline(math.log(10), color='grey', lw=0.5)
-  axis.set(
+      axes.plot(shown, color=color, lw=1, label=None if i else name)
+  axes.axhline(math.log(10), color='grey', lw=0.5)
+  axes.set(
     xlabel='step',
-    ylabel='training loss (1000 = more, or no number)',
+    ylabel='training loss (1000: larger or not finite)',
     yscale='log',
     title=f'Flax ResNet without normalisation, digits, rate {rate:g}',
   )
-  axis.legend()
+  axes.legend()
   path.parent.mkdir(parents=True, exist_ok=True)
   figure.savefig(path, dpi=100)
-  plt.close(figure)
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-r"""Draws the curves of several runs into one picture.
+r"""Draws the curves of several runs in one picture.
 
 python -m experiments.figures.compare_curves --output=curves.png NAME=WORKDIR …
 """
@@ -13,14 +13,14 @@ from nfnets_jax.runtime import logbook
 
 
 def draw(runs: dict[str, pathlib.Path], output: pathlib.Path) -> None:
-  """Draws training loss and test accuracy of all runs over the steps.
+  """Draws training loss and test accuracy over the steps.
 
   Args:
-    runs: folders of runs, by the name to show.
-    output: the picture, PNG.
+    runs: work directories by label.
+    output: a PNG file.
 
   Raises:
-    ValueError: if a folder has no evaluated run.
+    ValueError: if a work directory has no evaluated run.
   """
   figure = matplotlib.figure.Figure(figsize=(9, 3.5), layout='constrained')
   loss, accuracy = figure.subplots(1, 2)
@@ -31,10 +31,8 @@ def draw(runs: dict[str, pathlib.Path], output: pathlib.Path) -> None:
     if not train or not test:
       raise ValueError(f'there is no evaluated run in {workdir}; train first')
     loss.plot([x['step'] for x in train], [x['loss'] for x in train])
-    steps = [x['step'] for x in test]
-    accuracy.plot(
-      steps, [100 * x['eval_top_1'] for x in test], marker='o', label=name
-    )
+    top_1 = [100 * x['eval_top_1'] for x in test]
+    accuracy.plot([x['step'] for x in test], top_1, marker='o', label=name)
   loss.set(title='training loss', xlabel='step', ylabel='nats')
   accuracy.set(title='test top-1', xlabel='step', ylabel='%')
   accuracy.legend()
@@ -45,20 +43,18 @@ def draw(runs: dict[str, pathlib.Path], output: pathlib.Path) -> None:
 
 
 def main() -> None:
-  """Draws what the command line names."""
-  parser = argparse.ArgumentParser(description='Curves of runs in one picture.')
+  parser = argparse.ArgumentParser(description='Compares the curves of runs.')
   parser.add_argument('--output', type=paths.argument, default='curves.png')
   parser.add_argument('runs', nargs='+', metavar='NAME=WORKDIR')
   args = parser.parse_args()
   runs = {}
-  for run in args.runs:
-    name, _, workdir = run.partition('=')
-    if not workdir:
-      parser.error(f'{run!r} is not of the form NAME=WORKDIR')
-    runs[name] = workdir
   try:
-    folders = {k: paths.expand(v, k) for k, v in runs.items()}
-    draw(folders, args.output)
+    for run in args.runs:
+      name, _, workdir = run.partition('=')
+      if not workdir:
+        parser.error(f'{run!r} is not of the form NAME=WORKDIR')
+      runs[name] = paths.expand(workdir, name)
+    draw(runs, args.output)
   except ValueError as error:
     parser.error(str(error))
   print(args.output)

@@ -1,55 +1,48 @@
-r"""Draws training images as the network sees them, with their labels.
+r"""Draws augmented training images with their labels.
 
   python -m experiments.figures.show_augment --output=augment.png \
     --config=experiments/nfnet_imagenet.py:F1 --config.data.data_dir=DIR
 
-The images come from the loader, with the policy of the config. They are those
-of the first step of a run with this config, as far as its batch reaches. Below
-each are the crops that it was made of, and how much of each class is in its
-label.
+The images are the first of the first step of a run with this config. Below each
+are the crops that it was mixed from, and the weights of its classes.
 """
 
 import sys
+import textwrap
 
+import matplotlib.figure
 import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_dict
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from nfnets_jax import command_line, devices, paths
 from nfnets_jax.data import loader, transforms
 from nfnets_jax.training import build
 
 _CONFIG = command_line.define_config()
-_OUTPUT = flags.DEFINE_string('output', None, 'The picture, such as FILE.png.')
-_IMAGES = flags.DEFINE_integer('images', 32, 'Augmented images.', lower_bound=1)
-_COLUMNS = flags.DEFINE_integer('columns', 8, 'Images in a row.', lower_bound=1)
-_CELL = flags.DEFINE_integer(
-  'cell', 160, 'Pixels that an image is wide in the picture.', lower_bound=64
-)
-
-# Pixels.
-_GAP = 8
-_LINE = 14
+_OUTPUT = flags.DEFINE_string('output', None, 'A PNG file.')
+_IMAGES = flags.DEFINE_integer('images', 32, 'Number of images.', lower_bound=1)
+_COLUMNS = flags.DEFINE_integer('columns', 8, 'Images per row.', lower_bound=1)
 
 
 def make_images(
   config: config_dict.ConfigDict, count: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[str, ...]]:
-  """Makes the first images of the first step of a run with this config.
+  """Makes the first images of the first step of a run.
 
   Args:
-    config: of the run.
-    count: how many.
+    config: config of the run.
+    count: number of images.
 
   Returns:
-    The crops that each image is made of, uint8 `[count, N, px, px, 3]` with N 2
-    where images are mixed and else 1; the augmented images uint8
-    `[count, px, px, 3]`; their labels `[count, K]`; and the K classes' names.
+    The N crops of each image, uint8 `[count, N, px, px, 3]`, with N = 2 if
+    images are mixed, else 1; the images, uint8 `[count, px, px, 3]`; labels
+    `[count, K]`; and K class names.
 
   Raises:
     ValueError: if the data cannot be read.
-    FileNotFoundError: if there are no such data.
+    FileNotFoundError: if the data set is missing.
   """
   dataset, _ = build.load_data(config)
   whole = build.create_transform(config)
@@ -86,31 +79,23 @@ def make_images(
   return batch['crops'], batch['image'], labels, dataset.class_names
 
 
-def describe(
-  label: np.ndarray, class_names: tuple[str, ...]
-) -> list[tuple[str, str]]:
-  """Writes a label distribution as names and weights, the largest first.
-
-  Args:
-    label: `[K]` probabilities.
-    class_names: K names.
-
-  Returns:
-    The classes that make up at least half a hundredth.
+def describe(label: np.ndarray, class_names: tuple[str, ...]) -> str:
+  """Formats the two largest weights of a label `[K]`, if at least 0.005.
 
   Example:
-    >>> describe(np.array([0.37, 0.0, 0.63]), ('goldfish', 'shark', 'tench'))
-    [('tench', '0.63'), ('goldfish', '0.37')]
+    >>> print(describe(np.array([0.37, 0.0, 0.63]), ('hen', 'shark', 'tench')))
+    tench 0.63
+    hen 0.37
   """
-  return [
-    (class_names[i], f'{label[i]:.2f}')
-    for i in np.argsort(-label)
+  return '\n'.join(
+    f'{textwrap.shorten(class_names[i], 24, placeholder="…")} {label[i]:.2f}'
+    for i in np.argsort(-label)[:2]
     if label[i] >= 0.005
-  ]
+  )
 
 
 def describe_policy(config: config_dict.ConfigDict) -> str:
-  """Writes what is done to the images of a config in one line."""
+  """Describes the transforms of a config in a line."""
   data, policy = config.data, config.augment
   parts = [f'{data.name}, {data.image_size} px, crop {data.crop}']
   if policy.mixup_alpha is not None:
@@ -122,70 +107,44 @@ def describe_policy(config: config_dict.ConfigDict) -> str:
   return ', '.join(parts)
 
 
+def tile(image: np.ndarray, crops: np.ndarray) -> np.ndarray:
+  """Puts an image `[px, px, 3]` above its crops `[N, px, px, 3]`, halved."""
+  side = image.shape[0] // 2
+  below = np.full((side, *image.shape[1:]), 255, np.uint8)
+  for i, crop in enumerate(crops):
+    small = Image.fromarray(crop).resize((side, side))
+    below[:, i * side : (i + 1) * side] = small
+  return np.concatenate([image, below])
+
+
 def draw(
-  crops: np.ndarray,
-  images: np.ndarray,
-  captions: list[list[tuple[str, str]]],
-  title: str,
-  columns: int,
-  cell: int,
-) -> Image.Image:
-  """Draws a sheet of images over the crops that each was made of.
-
-  Args:
-    crops: `[B, N, px, px, 3]` uint8, N 1 or 2.
-    images: `[B, px, px, 3]` uint8.
-    captions: B lists of a name and a weight, of which two are shown.
-    title: one line.
-    columns: images in a row.
-    cell: pixels that an image is wide.
-
-  Returns:
-    The picture.
-  """
-  columns = min(columns, len(images))
-  rows = -(-len(images) // columns)
-  small = cell // 2
-  height = cell + small + 2 * _LINE + _GAP // 2
-  sheet = Image.new(
-    'RGB',
-    (columns * (cell + _GAP) + _GAP, rows * (height + _GAP) + 3 * _GAP + _LINE),
-    'white',
+  tiles: list[np.ndarray], captions: list[str], title: str, columns: int
+) -> matplotlib.figure.Figure:
+  """Draws tiles in rows, with captions below."""
+  columns = min(columns, len(tiles))
+  rows = -(-len(tiles) // columns)
+  figure = matplotlib.figure.Figure(
+    figsize=(1.7 * columns, 3.0 * rows + 0.4), layout='constrained'
   )
-  pen = ImageDraw.Draw(sheet)
-  pen.text((_GAP, _GAP), title, 'black', ImageFont.load_default(_LINE))
-  font = ImageFont.load_default(_LINE - 3)
-  cells = zip(crops, images, captions, strict=True)
-  for i, (ingredients, image, caption) in enumerate(cells):
-    row, column = divmod(i, columns)
-    left = _GAP + column * (cell + _GAP)
-    top = 3 * _GAP + _LINE + row * (height + _GAP)
-    _paste(sheet, image, left, top, cell)
-    bottom = top + cell + _GAP // 4
-    for place, ingredient in enumerate(ingredients):
-      _paste(sheet, ingredient, left + place * small, bottom, small)
-    for place, (name, weight) in enumerate(caption[:2]):
-      line = bottom + small + place * _LINE
-      room = cell - pen.textlength(f'  {weight}', font)
-      while pen.textlength(name, font) > room:
-        name = f'{name.rstrip("…")[:-1]}…'
-      pen.text((left, line), name, 'black', font)
-      pen.text((left + cell, line), weight, 'black', font, anchor='ra')
-  return sheet
-
-
-def _paste(
-  sheet: Image.Image, image: np.ndarray, left: int, top: int, side: int
-) -> None:
-  # Few pixels stay pixels.
-  is_small = image.shape[0] < side
-  method = Image.Resampling.NEAREST if is_small else Image.Resampling.LANCZOS
-  resized = Image.fromarray(image).resize((side, side), method)
-  sheet.paste(resized, (left, top))
+  figure.suptitle(title)
+  grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+  for axes in grid:
+    axes.set_axis_off()
+  for axes, image, caption in zip(grid, tiles, captions, strict=False):
+    axes.imshow(image)
+    axes.text(
+      0.5,
+      -0.02,
+      caption,
+      ha='center',
+      va='top',
+      transform=axes.transAxes,
+      fontsize=7,
+    )
+  return figure
 
 
 def main(argv: list[str]) -> None:
-  """Draws the picture."""
   del argv
   devices.start_or_exit()
   logging.set_verbosity(logging.WARNING)
@@ -194,17 +153,20 @@ def main(argv: list[str]) -> None:
     crops, images, labels, names = make_images(config, _IMAGES.value)
   except (ValueError, FileNotFoundError) as error:
     sys.exit(f'error: {error}')
-  captions = [describe(label, names) for label in labels]
   title = describe_policy(config)
-  sheet = draw(crops, images, captions, title, _COLUMNS.value, _CELL.value)
-  assert _OUTPUT.value is not None  # it is required
-  path = paths.expand(_OUTPUT.value, '--output')
+  figure = draw(
+    [tile(*pair) for pair in zip(images, crops, strict=True)],
+    [describe(label, names) for label in labels],
+    title,
+    _COLUMNS.value,
+  )
+  path = paths.expand(_OUTPUT.value or '', '--output')
   path.parent.mkdir(parents=True, exist_ok=True)
-  sheet.save(path)
+  figure.savefig(path, dpi=100)
   print(f'{len(images)} images of {title} in {path}')
 
 
 if __name__ == '__main__':
-  # Here, so that tests may import it beside other commands.
+  # Not above, so that tests can import this beside other commands.
   flags.mark_flags_as_required(['config', 'output'])
   app.run(main, flags_parser=command_line.parse_flags)

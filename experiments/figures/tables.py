@@ -1,8 +1,8 @@
-"""Writes the table of all networks: their sizes beside the published ones.
+"""Writes the table of all networks, their sizes beside the published ones.
 
   make tables
 
-Nothing is computed; the networks are only traced, at their test size.
+Networks are only traced, at their test size.
 """
 
 from absl import app, flags
@@ -10,9 +10,7 @@ from absl import app, flags
 from nfnets_jax import devices, paths, summary
 from nfnets_jax.models import published, variants
 
-_FILE = flags.DEFINE_string(
-  'file', 'docs/models.md', 'Where the table is written.'
-)
+_FILE = flags.DEFINE_string('file', 'docs/models.md', 'The Markdown file.')
 
 _HEAD = """# The networks and their sizes
 
@@ -26,11 +24,7 @@ those of `nfnets_jax/models/published.py`, which names their sources.
 
 
 def row(name: str) -> str:
-  """Returns a network's line of the table, without the line's end.
-
-  Args:
-    name: a variant.
-  """
+  """Returns the line of a variant."""
   variant = variants.get(name)
   params, macs = summary.count(name, variant.test_size)
   reported = published.SIZES.get(name, published.Size(None, None))
@@ -47,14 +41,13 @@ def row(name: str) -> str:
 
 
 def _beside(ours: float, theirs: float | None) -> tuple[str, str]:
-  """The published figure and by how much ours differs, if there is one."""
+  """Formats the published figure, if any, and our difference from it."""
   if theirs is None:
     return '', ''
   return f'{theirs:g}', f'{100 * (ours / theirs - 1):+.1f} %'
 
 
 def main(argv: list[str]) -> None:
-  """Writes the file."""
   del argv
   devices.start_or_exit()
   lines = [row(name) for name in variants.VARIANTS]

@@ -1,1 +1,1 @@
-"""Everything that needs an accelerator, for one machine and fifteen minutes."""
+"""Everything that needs an accelerator, in fifteen minutes."""

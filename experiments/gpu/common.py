@@ -1,11 +1,12 @@
-"""What the jobs of `run` are told, and where they write.
+"""Settings of the jobs of `run`, from its environment, and their results.
 
-The standard library alone: `run` uses it before the packages are installed.
+The standard library alone, as `run` imports it before packages are installed.
 """
 
 import json
 import os
 import pathlib
+import sys
 import time
 from typing import Any
 
@@ -13,64 +14,71 @@ from nfnets_jax import paths
 
 
 def dry_run() -> bool:
-  """Whether sizes are tiny, to try everything on a CPU."""
+  """Returns whether to try everything in tiny sizes on a CPU."""
   return os.environ.get('GPU_DRY_RUN', '') not in ('', '0')
 
 
 def output() -> pathlib.Path:
-  """The folder of the results: few files, small enough to carry home."""
+  """Returns the folder of the results, a few small files."""
   return paths.from_environment('GPU_OUTPUT', 'runs/gpu')
 
 
 def scratch() -> pathlib.Path:
-  """The folder of runs, compiled programs and installed wheels."""
+  """Returns the folder of runs, compiled programs and installed wheels."""
   return paths.from_environment('GPU_SCRATCH', output() / 'scratch')
 
 
 def pack() -> pathlib.Path:
-  """The folder of wheels and data that `pack` gathers."""
+  """Returns the folder of wheels and data made by `pack`."""
   return paths.from_environment('GPU_PACK', 'gpu-pack')
 
 
 def seconds_left() -> float:
-  """Seconds until this job is stopped."""
+  """Returns the seconds until this job is stopped."""
   return float(os.environ['GPU_DEADLINE']) - time.time()
 
 
+def wait_for_turn() -> None:
+  """Waits until this job has the device to itself, to measure."""
+  print('ready', flush=True)
+  if not sys.stdin.readline():
+    sys.exit('standard input ended before the turn of this job')
+
+
 def add(part: int, what: str, **values: Any) -> None:
-  """Appends a result to `results.jsonl`, on disk before this returns.
+  """Appends a result to `results.jsonl`, and waits until it is on disk.
 
   Args:
-    part: 1 to 4; 0 for the machine.
-    what: was measured.
+    part: 1 to 4, or 0 for the machine.
+    what: name of the measurement.
     **values: JSON values.
   """
   line = json.dumps({'part': part, 'what': what, **values})
   with (output() / 'results.jsonl').open('a') as file:
-    file.write(f'{line}\n')  # one write: several jobs append
+    file.write(f'{line}\n')  # in one write, as several jobs append
     file.flush()
     os.fsync(file.fileno())
   print(line, flush=True)
 
 
 def check(part: int, what: str, value: float, limit: float) -> None:
-  """Records a value that must not be above a limit; NaN is."""
+  """Records a value, and whether it is within the limit; NaN is not."""
   add(part, what, value=value, limit=limit, ok=bool(value <= limit))
 
 
 def read(folder: pathlib.Path) -> list[dict[str, Any]]:
-  """Returns all results of a folder; a line that was cut off is skipped."""
+  """Returns all results of a folder; skips truncated lines."""
   path = folder / 'results.jsonl'
-  found = []
+  results = []
   for line in path.read_text().splitlines() if path.exists() else ():
     try:
-      found.append(json.loads(line))
+      results.append(json.loads(line))
     except json.JSONDecodeError:
-      continue  # the machine was taken away in the middle of it
-  return found
+      continue  # the machine was taken away while it was written
+  return results
 
 
 def data_set() -> tuple[str, pathlib.Path]:
-  """What CIFAR-10 is called, and the folder of data sets that it is in."""
+  """Returns the name of the CIFAR-10 data set, and the folder it is in."""
   name = os.environ.get('GPU_DATA_NAME') or 'cifar10_jpeg'
   return name, paths.from_environment('GPU_DATA_DIR', scratch() / 'tfds')

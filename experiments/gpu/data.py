@@ -1,4 +1,4 @@
-"""Which CIFAR-10 parts 3 and 4 train on."""
+"""The data set of parts 3 and 4."""
 
 import fcntl
 from typing import Any
@@ -8,13 +8,13 @@ from nfnets_jax.data import prepare
 
 
 def fields() -> dict[str, Any]:
-  """Returns fields of the config's `data`.
+  """Returns the fields of `config.data` for CIFAR-10.
 
-  Those of the pack, or what `--data_dir` and `--data_name` of `run` say; a dry
-  run without either takes the handwritten digits that scikit-learn has.
+  It comes from the pack, or from `--data_dir` and `--data_name` of `run`. A dry
+  run without it uses scikit-learn's handwritten digits.
 
   Raises:
-    FileNotFoundError: if there is no data set.
+    FileNotFoundError: if the data set is missing.
   """
   name, folder = common.data_set()
   if (folder / name).is_dir():
@@ -27,6 +27,6 @@ def fields() -> dict[str, Any]:
   folder = common.scratch().absolute() / 'data'
   folder.mkdir(parents=True, exist_ok=True)
   with (folder / 'lock').open('w') as file:
-    fcntl.flock(file, fcntl.LOCK_EX)  # several jobs begin at once
+    fcntl.flock(file, fcntl.LOCK_EX)  # jobs start together
     prepare.prepare('digits', folder)
   return {'name': 'digits', 'data_dir': str(folder)}

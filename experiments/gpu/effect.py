@@ -1,10 +1,10 @@
-"""Part 3: the paper's main effect, `batch-size` of the claims at SCALE=gpu.
+"""Part 3: the paper's main effect, the claim `batch-size` at SCALE=gpu.
 
   python -m experiments.gpu.effect NUMBER
 
-makes one of `RUNS`, most important first. Each is a run of that row, with one
-seed; λ is not searched for but that which held-out images chose at SCALE=small,
-for an eighth of the batch.
+runs one of `RUNS`, most important first, each a run of that claim with one
+seed. λ is the one chosen on held-out images at SCALE=small, for an eighth of
+the batch.
 """
 
 import argparse
@@ -29,7 +29,7 @@ RUNS: tuple[tuple[str, int, float | None], ...] = (
 
 
 def create_run(number: int) -> rows.Run:
-  """Returns a run of `RUNS`; in a dry run of a tiny net on few images."""
+  """Returns a run of `RUNS`, in a dry run of a tiny net on few images."""
   net, batch, clipping = RUNS[number]
   changes = {} if clipping is None else {'optimizer__clipping': clipping}
   run = rows._run('gpu', net, batch, 0, **changes)
@@ -49,14 +49,14 @@ def create_run(number: int) -> rows.Run:
 
 
 def main(argv: list[str] | None = None) -> None:
-  """Makes a run and records it, also one that was stopped."""
-  parser = argparse.ArgumentParser(description='A run of the main effect.')
+  """Runs and records one, even if it is stopped."""
+  parser = argparse.ArgumentParser(description='Runs one of the main effect.')
   parser.add_argument('number', type=int, choices=range(len(RUNS)))
   number = parser.parse_args(argv).number
   sweep._begin()
   folder = common.scratch() / 'batch-size'
   folder.mkdir(parents=True, exist_ok=True)
-  # Three processes for each run: sixteen cores feed nine runs.
+  # Nine runs on sixteen cores, each with three processes.
   fields: dict[str, Any] = {'num_workers': 2, 'worker_type': 'processes'}
   if common.dry_run():
     fields = {'num_workers': 0}

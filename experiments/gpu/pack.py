@@ -1,11 +1,11 @@
-"""Gathers what `run` needs and a machine without a network lacks.
+"""Gathers what `run` needs on a machine without a network.
 
   python -m experiments.gpu.pack --data_dir=DIR          (or: make gpu-pack)
 
-The folder gpu-pack/ gets wheels for CPython 3.12 on Linux, x86-64, of what such
-a machine's jax, flax, torch and timm do not bring, at the versions of
-constraints.txt, and CIFAR-10 as TFDS has prepared it, its JPEGs as they are.
-With the repository it stays below 64 MiB.
+The folder gpu-pack/ gets wheels for CPython 3.12 on Linux, x86-64, of packages
+that do not come with jax, flax, torch and timm, at the versions of
+constraints.txt, and CIFAR-10 as prepared by TFDS. With the repository it stays
+below 64 MiB.
 """
 
 import argparse
@@ -19,8 +19,8 @@ import tarfile
 from nfnets_jax import paths
 
 _ROOT = pathlib.Path(__file__).parents[2]
-# absl, psutil, pyarrow, requests and the like come with jax, torch and timm.
-# protobuf and etils are there too: here at the versions that were tested.
+# absl, psutil, pyarrow, requests and the like come with jax, torch and timm; so
+# do protobuf and etils, but at versions that were not tested.
 _PACKAGES = (
   'array_record',
   'dm-haiku',
@@ -43,7 +43,7 @@ _PACKAGES = (
   'termcolor',
   'toml',
 )
-# Without a wheel on PyPI, and nothing to compile.
+# No wheel on PyPI, and nothing to compile.
 _SOURCES = ('promise',)
 _TARGET = (
   '--only-binary=:all:',
@@ -57,65 +57,54 @@ _MOST = 64 * 2**20
 
 
 def versions() -> dict[str, str]:
-  """Returns the tested versions, of packages with one for all of Python."""
+  """Returns the tested versions that do not depend on the Python version."""
   text = (_ROOT / 'constraints.txt').read_text()
   return dict(re.findall(r'^([\w.-]+)==([\w.]+)$', text, re.MULTILINE))
 
 
 def gather_wheels(folder: pathlib.Path) -> None:
-  """Downloads the wheels."""
+  """Downloads the wheels, and builds those that PyPI lacks."""
   tested = versions()
-  pip = [sys.executable, '-m', 'pip', '--disable-pip-version-check']
-  shutil.rmtree(folder, ignore_errors=True)  # two of one package do not install
+  # Two versions of a package could not be installed.
+  shutil.rmtree(folder, ignore_errors=True)
   folder.mkdir(parents=True)
-  subprocess.run(
-    [
-      *pip,
-      'download',
-      '--quiet',
-      '--no-deps',
-      *_TARGET,
-      f'--dest={folder}',
-      *(f'{name}=={tested[name]}' for name in _PACKAGES),
-    ],
-    check=True,
-  )
-  subprocess.run(
-    [
-      *pip,
-      'wheel',
-      '--quiet',
-      '--no-deps',
-      f'--wheel-dir={folder}',
-      *(f'{name}=={tested[name]}' for name in _SOURCES),
-    ],
-    check=True,
-  )
+  for command, names in (
+    (['download', *_TARGET, f'--dest={folder}'], _PACKAGES),
+    (['wheel', f'--wheel-dir={folder}'], _SOURCES),
+  ):
+    pip = [sys.executable, '-m', 'pip', '--disable-pip-version-check']
+    pinned = [f'{name}=={tested[name]}' for name in names]
+    subprocess.run(
+      [*pip, *command, '--quiet', '--no-deps', *pinned], check=True
+    )
 
 
 def archive_data(source: pathlib.Path, target: pathlib.Path) -> None:
-  """Packs a prepared data set; small JPEGs share most of their bytes."""
+  """Packs a prepared data set; small JPEGs compress well together."""
   target.parent.mkdir(parents=True, exist_ok=True)
   with tarfile.open(target, 'w:gz') as archive:
     archive.add(source, source.name)
 
 
 def size(folder: pathlib.Path) -> int:
-  """Returns the bytes of all files."""
+  """Returns the bytes of all files in a folder."""
   return sum(x.stat().st_size for x in folder.rglob('*') if x.is_file())
 
 
 def main(argv: list[str] | None = None) -> None:
-  """Gathers everything and says how large it is."""
+  """Gathers everything and prints its size."""
   parser = argparse.ArgumentParser(
-    prog='python -m experiments.gpu.pack', description='Gather for a GPU.'
+    prog='python -m experiments.gpu.pack',
+    description='Gathers wheels and data for `make gpu`.',
   )
-  parser.add_argument('--output', default='gpu-pack', help='the folder')
+  parser.add_argument('--output', default='gpu-pack', help='output folder')
   parser.add_argument(
-    '--data_dir', default='~/tensorflow_datasets', help="of TFDS's data sets"
+    '--data_dir',
+    default='~/tensorflow_datasets',
+    help="folder of TFDS's data sets",
   )
   parser.add_argument(
-    '--data_name', default='cifar10_jpeg', help='what CIFAR-10 is called there'
+    '--data_name', default='cifar10_jpeg', help='name of CIFAR-10 there'
   )
   args = parser.parse_args(argv)
   output = paths.expand_literal(args.output, '--output')
@@ -142,7 +131,7 @@ def main(argv: list[str] | None = None) -> None:
     f'{total / 2**20:.1f} MiB of 64'
   )
   if total > _MOST:
-    sys.exit('error: that is too much to carry')
+    sys.exit('error: more than 64 MiB')
 
 
 if __name__ == '__main__':

@@ -2,18 +2,16 @@
 
   python -m experiments.gpu.peer nfnet_f0 eager|compiled|largest
 
-With automatic mixed precision in bfloat16, AGC where the recipe has it, SGD
-with Nesterov momentum and a moving average. It builds and warms up, says
-`ready`, waits for a line on standard input so that nothing else is on the
-device, and measures: eager with channels first and last, compiled with channels
-last, or eager with the largest power of two that fits.
+Mixed precision in bfloat16, AGC and a moving average where the recipe has them,
+and SGD with Nesterov momentum. Warms up, prints `ready`, waits for a line on
+standard input, and measures: eager in both layouts, compiled in channels-last,
+or eager with the largest power of two that fits.
 
-Needs torch and timm and nothing of ours but `common`.
+Needs torch and timm, and of this repository only modules without dependencies.
 """
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -26,77 +24,38 @@ _NAMES = {
   'nf_resnet50': ('nf_resnet50', 224),
   'resnet50': ('resnetv2_50', 224),
 }
+_LAYOUTS = {'first': 'contiguous', 'last': 'channels_last'}
 _ROUNDS = 5
 _SECONDS = 0.3
-# Seconds to look for the largest batch.
+# Seconds to search for the largest batch.
 _SEARCH = 15.0
 
 
 def _stepper(model: str, batch: int, layout: str, compiled: bool) -> Callable:
-  """Returns a function that makes steps, of a net of its own."""
-  import timm
+  """Returns a function that runs steps of a new net."""
   import torch
-  from timm.utils import ModelEmaV3
-  from timm.utils.agc import adaptive_clip_grad
 
+  from experiments.benchmarks import timm_worker
+
+  torch.backends.cudnn.benchmark = True
   name, size = ('test_nfnet', 32) if common.dry_run() else _NAMES[model]
   nfnet = 'nfnet' in name
-  device = 'cuda' if torch.cuda.is_available() else 'cpu'
-  form = {
-    'first': torch.contiguous_format,
-    'last': torch.channels_last,
-  }[layout]
-  torch.manual_seed(0)
-  torch.backends.cudnn.benchmark = True
-  net = timm.create_model(name, num_classes=1000).to(device).train()
-  net = net.to(memory_format=form)
-  images = torch.randn((batch, 3, size, size), device=device)
-  images = images.to(memory_format=form)
-  labels = torch.arange(batch, device=device) % 1000
-  parameters = list(net.named_parameters())
-  decayed = [p for n, p in parameters if n.endswith('weight')]
-  others = [p for n, p in parameters if not n.endswith('weight')]
-  optimizer = torch.optim.SGD(
-    [
-      {'params': decayed, 'weight_decay': 2e-5},
-      {'params': others, 'weight_decay': 0.0},
-    ],
-    lr=1e-6,
-    momentum=0.9,
-    nesterov=True,
-  )
-  ema = ModelEmaV3(net, decay=0.99999) if nfnet else None
-  # All but the classifier's weight and bias, as timm leaves them out.
-  clipped = list(net.parameters())[:-2] if nfnet else []
-  forward = torch.compile(net) if compiled else net
-
-  def step() -> None:
-    optimizer.zero_grad()
-    with torch.autocast(device, torch.bfloat16):
-      logits = forward(images)
-    torch.nn.functional.cross_entropy(logits.float(), labels).backward()
-    if clipped:
-      adaptive_clip_grad(clipped, 0.01, 1e-3)
-    optimizer.step()
-    if ema is not None:
-      ema.update(net)
-
-  return step
-
-
-def _wait() -> None:
-  import torch
-
-  if torch.cuda.is_available():
-    torch.cuda.synchronize()
+  net = timm_worker.Net(name, batch, size, agc=nfnet, ema=nfnet, half=True)
+  net.set_layout(_LAYOUTS[layout])
+  if compiled:
+    net.compile()
+  return net.step
 
 
 def _time(step: Callable, count: int) -> float:
-  _wait()
+  """Returns the seconds a step of some in a row."""
+  from experiments.benchmarks import timm_worker
+
+  timm_worker.wait()
   began = time.perf_counter()
   for _ in range(count):
     step()
-  _wait()
+  timm_worker.wait()
   return (time.perf_counter() - began) / count
 
 
@@ -124,7 +83,7 @@ def _measure(step: Callable, **about: Any) -> None:
 
 
 def _measure_largest(model: str, layout: str) -> None:
-  """Doubles the batch until memory or time is out."""
+  """Doubles the batch until memory or time runs out."""
   import torch
 
   batch, until = 64, time.monotonic() + _SEARCH
@@ -143,7 +102,7 @@ def _measure_largest(model: str, layout: str) -> None:
 
 def main(argv: list[str] | None = None) -> None:
   """Warms up, waits and measures."""
-  parser = argparse.ArgumentParser(description='timm, in PyTorch.')
+  parser = argparse.ArgumentParser(description='Times timm in PyTorch.')
   parser.add_argument('model', choices=_NAMES)
   parser.add_argument('mode', choices=['eager', 'compiled', 'largest'])
   args = parser.parse_args(argv)
@@ -166,9 +125,7 @@ def main(argv: list[str] | None = None) -> None:
     del step
   if torch.cuda.is_available():
     torch.cuda.empty_cache()
-  print('ready', flush=True)
-  if not sys.stdin.readline():
-    sys.exit('nobody said go')
+  common.wait_for_turn()
   for layout, step in ready.items():
     _measure(step, **about, layout=layout, batch=batch, largest=False)
   if args.mode == 'largest':

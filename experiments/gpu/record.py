@@ -1,14 +1,15 @@
-"""Part 4: the best CIFAR-10 accuracy of an NFNet in the time that is left.
+"""Part 4: the best CIFAR-10 accuracy of an NFNet in the remaining time.
 
   python -m experiments.gpu.record
 
-The length of `experiments/cifar10_fast.py` is set by what the input pipeline
-gives on this machine. A run that is too slow for it is stopped in time, and its
-last checkpoint is evaluated.
+The speed of the input pipeline on this machine sets the number of epochs of
+`experiments/cifar10_fast.py`. A run that turns out slower is stopped in time,
+and its last checkpoint is evaluated.
 """
 
 import json
 import os
+import pathlib
 import shutil
 import signal
 import subprocess
@@ -26,17 +27,17 @@ from nfnets_jax.runtime import logbook
 from nfnets_jax.runtime import workdir as workdirs
 from nfnets_jax.training import build, evaluate
 
-# To start, to compile both steps, to start the readers twice, to evaluate.
+# Seconds to start, compile both steps, start the loader twice and evaluate.
 _OVERHEAD = 75.0
-# To save and to evaluate a run that is stopped.
+# Seconds to save and evaluate a stopped run.
 _RESERVE = 35.0
-# The device itself is not expected to be faster: 4.9 GFLOP an image at a
-# quarter of 800 TFLOP/s, less what is no product.
+# Images per second that the device is not expected to exceed: 4.9 GFLOP each at
+# a quarter of 800 TFLOP/s, and elementwise work.
 _MAX_RATE = 30_000.0
 
 
 def measure_loader(config: config_dict.ConfigDict) -> float:
-  """Images per second that the input pipeline makes of the training split."""
+  """Returns the images per second of the input pipeline for training."""
   dataset = datasets.load(
     config.data.name, config.data.train_split, config.data.data_dir
   )
@@ -53,31 +54,45 @@ def measure_loader(config: config_dict.ConfigDict) -> float:
 
 
 def choose_epochs(rate: float, left: float, images: int) -> float:
-  """Returns how many epochs fit.
+  """Returns the whole epochs that fit, at least 2 and at most 200.
 
   Args:
     rate: images per second of the input pipeline.
-    left: seconds.
-    images: of an epoch.
-
-  Returns:
-    Whole epochs, at least 2 and at most 200.
+    left: remaining seconds.
+    images: images per epoch.
   """
   rate = min(0.85 * rate, _MAX_RATE)
   return float(min(200, max(2, int((left - _OVERHEAD) * rate / images))))
 
 
+def train(
+  command: list[str], folder: pathlib.Path
+) -> tuple[str, dict[str, Any]]:
+  """Trains until the end, or stops in time to evaluate the last checkpoint."""
+  stopped = False
+  with subprocess.Popen(command) as process:
+    while process.poll() is None:
+      time.sleep(0.2)
+      if not stopped and common.seconds_left() < _RESERVE:
+        stopped = True
+        process.send_signal(signal.SIGTERM)
+  report = workdirs.read_report(folder)
+  if report is not None:
+    return 'finished', report
+  if not stopped:
+    raise RuntimeError(f'training ended with {process.returncode}')
+  saved = json.loads((folder / 'config.json').read_text())
+  report = evaluate.evaluate_checkpoint(config_dict.ConfigDict(saved), folder)
+  return 'stopped before its end', report
+
+
 def main() -> None:
-  """Trains for the time that is left and records the accuracy."""
+  """Trains for the remaining time and records the accuracy."""
   flags.FLAGS.mark_as_parsed()  # Grain reads them
   config = cifar10_fast.get_config()
-  config.data.update(data.fields())
   folder = common.scratch() / 'cifar10'
   changes: dict[str, Any] = {f'data.{k}': v for k, v in data.fields().items()}
   if common.dry_run():
-    config.batch_size = 32
-    config.data.train_split = 'train[:256]'
-    config.data.num_workers = 2
     changes |= {
       'batch_size': 32,
       'eval_batch_size': 32,
@@ -90,6 +105,7 @@ def main() -> None:
       'model.stem_width': (8,),
       'model.stem_strides': (2,),
     }
+  config.update_from_flattened_dict(changes)
   rate = measure_loader(config)
   common.add(4, 'input pipeline', images_per_second=rate, cores=os.cpu_count())
   train_set = datasets.load(
@@ -104,7 +120,7 @@ def main() -> None:
     'checkpoint_every_epochs': epochs / 5,
     'optimizer.warmup_epochs': min(5.0, epochs / 8),
   }
-  words = [
+  command = [
     sys.executable,
     '-m',
     'nfnets_jax.main',
@@ -113,21 +129,7 @@ def main() -> None:
     *(f'--config.{field}={value}' for field, value in changes.items()),
   ]
   began = time.monotonic()
-  stopped = False
-  with subprocess.Popen(words) as process:
-    while process.poll() is None:
-      time.sleep(0.2)
-      if not stopped and common.seconds_left() < _RESERVE:
-        stopped = True
-        process.send_signal(signal.SIGTERM)
-  report = workdirs.read_report(folder)
-  status = 'finished'
-  if report is None:
-    if not stopped:
-      raise RuntimeError(f'the training ended with {process.returncode}')
-    status = 'stopped before its end'
-    saved = json.loads((folder / 'config.json').read_text())
-    report = evaluate.evaluate_checkpoint(config_dict.ConfigDict(saved), folder)
+  status, report = train(command, folder)
   lines = logbook.read(folder)
   speeds = [x['images_per_second'] for x in lines if 'images_per_second' in x]
   common.add(
@@ -146,7 +148,7 @@ def main() -> None:
     ][-1:],
     seconds=round(time.monotonic() - began, 1),
     data=config.data.name,
-    command=' '.join(words[1:]),
+    command=' '.join(command[1:]),
   )
   shutil.copy(folder / 'metrics.jsonl', common.output() / 'cifar10.jsonl')
 

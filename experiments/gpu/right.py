@@ -1,10 +1,10 @@
-"""Part 1: is it right there?
+"""Part 1: correctness on the device.
 
   python -m experiments.gpu.right f0 float32
 
-Each job is a process of its own; `run` starts them side by side. Golden values
-are compared at full float32 precision; what the default precision of float32
-products (TF32 on an Ampere or Hopper GPU) makes of them is recorded too.
+Each job is a process; `run` starts them side by side. Golden values are
+compared at full float32 precision; the error at the default precision of
+float32 products (TF32 on an Ampere or Hopper GPU) is recorded too.
 """
 
 import argparse
@@ -29,24 +29,23 @@ from experiments.gpu import common, step
 from nfnets_jax import agc, models
 from nfnets_jax.runtime import workdir as workdirs
 
-# Beside the tests, which no type checker reads.
+# The type checker does not read tests.
 reference = importlib.import_module('tests.golden')
 
 _GOLDEN = pathlib.Path(str(reference.__file__)).parent
-# Relative errors. In bfloat16, which has three digits, an error of a CPU's is
-# 0.01 to 0.02 for logits.
+# Relative errors. On a CPU, those of bfloat16 logits are 0.01 to 0.02.
 _LIMITS = {'float32': 1e-4, 'bfloat16': 0.05}
 _NETS = {
   'nf_resnet50': 'NF_ResNet/ResNet50@64',
   'resnet50': 'ResNet/ResNet50@64',
   'nf_regnet_b0': 'NF_RegNet/B0@64',
 }
-# Of the update, and of the loss, between this device and the CPU.
+# Relative errors of update and loss, between this device and the CPU.
 _STEP_LIMITS = {'float32': (1e-3, 1e-5), 'bfloat16': (0.1, 0.01)}
 
 
 def check_agc() -> None:
-  """Compares AGC with the released values."""
+  """Compares AGC with released values."""
   arrays = np.load(_GOLDEN / 'agc.npz')
 
   def part(prefix: str, dtype: Any) -> dict[str, jax.Array]:
@@ -73,7 +72,7 @@ def check_agc() -> None:
 
 
 def check_f0(precision: str) -> None:
-  """Compares F0's logits and gradients with the released values."""
+  """Compares logits and gradients of F0 with released values."""
   expected = np.load(_GOLDEN / 'logits.npz')['NFNet/F0@64']
   gradients = json.loads((_GOLDEN / 'nfnet_f0_grads.json').read_text())
   net = hk.transform(lambda x: models.create('nfnet_f0')(x, False))
@@ -98,23 +97,22 @@ def check_f0(precision: str) -> None:
   error = abs(float(loss) / gradients['loss'] - 1)
   common.check(1, f'loss of nfnet_f0, {precision}', error, limit)
   ours, released = [], []
-  for module, leaves in gradients['grad_norm'].items():
-    for name, norm in leaves.items():
-      leaf = np.asarray(grads[module][name], np.float64)
-      ours.append(np.linalg.norm(leaf))
+  for module, norms in gradients['grad_norm'].items():
+    for name, norm in norms.items():
+      ours.append(np.linalg.norm(np.asarray(grads[module][name], np.float64)))
       released.append(norm)
   error = reference.relative_error(ours, released)
   common.check(1, f'gradient norms of nfnet_f0, {precision}', error, 2 * limit)
 
 
 def check_net(name: str) -> None:
-  """Compares logits of another family with the released values."""
+  """Compares logits of another family with released values."""
   expected = np.load(_GOLDEN / 'logits.npz')[_NETS[name]]
   images = reference.image(2, 64)
   net = hk.transform_with_state(lambda x: models.create(name)(x, False))
   shapes, state = jax.eval_shape(net.init, jax.random.key(0), images)
   params = reference.fill_tree(shapes)
-  # Running means of 0 and variances of 1.
+  # Moving means of 0 and variances of 1.
   state = {
     module: {
       leaf: np.full(x.shape, module.endswith('/var_ema'), x.dtype)
@@ -140,21 +138,21 @@ def check_net(name: str) -> None:
 
 
 def take_step(precision: str, path: pathlib.Path) -> None:
-  """Makes a step and writes what moved, for `check_step`."""
+  """Runs a step and writes update and loss, for `check_step`."""
   size = 16 if common.dry_run() else 64
   config = step.recipe('nfnet_f0', precision)
   with jax.default_matmul_precision('highest'):
-    made = step.create(config, 4, size, learning_rate=0.1)
-    before = jax.device_get(made.state.params)
-    state, metrics = made.run(made.state, made.batch)
+    first = step.create(config, 4, size, learning_rate=0.1)
+    before = jax.device_get(first.state.params)
+    state, metrics = first.run(first.state, first.batch)
   after = jax.device_get(state.params)
-  moved = jax.tree.map(lambda new, old: (new - old).ravel(), after, before)
-  update = np.concatenate(jax.tree.leaves(moved))
+  updates = jax.tree.map(lambda new, old: (new - old).ravel(), after, before)
+  update = np.concatenate(jax.tree.leaves(updates))
   np.savez(path, update=update, loss=np.asarray(metrics['loss']))
 
 
 def check_step(precision: str) -> None:
-  """Makes a step of F0 here and on the CPU, side by side, and compares."""
+  """Compares a step of F0 here and on the CPU, run side by side."""
   folder = common.scratch()
   here = folder / f'step-{precision}-here.npz'
   there = folder / f'step-{precision}-cpu.npz'
@@ -163,9 +161,9 @@ def check_step(precision: str) -> None:
     'JAX_PLATFORMS': 'cpu',
     'XLA_FLAGS': '--xla_backend_optimization_level=0',
   }
-  words = [sys.executable, '-m', 'experiments.gpu.right', 'take-step']
-  words += [precision, f'--to={there}']
-  with subprocess.Popen(words, env=environment) as process:
+  command = [sys.executable, '-m', 'experiments.gpu.right', 'take-step']
+  command += [precision, f'--to={there}']
+  with subprocess.Popen(command, env=environment) as process:
     take_step(precision, here)
     if process.wait():
       raise RuntimeError(f'the step on the CPU ended with {process.returncode}')
@@ -181,9 +179,9 @@ def check_step(precision: str) -> None:
 
 
 def check_digits() -> None:
-  """Trains on digits, is killed after a checkpoint, and resumes."""
+  """Trains on digits, kills the run after a checkpoint, and resumes it."""
   folder = common.scratch() / 'digits'
-  words = [
+  command = [
     sys.executable,
     '-m',
     'nfnets_jax.main',
@@ -194,7 +192,7 @@ def check_digits() -> None:
   ]
   limit = 0.98
   if common.dry_run():
-    words += [
+    command += [
       '--config.epochs=2.0',
       '--config.optimizer.warmup_epochs=0.5',
       '--config.data.train_split=train[:256]',
@@ -205,13 +203,13 @@ def check_digits() -> None:
     ]
     limit = 0.02
   began = time.monotonic()
-  with subprocess.Popen(words) as process:
+  with subprocess.Popen(command) as process:
     while not (saved := _checkpoints(folder)):
       if process.poll() is not None:
         raise RuntimeError(f'digits ended with {process.returncode}')
       time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
-  done = subprocess.run(words, stdout=subprocess.PIPE, text=True)
+  done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
   print(done.stdout, flush=True)
   if done.returncode:
     raise RuntimeError(f'digits ended with {done.returncode}')
@@ -233,14 +231,14 @@ def check_digits() -> None:
 
 
 def _checkpoints(folder: pathlib.Path) -> list[int]:
-  # A checkpoint gets its name, the step, when it is whole.
+  # A checkpoint is named by its step when it is complete.
   names = [path.name for path in (folder / 'checkpoints').glob('*')]
   return sorted(int(name) for name in names if name.isdecimal())
 
 
 def main(argv: list[str] | None = None) -> None:
-  """Does one job."""
-  parser = argparse.ArgumentParser(description='Is it right on this device?')
+  """Runs one job."""
+  parser = argparse.ArgumentParser(description='Checks this device.')
   jobs: dict[str, Callable[..., None]] = {
     'agc': check_agc,
     'f0': check_f0,
@@ -250,7 +248,9 @@ def main(argv: list[str] | None = None) -> None:
   }
   parser.add_argument('job', choices=[*jobs, 'take-step'])
   parser.add_argument('of', nargs='*', help='a precision or a net')
-  parser.add_argument('--to', type=pathlib.Path, help='of take-step')
+  parser.add_argument(
+    '--to', type=pathlib.Path, help='output file of take-step'
+  )
   args = parser.parse_args(argv)
   if args.job == 'take-step':
     take_step(args.of[0], args.to)

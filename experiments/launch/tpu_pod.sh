@@ -4,16 +4,16 @@
 #   TPU=my-slice ZONE=us-central2-b WORKDIR=/mnt/runs/f1 \
 #     experiments/launch/tpu_pod.sh
 #
-# README.md here explains it, and what has to be on the hosts before.
+# README.md here lists what the hosts need.
 
 set -euo pipefail
 
-TPU=${TPU:?the name of the slice}
-ZONE=${ZONE:?the zone that it is in}
-WORKDIR=${WORKDIR:?a folder that all hosts share, such as a mounted bucket}
+TPU=${TPU:?name of the slice}
+ZONE=${ZONE:?zone of the slice}
+WORKDIR=${WORKDIR:?folder shared by all hosts, such as a mounted bucket}
 CONFIG=${CONFIG:-experiments/nfnet_imagenet.py:F1}
 DATA_DIR=${DATA_DIR:-/mnt/data/tensorflow_datasets}
-# Where the repository and its environment are on every host.
+# The repository, with its environment, on every host.
 REPOSITORY=${REPOSITORY:-nfnets_jax}
 ATTEMPTS=${ATTEMPTS:-5}
 
@@ -22,15 +22,15 @@ on_all_hosts() {
     --command="$1"
 }
 
-# jax asks the metadata server which host is which: no flags are needed.
+# No flags are needed: jax asks the metadata server.
 main="cd '$REPOSITORY' && .venv/bin/python -m nfnets_jax.main \
   --config='$CONFIG' --workdir='$WORKDIR' --config.data.data_dir='$DATA_DIR'"
 
-# A run goes on from its newest checkpoint, so that failures may be outlived.
+# A run resumes from its newest checkpoint.
 for ((attempt = 1; attempt <= ATTEMPTS; attempt++)); do
   on_all_hosts "$main" && exit 0
-  echo "attempt $attempt has failed" >&2
-  # Processes that are left hold the chips until the heartbeat's timeout, 60 s.
+  echo "attempt $attempt failed" >&2
+  # Other processes hold the chips until the heartbeat timeout, 60 s.
   sleep 90
 done
 exit 1
