@@ -1,5 +1,6 @@
 """Random leaves, AGC in float64 numpy, and parameters by path."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -41,7 +42,8 @@ def oracle(g, w, axes, clipping, eps=1e-3):
 
 def clip(grads, params, *args, **kwargs):
   transform = agc.adaptive_grad_clip(*args, **kwargs)
-  updates, _ = transform.update(grads, transform.init(params), params)
+  update = jax.jit(transform.update)  # one compilation, not one per operation
+  updates, _ = update(grads, transform.init(params), params)
   return updates
 
 

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,11 +38,16 @@ def test_max_pool_and_its_gradient(shape):
       rows = slice(max(top, 0), top + 3)
       columns = slice(max(left, 0), left + 3)
       expected[:, i, j] = np.asarray(x[:, rows, columns]).max((1, 2))
-  np.testing.assert_array_equal(pooling.max_pool(x, 3, stride=2), expected)
-  grad = jax.grad(lambda x: pooling.max_pool(x, 3, stride=2).sum())(x)
+  out, grad = jax.jit(_pool_and_gradient)(x)
+  np.testing.assert_array_equal(out, expected)
   assert float(grad.sum()) == expected.size  # every output has one origin
-  half = pooling.max_pool(x.astype(jnp.bfloat16), 3, stride=2)
-  assert half.dtype == jnp.bfloat16
+  half = jax.ShapeDtypeStruct(x.shape, jnp.bfloat16)
+  assert jax.eval_shape(_pool_and_gradient, half)[0].dtype == jnp.bfloat16
+
+
+def _pool_and_gradient(x):
+  out, pull_back = jax.vjp(lambda x: pooling.max_pool(x, 3, stride=2), x)
+  return out, *pull_back(jnp.ones_like(out))
 
 
 # What TPUs and GPUs run, beside what the CPU runs: nothing else executes it.
@@ -58,11 +65,14 @@ def test_pooling_for_accelerators_is_that_of_the_cpu(shape):
       lambda x: pooling._max_of_shifted(x, 3, 2, around),
     ),
   ]
-  for theirs, ours in pairs:
-    expected, pull_back = jax.vjp(ours, x)
-    found, their_pull_back = jax.vjp(theirs, x)
-    np.testing.assert_allclose(found, expected, atol=1e-6)
-    dy = _normal(1, expected.shape)
-    np.testing.assert_allclose(
-      their_pull_back(dy)[0], pull_back(dy)[0], atol=1e-6
-    )
+  for pair in pairs:
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def with_gradient(pool, x):
+      out, pull_back = jax.vjp(pool, x)
+      weights = jnp.arange(out.size, dtype=x.dtype).reshape(out.shape)
+      return out, *pull_back(weights / out.size)
+
+    found, expected = (with_gradient(pool, x) for pool in pair)
+    for got, want in zip(found, expected, strict=True):
+      np.testing.assert_allclose(got, want, atol=1e-6)
