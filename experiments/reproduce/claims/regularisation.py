@@ -130,7 +130,7 @@ CLAIM = claim.Claim(
   statements=_statements,
   axes=('kind', 'net'),
   paper=_paper,
-  words='Dropout grows with the net; stochastic depth is 0.25 in all. It has no '
-  'nets without them.',
+  words='Dropout grows with the net; stochastic depth is 0.25 for all. '
+  'There are no results without them.',
   table=_table(),
 )
