@@ -6,6 +6,7 @@ from typing import Any
 
 import matplotlib
 import matplotlib.figure
+import numpy as np
 from matplotlib import axes as axes_lib
 from matplotlib import lines as lines_lib
 from matplotlib import transforms
@@ -59,33 +60,19 @@ def draw(
   curve = claim.paper(measured.scale) if claim.paper else None
   shift = _shift(claim, points, curve) if measured.scale != 'paper' else 0
   for column, panel in enumerate(panels):
-    axes = grid[:, column]
     inside = [x for x in points if x.labels.get(claim.panels or '') == panel]
-    xs = list(dict.fromkeys(x.labels[claim.axes[0]] for x in inside))
-    if all(isinstance(x, int | float) for x in xs):
-      xs.sort()
-    for index, name in enumerate(series):
-      # Side by side, where series coincide.
-      offset = 0.06 * (index - (len(series) - 1) / 2)
-      at = {x: i + offset for i, x in enumerate(xs)}
-      line = [x for x in inside if x.labels[claim.axes[1]] == name]
-      line.sort(key=lambda x: xs.index(x.labels[claim.axes[0]]))
-      _draw_series(axes, line, at, claim.axes[0], colors[name])
-      if curve is not None:
-        _draw_paper(axes[0], curve, name, panel, at, shift, colors[name])
-    _label_x(axes[-1], xs, claim.axes[0])
-    if claim.panels is not None:
-      axes[0].set_title(f'{claim.panels} {panel}', fontsize=10)
+    _draw_panel(grid[:, column], claim, panel, inside, colors, curve, shift)
   grid[0, 0].set_ylabel('test top-1, %')
   if diverged:
-    grid[1, 0].set(ylabel='diverged\nat step', ylim=(0, None))
+    last = max(step for x in points for step in x.diverged)
+    grid[1, 0].set(ylabel='diverged\nat step', ylim=(0, 1.3 * last + 1))
   has_curve = curve is not None and _overlap(claim, points, curve)
   if has_curve and shift:
     right = grid[0, -1].secondary_yaxis(
       'right', functions=(lambda y: y + shift, lambda y: y - shift)
     )
     right.set_ylabel("the paper's top-1, %")
-  _add_legend(figure, colors, points, has_curve)
+  _add_legend(figure, claim.axes[1], colors, points, bool(has_curve))
   figure.suptitle(f'{claim.name}, {measured.scale}')
   return figure
 
@@ -114,6 +101,38 @@ def _shift(
   """Returns whole points by which the paper's curve is lowered onto ours."""
   leads = _overlap(claim, points, curve) if curve else []
   return round(statistics.median(leads)) if leads else 0
+
+
+def _draw_panel(
+  axes: Sequence[axes_lib.Axes],
+  claim: claims_lib.Claim,
+  panel: Any,
+  points: Sequence[claims_lib.Point],
+  colors: Mapping[Any, Any],
+  curve: claims_lib.Curve | None,
+  shift: int,
+) -> None:
+  along, by = claim.axes
+  xs = list(dict.fromkeys(x.labels[along] for x in points))
+  if all(isinstance(x, int | float) for x in xs):
+    xs.sort()
+  for index, (name, color) in enumerate(colors.items()):
+    offset = 0.06 * (index - (len(colors) - 1) / 2)  # as series may coincide
+    at = {x: i + offset for i, x in enumerate(xs)}
+    line = [x for x in points if x.labels[by] == name]
+    line.sort(key=lambda x: xs.index(x.labels[along]))
+    _draw_series(axes, line, at, along, color)
+    if curve is not None:
+      _draw_paper(axes[0], curve, name, panel, at, shift, color)
+  ticks = axes[-1].set_xticks(range(len(xs)), [str(x) for x in xs])
+  if max(len(str(x)) for x in xs) > 8:
+    for tick in ticks:
+      tick.label1.set(rotation=30, ha='right', rotation_mode='anchor')
+  axes[-1].set_xlabel(along)
+  for axis in axes:
+    axis.grid(alpha=0.3)
+  if claim.panels is not None:
+    axes[0].set_title(f'{claim.panels} {panel}', fontsize=10)
 
 
 def _draw_series(
@@ -158,15 +177,13 @@ def _draw_paper(
   key = (name,) if panel is None else (name, panel)
   known = {x: curve.top_1[x, *key] for x in at if (x, *key) in curve.top_1}
   found = {x: y - shift for x, y in known.items() if y is not None}
-  ordered = all(isinstance(x, int | float) for x in at)
   axis.plot(
     [at[x] for x in found],
     list(found.values()),
-    linestyle='--' if ordered else 'none',
-    marker='D',
+    'D--',
     ms=4,
     mfc='none',
-    alpha=0.7,
+    alpha=0.8,
     color=color,
   )
   failed = [at[x] for x in known if x not in found]
@@ -176,27 +193,18 @@ def _draw_paper(
     [0.03] * len(failed),
     'v',
     mfc='none',
-    alpha=0.7,
+    alpha=0.8,
     color=color,
     transform=bottom,
   )
 
 
-def _label_x(axis: axes_lib.Axes, xs: Sequence[Any], label: str) -> None:
-  ticks = axis.set_xticks(range(len(xs)), [str(x) for x in xs])
-  if max(len(str(x)) for x in xs) > 8:
-    for tick in ticks:
-      tick.label1.set(rotation=30, ha='right', rotation_mode='anchor')
-  axis.set_xlabel(label)
-  for each in axis.figure.axes:
-    each.grid(alpha=0.3)
-
-
 def _add_legend(
   figure: matplotlib.figure.Figure,
+  title: str,
   colors: Mapping[Any, Any],
   points: Sequence[claims_lib.Point],
-  has_curve: Any,
+  has_curve: bool,
 ) -> None:
   gray = '#888888'
 
@@ -216,7 +224,9 @@ def _add_legend(
     handles.append(handle('a seed diverged', ms=5, **style))
   if any(x.diverged for x in points):
     handles.append(handle('diverged', color=gray, ls='none', marker='x'))
-  figure.legend(handles=handles, loc='outside right upper', fontsize=8)
+  figure.legend(
+    handles=handles, loc='outside right upper', title=title, fontsize=8
+  )
 
 
 def draw_latency(
@@ -247,10 +257,10 @@ def draw_latency(
     top_1 = [paper.LATENCY[x].top_1 for x in nets]
     axis.plot([ratios[x] for x in nets], top_1, 'o-', color=color, label=name)
     theirs = [latency.published_ratio(x) for x in nets]
-    axis.plot(theirs, top_1, 'D--', color=color, ms=4, mfc='none', alpha=0.6)
+    axis.plot(theirs, top_1, 'D--', color=color, ms=4, mfc='none', alpha=0.8)
     for net in nets:
-      text = net.removeprefix(prefix).capitalize().replace('Senet', 'SENet')
-      labels[net] = text.replace('Resnet', 'ResNet')
+      short = {'resnet50': 'ResNet-50', 'senet50': 'SENet-50'}
+      labels[net] = short.get(net, net.removeprefix(prefix).upper())
   axis.plot([], [], 'D--', color='#888888', ms=4, mfc='none', label='the paper')
   axis.set(
     xscale='log',
@@ -272,14 +282,15 @@ def draw_latency(
 def _place_labels(
   axis: axes_lib.Axes, labels: Mapping[str, tuple[float, float]]
 ) -> None:
-  """Labels points, each on the first side where nothing is in the way."""
+  """Labels points, each on the first side that no line or label covers."""
   figure = axis.get_figure(root=True)
   figure.draw_without_rendering()  # fixes the layout
-  taken = [
-    transforms.Bbox.from_bounds(x - 4, y - 4, 8, 8)
-    for line in axis.lines
-    for x, y in axis.transData.transform(line.get_xydata())
-  ]
+  taken = []
+  for line in axis.lines:
+    points = axis.transData.transform(line.get_xydata())
+    for start, end in zip(points, [*points[1:], *points[-1:]], strict=True):
+      for x, y in np.linspace(start, end, 30):
+        taken.append(transforms.Bbox.from_bounds(x - 3, y - 3, 6, 6))
   sides = [
     ((0, 7), 'center', 'bottom'),
     ((0, -7), 'center', 'top'),

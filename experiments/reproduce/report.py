@@ -43,6 +43,7 @@ img { max-width: 100%; }
 code { background: var(--code); padding: 0.1em 0.3em; border-radius: 3px; }
 small, figcaption { color: var(--dim); font-size: 0.85em; }
 figure { margin: 1em 0; }
+summary { cursor: pointer; }
 ul.statements { list-style: none; padding-left: 0; }
 b { font-weight: 600; white-space: nowrap; }
 .reproduced { color: var(--yes); } .partly { color: var(--part); }
@@ -75,15 +76,15 @@ def _badge(verdict: str) -> str:
 
 
 def _where(holds: Mapping[Any, bool | None]) -> str:
-  """Returns where a statement holds, if it does not hold or fail everywhere."""
+  """Returns where a statement holds, unless it is the same everywhere."""
   if len(set(holds.values())) < 2:
     return ''
   parts = []
-  for value, word in ((True, 'yes'), (False, 'no'), (None, 'not run yet')):
+  for value, word in ((True, 'holds'), (False, 'fails'), (None, 'not run')):
     names = [str(x) for x, hold in holds.items() if hold is value]
     if names:
-      parts.append(f'{word}: {"; ".join(names)}')
-  return f' <small>({html.escape(" | ".join(parts))})</small>'
+      parts.append(f'{word}: {", ".join(names)}')
+  return f' <small>({html.escape("; ".join(parts))})</small>'
 
 
 def _list(statements: Sequence[claims_lib.Statement]) -> str:
@@ -94,12 +95,16 @@ def _list(statements: Sequence[claims_lib.Statement]) -> str:
   return '\n'.join(['<ul class="statements">', *items, '</ul>'])
 
 
-def _table(lines: claims_lib.Table) -> str:
+def _table(lines: claims_lib.Table, summary: str = '') -> str:
+  """Returns a table, folded under its `summary` if there is one."""
   rows = []
   for line, tag in zip(lines, ['th', *['td'] * len(lines)], strict=False):
     cells = ''.join(f'<{tag}>{html.escape(x)}</{tag}>' for x in line)
     rows.append(f'<tr>{cells}</tr>')
-  return '\n'.join(['<div><table>', *rows, '</table></div>'])
+  table = '\n'.join(['<div><table>', *rows, '</table></div>'])
+  if not summary:
+    return table
+  return f'<details><summary>{summary}</summary>{table}</details>'
 
 
 def _figure(
@@ -187,7 +192,7 @@ def claim_section(
       output / f'{claim.name}-{scale}.png',
       caption,
     ),
-    _table(lines),
+    _table(lines, 'Results'),
     f'<p>{html.escape(_machines(measured.results))}{missing}</p>',
     '<h3>The paper</h3>',
     f'<p>{html.escape(claim.words)}</p>' if claim.words else '',

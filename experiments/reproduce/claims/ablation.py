@@ -62,7 +62,7 @@ def _statements(measured: claim.Measured) -> list[claim.Statement]:
   rows = ablation_imagenet.ROWS[: ablation_imagenet.ROWS.index('cutmix') + 1]
   added = [
     claim.Statement(
-      f'{after} is better than {before}.',
+      f'{after} beats {before}.',
       {net: at(after, net).beats(at(before, net)) for net in nets},
     )
     for before, after in itertools.pairwise(rows)

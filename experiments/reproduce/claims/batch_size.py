@@ -5,7 +5,7 @@ Varied: the net (BN, NF, NF + AGC) and the batch size. AGC takes the λ of 0.01,
   0.04 and 0.16 that does best on held-out images with the first seed.
 Scales:
   small  20 layers, 61 thousand parameters, batches 32 to 512, two seeds
-  gpu    20 layers, 3.9 million parameters, batches 256 to 4096, two seeds
+  gpu    20 layers, 3.5 million parameters, batches 256 to 4096, two seeds
   paper  ResNet-50 on ImageNet, batches 256 to 4096, five seeds
 Command: make reproduce-batch-size SCALE=small
 Verdict at small (2026-11-26): partly reproduced. Without AGC the net diverges

@@ -74,8 +74,8 @@ def statements(scale: str, found: results.Results) -> list[claim.Statement]:
     claim.Statement(
       'NFNets are faster than the EfficientNet of their accuracy.',
       {
-        'F0, B5': faster('nfnet_f0', 'efficientnet_b5'),
-        'F1, B7': faster('nfnet_f1', 'efficientnet_b7'),
+        'F0 and B5': faster('nfnet_f0', 'efficientnet_b5'),
+        'F1 and B7': faster('nfnet_f1', 'efficientnet_b7'),
       },
     ),
     claim.Statement(

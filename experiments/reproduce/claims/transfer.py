@@ -95,29 +95,14 @@ def _three(
 
 
 def _statements(measured: claim.Measured) -> list[claim.Statement]:
-  def at(layers: int, net: str, start: str) -> claim.Point:
-    return measured.at(depth=layers, net=net, start=start)
-
-  layers = [_layers(measured.scale, x) for x in _SIZES[measured.scale]]
-  return [
-    claim.Statement(
-      'Fine-tuned, NF beats BN at every depth.',
-      {
-        x: at(x, 'NF', 'pre-trained').beats(at(x, 'BN', 'pre-trained'))
-        for x in layers
-      },
-    ),
-    *(
-      claim.Statement(
-        f'{net} gains from pre-training.',
-        {
-          x: at(x, net, 'pre-trained').beats(at(x, net, 'from scratch'))
-          for x in layers
-        },
-      )
+  holds = {}
+  for layers in (_layers(measured.scale, x) for x in _SIZES[measured.scale]):
+    nf, bn = (
+      measured.at(depth=layers, net=net, start='pre-trained')
       for net in ('NF', 'BN')
-    ),
-  ]
+    )
+    holds[layers] = nf.beats(bn)
+  return [claim.Statement('Fine-tuned, NF beats BN at every depth.', holds)]
 
 
 def _paper(scale: str) -> claim.Curve:
