@@ -1,5 +1,6 @@
 """Figures of the report: accuracy with the paper's curve, and latency."""
 
+import itertools
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +10,6 @@ import matplotlib.figure
 import numpy as np
 from matplotlib import axes as axes_lib
 from matplotlib import lines as lines_lib
-from matplotlib import transforms
 
 from experiments.reproduce import claim as claims_lib
 from experiments.reproduce import paper
@@ -283,37 +283,29 @@ def _place_labels(
   axis: axes_lib.Axes, labels: Mapping[str, tuple[float, float]]
 ) -> None:
   """Labels points, each on the first side that no line or label covers."""
-  figure = axis.get_figure(root=True)
-  figure.draw_without_rendering()  # fixes the layout
-  taken = []
+  axis.get_figure(root=True).draw_without_rendering()  # fixes the layout
+  pieces = [np.zeros((0, 2))]
   for line in axis.lines:
-    points = axis.transData.transform(line.get_xydata())
-    for start, end in zip(points, [*points[1:], *points[-1:]], strict=True):
-      for x, y in np.linspace(start, end, 30):
-        taken.append(transforms.Bbox.from_bounds(x - 3, y - 3, 6, 6))
+    ends = axis.transData.transform(line.get_xydata())
+    pieces += [np.linspace(*pair, 30) for pair in itertools.pairwise(ends)]
+  points = np.concatenate(pieces)
+  # Left, bottom, right and top, in pixels.
+  taken = np.concatenate([points - 3, points + 3], axis=1)
   sides = [
     ((0, 7), 'center', 'bottom'),
     ((0, -7), 'center', 'top'),
     ((7, 0), 'left', 'center'),
     ((-7, 0), 'right', 'center'),
-    ((0, 18), 'center', 'bottom'),
-    ((0, -18), 'center', 'top'),
+    *(((0, y), 'center', 'center') for y in range(20, 200, 10)),
   ]
   for text, point in labels.items():
+    label = axis.annotate(
+      text, point, (0, 7), textcoords='offset points', fontsize=8
+    )
     for offset, ha, va in sides:
-      label = axis.annotate(
-        text,
-        point,
-        offset,
-        textcoords='offset points',
-        fontsize=8,
-        ha=ha,
-        va=va,
-      )
-      box = label.get_window_extent()
-      if not any(box.overlaps(x) for x in taken):
+      label.set(position=offset, ha=ha, va=va)
+      box = label.get_window_extent().extents
+      apart = (taken[:, 2:] <= box[:2]) | (taken[:, :2] >= box[2:])
+      if apart.any(axis=1).all():
         break
-      label.remove()
-    else:
-      label = axis.annotate(text, point, fontsize=8)
-    taken.append(box)
+    taken = np.concatenate([taken, [box]])

@@ -302,6 +302,8 @@ def write(output: pathlib.Path) -> pathlib.Path:
   found = results.read(output)
   sections = []
   for scale in scales.SCALES:
+    if not any(name.startswith(f'{scale}/') for name in found):
+      continue
     sections += [
       claim_section(claim, scale, found, output) for claim in CLAIMS.values()
     ]
