@@ -1,6 +1,7 @@
 """Figures of the report: accuracy with the paper's curve, and latency."""
 
 import itertools
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,7 +23,7 @@ _DARK = {
   'legend.facecolor': '#15181d',
   'legend.edgecolor': '#444a53',
 }
-THEMES: Mapping[str, Mapping[str, Any]] = {'light': {}, 'dark': _DARK}
+THEMES: Mapping[str, Any] = {'light': {}, 'dark': _DARK}
 
 
 def draw(
@@ -61,7 +62,9 @@ def draw(
   shift = _shift(claim, points, curve) if measured.scale != 'paper' else 0
   for column, panel in enumerate(panels):
     inside = [x for x in points if x.labels.get(claim.panels or '') == panel]
-    _draw_panel(grid[:, column], claim, panel, inside, colors, curve, shift)
+    _draw_panel(
+      list(grid[:, column]), claim, panel, inside, colors, curve, shift
+    )
   grid[0, 0].set_ylabel('test top-1, %')
   if diverged:
     last = max(step for x in points for step in x.diverged)
@@ -256,7 +259,7 @@ def draw_latency(
     ]
     top_1 = [paper.LATENCY[x].top_1 for x in nets]
     axis.plot([ratios[x] for x in nets], top_1, 'o-', color=color, label=name)
-    theirs = [latency.published_ratio(x) for x in nets]
+    theirs = [latency.published_ratio(x) or math.nan for x in nets]
     axis.plot(theirs, top_1, 'D--', color=color, ms=4, mfc='none', alpha=0.8)
     for net in nets:
       short = {'resnet50': 'ResNet-50', 'senet50': 'SENet-50'}
@@ -275,15 +278,17 @@ def draw_latency(
     text: (ratios[net], paper.LATENCY[net].top_1)
     for net, text in labels.items()
   }
-  _place_labels(axis, at)
+  _place_labels(figure, axis, at)
   return figure
 
 
 def _place_labels(
-  axis: axes_lib.Axes, labels: Mapping[str, tuple[float, float]]
+  figure: matplotlib.figure.Figure,
+  axis: axes_lib.Axes,
+  labels: Mapping[str, tuple[float, float]],
 ) -> None:
   """Labels points, each on the first side that no line or label covers."""
-  axis.get_figure(root=True).draw_without_rendering()  # fixes the layout
+  figure.draw_without_rendering()  # fixes the layout
   pieces = [np.zeros((0, 2))]
   for line in axis.lines:
     ends = axis.transData.transform(line.get_xydata())

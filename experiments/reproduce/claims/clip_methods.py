@@ -103,7 +103,7 @@ def _statements(measured: claim.Measured) -> list[claim.Statement]:
   lost = kept.fails
   if lost is False:
     best = measured.best(method='global norm', batch=largest)
-    lost = best.mean - kept.mean > 5
+    lost = (best.mean or 0.0) - (kept.mean or 0.0) > 5
   agc = {x: measured.best(method='AGC', batch=x) for x in (medium, largest)}
   lars = {x: measured.best(method='LARS', batch=x) for x in (medium, largest)}
   return [

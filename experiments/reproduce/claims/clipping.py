@@ -42,8 +42,10 @@ def _statements(measured: claim.Measured) -> list[claim.Statement]:
     holds: dict[str, bool | None] = {}
     for small, large in steps:
       before, after = values[small], values[large]
-      unknown = before is None or after is None or largest[large] is None
-      holds[f'{small} to {large}'] = None if unknown else after <= before
+      if before is None or after is None or largest[large] is None:
+        holds[f'{small} to {large}'] = None
+      else:
+        holds[f'{small} to {large}'] = after <= before
     return holds
 
   failed = measured.at(batch=batches[-1], clipping=scales.CLIPPINGS[-1]).fails

@@ -84,14 +84,18 @@ def _statements(measured: claim.Measured) -> list[claim.Statement]:
       ),
     ]
   kinds = [kind for kind in _KINDS if kind != 'none']
+
+  def gain(net: str, kind: str) -> float | None:
+    on, off = at(net, kind).mean, at(net, 'none').mean
+    return None if on is None or off is None else on - off
+
   gains: dict[str, bool | None] = {}
   for kind in kinds:
-    means = [
-      at(net, x).mean for net in ('wide', 'narrow') for x in (kind, 'none')
-    ]
-    gains[kind] = (
-      None if None in means else means[0] - means[1] > means[2] - means[3]
-    )
+    wide, narrow = gain('wide', kind), gain('narrow', kind)
+    if wide is None or narrow is None:
+      gains[kind] = None
+    else:
+      gains[kind] = wide > narrow
   return [
     claim.Statement(
       'Regularization helps the wide net.',
