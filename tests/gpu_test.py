@@ -20,7 +20,7 @@ from experiments.gpu import (
   run,
   runner,
 )
-from experiments.reproduce import rows
+from experiments.reproduce import claim, claims
 from nfnets_jax.models import variants
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -113,12 +113,12 @@ def test_a_report_of_what_there_is(output):
 
 def test_part_3_makes_runs_of_the_claim(output):
   known = {
-    run.name: rows.fingerprint(run, {})
-    for run in rows.ROWS['batch-size'].runs('gpu', {})
+    run.name: claim.fingerprint(run, {})
+    for run in claims.CLAIMS['batch-size'].runs('gpu', {})
   }
   for number, (net, batch, _) in enumerate(effect.RUNS):
     run = effect.create_run(number)
-    assert known[run.name] == rows.fingerprint(run, {})
+    assert known[run.name] == claim.fingerprint(run, {})
     assert (run.labels['net'], run.config.batch_size) == (net, batch)
   assert len(set(effect.RUNS)) == 3 * 3
 

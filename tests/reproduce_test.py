@@ -11,7 +11,7 @@ import tarfile
 import pytest
 
 from experiments import nfnet_imagenet, rehearse
-from experiments.reproduce import nfnet, paper
+from experiments.reproduce import nfnet, nfnet_report, paper
 from nfnets_jax.data import prepare
 from nfnets_jax.models import variants
 from nfnets_jax.training import check
@@ -57,15 +57,15 @@ def test_macs_are_those_of_the_training_size():
   # Counted from the released code's formulas, at 192 and 224 px.
   for name, expected in [('F0', 6.98), ('F1', 17.44)]:
     config = nfnet_imagenet.get_config(name)
-    assert round(nfnet.training_macs(config) / 1e9, 2) == expected
+    assert round(nfnet_report.training_macs(config) / 1e9, 2) == expected
 
 
 def test_report_sets_the_run_beside_the_paper():
   config = nfnet_imagenet.get_config('F1')
-  page = nfnet.format_markdown(REPORT, config, 17_440_000_000, 400.0)
+  page = nfnet_report.format_markdown(REPORT, config, 17_440_000_000, 400.0)
   rows = _rows(page)
-  assert rows['top-1, moving average'] == '84.67 % | 84.7 %'
-  assert rows['top-5, moving average'] == '97.12 % | 97.1 %'
+  assert rows['top-1, EMA'] == '84.67 % | 84.7 %'
+  assert rows['top-5, EMA'] == '97.12 % | 97.1 %'
   assert rows['top-1, weights'] == '84.12 % | -'
   assert rows['training step'] == '500.0 ms | 158.5 ms'
   assert rows['images a step'] == '4,096 on 8 | 1,024 on 32'
@@ -83,13 +83,15 @@ def test_report_sets_the_run_beside_the_paper():
 def test_report_says_what_is_missing():
   config = nfnet_imagenet.get_config('F6')
   report = {**REPORT, 'images_per_second': None}
-  page = nfnet.format_markdown(report, config, 10**9, 1.0, 'It saw little.')
+  page = nfnet_report.format_markdown(
+    report, config, 10**9, 1.0, 'It saw little.'
+  )
   assert '**A rehearsal, not a result.** It saw little.' in page
   assert 'SAM' in page
   assert 'images/s' not in page
   config = nfnet_imagenet.get_config('F7')
-  page = nfnet.format_markdown(REPORT, config, 10**9, 1.0)
-  assert _rows(page)['top-1, moving average'] == '84.67 % | -'
+  page = nfnet_report.format_markdown(REPORT, config, 10**9, 1.0)
+  assert _rows(page)['top-1, EMA'] == '84.67 % | -'
 
 
 @pytest.mark.thorough
@@ -118,7 +120,8 @@ def test_a_sample_is_no_imagenet(tmp_path):
   config.data.name = 'digits'
   config.data.data_dir = str(tmp_path)
   with pytest.raises(
-    nfnet.DataError, match=r'(?s)1,437 images of 10 classes.*takes 1,281,167 of'
+    nfnet.DataError,
+    match=r'(?s)1,437 images of 10 classes; the paper has 1,281,167 of',
   ):
     nfnet.check_data(config, rehearse=False)
   config.data.test_split = 'test'
@@ -130,7 +133,7 @@ def test_a_sample_is_no_imagenet(tmp_path):
     nfnet.check_data(config, rehearse=True)
 
 
-def test_damaged_photographs_are_named_or_left_out(tmp_path):
+def test_corrupt_photographs_are_named_or_skipped(tmp_path):
   for split in ('train', 'test'):
     folder = tmp_path / split / 'cat'
     folder.mkdir(parents=True)

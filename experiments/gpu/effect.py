@@ -11,7 +11,7 @@ import argparse
 from typing import Any
 
 from experiments.gpu import common, data
-from experiments.reproduce import rows, sweep
+from experiments.reproduce import claim, runner, scales
 from nfnets_jax.runtime import interrupt, logbook
 
 # Net, batch and λ.
@@ -28,11 +28,11 @@ RUNS: tuple[tuple[str, int, float | None], ...] = (
 )
 
 
-def create_run(number: int) -> rows.Run:
+def create_run(number: int) -> claim.Run:
   """Returns a run of `RUNS`, in a dry run of a tiny net on few images."""
   net, batch, clipping = RUNS[number]
-  changes = {} if clipping is None else {'optimizer__clipping': clipping}
-  run = rows._run('gpu', net, batch, 0, **changes)
+  changes = {} if clipping is None else {'optimizer.clipping': clipping}
+  run = scales.resnet_run(net, 'gpu', batch, 0, changes)
   if not common.dry_run():
     return run
   run.config.model.depth = (1, 1, 1)
@@ -45,7 +45,7 @@ def create_run(number: int) -> rows.Run:
   run.config.data.image_size = run.config.data.eval_image_size = 16
   run.config.epochs = 1.0
   run.config.optimizer.warmup_epochs = 0.0
-  return rows.Run(run.name, run.labels, run.config, held_out='train[-64:]')
+  return claim.Run(run.name, run.labels, run.config, held_out='train[-64:]')
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -53,14 +53,14 @@ def main(argv: list[str] | None = None) -> None:
   parser = argparse.ArgumentParser(description='Runs one of the main effect.')
   parser.add_argument('number', type=int, choices=range(len(RUNS)))
   number = parser.parse_args(argv).number
-  sweep._begin()
+  runner.start()
   folder = common.scratch() / 'batch-size'
   folder.mkdir(parents=True, exist_ok=True)
   # Nine runs on sixteen cores, each with three processes.
   fields: dict[str, Any] = {'num_workers': 2, 'worker_type': 'processes'}
   if common.dry_run():
     fields = {'num_workers': 0}
-  made = sweep.Sweep(folder, data.fields() | fields)
+  made = runner.Runner(folder, data.fields() | fields)
   run = create_run(number)
   try:
     result = made.make(run)

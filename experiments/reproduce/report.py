@@ -1,303 +1,226 @@
-"""Draws every claim that has results, beside the paper's numbers.
+"""Writes `report.html`: a verdict, a figure and the numbers of each claim.
 
   python -m experiments.reproduce.report --output=runs/reproduce
 
-writes `report.html`, which needs no other file, and a PNG for each figure.
+The page needs no other file; each figure is also written as a PNG.
 """
 
 import argparse
 import base64
 import collections
 import html
+import io
 import pathlib
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import matplotlib
 import matplotlib.figure
 
-from experiments.reproduce import latency, paper, results, rows
+from experiments.reproduce import claim as claims_lib
+from experiments.reproduce import figures, paper, results, scales
+from experiments.reproduce.claims import CLAIMS, latency
 from nfnets_jax import paths
-from nfnets_jax.models import variants
-
-Table = Sequence[Sequence[str]]
 
 _STYLE = """\
-body { font: 15px/1.5 sans-serif; max-width: 60em; margin: 2em auto; }
-table { border-collapse: collapse; margin: 1em 0; }
-td, th { border: 1px solid #ccc; padding: 0.2em 0.6em; text-align: left; }
+:root { color-scheme: light dark; --fg: #1c2026; --bg: #fff; --dim: #667;
+  --line: #d5d9df; --code: #f1f3f5; --yes: #1a7f37; --part: #9a6700;
+  --no: #cf222e; --link: #0759c9; }
+@media (prefers-color-scheme: dark) { :root { --fg: #d8dce2; --bg: #15181d;
+  --dim: #9aa1ab; --line: #363c45; --code: #22272e; --yes: #3fb950;
+  --part: #d29922; --no: #f85149; --link: #6cb0ff; } }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--fg);
+  background: var(--bg); max-width: 58em; margin: 2em auto; padding: 0 1em; }
+h2 { border-top: 1px solid var(--line); margin-top: 2.5em; padding-top: 1em; }
+a { color: var(--link); }
+div { overflow-x: auto; }
+table { border-collapse: collapse; margin: 1em 0; font-size: 0.9em; }
+td, th { border: 1px solid var(--line); padding: 0.25em 0.7em;
+  text-align: left; }
 img { max-width: 100%; }
-code { background: #f3f3f3; padding: 0.1em 0.3em; }
+code { background: var(--code); padding: 0.1em 0.3em; border-radius: 3px; }
+small, figcaption { color: var(--dim); font-size: 0.85em; }
+figure { margin: 1em 0; }
+summary { cursor: pointer; }
+ul.statements { list-style: none; padding-left: 0; }
+b { font-weight: 600; white-space: nowrap; }
+.reproduced { color: var(--yes); } .partly { color: var(--part); }
+.not { color: var(--no); } .incomplete { color: var(--dim); }
 """
+_SYMBOLS = {'reproduced': '✓', 'partly': '◐', 'not': '✗', 'incomplete': '?'}
+_INTRODUCTION = (
+  '<p>Brock et al. 2021, <a href="https://arxiv.org/abs/2102.06171">'
+  'arXiv:2102.06171</a>. Each claim is split into statements that results can '
+  'decide. A net <em>beats</em> another if its worst seed is above the '
+  "other's best, and <em>matches</em> it if their ranges overlap. Below the "
+  "scale <em>paper</em> the nets and the data are not the paper's: compare "
+  'effects, not accuracies.</p>'
+)
 
 
-class Point:
-  """The runs that differ by the seed alone.
+class Section(NamedTuple):
+  """A claim at a scale: what the contents say, and the part of the page."""
 
-  Attributes:
-    labels: what they share.
-    top_1: test accuracy of those that finished, in %.
-    diverged: how many did not.
-    messages: how.
-  """
-
-  def __init__(self, labels: Mapping[str, Any]):
-    """Has no runs yet.
-
-    Args:
-      labels: without the seed.
-    """
-    self.labels = dict(labels)
-    self.top_1: list[float] = []
-    self.diverged = 0
-    self.messages: list[str] = []
-
-  def add(self, result: Mapping[str, Any]) -> None:
-    """Adds a run."""
-    if result['status'] == 'finished':
-      self.top_1.append(100 * result['top_1'])
-    else:
-      self.diverged += 1
-      self.messages.append(result['message'])
-
-  @property
-  def mean(self) -> float | None:
-    """Mean accuracy in %, None if a run diverged."""
-    if self.diverged or not self.top_1:
-      return None
-    return statistics.fmean(self.top_1)
-
-  def __str__(self) -> str:
-    """Mean, least and largest, and how many runs."""
-    text = ''
-    if self.top_1:
-      low, high = min(self.top_1), max(self.top_1)
-      text = f'{statistics.fmean(self.top_1):.1f}'
-      if len(self.top_1) > 1:
-        text += f' ({low:.1f} to {high:.1f}, {len(self.top_1)} seeds)'
-    if self.diverged:
-      text += f'{"; " if text else ""}{self.diverged} diverged'
-    return text
+  name: str
+  scale: str
+  text: str
+  statements: Sequence[claims_lib.Statement]
+  body: str
 
 
-def points(
-  row: rows.Row, scale: str, found: results.Results
-) -> tuple[list[Point], list[Mapping[str, Any]], int]:
-  """Gathers a row's results.
-
-  Args:
-    row: of `rows.ROWS`.
-    scale: one of `rows.SCALES`.
-    found: all results.
-
-  Returns:
-    The points, the results in them, and how many runs are not made yet.
-  """
-  grouped: dict[tuple, Point] = {}
-  used, missing = [], 0
-  for run in row.runs(scale, found):
-    result = rows.find(run, found)
-    if result is None:
-      missing += 1
-      continue
-    used.append(result)
-    if run.labels.get('part') is not None:  # only prepares another
-      continue
-    labels = {k: v for k, v in run.labels.items() if k != 'seed'}
-    grouped.setdefault(tuple(labels.items()), Point(labels)).add(result)
-  return list(grouped.values()), used, missing
+def _badge(verdict: str) -> str:
+  kind = verdict.partition(' ')[0]
+  return f'<b class="{kind}">{_SYMBOLS[kind]} {verdict}</b>'
 
 
-def draw(
-  row: rows.Row, found: Sequence[Point], title: str
-) -> matplotlib.figure.Figure:
-  """Draws the points: means, from least to largest, and crosses at the bottom.
+def _where(holds: Mapping[Any, bool | None]) -> str:
+  """Returns where a statement holds, unless it is the same everywhere."""
+  if len(set(holds.values())) < 2:
+    return ''
+  parts = []
+  for value, word in ((True, 'holds'), (False, 'fails'), (None, 'not run')):
+    names = [str(x) for x, hold in holds.items() if hold is value]
+    if names:
+      parts.append(f'{word}: {", ".join(names)}')
+  return f' <small>({html.escape("; ".join(parts))})</small>'
 
-  Args:
-    row: whose `axes` say what is along x, by colour and by panel.
-    found: its points.
-    title: of the figure.
 
-  Returns:
-    The figure.
-  """
-  along, by = row.axes
-  panels = list(dict.fromkeys(p.labels.get(row.panels or '') for p in found))
-  figure = matplotlib.figure.Figure(
-    figsize=(max(6.0, 4.5 * len(panels)), 4.0), layout='constrained'
+def _list(statements: Sequence[claims_lib.Statement]) -> str:
+  items = [
+    f'<li>{_badge(x.verdict)}: {html.escape(x.text)}{_where(x.holds)}</li>'
+    for x in statements
+  ]
+  return '\n'.join(['<ul class="statements">', *items, '</ul>'])
+
+
+def _table(lines: claims_lib.Table, summary: str = '') -> str:
+  """Returns a table, folded under its `summary` if there is one."""
+  rows = []
+  for line, tag in zip(lines, ['th', *['td'] * len(lines)], strict=False):
+    cells = ''.join(f'<{tag}>{html.escape(x)}</{tag}>' for x in line)
+    rows.append(f'<tr>{cells}</tr>')
+  table = '\n'.join(['<div><table>', *rows, '</table></div>'])
+  if not summary:
+    return table
+  return f'<details><summary>{summary}</summary>{table}</details>'
+
+
+def _figure(
+  draw: Callable[[], matplotlib.figure.Figure],
+  path: pathlib.Path,
+  caption: str,
+) -> str:
+  """Draws for a light and a dark page; only the former is kept as a file."""
+  images = {}
+  for theme, settings in figures.THEMES.items():
+    image = io.BytesIO()
+    with matplotlib.rc_context(settings):
+      draw().savefig(image, dpi=120)
+    encoded = base64.b64encode(image.getvalue()).decode()
+    images[theme] = f'data:image/png;base64,{encoded}'
+    if theme == 'light':
+      path.parent.mkdir(parents=True, exist_ok=True)
+      path.write_bytes(image.getvalue())
+  return (
+    '<figure><picture><source media="(prefers-color-scheme: dark)" '
+    f'srcset="{images["dark"]}"><img alt="{path.stem}" src="{images["light"]}">'
+    f'</picture><figcaption>{html.escape(caption)}</figcaption></figure>'
   )
-  axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-  figure.suptitle(title)
-  series = list(dict.fromkeys(p.labels.get(by) for p in found))
-  colors = {
-    name: matplotlib.colormaps['tab10'](i % 10) for i, name in enumerate(series)
-  }
-  for axis, panel in zip(axes, panels, strict=True):
-    here = [p for p in found if p.labels.get(row.panels or '') == panel]
-    places = list(dict.fromkeys(p.labels[along] for p in here))
-    numbers = all(isinstance(x, int | float) for x in places)
-    if numbers:
-      places.sort()
-    for name in series:
-      line = [p for p in here if p.labels.get(by) == name]
-      line.sort(key=lambda p: places.index(p.labels[along]))
-      sound = [p for p in line if p.mean is not None]
-      xs = [places.index(p.labels[along]) for p in sound]
-      means = [p.mean or 0.0 for p in sound]
-      below = [m - min(p.top_1) for m, p in zip(means, sound, strict=True)]
-      above = [max(p.top_1) - m for m, p in zip(means, sound, strict=True)]
-      axis.errorbar(
-        xs,
-        means,
-        yerr=[below, above],
-        linestyle='-' if numbers else 'none',  # names have no order
-        marker='o',
-        ms=4,
-        capsize=2,
-        color=colors[name],
-        label=str(name),
-      )
-      failed = [places.index(p.labels[along]) for p in line if p.diverged]
-      axis.plot(failed, [10.0] * len(failed), 'x', color=colors[name], ms=9)
-    ticks = axis.set_xticks(range(len(places)), [str(x) for x in places])
-    if max(len(str(x)) for x in places) > 8:
-      for tick in ticks:
-        tick.label1.set(rotation=30, ha='right', rotation_mode='anchor')
-    axis.set_xlabel(along)
-    axis.grid(alpha=0.3)
-    if row.panels is not None:
-      axis.set_title(f'{row.panels} {panel}', fontsize=10)
-  axes[0].set_ylabel('test top-1, % (× diverged)')
-  axes[-1].legend(fontsize=8)
-  return figure
 
 
-def published(name: str) -> Table | None:
-  """Returns the paper's numbers for a row, with a line of headings."""
-  if name == 'batch-size':
-    return [
-      ('top-1, %', *map(str, paper.BATCH_SIZES)),
-      *(
-        (net, *('fails' if x is None else f'{x}' for x in line))
-        for net, line in paper.BATCH_SIZE.items()
-      ),
-    ]
-  if name == 'ablation':
-    return [
-      ('top-1, %', 'F0', 'F1', 'F2', 'F3'),
-      *((row, *map(str, line)) for row, line in paper.ABLATION.items()),
-    ]
-  if name == 'transfer':
-    return [
-      ('top-1, %', '224 px', '320 px', '384 px'),
-      *((net, *map(str, line)) for net, line in paper.TRANSFER.items()),
-    ]
-  if name == 'regularisation':
-    names = [f'nfnet_f{n}' for n in range(7)]
-    return [
-      ('net', 'dropout', 'top-1, %', 'with SAM'),
-      *(
-        (
-          model,
-          str(variants.get(model).settings.drop_rate),
-          f'{paper.LATENCY[model].top_1}' if model in paper.LATENCY else '',
-          str(paper.SAM.get(model, '')),
-        )
-        for model in names
-      ),
-    ]
-  if name == 'microbatch':
-    return [
-      ('top-1, %', 'batch of 4'),
-      *((net, str(x)) for net, x in paper.MICROBATCH.items()),
-    ]
-  return None
-
-
-def _table(lines: Table) -> str:
-  head, *body = lines
-  cells = ''.join(f'<th>{html.escape(x)}</th>' for x in head)
-  text = [f'<table><tr>{cells}</tr>']
-  for line in body:
-    cells = ''.join(f'<td>{html.escape(x)}</td>' for x in line)
-    text.append(f'<tr>{cells}</tr>')
-  return '\n'.join([*text, '</table>'])
-
-
-def _picture(figure: matplotlib.figure.Figure, path: pathlib.Path) -> str:
-  path.parent.mkdir(parents=True, exist_ok=True)
-  figure.savefig(path, dpi=100)
-  data = base64.b64encode(path.read_bytes()).decode()
-  return f'<img alt="{path.stem}" src="data:image/png;base64,{data}">'
-
-
-def _made_with(used: Sequence[Mapping[str, Any]]) -> str:
+def _machines(used: Sequence[Mapping[str, Any]]) -> str:
   machines = collections.Counter(
     f'{x["device"]}, {x["cores"]} cores, jax {x["jax"]}, Python {x["python"]}, '
     f'{x["date"]}'
     for x in used
   )
   minutes = sum(x['seconds'] for x in used) / 60
-  return (
-    '; '.join(f'{count} runs on {name}' for name, count in machines.items())
-    + f'; the times of these runs add up to {minutes:.0f} minutes'
-  )
+  runs = '; '.join(f'{count} runs on {x}' for x, count in machines.items())
+  return f'{runs}; {minutes:.0f} minutes in all.'
 
 
-def section(
-  row: rows.Row,
+def _section(
+  name: str,
+  scale: str,
+  text: str,
+  source: str,
+  statements: Sequence[claims_lib.Statement],
+  parts: Sequence[str],
+) -> Section:
+  head = [
+    f'<h2 id="{name}-{scale}">{name}, {scale}</h2>',
+    f'<p>{html.escape(text)} <em>({html.escape(source)})</em></p>',
+    f'<p>{_badge(claims_lib.verdict(statements))}</p>',
+    _list(statements),
+    f'<p><code>make reproduce-{name} SCALE={scale}</code></p>',
+  ]
+  body = '\n'.join([*head, *parts])
+  return Section(name, scale, text, statements, body)
+
+
+def claim_section(
+  claim: claims_lib.Claim,
   scale: str,
   found: results.Results,
   output: pathlib.Path,
-) -> list[str]:
-  """Returns a row's part of the page, and writes its figure.
-
-  Args:
-    row: of `rows.ROWS`.
-    scale: one of `rows.SCALES`.
-    found: all results.
-    output: folder of the PNG.
-
-  Returns:
-    Lines of HTML; none if there is no result.
-  """
-  grouped, used, missing = points(row, scale, found)
-  if not grouped:
-    return []
-  labels = list(dict.fromkeys(k for p in grouped for k in p.labels))
+) -> Section | None:
+  """Returns a claim's section and writes its figure; None without results."""
+  measured = claims_lib.Measured(claim, scale, found)
+  if not measured.points:
+    return None
+  labels = list(dict.fromkeys(k for x in measured.points for k in x.labels))
   lines = [
     (*labels, 'test top-1, %'),
-    *((*(str(p.labels.get(k, '')) for k in labels), str(p)) for p in grouped),
+    *(
+      (*(str(x.labels.get(k, '')) for k in labels), str(x))
+      for x in measured.points
+    ),
   ]
-  figure = draw(row, grouped, f'{row.name}, {scale}')
-  beside = published(row.name)
-  return [
-    f'<h2 id="{row.name}-{scale}">{row.name}, {scale}</h2>',
-    f'<p>{html.escape(row.claim)} <em>({html.escape(row.source)})</em></p>',
-    f'<p><code>make reproduce-{row.name} SCALE={scale}</code></p>',
-    _picture(figure, output / f'{row.name}-{scale}.png'),
-    _table(lines),
-    f'<p>{html.escape(_made_with(used))}.'
-    + (f' {missing} runs are not made yet.' if missing else '')
-    + '</p>',
-    f'<p>The paper: {html.escape(paper.WORDS.get(row.name, "in numbers"))}</p>',
-    *([_table(beside)] if beside else []),
+  caption = 'Points are means over seeds, bars their range.'
+  curve = claim.paper(scale) if claim.paper else None
+  if curve and curve.top_1:
+    caption += f' Dashed: the paper, {curve.note}'
+    caption += '.' if scale == 'paper' else ', in the units of the right axis.'
+    if None in curve.top_1.values():
+      caption += ' ▽: it fails.'
+  missing = f' {measured.missing} runs are missing.' if measured.missing else ''
+  parts = [
+    _figure(
+      lambda: figures.draw(claim, measured),
+      output / f'{claim.name}-{scale}.png',
+      caption,
+    ),
+    _table(lines, 'Results'),
+    f'<p>{html.escape(_machines(measured.results))}{missing}</p>',
+    '<h3>The paper</h3>',
+    f'<p>{html.escape(claim.words)}</p>' if claim.words else '',
+    _table(claim.table) if claim.table else '',
   ]
+  return _section(
+    claim.name,
+    scale,
+    claim.text,
+    claim.source,
+    claim.statements(measured),
+    parts,
+  )
 
 
 def latency_section(
   scale: str, found: results.Results, output: pathlib.Path
-) -> list[str]:
-  """Returns the latencies' part of the page, and writes its figure."""
-  used = [
-    found[name]
-    for model in latency.MODELS
-    if (name := latency.name_of(scale, model)) in found
-  ]
+) -> Section | None:
+  """Returns the section of `latency` and writes its figure, or None."""
+  names = {x: latency.name_of(scale, x) for x in latency.MODELS}
+  used = {model: found[x] for model, x in names.items() if x in found}
   if not used:
-    return []
+    return None
+  ratios = {
+    model: statistics.median(x['ratios'])
+    for model, x in used.items()
+    if 'ratios' in x
+  }
   lines = [
     (
       'net',
@@ -305,59 +228,63 @@ def latency_section(
       "GMACs at test size (paper's)",
       'pixels',
       'seconds',
-      '÷ F1, least to largest',
+      '÷ F1, range',
       "paper's ÷ F1 (TPUv3, ms)",
       "paper's top-1, %",
-    )
+    ),
+    *(_latency_line(model, result) for model, result in used.items()),
   ]
-  figure = matplotlib.figure.Figure(figsize=(7, 4.5), layout='constrained')
-  axis = figure.subplots()
-  for result in used:
-    model = result['labels']['model']
-    known = paper.LATENCY.get(model)
-    theirs = latency.published_ratio(model)
-    took, ratio = result.get('message', ''), ''
-    if 'ratios' in result:
-      middle = statistics.median(result['ratios'])
-      took = f'{statistics.median(result["step_seconds"]):.2f}'
-      ratio = (
-        f'{middle:.2f} ({min(result["ratios"]):.2f} to '
-        f'{max(result["ratios"]):.2f})'
-      )
-      if known is not None:
-        color = 'tab:blue' if 'nfnet' in model else 'tab:orange'
-        axis.plot(middle, known.top_1, 'o', color=color)
-        axis.annotate(model, (middle, known.top_1), fontsize=7)
-    lines.append(
-      (
-        model,
-        f'{result["params"] / 1e6:.2f}'
-        + (f' ({known.params})' if known else ''),
-        f'{result["gmacs_test"]:.2f}' + (f' ({known.gmacs})' if known else ''),
-        str(result['size']),
-        took,
-        ratio,
-        f'{theirs:.2f} ({known.tpu_ms})' if known else '',
-        f'{known.top_1}' if known else '',
-      )
-    )
-  axis.set(
-    xscale='log',
-    xlabel="forward and backward pass ÷ NFNet-F1's, measured here",
-    ylabel="the paper's top-1, %",
-    title=f'latency, {scale}',
-  )
-  axis.grid(alpha=0.3)
-  return [
-    f'<h2 id="latency-{scale}">latency, {scale}</h2>',
-    '<p>NFNets train faster than EfficientNets of their accuracy: F1 is 8.7 '
-    'times as fast as B7. <em>(table 3, figure 1; the ratio in the table is '
-    '8.81)</em></p>',
-    f'<p><code>make reproduce-latency SCALE={scale}</code></p>',
-    _picture(figure, output / f'latency-{scale}.png'),
+  results_used = list(used.values())
+  batch = results_used[0]['labels']['batch']
+  parts = [
+    _figure(
+      lambda: figures.draw_latency(ratios, scale),
+      output / f'latency-{scale}.png',
+      'Dashed: the latencies of the paper. All accuracies are its own.',
+    ),
     _table(lines),
-    f'<p>Batches of {used[0]["labels"]["batch"]}. {_made_with(used)}.</p>',
+    f'<p>{html.escape(_machines(results_used))} Batches of {batch}.</p>',
   ]
+  statements = latency.statements(scale, found)
+  return _section(
+    'latency', scale, latency.TEXT, latency.SOURCE, statements, parts
+  )
+
+
+def _latency_line(model: str, result: Mapping[str, Any]) -> tuple[str, ...]:
+  known = paper.LATENCY.get(model)
+  seconds, ratio = result.get('message', ''), ''
+  if 'ratios' in result:
+    ratios = result['ratios']
+    seconds = f'{statistics.median(result["step_seconds"]):.2f}'
+    ratio = (
+      f'{statistics.median(ratios):.2f} ({min(ratios):.2f} to '
+      f'{max(ratios):.2f})'
+    )
+  params, gmacs = result['params'] / 1e6, result['gmacs_test']
+  theirs = latency.published_ratio(model)
+  return (
+    model,
+    f'{params:.2f}' + (f' ({known.params})' if known else ''),
+    f'{gmacs:.2f}' + (f' ({known.gmacs})' if known else ''),
+    str(result['size']),
+    seconds,
+    ratio,
+    f'{theirs:.2f} ({known.tpu_ms})' if known else '',
+    f'{known.top_1}' if known else '',
+  )
+
+
+def _contents(sections: Sequence[Section]) -> str:
+  rows = ['<tr><th>claim</th><th>scale</th><th>verdict</th></tr>']
+  for x in sections:
+    badge = _badge(claims_lib.verdict(x.statements))
+    rows.append(
+      f'<tr><td><a href="#{x.name}-{x.scale}">{x.name}</a><br>'
+      f'<small>{html.escape(x.text)}</small></td><td>{x.scale}</td>'
+      f'<td>{badge}</td></tr>'
+    )
+  return '\n'.join(['<nav><table>', *rows, '</table></nav>'])
 
 
 def write(output: pathlib.Path) -> pathlib.Path:
@@ -370,43 +297,40 @@ def write(output: pathlib.Path) -> pathlib.Path:
     The page.
 
   Raises:
-    FileNotFoundError: if there are none.
+    FileNotFoundError: if the folder has no results.
   """
   found = results.read(output)
-  body = []
-  for scale in rows.SCALES:
-    for row in rows.ROWS.values():
-      body += section(row, scale, found, output)
-    body += latency_section(scale, found, output)
-  if not body:
+  sections = []
+  for scale in scales.SCALES:
+    if not any(name.startswith(f'{scale}/') for name in found):
+      continue
+    sections += [
+      claim_section(claim, scale, found, output) for claim in CLAIMS.values()
+    ]
+    sections.append(latency_section(scale, found, output))
+  drawn = [section for section in sections if section is not None]
+  if not drawn:
     raise FileNotFoundError(
-      f'there are no results in {output}; make some, as by '
-      'make reproduce-batch-size SCALE=small'
+      f'no results in {output}; make some with make reproduce-batch-size '
+      'SCALE=small'
     )
   page = output / 'report.html'
   page.write_text(
     '<!doctype html><html lang="en"><meta charset="utf-8">'
+    '<meta name="viewport" content="width=device-width">'
     '<title>NFNets: the claims of the paper, reproduced</title>'
     f'<style>{_STYLE}</style><h1>The claims of the paper, reproduced</h1>'
-    '<p>Brock et al. 2021, <a href="https://arxiv.org/abs/2102.06171">'
-    "arXiv:2102.06171</a>. Below each claim what was measured, and the paper's "
-    'numbers, which are of ImageNet and of other nets where the scale is not '
-    '<em>paper</em>: effects compare, accuracies do not.</p>'
-    + '\n'.join(body)
+    + '\n'.join([_INTRODUCTION, _contents(drawn), *(x.body for x in drawn)])
     + '</html>\n'
   )
   return page
 
 
 def main(argv: list[str] | None = None) -> None:
-  """Parses the command line and writes the page.
-
-  Args:
-    argv: arguments; None takes those of the process.
-  """
+  """Writes the page of the results that the command line, or `argv`, names."""
   parser = argparse.ArgumentParser(
     prog='python -m experiments.reproduce.report',
-    description='The claims that have results, as a page.',
+    description='Write report.html: every claim that has results.',
   )
   parser.add_argument(
     '--output', type=paths.argument, default=pathlib.Path('runs/reproduce')

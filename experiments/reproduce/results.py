@@ -1,4 +1,4 @@
-"""What was run: a JSON object a line, in one file or one for each machine."""
+"""Results on disk: one JSON object per line, one file per machine."""
 
 import datetime
 import json
@@ -10,22 +10,17 @@ from typing import Any
 
 import jax
 
-# By the name of the run.
+# By name of the run.
 Results = Mapping[str, Mapping[str, Any]]
 
 
 def read(output: pathlib.Path) -> dict[str, dict[str, Any]]:
-  """Returns what has been run, by name; the newest counts.
+  """Returns the results in a folder, by name; the last of a name counts.
 
-  Args:
-    output: folder of the results.
-
-  Returns:
-    The results; none if there is no file.
+  An incomplete last line, left by a killed process, is skipped.
 
   Raises:
-    ValueError: if a line is damaged, other than the last of a file: that may be
-      what a killed process left, and its run is made again.
+    ValueError: if any other line is not JSON.
   """
   results: dict[str, dict[str, Any]] = {}
   for path in sorted(output.glob('results*.jsonl')):
@@ -36,20 +31,17 @@ def read(output: pathlib.Path) -> dict[str, dict[str, Any]]:
       except json.JSONDecodeError as error:
         if number == len(lines):
           continue
-        raise ValueError(f'{path}:{number} is no JSON: {error}') from error
+        raise ValueError(f'{path}:{number} is not JSON: {error}') from error
       results[result['name']] = result
   return results
 
 
 def append(path: pathlib.Path, result: Mapping[str, Any]) -> None:
-  """Adds a result to a file, in one write.
+  """Appends a result and this machine's `machine` to a file, in one write.
 
-  Args:
-    path: of the file; made if it is not there.
-    result: with `name`; what `machine` tells is added.
+  Removes an incomplete last line, left by a killed process.
   """
   if path.exists():
-    # What a killed process has left of its line is no result.
     whole = path.read_bytes().rpartition(b'\n')
     if whole[2]:
       os.truncate(path, len(whole[0] + whole[1]))
@@ -58,7 +50,7 @@ def append(path: pathlib.Path, result: Mapping[str, Any]) -> None:
 
 
 def machine() -> dict[str, Any]:
-  """Returns what a result was made with."""
+  """Returns the hardware, versions and date that a result depends on."""
   return {
     'device': f'{jax.device_count()} × {jax.devices()[0].device_kind}',
     'cores': os.cpu_count(),

@@ -73,14 +73,11 @@ def totals(workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def plot_curves(workdir: pathlib.Path) -> None:
-  """Plots loss, top-1 error and learning rate to `curves.png`."""
+  """Plots loss, top-1 accuracy in % and learning rate to `curves.png`.
+
+  The title is the run's name, the last component of `workdir`.
+  """
   metrics = read(workdir)
-
-  def series(split: str, name: str) -> tuple[list[float], list[float]]:
-    lines = [x for x in metrics if x['split'] == split and name in x]
-    return [x['step'] for x in lines], [x[name] for x in lines]
-
-  figure = matplotlib.figure.Figure(figsize=(12, 3.4), layout='constrained')
   panels = (
     (
       'loss (nats)',
@@ -91,22 +88,29 @@ def plot_curves(workdir: pathlib.Path) -> None:
       ),
     ),
     (
-      'top-1 error',
+      'top-1 accuracy (%)',
       (
+        ('train', 'top_1', 'training'),
         ('test', 'eval_top_1', 'test'),
         ('test', 'ema_eval_top_1', 'test, EMA'),
       ),
     ),
     ('learning rate', (('train', 'learning_rate', None),)),
   )
+  figure = matplotlib.figure.Figure(figsize=(12, 3.7), layout='constrained')
+  figure.suptitle(workdir.resolve().name)
   for axes, (title, curves) in zip(
     figure.subplots(1, len(panels)), panels, strict=True
   ):
     for split, name, label in curves:
-      steps, values = series(split, name)
-      if name.endswith('top_1'):
-        values = [1 - value for value in values]
-      axes.plot(steps, values, label=label)
+      lines = [x for x in metrics if x['split'] == split and name in x]
+      scale = 100 if name.endswith('top_1') else 1
+      axes.plot(
+        [x['step'] for x in lines],
+        [scale * x[name] for x in lines],
+        marker='.' if len(lines) == 1 else None,  # one point is no line
+        label=label,
+      )
     axes.set_title(title)
     axes.set_xlabel('step')
     axes.grid(alpha=0.3)

@@ -1,5 +1,6 @@
 import json
 
+import matplotlib.figure
 import numpy as np
 import pytest
 from PIL import Image
@@ -108,3 +109,24 @@ def test_more_training_shows_in_the_curves(tmp_path):
     logbook.plot_curves(tmp_path)
     images.append((tmp_path / 'curves.png').read_bytes())
   assert images[0] != images[1]
+
+
+def test_the_curves_name_the_run_and_share_units(tmp_path, monkeypatch):
+  workdir = tmp_path / 'my run'
+  workdir.mkdir()
+  writer = logbook.Writer(workdir, 0)
+  writer.write(1, 'train', {'loss': 2.0, 'top_1': 0.25, 'learning_rate': 0.1})
+  writer.write(1, 'test', {'eval_top_1': 0.5, 'ema_eval_top_1': 0.75})
+  drawn = []
+  savefig = matplotlib.figure.Figure.savefig
+  monkeypatch.setattr(
+    matplotlib.figure.Figure,
+    'savefig',
+    lambda figure, *a, **k: (drawn.append(figure), savefig(figure, *a, **k)),
+  )
+  logbook.plot_curves(workdir)
+  (figure,) = drawn
+  assert figure.get_suptitle() == 'my run'
+  (accuracy,) = [x for x in figure.axes if '%' in x.get_title()]
+  curves = {x.get_label(): list(x.get_ydata()) for x in accuracy.lines}
+  assert curves == {'training': [25.0], 'test': [50.0], 'test, EMA': [75.0]}
