@@ -19,7 +19,7 @@ from ml_collections import config_dict
 
 from experiments.reproduce import claim as claims_lib
 from experiments.reproduce import results
-from nfnets_jax.data import loader
+from nfnets_jax.data import workers
 from nfnets_jax.runtime import lock
 from nfnets_jax.training import build, check, evaluate, fit, host_memory, train
 
@@ -243,7 +243,7 @@ class _InProcess(futures.Executor):
 
 def _start_worker(cores: Any) -> None:
   os.sched_setaffinity(0, {cores.get()})  # before jax counts them
-  loader.end_with_parent()
+  workers.end_with_parent()
   start()
 
 

@@ -86,8 +86,8 @@ def _three(
     tuned = config.copy_and_resolve_references()
     tuned.data.classes, tuned.data.train_split = then
     tuned.optimizer.weight_decay = 0.0
-    tuned.init_new_head = after is not None
     if after is not None:
+      tuned.init_new_head = True
       tuned.optimizer.learning_rate_per_256 /= 10
     yield claim.Run(
       f'{folder}/{name}', {**labels, 'start': start}, tuned, after
