@@ -67,7 +67,7 @@ def server(tmp_path, monkeypatch):
 
 def fetch(server, **kwargs):
   address = f'http://127.0.0.1:{server.server_port}/F0_haiku.npz'
-  return weights.fetch('nfnet_f0', address=address, timeout=0.5, **kwargs)
+  return download.fetch('nfnet_f0', address=address, timeout=0.5, **kwargs)
 
 
 def files(tmp_path):
@@ -164,7 +164,7 @@ def test_offline(server):
 
 def test_unknown_name():
   with pytest.raises(ValueError, match="no released weights of 'resnet50'"):
-    weights.fetch('resnet50')
+    download.fetch('resnet50')
 
 
 @pytest.mark.parametrize('value', ['', 'relative/path'])
