@@ -10,8 +10,8 @@ Images are preprocessed as in the evaluation of the run, which its weights and
 programs record. By default the published evaluation is used: at the test size
 of the variant, both sides resized to 32 pixels more, then the central square.
 
-`--features=FILE.npz` writes `pool`, the pooled features `[N, C]`, and `file`,
-the N names.
+`--features=FILE.npz` writes `pool`, the pooled features `[N, C]`, and
+`file_name`, the N names.
 """
 
 import argparse
@@ -299,7 +299,7 @@ def _recorded(
       pools.append(outputs['pool'])
     yield file, outputs, problem
   with writing.new_file(path) as partial, partial.open('wb') as target:
-    np.savez(target, pool=np.array(pools, np.float32), file=np.array(names))
+    np.savez(target, pool=np.array(pools), file_name=np.array(names))
 
 
 def _print(

@@ -203,7 +203,10 @@ def _card(
 
 def _accuracy(report: Mapping[str, Any]) -> dict[str, float]:
   """Returns the accuracy of the averaged weights, as fractions."""
-  names = {'top-1 accuracy': 'ema_top_1', 'top-5 accuracy': 'ema_top_5'}
+  names = {
+    'top-1 accuracy': 'ema_eval_top_1',
+    'top-5 accuracy': 'ema_eval_top_5',
+  }
   return {
     name: float(report[key]) for name, key in names.items() if key in report
   }

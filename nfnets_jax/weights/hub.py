@@ -60,7 +60,7 @@ def folder(repository: Repository) -> pathlib.Path:
   Raises:
     ModuleNotFoundError: if `huggingface_hub` is not installed.
   """
-  extras.need('hub', 'huggingface_hub')
+  _need(repository)
   from huggingface_hub import constants, file_download
 
   name = file_download.repo_folder_name(
@@ -77,7 +77,7 @@ def fetch(repository: Repository) -> pathlib.Path:
     ValueError: if there is no such repository, revision or file.
     ConnectionError: if the download fails.
   """
-  extras.need('hub', 'huggingface_hub')
+  _need(repository)
   import huggingface_hub
   from huggingface_hub import errors
 
@@ -122,6 +122,14 @@ def fetch(repository: Repository) -> pathlib.Path:
       f'{where}: cannot download {_WEIGHTS}: {str(error)[:200]} (with '
       f'huggingface_hub {huggingface_hub.__version__}); try again'
     ) from error
+
+
+def _need(repository: Repository) -> None:
+  try:
+    extras.need('hub', 'huggingface_hub')
+  except ModuleNotFoundError as error:
+    message = f'{PREFIX}{repository.name}: {error}'
+    raise ModuleNotFoundError(message, name=error.name) from None
 
 
 def _download(repository: Repository, name: str) -> pathlib.Path:

@@ -7,7 +7,6 @@ import threading
 import numpy as np
 import pytest
 
-from nfnets_jax import weights
 from nfnets_jax.weights import download
 
 DATA = np.random.default_rng(0).bytes(3_000_000)
