@@ -359,7 +359,7 @@ def test_conversions_keep_size_crop_and_names(animal_file, tmp_path, capsys):
 
 def test_onnx_names_its_extra(tmp_path, monkeypatch):
   monkeypatch.setattr(extras, '_is_installed', lambda package: False)
-  with pytest.raises(SystemExit, match=r"'jax2onnx'.* nfnets_jax\[onnx\]"):
+  with pytest.raises(SystemExit, match=r"'jax2onnx'.*nfnets_jax\[onnx\]"):
     convert.main(['random', str(tmp_path / 'out.onnx'), '--model=nfnet_f6'])
 
 

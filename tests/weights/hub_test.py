@@ -176,7 +176,7 @@ def test_downloads_and_cache(tmp_path):
     return done.stdout.splitlines()
 
   first = np.float32(net.params['NFNet/~/linear']['w'][0, 0])
-  expected = f"nfnet_tiny 24 ('cat', 'hot air', 'dog') {first}"
+  expected = f"nfnet_tiny 24 ('cat', 'hot air', 'dog') {first!s}"
   with serving(files) as endpoint:
     *good, revision, gone, empty = run(endpoint, '0')
   assert good == [expected] * 4
