@@ -81,7 +81,7 @@ def write(
     shape = jax.export.symbolic_shape(f'{batch_size or "b"}, {px}, {px}, 3')
     images = jax.ShapeDtypeStruct(shape, np.uint8)
     export = jax.export.export(jax.jit(forward), platforms=PLATFORMS)
-    data = export(images).serialize()
+    data = bytes(export(images).serialize())
   dims = batch_size or 'b'
   facts = {
     **metadata.describe(net_weights),

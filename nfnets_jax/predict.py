@@ -28,6 +28,7 @@ from nfnets_jax import extras
 extras.need('train', 'haiku')
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from nfnets_jax import devices, exported, inference, paths, weights
@@ -91,7 +92,7 @@ def predict(
     files, net_weights, px, crop or default_crop, batch_size, precision
   )
   for file, outputs, problem in results:
-    yield file, outputs and outputs['probabilities'], problem
+    yield file, None if outputs is None else outputs['probabilities'], problem
 
 
 def _outputs(
@@ -110,7 +111,7 @@ def _outputs(
     _check_size(net_weights, px)
 
     def forward(images: np.ndarray) -> dict[str, jax.Array]:
-      return {'logits': program(images)}
+      return {'logits': program(jnp.asarray(images))}
   else:
     forward = jax.jit(inference.create_outputs(net_weights, precision))
   for start in range(0, len(files), batch_size):
