@@ -99,11 +99,17 @@ def fetch(repository: Repository) -> pathlib.Path:
       f'{where}: the repository has no revision {repository.revision!r}'
     ) from error
   except (errors.LocalEntryNotFoundError, OSError) as error:
-    raise ConnectionError(
-      f'{where} is not in the cache {folder(repository)}, and cannot be '
-      f'downloaded from {_endpoint()}; check the network and HF_HUB_OFFLINE, '
-      f'or copy {_WEIGHTS} and {CONFIG} here and give the file'
-    ) from error
+    config = None
+    # The cache also records that a repository has no such file.
+    cached = huggingface_hub.try_to_load_from_cache(
+      repository.name, CONFIG, revision=repository.revision
+    )
+    if cached is not huggingface_hub._CACHED_NO_EXIST:
+      raise ConnectionError(
+        f'{where} is not in the cache {folder(repository)}, and cannot be '
+        f'downloaded from {_endpoint()}; check the network and HF_HUB_OFFLINE, '
+        f'or copy {_WEIGHTS} and {CONFIG} here and give the file'
+      ) from error
   try:
     # The same commit, should the branch move meanwhile.
     commit = config.parent.name if config else repository.revision
