@@ -49,6 +49,10 @@ _TIMM = ['timm>=1.0.20', 'torch>=2.9']
 # Only for the compilers of devices that are not here; each has jax's own pin.
 _TPU = ['jax[tpu]>=0.8']
 _CUDA = ['jax[cuda13]>=0.8']
+# Weights on the Hugging Face hub.
+_HUB = ['huggingface_hub>=1.0']
+# Exports to ONNX.
+_ONNX = ['jax2onnx>=0.17']
 _LINT = ['mypy>=1.13', 'ruff>=0.9']
 
 
@@ -78,6 +82,8 @@ setuptools.setup(
     'timm': _TIMM,
     'tpu': _MODELS + _TRAIN + _TPU,
     'cuda': _MODELS + _TRAIN + _CUDA,
+    'hub': _MODELS + _HUB,
+    'onnx': _MODELS + _TRAIN + _ONNX,
     'dev': _MODELS + _TRAIN + _TEST + _LINT,
   },
   classifiers=[

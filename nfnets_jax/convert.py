@@ -1,14 +1,18 @@
-r"""Converts weights between the authors' form, ours, timm's and StableHLO.
+r"""Converts weights, and exports programs and model cards.
 
     python -m nfnets_jax.convert F0_haiku.npz f0.safetensors --to=timm
     python -m nfnets_jax.convert dm_nfnet_f0.safetensors f0.npz
+    python -m nfnets_jax.convert hf-hub:timm/dm_nfnet_f0.dm_in1k f0.npz
     python -m nfnets_jax.convert runs/digits digits.safetensors
     python -m nfnets_jax.convert F0_haiku.npz f0.stablehlo --batch=8
+    python -m nfnets_jax.convert F0_haiku.npz f0.onnx --batch=8
+    python -m nfnets_jax.convert runs/mine upload --to=hub --license=apache-2.0
 
-The source is a file, the folder of a run (its moving average is used), or
-'released' with a --model. The target ends in .npz, .safetensors or .stablehlo.
-The image size, crop and class names of a run are stored in .npz and
-.safetensors, but not in the authors' form, which holds only parameters.
+The source is a file, the folder of a run (its moving average is used),
+'released' with a --model, or 'hf-hub:OWNER/NAME[@REVISION]'. The target ends in
+.npz, .safetensors, .stablehlo or .onnx, or is a folder for --to=hub. Model,
+image size, crop and class names are kept: in .npz and .safetensors, and in JSON
+beside programs and the authors' form.
 
 A StableHLO file maps uint8 photographs `[B, px, px, 3]` to logits. jax and
 flatbuffers run it without this package, on CPU, GPU and TPU:
@@ -18,58 +22,21 @@ flatbuffers run it without this package, on CPU, GPU and TPU:
 """
 
 import argparse
+import dataclasses
 import io
+import json
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-import jax
-import jax.export
-import numpy as np
+from nfnets_jax import devices, exported, inference, paths, weights
+from nfnets_jax.weights import card, recognize, writing
 
-from nfnets_jax import devices, paths, predict, weights
-from nfnets_jax.weights import files
-
-_STABLEHLO = '.stablehlo'
-# Platforms of an exported program, by jax's names.
-PLATFORMS = ('cpu', 'cuda', 'tpu')
-_ENDINGS = ('.npz', '.safetensors', _STABLEHLO)
-
-
-def export(
-  path: pathlib.Path,
-  net_weights: weights.Weights,
-  *,
-  image_size: int | None = None,
-  batch_size: int | None = None,
-  precision: str = 'float32',
-) -> None:
-  """Writes a network with its folded weights as a StableHLO program.
-
-  One file supports all `PLATFORMS`, with the convolution form that suits each.
-
-  Args:
-    path: the new file.
-    net_weights: as returned by `weights.read`.
-    image_size: side of the photographs in pixels, by default that of
-      `predict.evaluation_of`.
-    batch_size: photographs per call; None allows any number.
-    precision: 'float32' or 'bfloat16'.
-
-  Raises:
-    FileExistsError: if the file exists.
-  """
-  if path.exists():
-    raise FileExistsError(f'{path} already exists; choose another name')
-  px = image_size or predict.evaluation_of(net_weights)[0]
-  size = str(batch_size) if batch_size else 'b'
-  shape = jax.export.symbolic_shape(f'{size}, {px}, {px}, 3')
-  forward = jax.jit(predict.create_forward(net_weights, precision))
-  program = jax.export.export(forward, platforms=PLATFORMS)(
-    jax.ShapeDtypeStruct(shape, np.uint8)
-  )
-  with files.new_file(path) as partial:
-    partial.write_bytes(program.serialize())
+_ENDINGS = ('.npz', '.safetensors', *exported.SUFFIXES)
+# Flags that only some targets have.
+_PROGRAM_FLAGS = ('batch', 'image_size', 'precision')
+_WEIGHT_FLAGS = ('to', 'folded')
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -85,8 +52,9 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument('--model', help='the variant; default: of the weights')
   parser.add_argument(
     '--to',
-    choices=weights.FORMS,
-    help='the form of .npz and .safetensors (default: haiku)',
+    choices=[*weights.FORMS, 'hub'],
+    help='the form of .npz and .safetensors (default: haiku), or a folder to '
+    'upload to the Hugging Face hub',
   )
   parser.add_argument(
     '--folded',
@@ -96,14 +64,19 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument(
     '--image_size',
     type=int,
-    help='of a .stablehlo; default: of the run that the weights are of, or the '
+    help='of a program; default: of the run that the weights are of, or the '
     'test size',
   )
-  parser.add_argument('--batch', type=int, help='of a .stablehlo; default: any')
+  parser.add_argument(
+    '--batch', type=int, help='of a program; default: any, and 1 for .onnx'
+  )
   parser.add_argument(
     '--precision',
-    choices=predict.PRECISIONS,
-    help='of a .stablehlo (default: float32)',
+    choices=inference.PRECISIONS,
+    help='of a program (default: float32)',
+  )
+  parser.add_argument(
+    '--license', help='of the weights on the hub, such as apache-2.0'
   )
   args = parser.parse_args(argv)
   if isinstance(sys.stdout, io.TextIOWrapper):
@@ -111,11 +84,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.stdout.reconfigure(errors='backslashreplace')
   devices.start_or_exit()
   try:
-    # Checked before weights are read or initialised, which is slow.
+    # Checked first, since it is slow to read or initialise weights.
     target = _check_target(args)
-    net_weights = predict.read_weights(args.source, args.model, 'SRC')
-    if target.suffix == _STABLEHLO:
-      export(
+    net_weights = inference.read_weights(args.source, args.model, 'SRC')
+    px, crop = inference.evaluation_of(net_weights)
+    if args.to == 'hub':
+      described = dataclasses.replace(net_weights, image_size=px, crop=crop)
+      card.write(target, described, args.license, **_facts_of_run(args.source))
+    elif target.suffix in exported.SUFFIXES:
+      exported.write(
         target,
         net_weights,
         image_size=args.image_size,
@@ -124,57 +101,67 @@ def main(argv: Sequence[str] | None = None) -> None:
       )
     else:
       weights.write(target, net_weights, args.to or 'haiku', args.folded)
-  except (OSError, ValueError) as error:
+  except (ImportError, OSError, ValueError) as error:
     sys.exit(f'error: {error}')
   count = sum(x.size for v in net_weights.params.values() for x in v.values())
+  files = list(target.iterdir()) if target.is_dir() else [target]
   print(
     f'{target}: {net_weights.name}, {net_weights.num_classes} classes, '
-    f'{count:,} parameters, {target.stat().st_size / 1e6:,.1f} MB'
-    + _notes(args, net_weights, target)
+    f'{count:,} parameters, {sum(x.stat().st_size for x in files) / 1e6:,.1f} '
+    f'MB; images of {args.image_size or px} px, crop {crop}'
   )
 
 
 def _check_target(args: argparse.Namespace) -> pathlib.Path:
   """Returns the target path after checking it against the flags."""
   target = paths.expand(args.target, 'DST')
-  if target.suffix not in _ENDINGS:
+  to_hub = args.to == 'hub'
+  if not to_hub and target.suffix not in _ENDINGS:
     raise ValueError(
       f'{target}: the name must end in {", ".join(_ENDINGS[:-1])} or '
-      f'{_STABLEHLO}, which say what is written'
+      f'{_ENDINGS[-1]}, which is the format; --to=hub writes a folder'
     )
   for flag in ('batch', 'image_size'):
     value = getattr(args, flag)
     if value is not None and value < 1:
       raise ValueError(f'--{flag} must be at least 1, got {value}')
-  exported = target.suffix == _STABLEHLO
-  flags = ('to', 'folded') if exported else ('batch', 'image_size', 'precision')
-  for flag in flags:
+  is_program = not to_hub and target.suffix in exported.SUFFIXES
+  unused = _WEIGHT_FLAGS if is_program else _PROGRAM_FLAGS
+  for flag in (*unused, *(() if to_hub else ('license',))):
     if getattr(args, flag):
-      raise ValueError(f'--{flag} has no effect on a {target.suffix}; omit it')
-  if not exported:
-    return files.check_target(target, args.to or 'haiku', 'DST')
-  if target.exists():
-    raise FileExistsError(f'{target} already exists; choose another name')
+      raise ValueError(
+        f'--{flag} has no effect on a {target.suffix or "folder"}; omit it'
+      )
+  if to_hub:
+    if not args.license:
+      raise ValueError(
+        '--to=hub needs the license of the weights, such as '
+        '--license=apache-2.0; --license=other for any other'
+      )
+    if args.folded:
+      raise ValueError('--folded weights cannot be read back; omit it')
+    card.check_folder(target)
+    return target
+  if not is_program:
+    return writing.check_target(target, args.to or 'haiku', 'DST')
+  writing.check_new(target)
+  if target.suffix == exported.ONNX:
+    exported.check_onnx()
   return target
 
 
-def _notes(
-  args: argparse.Namespace, net_weights: weights.Weights, target: pathlib.Path
-) -> str:
-  """Returns further notes about the file."""
-  px, crop = predict.evaluation_of(net_weights)
-  if target.suffix == _STABLEHLO:
-    return (
-      f'; for {", ".join(PLATFORMS)}; images of '
-      f'{args.image_size or px} px, crop {crop}'
-    )
-  known = (net_weights.image_size, net_weights.crop, net_weights.class_names)
-  if args.to == 'released' and known != (None, None, None):
-    return (
-      '; this form does not hold names of classes, image size and crop: give '
-      f'--classes, --image_size={px} and --crop={crop} to predict'
-    )
-  return ''
+def _facts_of_run(source: str) -> dict[str, Any]:
+  """Returns the data set and report of a run, for the card."""
+  run = pathlib.Path(source).expanduser()
+  if not run.is_dir() or not recognize.is_run(run):
+    return {}
+  facts: dict[str, Any] = {}
+  recorded = json.loads((run / 'config.json').read_bytes())
+  facts['dataset'] = recorded['data'].get('name')
+  report = run / 'report.json'
+  if report.exists():
+    facts['report'] = json.loads(report.read_bytes())
+  return facts
 
 
 if __name__ == '__main__':

@@ -3,19 +3,23 @@ r"""Classifies photographs.
     python -m nfnets_jax.predict --weights=F0_haiku.npz cat.jpg photographs/
     python -m nfnets_jax.predict --model=nfnet_f0 --weights=released *.jpg
     python -m nfnets_jax.predict --weights=runs/digits digit.png
+    python -m nfnets_jax.predict --weights=hf-hub:timm/dm_nfnet_f0.dm_in1k *.jpg
+    python -m nfnets_jax.predict --weights=digits.stablehlo digit.png
 
-Images are preprocessed as in the evaluation of the run. For other weights the
-published evaluation is used: at the test size of the variant, both sides
-resized to 32 pixels more, then the central square.
+Images are preprocessed as in the evaluation of the run, which its weights and
+programs record. By default the published evaluation is used: at the test size
+of the variant, both sides resized to 32 pixels more, then the central square.
+
+`--features=FILE.npz` writes `pool`, the pooled features `[N, C]`, and
+`file_name`, the N names.
 """
 
 import argparse
 import io
 import json
-import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from nfnets_jax import extras
@@ -23,156 +27,39 @@ from nfnets_jax import extras
 # ruff: noqa: E402
 extras.need('train', 'haiku')
 
-import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nfnets_jax import devices, models, paths, weights
+from nfnets_jax import devices, exported, inference, paths, weights
 from nfnets_jax.data import image_files, transforms
-from nfnets_jax.models import variants
-from nfnets_jax.training.normalize import normalize
+from nfnets_jax.inference import (
+  class_names,
+  create_forward,
+  evaluation_of,
+  random_weights,
+  read_weights,
+)
+from nfnets_jax.weights import writing
 
-PRECISIONS = ('float32', 'bfloat16')
-_CROP = 'resize_crop_32'
-_CLASSES = pathlib.Path(__file__).parent / 'data' / 'imagenet_classes.txt'
+__all__ = [
+  'class_names',
+  'create_forward',
+  'evaluation_of',
+  'find_images',
+  'predict',
+  'random_weights',
+  'read_weights',
+]
 
-Forward = Callable[[jax.Array], jax.Array]
-
-
-def create_forward(
-  net_weights: weights.Weights, precision: str = 'float32'
-) -> Forward:
-  """Returns a function from pixels to logits with folded weights.
-
-  Args:
-    net_weights: as returned by `weights.read`.
-    precision: of the computation, 'float32' or 'bfloat16'.
-
-  Returns:
-    A pure function from images `[B, px, px, 3]`, 0 to 255, to float32 logits
-    `[B, K]`. Weights are standardised once, here.
-
-  Raises:
-    ValueError: if the precision is unknown.
-
-  Example:
-    >>> forward = jax.jit(create_forward(random_weights('nfnet_tiny', 10)))
-    >>> forward(np.zeros((2, 32, 32, 3), np.uint8)).shape
-    (2, 10)
-  """
-  if precision not in PRECISIONS:
-    raise ValueError(
-      f'precision {precision!r} is none of {", ".join(PRECISIONS)}'
-    )
-
-  def apply(images: jax.Array) -> dict[str, jax.Array]:
-    net = models.create(
-      net_weights.name,
-      net_weights.num_classes,
-      standardized=True,
-      **net_weights.overrides,
-    )
-    return net(images, is_training=False)
-
-  net = hk.transform_with_state(apply)
-  params = jax.jit(models.fold)(net_weights.params)
-  # Biases and the classifier stay float32, as in training.
-  dtype = jnp.dtype(precision)
-  params = {
-    module: {
-      leaf: x.astype(dtype) if leaf == 'w' and x.ndim == 4 else x
-      for leaf, x in leaves.items()
-    }
-    for module, leaves in params.items()
-  }
-
-  def forward(images: jax.Array) -> jax.Array:
-    inputs = normalize(images, dtype=dtype)
-    # The default precision is bfloat16 on TPU and TF32 on GPU.
-    with jax.default_matmul_precision(precision):
-      outputs, _ = net.apply(params, net_weights.state, None, inputs)
-    return outputs['logits'].astype(jnp.float32)
-
-  return forward
-
-
-def random_weights(
-  name: str, num_classes: int = 1000, seed: int = 0
-) -> weights.Weights:
-  """Returns untrained weights, for tests and benchmarks."""
-
-  def apply(images: jax.Array) -> dict[str, jax.Array]:
-    return models.create(name, num_classes)(images, is_training=False)
-
-  net = hk.transform_with_state(apply)
-  init = jax.jit(lambda key: net.init(key, jnp.zeros((1, 32, 32, 3))))
-  params, state = jax.device_get(init(jax.random.key(seed)))
-  return weights.Weights(name, dict(params), dict(state))
-
-
-def class_names(
-  num_classes: int,
-  file: str | os.PathLike | None = None,
-  recorded: Sequence[str] | None = None,
-) -> list[str]:
-  """Returns the K class names.
-
-  Args:
-    num_classes: K.
-    file: text file with one name per line.
-    recorded: names stored with the weights, used if there is no file. By
-      default the names of ImageNet if K is 1000, else numbers.
-
-  Raises:
-    ValueError: if the file is not text, or has an empty line or another number
-      of lines.
-    OSError: if it cannot be read.
-
-  Example:
-    >>> class_names(1000)[0], class_names(3)
-    ('tench, Tinca tinca', ['class 0', 'class 1', 'class 2'])
-  """
-  if file is not None:
-    names = _read_names(file)
-    if len(names) != num_classes:
-      raise ValueError(
-        f'{file} has {len(names)} names, and the network {num_classes} classes'
-      )
-    return names
-  if recorded is not None:
-    return list(recorded)
-  if num_classes == 1000:
-    lines = paths.read_text_lines(_CLASSES)
-    return [line.partition(' ')[2] for line in lines]
-  return [f'class {i}' for i in range(num_classes)]
-
-
-def _read_names(file: str | os.PathLike) -> list[str]:
-  names = [x.strip() for x in paths.read_text_lines(file, 'classes')]
-  for number, name in enumerate(names, start=1):
-    if not name:
-      raise ValueError(f'{file}:{number} is empty; each line names a class')
-  return names
-
-
-def evaluation_of(net_weights: weights.Weights) -> tuple[int, str]:
-  """Returns the image size in pixels and the crop to evaluate weights with.
-
-  They are stored with the weights; by default they are the published ones, the
-  test size of the variant and 'resize_crop_32'.
-
-  Example:
-    >>> evaluation_of(weights.Weights('nfnet_f1', {}, image_size=400))
-    (400, 'resize_crop_32')
-  """
-  size = variants.get(net_weights.name).test_size
-  return net_weights.image_size or size, net_weights.crop or _CROP
+Network = weights.Weights | exported.Program
+# The file, its outputs by name if it was decoded, and else the reason.
+Outputs = tuple[pathlib.Path, dict[str, np.ndarray] | None, str]
 
 
 def predict(
   files: Sequence[pathlib.Path],
-  net_weights: weights.Weights,
+  net_weights: Network,
   *,
   image_size: int | None = None,
   crop: str | None = None,
@@ -184,7 +71,8 @@ def predict(
   Args:
     files: photographs in one of `data.decode.FORMATS`; their EXIF orientation
       is applied.
-    net_weights: as returned by `weights.read`.
+    net_weights: as returned by `weights.read`, or a program, whose image size,
+      precision and perhaps batch size are fixed.
     image_size: side in pixels, by default that of `evaluation_of`.
     crop: as in `data.transforms.eval_transform`, by default that of
       `evaluation_of`.
@@ -194,11 +82,38 @@ def predict(
   Yields:
     The file, probabilities `[K]` and ''; or the file, None and the reason, if
     it cannot be decoded.
+
+  Raises:
+    ValueError: if a program takes images of another size.
   """
   default_size, default_crop = evaluation_of(net_weights)
   px = image_size or default_size
-  transform = transforms.eval_transform(px, crop or default_crop)
-  forward = jax.jit(create_forward(net_weights, precision))
+  results = _outputs(
+    files, net_weights, px, crop or default_crop, batch_size, precision
+  )
+  for file, outputs, problem in results:
+    yield file, None if outputs is None else outputs['probabilities'], problem
+
+
+def _outputs(
+  files: Sequence[pathlib.Path],
+  net_weights: Network,
+  px: int,
+  crop: str,
+  batch_size: int,
+  precision: str,
+) -> Iterator[Outputs]:
+  """Yields `probabilities` and, except of a program, `pool` of each file."""
+  transform = transforms.eval_transform(px, crop)
+  if isinstance(net_weights, exported.Program):
+    program = net_weights.forward
+    batch_size = net_weights.batch_size or batch_size
+    _check_size(net_weights, px)
+
+    def forward(images: np.ndarray) -> dict[str, jax.Array]:
+      return {'logits': program(jnp.asarray(images))}
+  else:
+    forward = jax.jit(inference.create_outputs(net_weights, precision))
   for start in range(0, len(files), batch_size):
     chunk = files[start : start + batch_size]
     batch = np.zeros((batch_size, px, px, 3), np.uint8)
@@ -209,9 +124,20 @@ def predict(
         batch[i] = transform(example)['image']
       except (MemoryError, OSError, ValueError) as error:
         problems[i] = str(error) or type(error).__name__
-    probabilities = np.asarray(jax.nn.softmax(forward(batch)))
-    for file, row, problem in zip(chunk, probabilities, problems, strict=False):
+    outputs = dict(forward(batch))
+    outputs['probabilities'] = jax.nn.softmax(outputs.pop('logits'))
+    outputs = jax.device_get(outputs)
+    for i, (file, problem) in enumerate(zip(chunk, problems, strict=True)):
+      row = {key: x[i] for key, x in outputs.items()}
       yield file, None if problem else row, problem
+
+
+def _check_size(program: exported.Program, px: int) -> None:
+  if px != program.image_size:
+    raise ValueError(
+      f'the program takes images of {program.image_size} px, not {px}; export '
+      f'it with --image_size={px}'
+    )
 
 
 def find_images(images: Sequence[paths.PathLike]) -> list[pathlib.Path]:
@@ -245,43 +171,20 @@ def find_images(images: Sequence[paths.PathLike]) -> list[pathlib.Path]:
   return files
 
 
-def read_weights(
-  source: str, name: str | None, option: str = 'weights'
-) -> weights.Weights:
-  """Returns weights from a file, a run, the authors' release or at random.
-
-  Args:
-    source: a file; the folder of a run; 'released'; or 'random'.
-    name: the variant; None infers it from a file or a run.
-    option: the flag or argument that holds `source`, for messages.
-
-  Returns:
-    The weights; for a run, the moving average.
-
-  Raises:
-    ValueError: as in `weights.read`, or if the name is required.
-    OSError: if the weights do not exist or cannot be read.
-  """
-  if source in ('released', 'random') and name is None:
-    raise ValueError(f'{source} weights need a --model')
-  if name is not None:
-    variants.get(name)
-  if source == 'random':
-    return random_weights(name or '')
-  path = weights.locate(source, name, option)
-  if source == 'released':
-    return weights.read(weights.fetch(name or ''), name)
-  if path.is_dir():
-    # Training needs more packages than prediction; only a run takes them.
-    from nfnets_jax.training import init_from
-
-    average = init_from.load_average(path)
-    if name not in (None, average.name):
+def _read(args: argparse.Namespace) -> Network:
+  """Reads weights, or a program that agrees with the flags."""
+  if not args.weights.endswith(exported.STABLEHLO):
+    return read_weights(args.weights, args.model, '--weights')
+  for flag in ('features', 'precision'):
+    if getattr(args, flag) is not None:
       raise ValueError(
-        f'the run in {source} is of {average.name}, not of {name}'
+        f'--{flag} needs the weights; a program has fixed precision and outputs'
       )
-    return average
-  return weights.read(path, name)
+  program = exported.read(args.weights, '--weights')
+  if args.model not in (None, program.name):
+    raise ValueError(f'{args.weights} is of {program.name}, not {args.model}')
+  _check_size(program, args.image_size or program.image_size)
+  return program
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -295,8 +198,8 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument(
     '--weights',
     required=True,
-    help='a file, the folder of a run, "released" to download them, or '
-    '"random" to try',
+    help='a file (.npz, .safetensors, .stablehlo), the folder of a run, '
+    '"released" or "hf-hub:OWNER/NAME" to download them, or "random" to try',
   )
   parser.add_argument(
     '--image_size',
@@ -304,18 +207,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     help='default: of the run that the weights are of, or the test size',
   )
   parser.add_argument(
-    '--crop', help=f'default: of the run that the weights are of, or {_CROP}'
+    '--crop',
+    help=f'default: of the run that the weights are of, or {inference.CROP}',
   )
-  parser.add_argument('--batch', type=int, default=8, help='images at a time')
-  parser.add_argument('--precision', choices=PRECISIONS, default='float32')
-  parser.add_argument('--top', type=int, default=5, help='classes to name')
+  parser.add_argument(
+    '--batch', type=int, default=8, help='images per forward pass'
+  )
+  parser.add_argument(
+    '--precision', choices=inference.PRECISIONS, help='default: float32'
+  )
+  parser.add_argument(
+    '--top', type=int, default=5, help='number of classes to print'
+  )
   parser.add_argument(
     '--classes',
     metavar='FILE',
-    help='with the name of a class a line; default: those of the run',
+    help='with one class name per line; default: those of the run',
   )
   parser.add_argument(
-    '--json', action='store_true', help='print a JSON object a photograph'
+    '--features',
+    metavar='FILE.npz',
+    help='also write the pooled features [N, C] and the names of the files',
+  )
+  parser.add_argument(
+    '--json', action='store_true', help='print one JSON object per photograph'
   )
   args = parser.parse_args(argv)
   for flag in ('batch', 'top', 'image_size'):
@@ -331,44 +246,76 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.crop is not None:
       transforms.eval_transform(args.image_size or 32, args.crop)
     if args.classes is not None:
-      _read_names(args.classes)
+      inference.read_names(args.classes)
+    features = None
+    if args.features is not None:
+      features = _check_features(args.features)
     files = find_images([paths.expand(x, 'IMAGE') for x in args.images])
-    net_weights = read_weights(args.weights, args.model, '--weights')
+    net_weights = _read(args)
     names = class_names(
       net_weights.num_classes, args.classes, net_weights.class_names
     )
     px, crop = evaluation_of(net_weights)
+    px, crop = args.image_size or px, args.crop or crop
     print(
       f'{net_weights.name}, {net_weights.num_classes} classes; images of '
-      f'{args.image_size or px} px, crop {args.crop or crop}',
+      f'{px} px, crop {crop}',
       file=sys.stderr,
     )
-    results = predict(
+    results = _outputs(
       files,
       net_weights,
-      image_size=args.image_size,
-      crop=args.crop,
-      batch_size=min(args.batch, len(files)),
-      precision=args.precision,
+      px,
+      crop,
+      min(args.batch, len(files)),
+      args.precision or 'float32',
     )
+    if features is not None:
+      results = _recorded(results, features)
     failed = _print(results, names, args.top, args.json)
-  except (OSError, ValueError) as error:
+  except (ImportError, OSError, ValueError) as error:
     sys.exit(f'error: {error}')
   if failed:
     sys.exit(f'{failed} of {len(files)} files could not be decoded')
 
 
+def _check_features(name: str) -> pathlib.Path:
+  path = paths.expand(name, '--features')
+  if path.suffix != '.npz':
+    raise ValueError(f'--features={name} must end in .npz')
+  if path.exists():
+    raise FileExistsError(
+      f'--features: {path} already exists; choose another name'
+    )
+  return path
+
+
+def _recorded(
+  results: Iterator[Outputs], path: pathlib.Path
+) -> Iterator[Outputs]:
+  """Yields the results, and writes the features of decoded files at the end."""
+  names, pools = [], []
+  for file, outputs, problem in results:
+    if outputs is not None:
+      names.append(image_files.printable(file))
+      pools.append(outputs['pool'])
+    yield file, outputs, problem
+  with writing.new_file(path) as partial, partial.open('wb') as target:
+    np.savez(target, pool=np.array(pools), file_name=np.array(names))
+
+
 def _print(
-  results: Iterator[tuple[pathlib.Path, np.ndarray | None, str]],
+  results: Iterator[Outputs],
   names: Sequence[str],
   top: int,
   as_json: bool,
 ) -> int:
   """Prints the results; returns the number of files that failed."""
   failed = 0
-  for file, probabilities, problem in results:
+  for file, outputs, problem in results:
     best: list[dict[str, Any]] = []
-    if probabilities is not None:
+    if outputs is not None:
+      probabilities = outputs['probabilities']
       order = np.argsort(-probabilities, kind='stable')[:top]
       best = [
         {

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from nfnets_jax import convert, models, predict, weights
+from nfnets_jax import convert, extras, models, predict, weights
 from nfnets_jax.data import image_files, loader, transforms
 from nfnets_jax.data.datasets import load
 from nfnets_jax.training.normalize import normalize
@@ -171,6 +171,9 @@ def test_damaged_photographs_are_told_and_the_others_named(
     (['--weights=FILE', '--classes=', 'IMAGE'], 'classes is empty'),
     # Nothing of all this waits for the weights to be drawn.
     (['--weights=random', '--model=nfnet_f9', 'IMAGE'], "'nfnet_f9'"),
+    (['--weights=FILE', '--features=x.txt', 'IMAGE'], 'must end in .npz'),
+    (['--weights=FILE', '--features=FILE', 'IMAGE'], 'already exists'),
+    (['--weights=FILE', '--crop=crop_rezise', 'IMAGE'], 'mean crop_resize'),
     (
       ['--weights=random', '--model=nfnet_f6', '--crop=resize_crop', 'IMAGE'],
       "'resize_crop'",
@@ -195,7 +198,7 @@ def test_bad_arguments(argv, message, drawing, weight_file, tmp_path):
   assert time.monotonic() - start < 5
 
 
-ANIMALS = ('cat', 'dog', 'Eichhörnchen', *'0123456')
+ANIMALS = ('cat', 'hot air', 'Eichhörnchen', *'0123456')
 
 
 @pytest.fixture(scope='module')
@@ -299,12 +302,13 @@ def test_names_that_are_no_text_are_printed(tiny, tmp_path, capsys):
 @pytest.mark.parametrize(
   ('argv', 'message'),
   [
-    (['out.onnx'], 'must end in .npz, .safetensors or .stablehlo'),
-    (['out.tflite'], 'must end in .npz, .safetensors or .stablehlo'),
-    (['folder'], 'must end in .npz, .safetensors or .stablehlo'),
+    (['out.tflite'], 'must end in .npz, .safetensors, .stablehlo or .onnx'),
+    (['folder'], 'must end in .*; --to=hub writes a folder'),
+    (['folder', '--to=hub'], 'needs the license'),
+    (['out.npz', '--license=mit'], '--license has no effect on a .npz'),
     ([''], 'DST is empty'),
     (['gs://bucket/out.npz'], 'DST=gs://.*mount the bucket'),
-    (['out.npz', '--to=timm'], 'that end in .safetensors'),
+    (['out.npz', '--to=timm'], 'must end in .safetensors'),
     (['out.npz', '--batch=8'], '--batch has no effect on a .npz'),
     (['out.npz', '--image_size=8'], '--image_size has no effect on a .npz'),
     (['out.stablehlo', '--to=timm'], '--to has no effect on a .stablehlo'),
@@ -343,10 +347,36 @@ def test_conversions_keep_size_crop_and_names(animal_file, tmp_path, capsys):
   assert 'does not hold' not in capsys.readouterr().out
   released = tmp_path / 'released.npz'
   convert.main([str(target), str(released), '--to=released'])
-  told = capsys.readouterr().out
-  assert 'does not hold names of classes' in told
-  assert '--image_size=16 and --crop=resize' in told
-  assert predict.evaluation_of(weights.read(released))[0] == 32
+  assert 'images of 16 px, crop resize' in capsys.readouterr().out
+  found = weights.read(released)
+  assert found.class_names == ANIMALS
+  assert predict.evaluation_of(found) == (16, 'resize')
+  # Without the JSON file beside it, nothing is known.
+  alone = tmp_path / 'F0_haiku.npz'
+  alone.write_bytes(released.read_bytes())
+  assert predict.evaluation_of(weights.read(alone)) == (32, 'resize_crop_32')
+
+
+def test_onnx_names_its_extra(tmp_path, monkeypatch):
+  monkeypatch.setattr(extras, '_is_installed', lambda package: False)
+  with pytest.raises(SystemExit, match=r"'jax2onnx'.*nfnets_jax\[onnx\]"):
+    convert.main(['random', str(tmp_path / 'out.onnx'), '--model=nfnet_f6'])
+
+
+@pytest.mark.thorough
+def test_model_card(animal_file, tmp_path):
+  folder = tmp_path / 'mine'
+  argv = [str(animal_file), str(folder), '--to=hub', '--license=cc0-1.0']
+  convert.main(argv)
+  names = {x.name for x in folder.iterdir()}
+  assert names == {'README.md', 'config.json', 'model.safetensors'}
+  assert weights.read(folder / 'model.safetensors').class_names == ANIMALS
+  card = (folder / 'README.md').read_text()
+  assert card.startswith(
+    '---\nlicense: "cc0-1.0"\nlibrary_name: "nfnets_jax"\n'
+  )
+  with pytest.raises(SystemExit, match='mine is not empty'):
+    convert.main(argv)
 
 
 @pytest.mark.thorough
@@ -359,11 +389,52 @@ def test_program_takes_images_of_the_size_of_the_weights(
     program = jax.export.deserialize(bytearray(target.read_bytes()))
     assert program.in_avals[0].shape == (2, px, px, 3)
     assert program.platforms == ('cpu', 'cuda', 'tpu')
-    told = capsys.readouterr().out
-    assert f'for cpu, cuda, tpu; images of {px} px, crop resize' in told
+    out = capsys.readouterr().out
+    assert f'images of {px} px, crop resize' in out
+    facts = json.loads((tmp_path / f'{px}.stablehlo.json').read_bytes())
+    assert facts['class_names'] == list(ANIMALS)
+    assert facts['input']['shape'] == [2, px, px, 3]
   assert target.stat().st_mode & 0o777 == animal_file.stat().st_mode & 0o777
   with pytest.raises(SystemExit, match='an exported program, which cannot be'):
     convert.main([str(target), str(tmp_path / 'x.npz')])
+
+
+@pytest.mark.thorough
+def test_predicts_with_a_program(animal_file, drawing, tmp_path, capsys):
+  target = tmp_path / 'animals.stablehlo'
+  convert.main([str(animal_file), str(target), '--batch=2'])
+  features = tmp_path / 'features.npz'
+  capsys.readouterr()
+  argv = ['--json', '--top=10', *3 * [str(drawing)]]
+  predict.main([f'--weights={animal_file}', f'--features={features}', *argv])
+  expected = capsys.readouterr()
+  predict.main([f'--weights={target}', *argv])
+  found = capsys.readouterr()
+  assert found.err == expected.err
+  for a, b in zip(
+    found.out.splitlines(), expected.out.splitlines(), strict=True
+  ):
+    a, b = (
+      {x['name']: x['probability'] for x in json.loads(line)['top']}
+      for line in (a, b)
+    )
+    assert a.keys() == b.keys() == set(ANIMALS)
+    assert a == pytest.approx(b, abs=1e-5)
+  with np.load(features) as file:
+    assert file['pool'].shape == (3, 512)
+    assert file['pool'].any()
+    assert list(file['file_name']) == 3 * [str(drawing)]
+  for flag, message in (
+    ('--image_size=32', 'takes images of 16 px, not 32'),
+    ('--precision=float32', '--precision needs the weights'),
+    ('--features=x.npz', '--features needs the weights'),
+    ('--model=nfnet_f0', 'is of nfnet_tiny, not nfnet_f0'),
+  ):
+    with pytest.raises(SystemExit, match=message):
+      predict.main([f'--weights={target}', flag, *argv])
+  target.with_name('animals.stablehlo.json').unlink()
+  with pytest.raises(SystemExit, match=r'there is no .*stablehlo\.json'):
+    predict.main([f'--weights={target}', *argv])
 
 
 @pytest.mark.thorough
@@ -385,7 +456,7 @@ def test_convert_there_and_back(weight_file, tiny, tmp_path, capsys):
       np.testing.assert_array_equal(back[module][leaf], x)
   with pytest.raises(SystemExit, match='choose another name'):
     convert.main([str(weight_file), str(target)])
-  with pytest.raises(SystemExit, match='that end in .safetensors'):
+  with pytest.raises(SystemExit, match='must end in .safetensors'):
     convert.main([str(weight_file), str(tmp_path / 'x.npz'), '--to=timm'])
   with pytest.raises(SystemExit, match='choose another name'):
     target = tmp_path / 'x.stablehlo'

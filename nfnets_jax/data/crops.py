@@ -16,7 +16,8 @@ Crops of `eval_crop`:
   then crop the central px; the evaluation of NFNets;
 * `'resize_crop_0.875'`: the same, with both sides resized to px / 0.875;
 * `'crop_resize'`: crop the central square, px / (px + 32) of the shorter side,
-  then resize; keeps the aspect ratio;
+  then resize; keeps the aspect ratio; `'crop_resize_0.9'` sets the fraction, as
+  timm's `crop_pct`;
 * `'resize'`: the whole image, resized; for small square images.
 
 Differences:
@@ -32,6 +33,7 @@ Reference:
   crop, https://arxiv.org/abs/1409.4842
 """
 
+import difflib
 import functools
 import re
 from collections.abc import Callable, Sequence
@@ -48,6 +50,7 @@ EVAL_CROPS = (
   'resize_crop_PIXELS',
   'resize_crop_FRACTION',
   'crop_resize',
+  'crop_resize_FRACTION',
   'resize',
 )
 
@@ -181,13 +184,18 @@ def eval_crop(name: str, image_size: int) -> Callable[[np.ndarray], np.ndarray]:
     case 'resize', None:
       return functools.partial(resize.resize, height=px, width=px)
     case 'crop_resize', None:
-      return functools.partial(_crop_resize, px=px)
+      return functools.partial(_crop_resize, px=px, fraction=px / (px + 32))
+    case 'crop_resize', float(fraction) if 0 < fraction <= 1:
+      return functools.partial(_crop_resize, px=px, fraction=fraction)
     case 'resize_crop', int(pixels):
       return functools.partial(_resize_crop, side=px + pixels, px=px)
     case 'resize_crop', float(fraction) if 0 < fraction <= 1:
       return functools.partial(_resize_crop, side=round(px / fraction), px=px)
+  known = ('crop_resize', 'resize', 'resize_crop_32', 'resize_crop_0.875')
+  near = difflib.get_close_matches(name, known, n=1)
+  guess = f' (did you mean {near[0]}?)' if near else ''
   raise ValueError(
-    f'unknown crop {name!r} for evaluation, choose from '
+    f'unknown crop {name!r} for evaluation{guess}, choose from '
     f'{", ".join(EVAL_CROPS)} with a whole number of PIXELS and a decimal '
     '0 < FRACTION <= 1'
   )
@@ -240,8 +248,8 @@ def _random_box(
   return None
 
 
-def _crop_resize(image: np.ndarray, px: int) -> np.ndarray:
-  side = max(1, int(px / (px + 32) * min(image.shape[:2])))
+def _crop_resize(image: np.ndarray, px: int, fraction: float) -> np.ndarray:
+  side = max(1, int(fraction * min(image.shape[:2])))
   return resize.resize(_center_crop(image, side), px, px)
 
 

@@ -152,7 +152,7 @@ def merge(
     _shapes(params) | _shapes(loaded.state, 'state: '),
     _shapes(expected[0]) | _shapes(expected[1], 'state: '),
   )
-  table.complain(problems, 'this run')
+  table.check_empty(problems, 'this run')
   count = sum(x.size for v in loaded.params.values() for x in v.values())
   progress.say(
     f'initialised from {loaded.name} with {count:,} parameters; '
@@ -186,9 +186,9 @@ def read_weights(config: config_dict.ConfigDict) -> weights.Weights:
   A ValueError means corrupt or of another network, an OSError unreadable.
   """
   source, name = config.init_from, config.model.name
-  path = weights.locate(source, name, 'init_from')
+  path = weights.fetch(source, name, 'init_from')
   if source == 'released':
-    loaded = weights.read(weights.fetch(name), name)
+    loaded = weights.read(path, name)
   elif path.is_dir():
     loaded = load_average(path)
   else:

@@ -65,10 +65,8 @@ def config_of_weights(
     ValueError: as in `weights.read`, or if the model is required.
     OSError: if the weights do not exist or cannot be read.
   """
-  path = weights.locate(source, model, 'config.init_from')
-  if source == 'released':
-    loaded = weights.read(weights.fetch(model or ''), model)
-  elif path.is_dir():
+  path = weights.fetch(source, model, 'config.init_from')
+  if path.is_dir():
     loaded = init_from.load_average(path)
   else:
     loaded = weights.read(path, model)

@@ -1,4 +1,4 @@
-"""Locates weights by a path or 'released'."""
+"""Locates weights: a path, 'released' or 'hf-hub:OWNER/NAME'."""
 
 import difflib
 import os
@@ -7,11 +7,20 @@ import re
 
 from nfnets_jax import paths
 from nfnets_jax.models import variants
-from nfnets_jax.weights import download, recognize, timm
+from nfnets_jax.weights import download, hub, recognize, timm
 
 _ARE = (
-  f"weights are a {recognize.FORMATS} file, the folder of a run, or 'released'"
+  f"weights are a {recognize.FORMATS} file, the folder of a run, 'released' or "
+  f"'{hub.PREFIX}OWNER/NAME'"
 )
+
+# timm's tag of the weights, part of a repository's name.
+_TAGS = {
+  **{f'dm_nfnet_f{n}': 'dm_in1k' for n in range(7)},
+  'nf_regnet_b1': 'ra2_in1k',
+  'nf_resnet50': 'ra2_in1k',
+  'tf_efficientnet_b0': 'in1k',
+}
 
 
 def locate(
@@ -20,18 +29,19 @@ def locate(
   """Returns the path of weights, after checks that read as little as possible.
 
   Args:
-    source: a file, the folder of a run, or 'released'.
+    source: a file, the folder of a run, 'released', or a repository of the
+      Hugging Face hub, 'hf-hub:OWNER/NAME[@REVISION]'.
     name: the variant, required for 'released'.
     option: the flag, field or argument that holds `source`, for messages.
 
   Returns:
-    The file or folder; for 'released', the path of `fetch`, which need not
-    exist.
+    The file or folder; for weights to download, their place in the cache, which
+    need not exist.
 
   Raises:
     ValueError: if the file is not weights, or none were released for `name`.
     FileNotFoundError: if the path does not exist, or the folder is not a run.
-    FileNotFoundError: if there is no such file, or the folder holds no run.
+    ModuleNotFoundError: if the hub needs a package that is not installed.
 
   Example:
     >>> locate('released', 'nfnet_f0').name
@@ -41,6 +51,9 @@ def locate(
     if name is None:
       raise ValueError(f'{option}: released weights need the name of a model')
     return download.place(name)
+  repository = hub.parse(os.fspath(source), option)
+  if repository is not None:
+    return hub.folder(repository)
   path = paths.expand(source, option)
   if not path.exists():
     try:
@@ -55,9 +68,26 @@ def locate(
   return path
 
 
+def fetch(
+  source: str | os.PathLike, name: str | None = None, option: str = 'weights'
+) -> pathlib.Path:
+  """Calls `locate`, and downloads the weights if necessary.
+
+  Raises:
+    ValueError: as in `locate`, or if the server has no such weights.
+    ConnectionError: if a download fails.
+    OSError: as in `locate`.
+  """
+  path = locate(source, name, option)
+  if os.fspath(source) == 'released':
+    return download.fetch(name or '')
+  repository = hub.parse(os.fspath(source), option)
+  return path if repository is None else hub.fetch(repository)
+
+
 def _hint(source: str) -> str:
   """Returns advice about a name that is not a file."""
-  bare = re.sub(r'^(hf[-_]hub:)?(timm/)?', '', source)
+  bare = source.removeprefix('timm/')
   word = bare.partition('.')[0]
   if '/' in bare or bare.endswith(('.safetensors', '.npz')):
     word = ''
@@ -68,14 +98,12 @@ def _hint(source: str) -> str:
     )
   if word in variants.VARIANTS and bare == word:
     released = ', '.join(download.ADDRESSES)
-    return f"that is the name of a model; {_ARE}, the authors' of {released}"
+    return f"that is the name of a model; {_ARE} (the authors', of {released})"
   ours = timm.counterpart(word)
   if ours is not None:
-    return (
-      f"that is timm's name of {ours}, and weights are a file: write it where "
-      'timm is, with safetensors.torch.save_file(timm.create_model('
-      f"'{bare}', pretrained=True).state_dict(), '{word}.safetensors')"
-    )
+    tag = bare if '.' in bare else f'{bare}.{_TAGS.get(word, "")}'
+    guess = '' if tag[-1] == '.' else f'; did you mean {hub.PREFIX}timm/{tag}?'
+    return f"that is timm's name of {ours}{guess or f'; {_ARE}'}"
   if difflib.get_close_matches(source.lower(), ['released', 'pretrained']):
     return "did you mean 'released', the authors' weights?"
   return _ARE

@@ -51,13 +51,13 @@ def compare(
   expected: Mapping[str, tuple[int, ...]],
   prefix: str = '',
 ) -> list[str]:
-  """Lists missing and surplus paths and wrong shapes, a line each."""
+  """Lists missing paths, surplus paths and wrong shapes, one a line."""
   problems = []
   for path in sorted(found.keys() | expected.keys()):
     if path not in found:
       problems.append(f'missing: {prefix}{path} {expected[path]}')
     elif path not in expected:
-      problems.append(f'left over: {prefix}{path} {found[path]}')
+      problems.append(f'surplus: {prefix}{path} {found[path]}')
     elif found[path] != expected[path]:
       problems.append(
         f'wrong shape: {prefix}{path} {found[path]}, not {expected[path]}'
@@ -91,11 +91,11 @@ def check(
   given: tuple[AnyTree, AnyTree], name: str, changes: Mapping[str, Any]
 ) -> None:
   """Raises a ValueError that lists the `differences`, if any."""
-  complain(differences(given, name, changes), name)
+  check_empty(differences(given, name, changes), name)
 
 
-def complain(problems: list[str], name: str) -> None:
-  """Raises a ValueError that lists the problems, if any."""
+def check_empty(problems: list[str], name: str) -> None:
+  """Raises a ValueError that lists the problems, if there are any."""
   if not problems:
     return
   shown = problems[:_MAX_LINES]
@@ -154,5 +154,5 @@ def identify(params: AnyTree, state: AnyTree) -> str:
       f'these weights have {len(blocks)} blocks, and no {ROOTS[family]} has'
     )
   nearest = min(lists, key=lambda name: len(lists[name]))
-  complain(lists[nearest], f'{nearest}, the nearest of all')
+  check_empty(lists[nearest], f'{nearest}, the nearest of all')
   return nearest

@@ -108,7 +108,7 @@ def test_same_classes_keep_the_head(trained, make_config, said):
   assert said[-1].endswith('; new classifier of 5 classes (so)')
   wrong = {**found.params, 'other': {'w': np.zeros(3, np.float32)}}
   wrong.pop('NFNet/~/final_conv')
-  with pytest.raises(ValueError, match=r'(?s)missing: .*left over: other w'):
+  with pytest.raises(ValueError, match=r'(?s)missing: .*surplus: other w'):
     init_from.merge(state, weights.Weights('nfnet_tiny', wrong), 5)
 
 

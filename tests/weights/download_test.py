@@ -7,7 +7,6 @@ import threading
 import numpy as np
 import pytest
 
-from nfnets_jax import weights
 from nfnets_jax.weights import download
 
 DATA = np.random.default_rng(0).bytes(3_000_000)
@@ -67,7 +66,7 @@ def server(tmp_path, monkeypatch):
 
 def fetch(server, **kwargs):
   address = f'http://127.0.0.1:{server.server_port}/F0_haiku.npz'
-  return weights.fetch('nfnet_f0', address=address, timeout=0.5, **kwargs)
+  return download.fetch('nfnet_f0', address=address, timeout=0.5, **kwargs)
 
 
 def files(tmp_path):
@@ -164,7 +163,7 @@ def test_offline(server):
 
 def test_unknown_name():
   with pytest.raises(ValueError, match="no released weights of 'resnet50'"):
-    weights.fetch('resnet50')
+    download.fetch('resnet50')
 
 
 @pytest.mark.parametrize('value', ['', 'relative/path'])

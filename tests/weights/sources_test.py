@@ -11,11 +11,17 @@ from nfnets_jax.weights import timm
 @pytest.mark.parametrize(
   ('source', 'message'),
   [
-    ('dm_nfnet_f0', r"timm's name of nfnet_f0, .*create_model\('dm_nfnet_f0'"),
-    ('timm/dm_nfnet_f3.dm_in1k', r"of nfnet_f3, .*'dm_nfnet_f3.dm_in1k'"),
-    ('hf-hub:timm/tf_efficientnet_b0.in1k', "timm's name of efficientnet_b0"),
+    (
+      'dm_nfnet_f0',
+      "timm's name of nfnet_f0; did you mean hf-hub:timm/dm_nfnet_f0.dm_in1k",
+    ),
+    (
+      'timm/dm_nfnet_f3.dm_in1k',
+      r'of nfnet_f3; did you mean hf-hub:timm/dm_nfnet_f3\.dm_in1k\?',
+    ),
+    ('tf_efficientnet_b0', "timm's name of efficientnet_b0"),
     ('nf_regnet_b1.ra2_in1k', "timm's name of nf_regnet_b1"),
-    ('nfnet_f0', "name of a model; weights are .* or 'released', the authors'"),
+    ('nfnet_f0', "name of a model; weights are .*'released' .*authors', of"),
     ('nf_resnet50', 'name of a model; weights are'),
     ('F0', "nfnet_f0 is called 'released', with that model"),
     ('F6_haiku.npz', "nfnet_f6 is called 'released'"),

@@ -106,7 +106,7 @@ def test_what_does_not_fit_is_listed(tensors, small):
     "these weights are not those of timm's efficientnet_b0:",
     '  missing: blocks.1.0.conv_dw.weight (96, 1, 3, 3)',
     '  wrong shape: bn1.bias (31,), not (32,)',
-    '  left over: head.gain (2,)',
+    '  surplus: head.gain (2,)',
   ]
   params, state = map(dict, small)
   state['more'] = {'x': np.zeros(2)}
@@ -121,7 +121,7 @@ def test_what_does_not_fit_is_listed(tensors, small):
     '  missing: state EfficientNet/~/stem_bn/~/var_ema average (1, 1, 1, 8)',
     '  missing: state EfficientNet/~/stem_bn/~/var_ema counter ()',
     '  missing: state EfficientNet/~/stem_bn/~/var_ema hidden (1, 1, 1, 8)',
-    '  left over: state more x (2,)',
+    '  surplus: state more x (2,)',
   ]
 
 

@@ -1,4 +1,4 @@
-"""Files of weights: what comes back, and what is refused."""
+"""Files of weights: what is written comes back, and what is refused."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ import safetensors
 import safetensors.numpy
 
 from nfnets_jax import models, weights
-from nfnets_jax.weights import files, table
+from nfnets_jax.weights import table, writing
 from tests import golden as reference
 
 
@@ -121,9 +121,9 @@ def test_images_and_classes_come_back(tmp_path, tiny, form, ending):
 @pytest.mark.parametrize(
   ('facts', 'message'),
   [
-    ({'class_names': ('cat', 'dog')}, 'are 2 class names, and 10 classes'),
-    ({'class_names': ('cat', '', *NAMES[2:])}, 'each must be a text'),
-    ({'class_names': (*range(10),)}, 'each must be a text'),
+    ({'class_names': ('cat', 'dog')}, 'are 2 class names, but 10 classes'),
+    ({'class_names': ('cat', '', *NAMES[2:])}, 'must hold strings'),
+    ({'class_names': (*range(10),)}, 'must hold strings'),
     ({'image_size': 0}, 'image_size is 0'),
     ({'image_size': '48'}, "image_size is '48'"),
     ({'crop': ''}, "crop is ''"),
@@ -170,7 +170,7 @@ def test_of_two_writers_one_wins(tmp_path):
 
   def write(content):
     try:
-      with files.new_file(path) as partial:
+      with writing.new_file(path) as partial:
         barrier.wait(10)
         partial.write_bytes(content)
         barrier.wait(10)
@@ -199,7 +199,7 @@ def test_where_there_are_no_links(tmp_path, tiny, monkeypatch):
   other = tmp_path / 'other'
 
   def comes_first():
-    with files.new_file(other):
+    with writing.new_file(other):
       other.write_text('mine')
 
   with pytest.raises(FileExistsError, match='choose another name'):
@@ -268,7 +268,7 @@ def test_folded_is_plain_convolutions(tmp_path, tiny):
   folded = net.apply(params, None, images, standardized=True)['logits']
   plain = jax.jit(net.apply)(tiny.params, None, images)['logits']
   np.testing.assert_allclose(folded, plain, atol=1e-5)
-  with pytest.raises(ValueError, match='standardised once and for all'):
+  with pytest.raises(ValueError, match='these are folded weights'):
     weights.read(path)
 
 
@@ -325,7 +325,7 @@ def edited(tree, module, **leaves):
       {'w': np.zeros((3, 10), np.float32)},
       r'(?s)wrong shape: .*linear w \(3, 10\)',
     ),
-    ({'x': np.zeros(1, np.float32)}, '(?s)left over: .*linear x'),
+    ({'x': np.zeros(1, np.float32)}, '(?s)surplus: .*linear x'),
   ],
 )
 @pytest.mark.parametrize('name', [None, 'nfnet_tiny'])
@@ -364,7 +364,7 @@ def test_nothing_is_overwritten(tmp_path, tiny):
   with pytest.raises(FileExistsError, match='choose another name'):
     weights.write(path, tiny)
   assert path.read_text() == 'mine'
-  with pytest.raises(ValueError, match='that end in .safetensors'):
+  with pytest.raises(ValueError, match='must end in .safetensors'):
     weights.write(tmp_path / 'tiny.npz', tiny, 'timm')
   with pytest.raises(ValueError, match='is none of'):
     weights.write(tmp_path / 'tiny.npz', tiny, 'other')
