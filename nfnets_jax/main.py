@@ -6,7 +6,11 @@ With several hosts, run the same command on each; see experiments/launch/.
 """
 
 import pathlib
-import sys
+
+from nfnets_jax import extras
+
+# ruff: noqa: E402
+extras.need('train', 'absl')
 
 from absl import app, flags, logging
 
@@ -47,12 +51,8 @@ _HEARTBEAT_TIMEOUT = flags.DEFINE_integer(
 flags.mark_flags_as_required(['config', 'workdir'])
 
 
-def start(argv: list[str]) -> pathlib.Path:
+def start() -> pathlib.Path:
   """Sets up logging and the distributed runtime; returns the run's folder."""
-  if len(argv) > 1:
-    sys.exit(
-      f'error: unexpected arguments: {" ".join(argv[1:])}; flags begin with --'
-    )
   if not flags.FLAGS['verbosity'].present:
     # Orbax logs every checkpoint at level INFO.
     logging.set_verbosity(logging.WARNING)
@@ -81,7 +81,8 @@ def start(argv: list[str]) -> pathlib.Path:
 
 def main(argv: list[str]) -> None:
   """Trains or evaluates."""
-  workdir = start(argv)
+  del argv
+  workdir = start()
   from nfnets_jax.runtime import interrupt, processes, progress
   from nfnets_jax.runtime import workdir as workdirs
   from nfnets_jax.training import evaluate, train

@@ -265,9 +265,10 @@ def main(argv: list[str], arguments: list[str]) -> None:
   """Checks, trains, evaluates, reports.
 
   Args:
-    argv: what is left of the command line when the flags are parsed.
+    argv: the name of the program.
     arguments: the command line as it was typed.
   """
+  del argv
   config = flags.FLAGS.config
   with command_line.telling():
     workdir = paths.expand_literal(flags.FLAGS.workdir, '--workdir')
@@ -295,7 +296,7 @@ def main(argv: list[str], arguments: list[str]) -> None:
     )
     if killed is not None:
       rehearsal += f' It was killed after step {killed} and resumed from there.'
-  main_lib.start(argv)
+  main_lib.start()
   with (
     processes.ending_together(),
     command_line.telling(),
