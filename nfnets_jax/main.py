@@ -5,6 +5,7 @@ python -m nfnets_jax.main --config=experiments/digits.py --workdir=runs/digits
 With several hosts, run the same command on each; see experiments/launch/.
 """
 
+import os
 import pathlib
 
 from nfnets_jax import extras
@@ -61,8 +62,7 @@ def start() -> pathlib.Path:
 
   with command_line.telling():
     workdir = paths.expand_literal(flags.FLAGS.workdir, '--workdir')
-    if workdir.exists() and not workdir.is_dir():
-      raise NotADirectoryError(f'--workdir={workdir} is not a folder')
+    _check_workdir(workdir)
     processes.initialize(
       _COORDINATOR_ADDRESS.value,
       _NUM_PROCESSES.value,
@@ -77,6 +77,16 @@ def start() -> pathlib.Path:
   if jax.default_backend() == 'cpu':
     host_memory.keep_freed_memory()
   return workdir
+
+
+def _check_workdir(workdir: pathlib.Path) -> None:
+  """Checks that the folder is there, or can be made."""
+  folders = (workdir, *workdir.absolute().parents)
+  folder = next(x for x in folders if x.exists())
+  if not folder.is_dir():
+    raise NotADirectoryError(f'--workdir={workdir}: {folder} is not a folder')
+  if _MODE.value == 'train' and not os.access(folder, os.W_OK):
+    raise PermissionError(f'--workdir={workdir}: {folder} is not writable')
 
 
 def main(argv: list[str]) -> None:

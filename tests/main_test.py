@@ -118,7 +118,8 @@ def test_mistakes_are_told_in_a_line(tmp_path, arguments, message):
     ('runs/lr=[0.1]', r"--workdir=runs/lr=\[0.1\] has '\[', which checkpoints"),
     ('back\\slash', r".* has '\\\\', which checkpoints and data"),
     ('~no_such_user/run', '--workdir=~no_such_user/run: the home directory is'),
-    ('FILE', '--workdir=.*/file is not a folder'),
+    ('FILE', '--workdir=.*/file: .*/file is not a folder'),
+    ('FILE/run', '--workdir=.*/file/run: .*/file is not a folder'),
     ('gs://bucket', '--workdir=gs://bucket is not a path on this machine'),
   ],
 )
