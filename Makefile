@@ -3,13 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# tensorflow only prepares data and is the peer of a bench: an environment apart.
+# What only one target needs has an environment of its own, named after the
+# extra: tensorflow to prepare data, timm as the peer of a bench, the notebook's
+# Jupyter, and the compilers of TPUs (684 MB) and GPUs (4.5 GB).
 TF_BIN := $(VENV)-tensorflow/bin
 TF_STAMP := $(VENV)-tensorflow/.installed
-# timm in PyTorch, the peer of a bench, has one too.
-TIMM_BIN := $(VENV)-timm/bin
-TIMM_STAMP := $(VENV)-timm/.installed
-# So have the compilers of TPUs (684 MB) and GPUs (4.5 GB).
+NOTEBOOK_BIN := $(VENV)-notebook/bin
 TOPOLOGY ?= v3:4x4
 COMPILE_VENV := $(VENV)$(if $(filter v%,$(TOPOLOGY)),-tpu)$(if $(filter h100%,$(TOPOLOGY)),-cuda)
 CONFIG ?= experiments/nfnet_imagenet.py:F1
@@ -25,7 +24,7 @@ config_data_dir = $(if $(DATA_DIR),--config.data.data_dir='$(DATA_DIR)')
 
 .DEFAULT_GOAL := help
 .PHONY: help install train test test-thorough test-slow lint format bench \
-  bench-compiled bench-input show-augment signal-plots tables prepare imagenet clean \
+  bench-compiled bench-input show-augment signal-plots tables notebook prepare imagenet clean \
   gpu gpu-pack compile compile-table check-topology \
   $(VARIANTS:%=reproduce-%) $(VARIANTS:%=rehearse-%) reproduce report \
   $(CLAIMS:%=reproduce-%)
@@ -34,7 +33,8 @@ help:  ## Show the targets.
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | \
 	  awk -F ':.*## ' '{ printf "  make %-21s %s\n", $$1, $$2 }'
 	@echo
-	@echo 'Variables: PYTHON=$(PYTHON) VENV=$(VENV) SCALE=$(SCALE) WORKDIR DATA_DIR DATA_NAME ARGS'
+	@echo 'Variables: PYTHON=$(PYTHON) VENV=$(VENV) SCALE=$(SCALE) CONFIG=$(CONFIG)'
+	@echo '  TOPOLOGY=$(TOPOLOGY) WORKDIR DATA_DIR DATA_NAME TESTS PEER ARGS'
 
 install: $(STAMP)  ## Make the virtual environment with all dependencies.
 
@@ -51,17 +51,8 @@ endef
 $(STAMP): setup.py pyproject.toml constraints.txt
 	$(call make_venv,$(VENV),dev)
 
-$(TF_STAMP): setup.py pyproject.toml constraints.txt
-	$(call make_venv,$(VENV)-tensorflow,tensorflow)
-
-$(TIMM_STAMP): setup.py pyproject.toml constraints.txt
-	$(call make_venv,$(VENV)-timm,timm)
-
-$(VENV)-tpu/.installed: setup.py pyproject.toml constraints.txt
-	$(call make_venv,$(VENV)-tpu,tpu)
-
-$(VENV)-cuda/.installed: setup.py pyproject.toml constraints.txt
-	$(call make_venv,$(VENV)-cuda,cuda)
+$(VENV)-%/.installed: setup.py pyproject.toml constraints.txt
+	$(call make_venv,$(VENV)-$*,$*)
 
 train: WORKDIR ?= runs/digits
 train: $(STAMP)  ## Train a small NFNet on handwritten digits and show the result.
@@ -114,8 +105,10 @@ test-thorough: TESTS ?= tests
 test-thorough: $(STAMP)  ## Run the tests that take several seconds each, all or those of TESTS.
 	$(pytest) -m 'thorough and not slow' $(TESTS)
 
-test-slow: $(STAMP) $(TF_STAMP)  ## Run the slow tests.
-	NFNETS_TENSORFLOW_PYTHON=$(abspath $(TF_BIN)/python) $(BIN)/python -m pytest -m slow tests
+test-slow: $(STAMP) $(TF_STAMP) $(VENV)-notebook/.installed  ## Run the slow tests.
+	NFNETS_TENSORFLOW_PYTHON=$(abspath $(TF_BIN)/python) \
+	  NFNETS_NOTEBOOK_PYTHON=$(abspath $(NOTEBOOK_BIN)/python) \
+	  $(BIN)/python -m pytest -m slow tests
 
 lint: $(STAMP)  ## Check style and types.
 	$(BIN)/ruff format --check .
@@ -127,9 +120,9 @@ format: $(STAMP)  ## Format the code.
 	$(BIN)/ruff check --fix .
 
 bench: PEER ?= released
-bench: $(STAMP) $(if $(findstring timm,$(PEER)),$(TIMM_STAMP))  ## Time a net beside PEER='released timm' or another net.
+bench: $(STAMP) $(if $(findstring timm,$(PEER)),$(VENV)-timm/.installed)  ## Time a net beside PEER='released timm' or another net.
 	$(BIN)/python -m experiments.benchmarks.speed --peer $(PEER) \
-	  --peer_python=$(TIMM_BIN)/python $(ARGS)
+	  --peer_python=$(VENV)-timm/bin/python $(ARGS)
 
 bench-compiled: TOPOLOGY = v3:2x2
 bench-compiled: check-topology $(COMPILE_VENV)/.installed  ## Estimate a net beside the released form for TOPOLOGY, as in v5e:2x2, h100.
@@ -161,6 +154,10 @@ compile-table: $(VENV)-tpu/.installed $(VENV)-cuda/.installed  ## Estimate F0 to
 tables: $(STAMP)  ## Write the table of all networks, docs/models.md.
 	$(BIN)/python -m experiments.figures.tables $(ARGS)
 
+notebook: $(VENV)-notebook/.installed  ## Execute the notebook and keep its outputs.
+	$(NOTEBOOK_BIN)/python -m nbconvert --to notebook --execute --inplace \
+	  --ExecutePreprocessor.record_timing=False experiments/examples/quickstart.ipynb
+
 signal-plots: WORKDIR ?= runs/signal-plots
 signal-plots: $(STAMP)  ## Draw the signal at initialisation beside the theory.
 	$(BIN)/python -m experiments.figures.signal_plots --output_dir='$(WORKDIR)' $(ARGS)
@@ -175,5 +172,5 @@ gpu-pack: $(STAMP)  ## Gather wheels and CIFAR-10 for a machine without a networ
 	  $(if $(DATA_NAME),--data_name='$(DATA_NAME)') $(ARGS)
 
 clean:  ## Remove the environment and caches; runs and data stay.
-	rm -rf $(VENV) $(VENV)-tensorflow $(VENV)-timm $(VENV)-tpu $(VENV)-cuda build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(addprefix $(VENV)-,notebook tensorflow timm tpu cuda) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

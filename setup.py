@@ -44,6 +44,8 @@ _TEST = [
 ]
 # Only to prepare data sets and to bench the input pipeline beside tf.data.
 _TENSORFLOW = ['tensorflow-cpu>=2.19']
+# Only to execute the notebook.
+_NOTEBOOK = ['ipykernel>=6.29', 'nbconvert>=7.16']
 # Only as the peer of a bench.
 _TIMM = ['timm>=1.0.20', 'torch>=2.9']
 # Only for the compilers of devices that are not here; each has jax's own pin.
@@ -71,13 +73,17 @@ setuptools.setup(
   long_description=(ROOT / 'README.md').read_text(),
   long_description_content_type='text/markdown',
   license='Apache-2.0',
+  license_files=['LICENSE'],
+  project_urls={'Paper': 'https://arxiv.org/abs/2102.06171'},
   packages=setuptools.find_packages(include=['nfnets_jax', 'nfnets_jax.*']),
-  package_data={'nfnets_jax.data': ['*.txt']},
+  package_data={'nfnets_jax': ['py.typed'], 'nfnets_jax.data': ['*.txt']},
+  entry_points={'console_scripts': ['nfnets-jax=nfnets_jax.__main__:main']},
   python_requires='>=3.11,<3.14',
   install_requires=_AGC,
   extras_require={
     'models': _MODELS,
     'train': _MODELS + _TRAIN,
+    'notebook': _MODELS + _TRAIN + _NOTEBOOK,
     'tensorflow': _MODELS + _TRAIN + _TENSORFLOW,
     'timm': _TIMM,
     'tpu': _MODELS + _TRAIN + _TPU,
@@ -87,9 +93,11 @@ setuptools.setup(
     'dev': _MODELS + _TRAIN + _TEST + _LINT,
   },
   classifiers=[
+    'Intended Audience :: Science/Research',
     'Programming Language :: Python :: 3.11',
     'Programming Language :: Python :: 3.12',
     'Programming Language :: Python :: 3.13',
     'Topic :: Scientific/Engineering :: Artificial Intelligence',
+    'Typing :: Typed',
   ],
 )

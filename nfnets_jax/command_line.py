@@ -12,6 +12,7 @@ import inspect
 import pathlib
 import re
 import sys
+import textwrap
 import traceback
 from collections.abc import Iterator
 from typing import Any
@@ -21,14 +22,16 @@ from nfnets_jax import extras
 # ruff: noqa: E402
 extras.need('train', 'absl', 'ml_collections')
 
-from absl import flags
+from absl import app, flags
 from ml_collections import config_dict, config_flags
 
 from nfnets_jax import paths
+from nfnets_jax.training import config as defaults
 
 # Shows --config in the --help of a command.
 flags.disclaim_key_flags()
 
+_HELP = {'-h', '-help', '--help'}
 _PACKAGE = pathlib.Path(__file__).parent
 _OURS = (_PACKAGE, _PACKAGE.parent / 'experiments')
 
@@ -36,9 +39,17 @@ _OURS = (_PACKAGE, _PACKAGE.parent / 'experiments')
 _WEIGHTS = re.compile(r'released|hf[-_]hub:.*|.*\.(npz|safetensors)')
 
 # Rewording of absl's and Python's messages about wrong types.
+# Rewording of absl's and Python's messages.
 _REASONS = {
+  r"Unknown command line flag '(\w+)'\. Did you mean: (.+?) \?": (
+    r'there is no flag --\1; did you mean --\2?'
+  ),
+  r"Unknown command line flag '(\w+)'": (
+    r'there is no flag --\1; --help shows the flags'
+  ),
+  r'value should be one of <(.+)>': r'choose one of \1',
   r'(--\w+)=None: Flag \1 must have a value other than None\.': (
-    r'\1 must have a value'
+    r'\1 is missing; --help shows the flags'
   ),
   r'invalid literal for int\(\) with base 10: .*': 'not a whole number',
   r'could not convert string to float: .*': 'not a number',
@@ -50,6 +61,8 @@ _REASONS = {
 def telling() -> Iterator[None]:
   """Exits with `error: ...` and code 1 if the body raises one of our errors.
 
+  So do errors of the operating system that name a file, as of permissions.
+
   Example:
     >>> with telling():
     ...   paths.expand('')
@@ -59,6 +72,8 @@ def telling() -> Iterator[None]:
   try:
     yield
   except Exception as error:
+    if isinstance(error, OSError) and error.filename is not None:
+      sys.exit(f'error: {error.filename}: {error.strerror}')
     if not _is_refusal(error):
       raise
     sys.exit(f'error: {error}')
@@ -159,7 +174,7 @@ def _load(file: pathlib.Path, arguments: list[str]) -> config_dict.ConfigDict:
     inspect.signature(module.get_config).bind(*arguments)
   except TypeError as error:
     raise ValueError(
-      f'it takes no argument; leave out :{arguments[0]}'
+      f'it takes no argument; omit :{arguments[0]}'
       if arguments
       else f'it needs an argument: --config={file}:ARGUMENT'
     ) from error
@@ -196,7 +211,7 @@ def _check_field(config: config_dict.ConfigDict, field: str) -> None:
 
 
 def _hint(config: config_dict.ConfigDict, field: str) -> str:
-  known = list(_fields(config))
+  known = _fields(config)
   similar = difflib.get_close_matches(field, known, n=1, cutoff=0.8)
   if not similar:
     last = {name.rpartition('.')[2]: name for name in known}
@@ -209,20 +224,27 @@ def _hint(config: config_dict.ConfigDict, field: str) -> str:
   return '; nfnets_jax/training/config.py lists the fields'
 
 
-def _fields(config: config_dict.ConfigDict, prefix: str = '') -> Iterator[str]:
+def _fields(config: config_dict.ConfigDict) -> dict[str, Any]:
+  """Returns the values by full name, as 'data.name'."""
+  fields: dict[str, Any] = {}
   for name, value in config.items():
     if isinstance(value, config_dict.ConfigDict):
-      yield from _fields(value, f'{prefix}{name}.')
+      fields |= {f'{name}.{key}': x for key, x in _fields(value).items()}
     else:
-      yield f'{prefix}{name}'
+      fields[name] = value
+  return fields
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-  """Parses flags, and returns the program and the remaining arguments.
+  """Parses flags, and returns the name of the program.
 
   Supports `--config.field=None`; ml_collections would read None as a string, or
-  reject it.
+  reject it. `--help` also lists the fields of the config.
   """
+  _check_words(argv)
+  if _HELP.intersection(argv):
+    _print_help(argv)
+    sys.exit()
   none = re.compile(r'--config\.([^=]+)=None')
   fields = [match[1] for match in map(none.fullmatch, argv) if match]
   # ml_collections looks for overrides in sys.argv.
@@ -233,10 +255,52 @@ def parse_flags(argv: list[str]) -> list[str]:
     text = re.sub('(?m)^flag ', '', str(error))
     for pattern, reason in _REASONS.items():
       text = re.sub(pattern, reason, text)
-    sys.exit(f'error: {text}\n--help shows the flags')
+    sys.exit(f'error: {text}')
   for field in fields:
     _set_none(flags.FLAGS['config'].value, field)
   return rest
+
+
+def _check_words(argv: list[str]) -> None:
+  """Checks that flags have values, and that nothing else is there."""
+  booleans = {x for x in flags.FLAGS if flags.FLAGS[x].boolean}
+  previous = ''  # the flag before a word, without dashes
+  for word in [*argv[1:], '--']:
+    if re.match(r'--?[a-zA-Z]|--$', word):
+      if previous in {*flags.FLAGS} - booleans:
+        sys.exit(f'error: --{previous} has no value; give --{previous}=VALUE')
+      previous = word.lstrip('-')
+      continue
+    if (
+      not previous
+      or '=' in previous
+      or {previous, previous.removeprefix('no')} & booleans
+    ):
+      file = word.partition(':')[0].endswith('.py')
+      hint = f'did you mean --config={word}?' if file else 'flags begin with --'
+      sys.exit(f'error: unexpected argument {word}; {hint}')
+    previous = ''
+
+
+def _print_help(argv: list[str]) -> None:
+  """Prints the flags, and the fields of the config with their values."""
+  match = re.search(r' --?config[= ](\S+)', ' '.join(argv))
+  if match:
+    config = _ConfigParser().parse(match[1])
+  else:
+    config = flags.FLAGS['config'].value or defaults.get_config()
+  app.usage(shorthelp=True, writeto_stdout=True)
+  print(
+    '\nFields of the config, set by --config.FIELD=VALUE; None is off.\n'
+    'nfnets_jax/training/config.py documents them.'
+  )
+  sections: dict[str, list[str]] = {'': []}
+  for field, value in _fields(config).items():
+    text = f'{field}={value}'.replace(', ', ',')
+    sections.setdefault(field.rpartition('.')[0], []).append(text)
+  for entries in sections.values():
+    text = textwrap.fill('  '.join(entries), 78, break_on_hyphens=False)
+    print('\n' + textwrap.indent(text, '  '))
 
 
 def _set_none(config: config_dict.ConfigDict, field: str) -> None:

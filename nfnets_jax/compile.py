@@ -12,6 +12,11 @@ separate environments.
 import json
 import sys
 
+from nfnets_jax import extras
+
+# ruff: noqa: E402
+extras.need('train', 'absl')
+
 from absl import app, flags, logging
 
 from nfnets_jax import command_line
@@ -37,10 +42,7 @@ flags.mark_flags_as_required(['config'])
 
 def main(argv: list[str]) -> None:
   """Prints the figures."""
-  if len(argv) > 1:
-    sys.exit(
-      f'error: unexpected arguments: {" ".join(argv[1:])}; flags begin with --'
-    )
+  del argv
   if _MEMORY.value is not None and not 0 < _MEMORY.value < float('inf'):
     sys.exit(
       f'error: --memory is {_MEMORY.value:g}; give the GiB of a device, more '

@@ -9,8 +9,14 @@ the weights in --config.init_from. --config.field=value overrides them.
 With several hosts, run the same command on each; see experiments/launch/.
 """
 
+import os
 import pathlib
 import sys
+
+from nfnets_jax import extras
+
+# ruff: noqa: E402
+extras.need('train', 'absl')
 
 from absl import app, flags, logging
 
@@ -78,12 +84,8 @@ def parse_flags(argv: list[str]) -> list[str]:
   return command_line.parse_flags(argv)
 
 
-def start(argv: list[str]) -> pathlib.Path:
+def start() -> pathlib.Path:
   """Sets up logging and the distributed runtime; returns the run's folder."""
-  if len(argv) > 1:
-    sys.exit(
-      f'error: unexpected arguments: {" ".join(argv[1:])}; flags begin with --'
-    )
   for flag in (_PER_CLASS, _LABEL_SETS):
     if flag.value and _MODE.value != 'evaluate':
       sys.exit(f'error: --{flag.name} needs --mode=evaluate')
@@ -97,8 +99,7 @@ def start(argv: list[str]) -> pathlib.Path:
 
   with command_line.telling():
     workdir = paths.expand_literal(flags.FLAGS.workdir, '--workdir')
-    if workdir.exists() and not workdir.is_dir():
-      raise NotADirectoryError(f'--workdir={workdir} is not a folder')
+    _check_workdir(workdir)
     processes.initialize(
       _COORDINATOR_ADDRESS.value,
       _NUM_PROCESSES.value,
@@ -115,9 +116,20 @@ def start(argv: list[str]) -> pathlib.Path:
   return workdir
 
 
+def _check_workdir(workdir: pathlib.Path) -> None:
+  """Checks that the folder is there, or can be made."""
+  folders = (workdir, *workdir.absolute().parents)
+  folder = next(x for x in folders if x.exists())
+  if not folder.is_dir():
+    raise NotADirectoryError(f'--workdir={workdir}: {folder} is not a folder')
+  if _MODE.value == 'train' and not os.access(folder, os.W_OK):
+    raise PermissionError(f'--workdir={workdir}: {folder} is not writable')
+
+
 def main(argv: list[str]) -> None:
   """Trains or evaluates."""
-  workdir = start(argv)
+  del argv
+  workdir = start()
   import jax
 
   from nfnets_jax.runtime import interrupt, processes, progress

@@ -1,13 +1,19 @@
 """The flags, parsed in this process as by the command."""
 
+import importlib.util
 import pathlib
 import re
+import subprocess
+import sys
 
 import pytest
 from absl import flags
 from absl.testing import flagsaver
 
+import nfnets_jax
+from nfnets_jax import __main__ as command
 from nfnets_jax import command_line, main, paths
+from nfnets_jax.training import config as defaults
 
 ROOT = pathlib.Path(__file__).parents[1]
 DIGITS = ROOT / 'experiments' / 'digits.py'
@@ -160,13 +166,93 @@ def test_fields_that_are_refused(parse, argument, message):
   assert re.search(message, first_line)
 
 
-def test_other_flags_are_checked(parse):
-  with pytest.raises(SystemExit, match=r'--mode=test: .* <train\|evaluate>'):
-    parse(f'--config={DIGITS}', '--mode=test')
-  with pytest.raises(SystemExit, match='--start_timeout=soon: not a whole num'):
-    parse(f'--config={DIGITS}', '--start_timeout=soon')
-  with pytest.raises(SystemExit, match="Unknown command line flag 'wordkir'"):
-    parse(f'--config={DIGITS}', '--wordkir=x')
+@pytest.mark.parametrize(
+  ('argument', 'message'),
+  [
+    ('--mode=test', r'--mode=test: choose one of train\|evaluate'),
+    ('--start_timeout=soon', '--start_timeout=soon: not a whole number'),
+    ('--wordkir=x', r'there is no flag --wordkir; did you mean --workdir\?'),
+    ('--zzz=x', 'there is no flag --zzz; --help shows the flags'),
+    ('--zzz x', 'there is no flag --zzz; --help'),
+    ('--workdir', '--workdir has no value; give --workdir=VALUE'),
+    ('--workdir --mode=train', '--workdir has no value'),
+    ('train', 'unexpected argument train; flags begin with --'),
+    ('--noallow_config_change train', 'unexpected argument train'),
+    (
+      'experiments/digits.py:x',
+      r'unexpected .*; did you mean --config=experiments/digits\.py:x\?',
+    ),
+  ],
+)
+def test_flags_that_are_refused(parse, argument, message):
+  with pytest.raises(SystemExit, match=f'^error: {message}') as told:
+    parse(f'--config={DIGITS}', *argument.split())
+  assert '\n' not in str(told.value)
+
+
+def test_values_behind_a_space(parse):
+  config = parse(
+    '--config', DIGITS, '--config.batch_size', '8', '--workdir', '-'
+  )
+  assert config.batch_size == 8 and flags.FLAGS.workdir == '-'
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'shown'),
+  [
+    ([], 'epochs=360.0  eval_batch_size=1024'),
+    ([f'--config={DIGITS}'], 'epochs=40.0  eval_batch_size=128'),
+    (['--config', DIGITS], 'data.name=digits'),
+  ],
+)
+def test_help_shows_the_fields(parse, capsys, arguments, shown):
+  with pytest.raises(SystemExit) as told:
+    parse(*arguments, '--help')
+  assert told.value.code is None
+  out = capsys.readouterr().out
+  words = {
+    word.partition('=')[0] for word in out[out.index('Fields') :].split()
+  }
+  config = defaults.get_config()
+  assert words >= {*command_line._fields(config)}
+  assert shown in out
+
+
+def test_help_refuses_a_missing_config(parse):
+  with pytest.raises(
+    SystemExit, match='no file .*digit.py; did you mean digits'
+  ):
+    parse(f'--config={DIGITS.parent}/digit.py', '--help')
+
+
+def test_subcommands(capsys):
+  for arguments in [], ['--help']:
+    command.main(arguments)
+    usage = capsys.readouterr().out
+    for name, (module, _, text) in command._COMMANDS.items():
+      assert f'  {name} ' in usage and text in usage
+      assert importlib.util.find_spec(f'nfnets_jax.{module}')
+  command.main(['--version'])
+  assert capsys.readouterr().out == f'{nfnets_jax.__version__}\n'
+  with pytest.raises(
+    SystemExit, match="no command 'pedict'; did you mean pred"
+  ):
+    command.main(['pedict', 'cat.jpg'])
+  with pytest.raises(SystemExit, match="no command 'x'; choose one of train, "):
+    command.main(['x'])
+
+
+def test_a_subcommand_is_the_module():
+  words = ['evaluate', f'--config={DIGITS}', '--help']
+  done = subprocess.run(
+    [sys.executable, '-m', 'nfnets_jax', *words],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert '  --workdir: ' in done.stdout  # its own flags
+  assert 'data.name=digits' in done.stdout
 
 
 def test_faults_are_not_hidden():
@@ -176,6 +262,11 @@ def test_faults_are_not_hidden():
     command_line.telling(),
   ):
     paths.expand('')
+  with (
+    pytest.raises(SystemExit, match='error: no/such: No such file or dir'),
+    command_line.telling(),
+  ):
+    pathlib.Path('no/such').read_bytes()
   # In a line of this package that is no `raise`, and in Python.
   with pytest.raises(TypeError), command_line.telling():
     paths.expand(3)

@@ -66,7 +66,7 @@ def test_exit_codes(tmp_path):
     (['--memory=0'], '--memory is 0; give the GiB of a device, more than 0'),
     (['--memory=nan'], '--memory is nan; '),
     (['--config.batch_size=12'], 'batch_size 12 is not divisible by 8 devices'),
-    (['surplus'], 'unexpected arguments: surplus'),
+    (['surplus'], 'unexpected argument surplus'),
   ],
 )
 def test_errors_are_one_line(arguments, message):

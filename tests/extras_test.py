@@ -29,52 +29,56 @@ _TRAIN = (
 )
 
 
-@pytest.mark.parametrize(
-  ('statement', 'hidden', 'message'),
-  [
-    (
-      "from nfnets_jax import models; models.create('nfnet_f0')",
-      'haiku',
-      "No module named 'haiku'; .* pip install 'nfnets_jax[models]'",
-    ),
-    (
-      'from nfnets_jax import weights',
-      'safetensors',
-      "No module named 'safetensors'; .* pip install 'nfnets_jax[models]'",
-    ),
-    (
-      'from nfnets_jax.data import datasets',
-      'grain,PIL',
-      "No module named 'grain'; .* pip install 'nfnets_jax[train]'",
-    ),
-    (
-      'import nfnets_jax.training.train',
-      'orbax',
-      "No module named 'orbax.checkpoint'; .* pip install 'nfnets_jax[train]'",
-    ),
-    (
-      'import nfnets_jax.convert',
-      'haiku',
-      "No module named 'haiku'; .* pip install 'nfnets_jax[train]'",
-    ),
-    (
-      'import nfnets_jax.main',
-      'ml_collections',
-      "No module named 'ml_collections'; .* pip install 'nfnets_jax[train]'",
-    ),
-  ],
-)
-def test_extras_are_named(statement, hidden, message):
+def _run_bare(code, hidden):
   done = subprocess.run(
-    [sys.executable, '-c', f'{_BARE}\n{statement}', hidden],
+    [sys.executable, '-c', f'{_BARE}\n{code}', hidden],
     cwd=ROOT,
     capture_output=True,
     text=True,
     timeout=60,
   )
   assert done.returncode == 1
-  pattern = re.escape(message).replace(r'\.\*', '.*')
-  assert re.search(f'ModuleNotFoundError: {pattern}', done.stderr), done.stderr
+  return done.stderr
+
+
+@pytest.mark.parametrize(
+  ('statement', 'hidden', 'distribution', 'extra'),
+  [
+    (
+      "from nfnets_jax import models; models.create('nfnet_f0')",
+      *('haiku', 'dm-haiku', 'models'),
+    ),
+    (
+      'from nfnets_jax import weights',
+      *('safetensors', 'safetensors', 'models'),
+    ),
+    ('from nfnets_jax.data import datasets', *('PIL', 'pillow', 'train')),
+    (
+      'import nfnets_jax.training.train',
+      *('orbax', 'orbax-checkpoint', 'train'),
+    ),
+    ('import nfnets_jax.main', *('ml_collections', 'ml_collections', 'train')),
+  ],
+)
+def test_extras_are_named(statement, hidden, distribution, extra):
+  last = _run_bare(statement, hidden).splitlines()[-1]
+  assert last.startswith(f"ModuleNotFoundError: No module named '{hidden}")
+  assert f"{distribution} comes with the extra '{extra}'" in last
+  assert f"pip install 'nfnets_jax[{extra}]'" in last
+
+
+@pytest.mark.parametrize(
+  ('module', 'hidden'), [('main', 'absl'), ('summary', 'haiku')]
+)
+def test_commands_name_extras_without_a_traceback(module, hidden):
+  code = (
+    'import runpy\n'
+    f"runpy.run_module('nfnets_jax.{module}', None, '__main__', True)"
+  )
+  error = _run_bare(code, hidden)
+  assert error.startswith(f"error: No module named '{hidden}'; ")
+  assert "pip install 'nfnets_jax[train]'" in error
+  assert len(error.splitlines()) == 1
 
 
 def test_agc_and_the_variants_need_no_extra():
@@ -93,22 +97,20 @@ def test_missing_packages():
     extras.need('train', 'no_such_x.y')
 
 
-def test_extras_install_what_is_asked_for():
+def test_extras_install_what_is_needed():
   """`need` names no package that its extra does not bring."""
-  names = {'haiku': 'dm-haiku', 'PIL': 'pillow', 'orbax': 'orbax-checkpoint'}
   text = (ROOT / 'setup.py').read_text()
-  models = text[text.index('_MODELS = [') : text.index('_TRAIN = [')]
-  train = models + text[text.index('_TRAIN = [') : text.index('_TEST = [')]
-  found = 0
+  requirements = {
+    name: set(re.findall(r"'([\w-]+)[>=']", block))
+    for name, block in re.findall(r'^_(\w+) = \[(.*?)\]$', text, re.M | re.S)
+  }
+  requirements['TRAIN'] |= requirements['MODELS']
+  count = 0
   for path in (ROOT / 'nfnets_jax').rglob('*.py'):
     for call in re.findall(r'extras\.need\(([^)]*)\)', path.read_text()):
       extra, *packages = re.findall(r"'([\w.]+)'", call)
       for package in packages:
-        name = package.partition('.')[0]
-        distribution = names.get(name, name)
-        spelt = re.compile(
-          distribution.replace('_', '[-_]').replace('absl', 'absl-py')
-        )
-        assert spelt.search({'models': models, 'train': train}[extra]), package
-        found += 1
-  assert found > 20
+        name = extras.distribution(package)
+        assert name in requirements[extra.upper()], f'{path}: {package}'
+        count += 1
+  assert count > 20

@@ -159,7 +159,7 @@ def test_what_is_gone_from_the_field_is_not_mentioned(path):
     # Help and mistyped flags respond at once, and workers import no training.
     ('main', {'jax', 'haiku', 'orbax.checkpoint', 'grain'}),
     ('predict', {'orbax.checkpoint', 'matplotlib', 'tensorboardX'}),
-    ('training.config', {'orbax.checkpoint', 'grain', 'tensorflow_datasets'}),
+    ('training.config', {'jax', 'haiku', 'grain', 'tensorflow_datasets'}),
   ],
 )
 def test_what_an_import_loads(module, absent):

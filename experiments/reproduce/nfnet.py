@@ -150,9 +150,10 @@ def main(argv: list[str], arguments: list[str]) -> None:
   """Checks the data, trains, evaluates and reports.
 
   Args:
-    argv: positional arguments, left after parsing the flags.
-    arguments: the command line, unparsed.
+    argv: the name of the program.
+    arguments: the command line as it was typed.
   """
+  del argv
   config = flags.FLAGS.config
   with command_line.telling():
     workdir = paths.expand_literal(flags.FLAGS.workdir, '--workdir')
@@ -180,7 +181,7 @@ def main(argv: list[str], arguments: list[str]) -> None:
     )
     if killed is not None:
       rehearsal += f' It was killed after step {killed} and resumed from there.'
-  main_lib.start(argv)
+  main_lib.start()
   with (
     processes.ending_together(),
     command_line.telling(),

@@ -7,12 +7,13 @@ the number of training images. An experiment file sets only what differs.
 Source: Brock et al. 2021, appendix A.
 """
 
+import dataclasses
 import json
 import pathlib
 
 from ml_collections import config_dict
 
-from nfnets_jax import models
+from nfnets_jax.models import variants
 
 # Fields that may be None until the number of training images is known.
 DERIVED = (
@@ -28,10 +29,12 @@ _MAX_EPOCHS = 100.0
 
 def model(name: str) -> config_dict.ConfigDict:
   """Returns a variant's name and all arguments of its network."""
+  # Not `models.arguments`, which imports Haiku: --help and mistakes are fast.
+  settings = dataclasses.asdict(variants.get(name).settings)
   arguments = {
     # An option that is None takes a string.
     key: config_dict.placeholder(str) if value is None else value
-    for key, value in models.arguments(name).items()
+    for key, value in settings.items()
   }
   return config_dict.ConfigDict({'name': name, **arguments})
 
