@@ -90,7 +90,7 @@ setuptools.setup(
     'cuda': _MODELS + _TRAIN + _CUDA,
     'hub': _MODELS + _HUB,
     'onnx': _MODELS + _TRAIN + _ONNX,
-    'dev': _MODELS + _TRAIN + _TEST + _LINT,
+    'dev': _MODELS + _TRAIN + _HUB + _TEST + _LINT,
   },
   classifiers=[
     'Intended Audience :: Science/Research',

@@ -82,7 +82,7 @@ def test_characters_of_patterns_in_the_path(parse, tmp_path):
       'experiments/finetune.py:nfnet_f0',
       "'nfnet_f0' is no 'MODEL,",
     ),
-    ('experiments/digits.py:F0', 'it takes no argument; leave out :F0'),
+    ('experiments/digits.py:F0', 'it takes no argument; omit :F0'),
     ('experiments/__init__.py', 'it defines no function get_config'),
   ],
 )
