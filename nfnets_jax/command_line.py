@@ -115,7 +115,8 @@ class _ConfigParser(flags.ArgumentParser):
   """Loads an experiment file, and checks the names of overridden fields."""
 
   def parse(self, argument: str) -> config_dict.ConfigDict:
-    if pathlib.Path(argument).is_dir() or _WEIGHTS.fullmatch(argument):
+    is_run = pathlib.Path(argument, 'config.json').is_file()
+    if argument and (is_run or _WEIGHTS.fullmatch(argument)):
       config = _recorded(argument)
     else:
       path, colon, rest = argument.partition(':')

@@ -211,7 +211,7 @@ def test_evaluation_without_a_run(parse, tmp_path):
     parse(*arguments)
   with pytest.raises(SystemExit, match=r'init_from: there is no .*none\.npz'):
     parse(*arguments, '--config.init_from=none.npz')
-  with pytest.raises(SystemExit, match='--config must have a value'):
+  with pytest.raises(SystemExit, match='--config is missing'):
     parse(f'--workdir={tmp_path}')
 
 
@@ -229,7 +229,7 @@ def test_evaluation_without_a_run(parse, tmp_path):
 def test_options_of_evaluation(parse, arguments, message):
   parse(f'--config={ROOT / DIGITS}', '--workdir=x', *arguments)
   with pytest.raises(SystemExit, match=message):
-    main.start(['main'])
+    main.start()
 
 
 def test_workdir_in_the_home_directory(tmp_path, monkeypatch):
