@@ -17,7 +17,15 @@ from nfnets_jax.models import variants
 
 ROOT = pathlib.Path(__file__).parents[1]
 PYTHONS = ['.venv/bin/python', '.venv-tensorflow/bin/python']
-DOCUMENTS = ['README.md', 'CONTRIBUTING.md', 'experiments/README.md']
+DOCUMENTS = [
+  'README.md',
+  'CONTRIBUTING.md',
+  'experiments/README.md',
+  'docs/training.md',
+  'docs/weights.md',
+  'docs/photographs.md',
+  'docs/compile.md',
+]
 
 
 def _blocks(document, language):
@@ -63,6 +71,9 @@ def _parse_config(arguments, monkeypatch):
   assert main._CONFIG is not None  # defines the flags
   monkeypatch.chdir(ROOT)
   monkeypatch.setattr(sys, 'argv', ['main'])
+  if '--mode=evaluate' in arguments and '--config=' not in ' '.join(arguments):
+    # The config is that of a run or file, which is not here.
+    arguments = ['--config=experiments/digits.py', *arguments]
   with flagsaver.flagsaver():
     command_line.parse_flags(['main', *arguments])
     if config := flags.FLAGS.config:
