@@ -130,7 +130,7 @@ def test_command_prints_a_table(drawing, weight_file, tmp_path, capsys):
   assert len(capsys.readouterr().out.splitlines()) == 11
 
 
-def test_damaged_photographs_are_told_and_the_others_named(
+def test_corrupt_photographs_are_reported_and_the_others_classified(
   drawing, weight_file, capsys
 ):
   broken = drawing.with_name('broken.png')

@@ -143,7 +143,7 @@ def _verify(path: pathlib.Path, digest: pathlib.Path) -> None:
     _record(digest, actual)
   elif _recorded(digest) != actual:
     raise ValueError(
-      f'{path} has been changed or damaged: its sha256 is {actual}, and was '
+      f'{path} was changed or is corrupt: its sha256 is {actual}, and was '
       f'{_recorded(digest)}; remove it to download it again'
     )
 

@@ -113,7 +113,9 @@ def _problem(path: pathlib.Path, start: bytes) -> str | None:
         return None
     except safetensors.SafetensorError as error:
       text = str(error).rpartition(': ')[2]
-      return f'this .safetensors is cut off or damaged: {text}; fetch it again'
+      return (
+        f'this .safetensors is truncated or corrupt: {text}; fetch it again'
+      )
   for offset, mark, what, remedy in _KINDS:
     if start[offset:].startswith(mark):
       return f'this is {what}; {remedy}'
@@ -173,7 +175,7 @@ def _problem_of_archive(path: pathlib.Path) -> str | None:
     with zipfile.ZipFile(path) as archive:
       names = archive.namelist()
   except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-    return f'this .npz is cut off or damaged: {error}; fetch it again'
+    return f'this .npz is truncated or corrupt: {error}; fetch it again'
   if any(name.endswith('data.pkl') for name in names):
     return f'this is a checkpoint of PyTorch; {_FROM_PYTORCH}'
   if 'model.weights.h5' in names:
@@ -204,7 +206,7 @@ def is_run(folder: pathlib.Path) -> bool:
   except ValueError as error:
     if not (folder / 'checkpoints').is_dir():
       return False
-    raise ValueError(f'{path} is damaged: {error}') from error
+    raise ValueError(f'{path} is corrupt: {error}') from error
   model = config.get('model') if isinstance(config, dict) else None
   return isinstance(model, dict) and {'data', 'optimizer'} <= config.keys()
 

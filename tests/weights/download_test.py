@@ -133,7 +133,7 @@ def test_gives_up(server):
 def test_corrupted_in_the_cache(server):
   path = fetch(server)
   path.write_bytes(DATA[:-1] + b'x')
-  with pytest.raises(ValueError, match='changed or damaged.*remove it to'):
+  with pytest.raises(ValueError, match='changed or is corrupt.*remove it to'):
     fetch(server)
   path.unlink()
   assert fetch(server).read_bytes() == DATA
@@ -151,7 +151,7 @@ def test_copied_by_hand(server, tmp_path):
   assert fetch(server) == path
   assert server.ranges == []
   path.write_bytes(b'damaged')
-  with pytest.raises(ValueError, match='changed or damaged'):
+  with pytest.raises(ValueError, match='changed or is corrupt'):
     fetch(server)
 
 

@@ -72,9 +72,9 @@ LFS = b'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n'
     ('a.npz', b'Not found\n', "this is text: 'Not found'"),
     ('a.npz', 'größer als\n'.encode(), 'this is text'),
     ('a.npz', bytes(range(64)), 'not a recognized weights format'),
-    ('a.npz', savez()[:-50], 'this .npz is cut off or damaged'),
-    ('a.safetensors', ONE[:-10], '.safetensors is cut off or damaged'),
-    ('a.safetensors', ONE[:40], '.safetensors is cut off or damaged'),
+    ('a.npz', savez()[:-50], 'this .npz is truncated or corrupt'),
+    ('a.safetensors', ONE[:-10], '.safetensors is truncated or corrupt'),
+    ('a.safetensors', ONE[:40], '.safetensors is truncated or corrupt'),
     ('a.pth', zipped('net/data.pkl'), 'checkpoint of PyTorch.*save_file'),
     ('a.pt', OLD_PYTORCH + b'x', 'checkpoint of PyTorch.*save_file'),
     ('a.keras', zipped('config.json', 'model.weights.h5'), 'model of Keras'),
@@ -143,7 +143,7 @@ def test_folder_of_a_run(tmp_path, monkeypatch):
   with pytest.raises(FileNotFoundError, match='give one, such as begun, run'):
     weights.locate(tmp_path)
   (run / 'config.json').write_text('{"model": ')
-  with pytest.raises(ValueError, match=r'config\.json is damaged'):
+  with pytest.raises(ValueError, match=r'config\.json is corrupt'):
     weights.locate(run)
   with pytest.raises(ValueError, match=r"SRC=.*lr=\[1\] has '\['"):
     weights.locate(make_run(tmp_path / 'lr=[1]', '1'), option='SRC')

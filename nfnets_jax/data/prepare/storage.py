@@ -28,7 +28,7 @@ def check_space(folder: pathlib.Path, num_bytes: int) -> None:
 
 
 def leftovers(
-  target: pathlib.Path, mine: pathlib.Path | None = None
+  target: pathlib.Path, keep: pathlib.Path | None = None
 ) -> list[str]:
   """Lists folders of killed runs, with a command to delete each.
 
@@ -36,11 +36,11 @@ def leftovers(
 
   Args:
     target: the folder of the prepared data set, such as `imagenet2012/5.1.0`.
-    mine: a folder to skip, because the caller resumes it.
+    keep: a folder to skip, because the caller resumes it.
   """
   lines = []
   for path in sorted(target.parent.glob(f'incomplete.*_{target.name}')):
-    if path == mine:
+    if path == keep:
       continue
     size = sum(x.stat().st_size for x in path.rglob('*') if x.is_file())
     command = f'rm -r {shlex.quote(str(path))}'

@@ -73,7 +73,7 @@ def convert(
   else:
     digest = hashlib.blake2b((folder / _INFO).read_bytes(), digest_size=4)
     work = target.with_name(f'incomplete.{digest.hexdigest()}_{info.version}')
-    for line in storage.leftovers(target, mine=work):
+    for line in storage.leftovers(target, keep=work):
       print(line)
     try:
       _convert_shards(info, folder, work)

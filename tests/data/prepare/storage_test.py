@@ -25,4 +25,4 @@ def test_leftovers_are_named_with_their_sizes(tmp_path):
   path = target.with_name('incomplete.ABC123_1.0.0')
   assert line.startswith(f'{path} (1.5 GB) ')
   assert line.endswith(f": rm -r '{path}'")
-  assert storage.leftovers(target, mine=path) == []
+  assert storage.leftovers(target, keep=path) == []
