@@ -198,8 +198,22 @@ def test_bfloat16_computes_with_float32_parameters_and_state(name):
   )
 
 
+def _first_fast(*names):
+  """Names of nets; compiling all but the first is for the thorough tests."""
+  first, *others = names
+  return [first, *(pytest.param(x, marks=pytest.mark.thorough) for x in others)]
+
+
 # Batch normalisation differs in training by itself.
-@pytest.mark.parametrize('name', sorted(SMALL.keys() - {'resnet50'}))
+_DROPPING = (
+  'nf_resnet50',
+  'fixup_resnet50',
+  'nf_regnet_b0',
+  'skipinit_resnet50',
+)
+
+
+@pytest.mark.parametrize('name', _first_fast(*_DROPPING))
 def test_training_drops_and_evaluation_does_not(name):
   net, images = _net(name), IMAGES
   params, state = _filled(net)
@@ -215,7 +229,7 @@ def test_training_drops_and_evaluation_does_not(name):
   jax.eval_shape(lambda: logits(None, False))
 
 
-@pytest.mark.parametrize('name', sorted(SMALL.keys() - {'resnet50'}))
+@pytest.mark.parametrize('name', _first_fast(*_DROPPING))
 def test_masks_follow_the_image_index(name):
   params, state = _filled(_net(name))
 
@@ -233,7 +247,9 @@ def test_masks_follow_the_image_index(name):
   assert not np.allclose(other, whole[2:], rtol=1e-2)
 
 
-@pytest.mark.parametrize('name', ['nf_regnet_b0', 'nf_resnet50', 'resnet50'])
+@pytest.mark.parametrize(
+  'name', _first_fast('resnet50', 'nf_regnet_b0', 'nf_resnet50')
+)
 def test_standardized_nets_take_folded_parameters(name):
   params, state = _filled(_net(name))
   expected, _ = _net(name).apply(params, state, None, IMAGES, False)
