@@ -4,6 +4,7 @@
 """
 
 import difflib
+import os
 import runpy
 import sys
 from collections.abc import Sequence
@@ -37,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> None:
   elif name in _COMMANDS:
     module, flags, _ = _COMMANDS[name]
     sys.argv = [f'nfnets-jax {name}', *flags, *arguments[1:]]
+    # As with `python -m`, so that config files can import `experiments`.
+    sys.path.insert(0, os.getcwd())
     runpy.run_module(
       f'nfnets_jax.{module}', run_name='__main__', alter_sys=True
     )
