@@ -4,7 +4,7 @@
 """
 
 import difflib
-import os
+import pathlib
 import runpy
 import sys
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     module, flags, _ = _COMMANDS[name]
     sys.argv = [f'nfnets-jax {name}', *flags, *arguments[1:]]
     # As with `python -m`, so that config files can import `experiments`.
-    sys.path.insert(0, os.getcwd())
+    sys.path.insert(0, str(pathlib.Path.cwd()))
     runpy.run_module(
       f'nfnets_jax.{module}', run_name='__main__', alter_sys=True
     )
