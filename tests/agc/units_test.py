@@ -21,7 +21,7 @@ def test_layouts(units):
   for told in (units, axes, lambda path, leaf: units, {'w': units}):
     if isinstance(told, str) and '*' in told:
       continue  # of any number of axes
-    found = clip({'w': g}, {'w': w}, 0.5, units=told)['w']
+    found = clip({'w': g}, {'w': w}, 0.5, units=told, compiled=True)['w']
     np.testing.assert_allclose(found, expected, rtol=2e-6)
   assert np.any(expected != g)
 
