@@ -243,12 +243,14 @@ def test_micro_batches_take_less_memory(splits):
 
 
 @pytest.mark.thorough
-def test_share_that_cannot_be_split(make_config):
+def test_batch_that_cannot_be_split(make_config):
   net, optimizer = build.create_net(make_config(), 10), optax.sgd(0.1)
   state = train_step.init_state(net, optimizer, 0, image_size=8)
   step = steps.constant_step(make_config(), net, optimizer, micro_batches=3)
   batch = jax.tree.map(lambda x: x[None], _batch(16))
-  with pytest.raises(ValueError, match='3 micro-batches do not divide a per-device batch of 16'):
+  with pytest.raises(
+    ValueError, match='3 micro-batches do not divide a per-device batch of 16'
+  ):
     _on_one_device(step).lower(state, batch)
 
 
