@@ -31,14 +31,13 @@ from nfnets_jax.training import config as defaults
 # Shows --config in the --help of a command.
 flags.disclaim_key_flags()
 
-_HELP = {'-h', '-help', '--help'}
+HELP = {'-h', '-help', '--help'}
 _PACKAGE = pathlib.Path(__file__).parent
 _OURS = (_PACKAGE, _PACKAGE.parent / 'experiments')
 
 # Values of --config that are weights, whose settings are taken.
 _WEIGHTS = re.compile(r'released|hf[-_]hub:.*|.*\.(npz|safetensors)')
 
-# Rewording of absl's and Python's messages about wrong types.
 # Rewording of absl's and Python's messages.
 _REASONS = {
   r"Unknown command line flag '(\w+)'\. Did you mean: (.+?) \?": (
@@ -116,7 +115,10 @@ class _ConfigParser(flags.ArgumentParser):
 
   def parse(self, argument: str) -> config_dict.ConfigDict:
     is_run = pathlib.Path(argument, 'config.json').is_file()
-    if argument and (is_run or _WEIGHTS.fullmatch(argument)):
+    is_weights = _WEIGHTS.fullmatch(argument) or argument == find_flag(
+      sys.argv, 'config.init_from'
+    )
+    if argument and (is_run or is_weights):
       config = _recorded(argument)
     else:
       path, colon, rest = argument.partition(':')
@@ -140,7 +142,7 @@ def _recorded(source: str) -> config_dict.ConfigDict:
   from nfnets_jax.training import recorded
 
   with telling():
-    if pathlib.Path(source).is_dir():
+    if paths.expand(source, 'config.init_from').is_dir():
       return recorded.config_of_run(source)
     model = find_flag(sys.argv, 'config.model.name')
     return recorded.config_of_weights(source, model)
@@ -243,7 +245,7 @@ def parse_flags(argv: list[str]) -> list[str]:
   reject it. `--help` also lists the fields of the config.
   """
   _check_words(argv)
-  if _HELP.intersection(argv):
+  if HELP.intersection(argv):
     _print_help(argv)
     sys.exit()
   none = re.compile(r'--config\.([^=]+)=None')
@@ -285,9 +287,9 @@ def _check_words(argv: list[str]) -> None:
 
 def _print_help(argv: list[str]) -> None:
   """Prints the flags, and the fields of the config with their values."""
-  match = re.search(r' --?config[= ](\S+)', ' '.join(argv))
-  if match:
-    config = _ConfigParser().parse(match[1])
+  source = find_flag(argv, 'config')
+  if source is not None:
+    config = _ConfigParser().parse(source)
   else:
     config = flags.FLAGS['config'].value or defaults.get_config()
   app.usage(shorthelp=True, writeto_stdout=True)

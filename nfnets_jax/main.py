@@ -68,10 +68,12 @@ flags.mark_flags_as_required(['config', 'workdir'])
 def parse_flags(argv: list[str]) -> list[str]:
   """Parses flags, and finds the config of an evaluation without --config."""
   evaluates = command_line.find_flag(argv, 'mode') == 'evaluate'
+  if command_line.HELP.intersection(argv):
+    return command_line.parse_flags(argv)
   if evaluates and command_line.find_flag(argv, 'config') is None:
     source = command_line.find_flag(argv, 'config.init_from')
     workdir = command_line.find_flag(argv, 'workdir')
-    if source is None and workdir:
+    if source in (None, 'None') and workdir:
       with command_line.telling():
         source = str(paths.expand_literal(workdir, '--workdir'))
         if not pathlib.Path(source, 'config.json').is_file():

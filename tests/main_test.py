@@ -15,7 +15,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from experiments import digits
-from nfnets_jax import command_line, main, weights
+from nfnets_jax import command_line, main, predict, weights
 from nfnets_jax.runtime import logbook, meters
 from nfnets_jax.runtime import workdir as workdirs
 from nfnets_jax.training import init_from
@@ -417,3 +417,30 @@ def test_twenty_kills_at_random_moments_change_nothing(tmp_path):
     for folder in (straight, workdir)
   ]
   assert fingerprints[0] == fingerprints[1]
+
+
+_NO_BACKEND = """
+import sys
+from jax._src import xla_bridge
+from nfnets_jax import main
+main.parse_flags(['main', '--mode=evaluate', '--workdir=x', *sys.argv[1:]])
+assert main._CONFIG.value.model.name == 'nfnet_tiny'
+assert not xla_bridge.backends_are_initialized()
+"""
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize('form', ['haiku', 'timm'])
+def test_settings_of_weights_are_read_before_processes_join(tmp_path, form):
+  file = tmp_path / 'tiny.safetensors'
+  weights.write(file, predict.random_weights('nfnet_tiny', 10), form)
+  subprocess.run(
+    [sys.executable, '-c', _NO_BACKEND, f'--config.init_from={file}'],
+    check=True,
+    env={**os.environ, 'PYTHONPATH': str(ROOT)},
+  )
+
+
+def test_init_from_that_is_no_file_is_named(parse, tmp_path):
+  with pytest.raises(SystemExit, match=r'config\.init_from: .*runs/typo'):
+    parse('--mode=evaluate', '--workdir=x', '--config.init_from=runs/typo')

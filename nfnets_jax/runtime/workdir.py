@@ -30,10 +30,10 @@ def check(
   `allow_change`. Fields that only affect where and how fast data are read may
   always change.
   """
-  path = workdir / 'config.json'
-  if not path.exists():
+  stored = read_config(workdir)
+  if stored is None:
     return True
-  difference = changes(json.loads(path.read_text()), config.to_dict())
+  difference = changes(stored, config.to_dict())
   if difference and not allow_change:
     raise ValueError(
       f'{workdir} holds a run of another config:\n'
@@ -45,6 +45,22 @@ def check(
       'new one.'
     )
   return not difference
+
+
+def read_config(workdir: pathlib.Path) -> dict[str, Any] | None:
+  """Returns `config.json`, or None; raises a ValueError if it is corrupt."""
+  path = workdir / 'config.json'
+  if not path.exists():
+    return None
+  try:
+    config = json.loads(path.read_bytes())
+  except ValueError as error:
+    raise ValueError(f'{path} is corrupt: {error}; use another folder') from (
+      error
+    )
+  if not isinstance(config, dict):
+    raise ValueError(f'{path} is corrupt: it holds no config')
+  return config
 
 
 def record(workdir: pathlib.Path, config: config_dict.ConfigDict) -> None:

@@ -60,11 +60,12 @@ def load_split(
   test_split = config.data.test_split
   if test_split is None and name == 'folder' and data_dir is not None:
     test_split = folder.summarize(data_dir).test_split
-  if (split := split or test_split) is None:
+  split = split or test_split
+  if split is None and (name != 'folder' or data_dir is not None):
     raise ValueError(
       f'data.test_split is None; name a split of {name}, such as test'
     )
-  dataset = datasets.load(name, split, data_dir, test_split)
+  dataset = datasets.load(name, split or 'train', data_dir, test_split)
   if config.data.classes is not None:
     dataset = datasets.select_classes(dataset, config.data.classes)
   return datasets.keep_in_memory(dataset) if config.data.in_memory else dataset

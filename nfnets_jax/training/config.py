@@ -8,8 +8,8 @@ Source: Brock et al. 2021, appendix A.
 """
 
 import dataclasses
-import json
-import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 from ml_collections import config_dict
 
@@ -192,19 +192,19 @@ def derive(
 
 
 def keep_derived(
-  config: config_dict.ConfigDict, workdir: pathlib.Path
+  config: config_dict.ConfigDict, stored: Mapping[str, Any] | None
 ) -> config_dict.ConfigDict:
-  """Returns a copy with the `DERIVED` fields of the run in `workdir`, if any.
+  """Returns a copy with the `DERIVED` fields of a run's `stored` config.
 
   Only fields that are None change. A run so resumes with other images or
   devices as it began.
   """
-  config, path = config.copy_and_resolve_references(), workdir / 'config.json'
-  if path.exists():
-    run = config_dict.ConfigDict(json.loads(path.read_text()))
+  config = config.copy_and_resolve_references()
+  if stored is not None:
     for field in DERIVED:
       part, _, name = field.rpartition('.')
-      old, new = (x[part] if part else x for x in (run, config))
+      old = stored.get(part, {}) if part else stored
+      new = config[part] if part else config
       if new[name] is None:
-        new[name] = old[name]
+        new[name] = old.get(name)
   return config

@@ -131,7 +131,9 @@ def _describe(
 def _count_data(config: config_dict.ConfigDict) -> tuple[int, int]:
   """Returns the numbers of classes and of training examples."""
   try:
-    train_set, _ = build.load_data(config)
+    if config.data.prepare:
+      build.load_data(config)
+    train_set = build.load_split(config, config.data.train_split)
   except FileNotFoundError:
     if config.data.name != 'imagenet2012' or config.data.classes is not None:
       raise

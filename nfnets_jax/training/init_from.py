@@ -1,7 +1,6 @@
 """Initialises a run from existing weights."""
 
 import contextlib
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -214,8 +213,7 @@ def load_average(workdir: str | pathlib.Path) -> weights.Weights:
   """
   workdir = paths.existing(workdir, 'workdir', 'folder')
   recognize.check_folder(workdir, 'workdir')
-  text = (workdir / 'config.json').read_text()
-  config = config_dict.ConfigDict(json.loads(text))
+  config = config_dict.ConfigDict(workdirs.read_config(workdir))
   checkpoints = checkpoint.Checkpointer(
     workdir / 'checkpoints', config.keep_checkpoints
   )

@@ -68,7 +68,7 @@ def train_and_evaluate(
   """
   # Set up.
   workdir = paths.expand_literal(workdir, '--workdir')
-  config = configs.keep_derived(config, workdir)
+  config = configs.keep_derived(config, workdirs.read_config(workdir))
   check.check_config(config, jax.device_count())
   processes.agree('the config', config.to_json())
   same_run = workdirs.check(workdir, config, allow_config_change)

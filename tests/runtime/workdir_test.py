@@ -224,3 +224,11 @@ def test_report_comes_back(tmp_path):
   workdirs.write_json(tmp_path / 'report.json', REPORT)
   assert workdirs.read_report(tmp_path) == REPORT
   assert [path.name for path in tmp_path.iterdir()] == ['report.json']
+
+
+@pytest.mark.parametrize('text', ['', '{"seed": 0', '[]', '\x00'])
+def test_corrupt_config(tmp_path, text):
+  (tmp_path / 'config.json').write_text(text)
+  with pytest.raises(ValueError, match=r'config\.json is corrupt'):
+    workdirs.read_config(tmp_path)
+  assert workdirs.read_config(tmp_path / 'new') is None

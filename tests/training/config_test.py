@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from nfnets_jax.runtime import workdir as workdirs
 from nfnets_jax.training import check, train
 from nfnets_jax.training import config as configs
 
@@ -58,14 +59,18 @@ def test_given_fields_stay_and_the_others_follow_them(underived):
   assert configs.derive(given, 48, 8).to_dict() == given.to_dict()
 
 
+def _kept(config, workdir):
+  return configs.keep_derived(config, workdirs.read_config(workdir))
+
+
 def test_a_run_keeps_what_it_derived(underived, tmp_path):
-  assert configs.keep_derived(underived, tmp_path).batch_size is None
+  assert _kept(underived, tmp_path).batch_size is None
   begun = configs.derive(underived, 43, 1)
   (tmp_path / 'config.json').write_text(json.dumps(begun.to_dict()))
-  again = configs.keep_derived(underived, tmp_path)
+  again = _kept(underived, tmp_path)
   assert again.to_dict() == begun.to_dict()
   underived.batch_size = 8  # an override is a change of the config
-  assert configs.keep_derived(underived, tmp_path).batch_size == 8
+  assert _kept(underived, tmp_path).batch_size == 8
 
 
 @pytest.mark.parametrize(
