@@ -30,6 +30,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from nfnets_jax import extras
+
+# ruff: noqa: E402
+extras.need('train', 'haiku')
+
 from nfnets_jax import devices, exported, inference, paths, weights
 from nfnets_jax.weights import card, recognize, writing
 
