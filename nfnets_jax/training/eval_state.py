@@ -1,6 +1,5 @@
 """The state to evaluate, of a run or of weights, and its classes."""
 
-import contextlib
 import dataclasses
 import pathlib
 from typing import Any
@@ -10,9 +9,9 @@ from ml_collections import config_dict
 
 from nfnets_jax import weights
 from nfnets_jax.data import datasets, labels
-from nfnets_jax.runtime import checkpoint, parallel, progress
+from nfnets_jax.runtime import parallel, progress
 from nfnets_jax.runtime import workdir as workdirs
-from nfnets_jax.training import build, init_from, train_step
+from nfnets_jax.training import init_from, train_step
 
 _IMAGENET_CLASSES = 1000
 
@@ -60,13 +59,12 @@ def locate(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
 
 def load(config: config_dict.ConfigDict, workdir: pathlib.Path) -> EvalState:
   """Loads `config.init_from`, or the newest checkpoint of the run."""
-  directory = workdir / 'checkpoints'
   if config.init_from is None:
-    state, num_classes = _restore(config, directory)
+    state, num_classes = init_from.restore(config, workdir)
     data = workdirs.read_data(workdir)
     names = None if data is None else tuple(data['class_names'])
     return EvalState(state, num_classes, names, str(workdir), True)
-  if directory.is_dir():
+  if (workdir / 'checkpoints').is_dir():
     progress.say(
       f'evaluates init_from={config.init_from}, not the run in {workdir}'
     )
@@ -87,22 +85,6 @@ def load(config: config_dict.ConfigDict, workdir: pathlib.Path) -> EvalState:
     config.init_from,
     False,
   )
-
-
-def _restore(
-  config: config_dict.ConfigDict, directory: pathlib.Path
-) -> tuple[train_step.TrainState, int]:
-  """Returns the newest checkpoint's state and number of classes."""
-  checkpoints = checkpoint.Checkpointer(directory, config.keep_checkpoints)
-  with contextlib.closing(checkpoints):
-    # The classifier: gates of the same name are nested deeper.
-    (num_classes,) = checkpoints.shape_of('Net/~/linear.b')
-    net = build.create_net(config, num_classes)
-    optimizer = build.create_optimizer(config, lambda step: 0.0)
-    state, _ = checkpoints.restore(
-      train_step.state_shapes(net, optimizer, config.data.image_size)
-    )
-  return state, num_classes
 
 
 def match_classes(

@@ -202,6 +202,27 @@ def read_weights(config: config_dict.ConfigDict) -> weights.Weights:
   return loaded
 
 
+def restore(
+  config: config_dict.ConfigDict, workdir: pathlib.Path
+) -> tuple[train_step.TrainState, int]:
+  """Returns the state of a run's newest checkpoint and its number of classes.
+
+  Raises a FileNotFoundError if there is no checkpoint, and a ValueError if all
+  are corrupt or of another net.
+  """
+  checkpoints = checkpoint.Checkpointer(
+    workdir / 'checkpoints', config.keep_checkpoints
+  )
+  with contextlib.closing(checkpoints):
+    # The classifier: gates of the same name are nested deeper.
+    (num_classes,) = checkpoints.shape_of('Net/~/linear.b')
+    net = build.create_net(config, num_classes)
+    optimizer = build.create_optimizer(config, lambda step: 0.0)
+    shapes = train_step.state_shapes(net, optimizer, config.data.image_size)
+    state, _ = checkpoints.restore(shapes)
+  return state, num_classes
+
+
 def load_average(workdir: str | pathlib.Path) -> weights.Weights:
   """Returns the averaged weights of a run's newest checkpoint, on the host.
 
@@ -214,17 +235,7 @@ def load_average(workdir: str | pathlib.Path) -> weights.Weights:
   workdir = paths.existing(workdir, 'workdir', 'folder')
   recognize.check_folder(workdir, 'workdir')
   config = config_dict.ConfigDict(workdirs.read_config(workdir))
-  checkpoints = checkpoint.Checkpointer(
-    workdir / 'checkpoints', config.keep_checkpoints
-  )
-  with contextlib.closing(checkpoints):
-    # The classifier: gates of the same name are nested deeper.
-    (num_classes,) = checkpoints.shape_of('Net/~/linear.b')
-    net = build.create_net(config, num_classes)
-    optimizer = build.create_optimizer(config, lambda step: 0.0)
-    state, _ = checkpoints.restore(
-      train_step.state_shapes(net, optimizer, config.data.image_size)
-    )
+  state, num_classes = restore(config, workdir)
   params, model_state = jax.device_get(
     jax.tree.map(parallel.local_copy, (state.ema_params, state.ema_model_state))
   )

@@ -1,6 +1,5 @@
 """The config of a run or of weights, to evaluate them without an experiment."""
 
-import json
 import os
 from typing import Any
 
@@ -8,6 +7,7 @@ from ml_collections import config_dict
 
 from nfnets_jax import paths, weights
 from nfnets_jax.models import variants
+from nfnets_jax.runtime import workdir as workdirs
 from nfnets_jax.training import config as defaults
 from nfnets_jax.training import init_from
 
@@ -26,15 +26,14 @@ def config_of_run(
     ValueError: if its `config.json` is corrupt or of another version.
   """
   workdir = paths.expand_literal(workdir, 'workdir')
-  file = workdir / 'config.json'
-  if not file.is_file():
+  stored = workdirs.read_config(workdir)
+  if stored is None:
     raise FileNotFoundError(
       f'there is no run to evaluate in {workdir}; train first, or give '
       '--config.init_from=FILE'
     )
   config = defaults.get_config()
   try:
-    stored = json.loads(file.read_bytes())
     config.model = defaults.model(stored['model']['name'])
     config.lock()
     _update(config, stored)
@@ -42,8 +41,8 @@ def config_of_run(
     # A KeyError quotes its message.
     reason = error.args[0] if error.args else error
     raise ValueError(
-      f'{file} is corrupt, or of another version of nfnets_jax: {reason}; give '
-      'the experiment with --config'
+      f'{workdir}/config.json is corrupt, or of another version of nfnets_jax: '
+      f'{reason}; give the experiment with --config'
     ) from error
   config.init_from = None
   return config
