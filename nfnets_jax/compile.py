@@ -59,7 +59,9 @@ def main(argv: list[str]) -> None:
     if text_file:
       paths.existing(text_file.parent, '--text', 'folder')
     topology = topologies.get(_TOPOLOGY.value)
-    memory = None if _MEMORY.value is None else round(_MEMORY.value * 2**30)
+    memory = (
+      None if _MEMORY.value is None else round(_MEMORY.value * topologies.GIB)
+    )
     result, text = estimates.measure(
       _CONFIG.value, topology, memory, _EVALUATION.value
     )

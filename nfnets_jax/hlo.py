@@ -8,13 +8,12 @@ iteration, others once; conditionals count all their branches.
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 # Gathers and scatters of fewer elements are negligible.
 LARGE = 10_000
 
-_TYPES = {'pred': 1, 'bf16': 2}  # other names contain the number of bits
 _COLLECTIVES = (
   'all-reduce',
   'all-gather',
@@ -26,7 +25,6 @@ _COLLECTIVES = (
 # Opcodes that move no data themselves.
 _FREE = {
   'after-all',
-  'async-done',
   'async-update',
   'bitcast',
   'call',
@@ -187,10 +185,10 @@ def _until_balanced(text: str) -> str:
 def _size(shape: str) -> tuple[int, int]:
   """Returns bytes and elements of an array, or of all arrays of a tuple."""
   size = elements = 0
-  for kind, dims in re.findall(r'([a-z]+\d*)[a-z\d]*\[([\d,]*)\]', shape):
+  arrays = re.findall(r'([a-z]+)(\d*)[a-z\d]*\[([\d,]*)\]', shape)
+  for kind, bits, dims in arrays:
     count = math.prod(int(x) for x in dims.split(',') if x)
-    bits = re.search(r'\d+', kind)
-    width = _TYPES.get(kind) or (int(bits[0]) / 8 if bits else 0)
+    width = 1 if kind == 'pred' else int(bits or 0) / 8
     size += math.ceil(count * width)
     elements += count
   return size, elements
@@ -249,13 +247,19 @@ def _trips(
 def _moved(instruction: Instruction, sizes: Mapping[str, int]) -> int:
   if instruction.opcode in _FREE or instruction.opcode.endswith('-done'):
     return 0
+  return sum(_read_and_written(instruction, sizes))
+
+
+def _read_and_written(
+  instruction: Instruction, sizes: Mapping[str, int]
+) -> tuple[int, int]:
+  """Returns the bytes of the operands, and of the result without them."""
+  opcode, written = instruction.opcode, instruction.bytes
   read = sum(sizes.get(name, 0) for name in instruction.operands)
-  written = instruction.bytes
-  if instruction.opcode.endswith('-start') and instruction.opcode != (
-    'all-reduce-start'
-  ):
-    written = max(0, written - read)  # the result includes the operands
-  return read + written
+  # The result of all other starts includes the operands.
+  if opcode.endswith('-start') and opcode != 'all-reduce-start':
+    written = max(0, written - read)
+  return read, written
 
 
 def _cycles(instruction: Instruction) -> int:
@@ -278,28 +282,30 @@ def _collectives(
       opcode = next((x for x in opcodes if x.startswith(_COLLECTIVES)), 'async')
     if opcode not in _COLLECTIVES:
       continue
-    sent = sum(sizes.get(name, 0) for name in instruction.operands)
     asynchronous = instruction.opcode.endswith('-start')
-    received = instruction.bytes
-    if asynchronous and opcode != 'all-reduce':
-      received = max(0, received - sent)  # the result includes the operands
-    between: list[Instruction] = []
-    if asynchronous:
-      for other in instructions[start + 1 :]:
-        if instruction.name in other.operands:
-          break
-        if other.opcode not in _FREE and not re.search(
-          '-(start|done)$', other.opcode
-        ):
-          between.append(other)
+    later = instructions[start + 1 :] if asynchronous else []
+    between = list(_before_done(instruction, later))
     yield Collective(
       opcode,
-      max(sent, received),
+      max(_read_and_written(instruction, sizes)),
       times,
       asynchronous,
       len(between),
       sum(map(_cycles, between)),
     )
+
+
+def _before_done(
+  start: Instruction, later: Iterable[Instruction]
+) -> Iterator[Instruction]:
+  """Yields what moves or computes data until the result of `start` is used."""
+  for other in later:
+    if start.name in other.operands:
+      return
+    if other.opcode not in _FREE and not other.opcode.endswith(
+      ('-start', '-done')
+    ):
+      yield other
 
 
 def _large(computations: Mapping[str, list[Instruction]]) -> tuple[int, int]:

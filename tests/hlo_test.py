@@ -108,6 +108,25 @@ ENTRY %main (x: f32[1000]) -> f32[1000] {
   assert found.traffic == 2 * 4000 + 4  # and its context
 
 
+def test_result_of_a_wrapped_collective_includes_its_operands():
+  found = hlo.read("""
+%wrapped (a: f32[1000]) -> f32[1000] {
+  %a = f32[1000]{0} parameter(0)
+  ROOT %b = f32[1000]{0} all-reduce(%a), to_apply=%add
+}
+
+ENTRY %main (x: f32[1000]) -> f32[1000] {
+  %x = f32[1000]{0} parameter(0)
+  %start = ((f32[1000]{0}), f32[1000]{0}) async-start(%x), calls=%wrapped
+  ROOT %done = f32[1000]{0} async-done(%start)
+}
+""")
+  assert found.collectives == [
+    hlo.Collective('all-reduce', 4000, 1, True, work=0, cycles=0)
+  ]
+  assert found.traffic == 2 * 4000
+
+
 def test_all_branches_count():
   found = hlo.read("""
 %yes (a: f32[10]) -> f32[10] {

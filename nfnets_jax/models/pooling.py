@@ -47,24 +47,16 @@ def _mean_of_windows(x: jax.Array, size: int) -> jax.Array:
 
 def _mean_of_reshaped(x: jax.Array, size: int) -> jax.Array:
   """For CPU: its gradient is far cheaper than that of `reduce_window`."""
-  _, height, width, _ = x.shape
-  rows = -(-height // size)
-  columns = -(-width // size)
+  around = lax.padtype_to_pads(x.shape[1:3], (size, size), (size, size), 'SAME')
+  inside = np.pad(np.ones(x.shape[1:3]), around)
+  rows, columns = (n // size for n in inside.shape)
+  shape = (x.shape[0], rows, size, columns, size, x.shape[3])
   # Multiples of the window, the usual case, need neither padding nor counts.
-  pad = (rows * size - height, columns * size - width)
-  before = (pad[0] // 2, pad[1] // 2)
-  if pad != (0, 0):
-    around = [(b, p - b) for b, p in zip(before, pad, strict=True)]
-    x = jnp.pad(x, ((0, 0), *around, (0, 0)))
-  windows = x.reshape(x.shape[0], rows, size, columns, size, x.shape[3])
-  if pad == (0, 0):
-    return jnp.mean(windows, axis=(2, 4))
-  inside = np.pad(
-    np.ones((height, width)),
-    [(b, p - b) for b, p in zip(before, pad, strict=True)],
-  )
+  if inside.all():
+    return jnp.mean(x.reshape(shape), axis=(2, 4))
+  x = jnp.pad(x, ((0, 0), *around, (0, 0)))
+  total = jnp.sum(x.reshape(shape), axis=(2, 4))
   counts = inside.reshape(rows, size, columns, size).sum((1, 3))
-  total = jnp.sum(windows, axis=(2, 4))
   return total / jnp.asarray(counts, x.dtype).reshape(1, rows, columns, 1)
 
 

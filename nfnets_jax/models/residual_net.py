@@ -188,8 +188,7 @@ class ResidualNet(hk.Module):
         x, branch = self.blocks[i](x, is_training, image_index)
         if return_metrics:
           metrics.update(_signal_metrics(x, i + 1))
-          variance = _signal_metrics(branch, i)[f'avg_var_{i}']
-          metrics[f'res_avg_var_{i}'] = variance
+          metrics[f'res_avg_var_{i}'] = _mean_variance(branch)
       return x, metrics
 
     for run in self._runs():
@@ -223,5 +222,9 @@ def _signal_metrics(x: jax.Array, index: int) -> dict[str, jax.Array]:
   x = x.astype(jnp.float32)
   return {
     f'avg_sq_mean_{index}': jnp.mean(jnp.mean(x, axis=(0, 1, 2)) ** 2),
-    f'avg_var_{index}': jnp.mean(jnp.var(x, axis=(0, 1, 2))),
+    f'avg_var_{index}': _mean_variance(x),
   }
+
+
+def _mean_variance(x: jax.Array) -> jax.Array:
+  return jnp.mean(jnp.var(x.astype(jnp.float32), axis=(0, 1, 2)))

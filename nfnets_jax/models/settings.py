@@ -3,6 +3,7 @@
 They also tell channels and strides of the feature maps, without a network.
 """
 
+import abc
 import dataclasses
 import itertools
 import operator
@@ -20,7 +21,7 @@ class FeatureMap(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(abc.ABC):
   """Settings of all families.
 
   Attributes:
@@ -44,9 +45,9 @@ class Settings:
     checks.rates(drop_rate=self.drop_rate, stochdepth_rate=self.stochdepth_rate)
 
   @property
+  @abc.abstractmethod
   def stem_maps(self) -> list[FeatureMap]:
     """The outputs of the stem's layers; blocks start from the last."""
-    raise NotImplementedError
 
   @property
   def last_channels(self) -> int:
