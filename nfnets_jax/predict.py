@@ -36,11 +36,11 @@ from nfnets_jax.data import image_files, transforms
 from nfnets_jax.inference import (
   class_names,
   create_forward,
-  evaluation_of,
   random_weights,
   read_weights,
 )
-from nfnets_jax.weights import writing
+from nfnets_jax.weights import metadata, writing
+from nfnets_jax.weights.metadata import evaluation_of
 
 __all__ = [
   'class_names',
@@ -208,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   )
   parser.add_argument(
     '--crop',
-    help=f'default: of the run that the weights are of, or {inference.CROP}',
+    help=f'default: of the run that the weights are of, or {metadata.CROP}',
   )
   parser.add_argument(
     '--batch', type=int, default=8, help='images per forward pass'
