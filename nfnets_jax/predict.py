@@ -250,7 +250,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     features = None
     if args.features is not None:
       features = _check_features(args.features)
-    files = find_images([paths.expand(x, 'IMAGE') for x in args.images])
+    files = find_images(args.images)
     net_weights = _read(args)
     names = class_names(
       net_weights.num_classes, args.classes, net_weights.class_names
