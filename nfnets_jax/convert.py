@@ -36,7 +36,7 @@ from nfnets_jax import extras
 extras.need('train', 'haiku')
 
 from nfnets_jax import devices, exported, inference, paths, weights
-from nfnets_jax.weights import card, recognize, writing
+from nfnets_jax.weights import card, metadata, recognize, writing
 
 _ENDINGS = ('.npz', '.safetensors', *exported.SUFFIXES)
 # Flags that only some targets have.
@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Checked first, since it is slow to read or initialise weights.
     target = _check_target(args)
     net_weights = inference.read_weights(args.source, args.model, 'SRC')
-    px, crop = inference.evaluation_of(net_weights)
+    px, crop = metadata.evaluation_of(net_weights)
     if args.to == 'hub':
       described = dataclasses.replace(net_weights, image_size=px, crop=crop)
       card.write(target, described, args.license, **_facts_of_run(args.source))
@@ -157,7 +157,7 @@ def _check_target(args: argparse.Namespace) -> pathlib.Path:
 
 def _facts_of_run(source: str) -> dict[str, Any]:
   """Returns the data set and report of a run, for the card."""
-  run = pathlib.Path(source).expanduser()
+  run = paths.expand(source, 'SRC')
   if not run.is_dir() or not recognize.is_run(run):
     return {}
   facts: dict[str, Any] = {}

@@ -62,7 +62,7 @@ def write(
     path: the new file, ending in `.stablehlo` or `.onnx`.
     net_weights: as returned by `weights.read`.
     image_size: side of the photographs in pixels, by default that of
-      `inference.evaluation_of`.
+      `metadata.evaluation_of`.
     batch_size: photographs per call; None allows any number, and is 1 for ONNX.
     precision: 'float32' or 'bfloat16'.
 
@@ -71,7 +71,7 @@ def write(
     ModuleNotFoundError: if ONNX needs a package that is not installed.
   """
   writing.check_new(path)
-  px, crop = inference.evaluation_of(net_weights)
+  px, crop = metadata.evaluation_of(net_weights)
   px = image_size or px
   forward = inference.create_forward(net_weights, precision)
   if path.suffix == ONNX:
@@ -165,7 +165,7 @@ def read(path: paths.PathLike, option: str = 'path') -> Program:
     ) from error
   names = facts.get('class_names')
   names = tuple(names) if isinstance(names, list) else names
-  crop = facts.get('crop', inference.CROP)
+  crop = facts.get('crop', metadata.CROP)
   metadata.check_values(int(px), crop, names, num_classes)
   return Program(
     facts['model'],

@@ -1,21 +1,18 @@
 """Weights for inference: from any source, as a function of images."""
 
 import os
-import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import haiku as hk
 import jax
 import jax.numpy as jnp
 
 from nfnets_jax import models, paths, weights
+from nfnets_jax.data import imagenet
 from nfnets_jax.models import variants
 from nfnets_jax.training.normalize import normalize
 
 PRECISIONS = ('float32', 'bfloat16')
-CROP = 'resize_crop_32'
-_CLASSES = pathlib.Path(__file__).parent / 'data' / 'imagenet_classes.txt'
 
 Outputs = Callable[[jax.Array], dict[str, jax.Array]]
 Forward = Callable[[jax.Array], jax.Array]
@@ -134,8 +131,7 @@ def class_names(
   if recorded is not None:
     return list(recorded)
   if num_classes == 1000:
-    lines = paths.read_text_lines(_CLASSES)
-    return [line.partition(' ')[2] for line in lines]
+    return list(imagenet.classes()[1])
   return [f'class {i}' for i in range(num_classes)]
 
 
@@ -146,20 +142,6 @@ def read_names(file: str | os.PathLike) -> list[str]:
     if not name:
       raise ValueError(f'{file}:{number} is empty; each line names a class')
   return names
-
-
-def evaluation_of(net_weights: Any) -> tuple[int, str]:
-  """Returns the image size in pixels and the crop to evaluate weights with.
-
-  Those of `Weights` or of an `exported.Program`; by default the published ones,
-  the test size of the variant and 'resize_crop_32'.
-
-  Example:
-    >>> evaluation_of(weights.Weights('nfnet_f1', {}, image_size=400))
-    (400, 'resize_crop_32')
-  """
-  size = variants.get(net_weights.name).test_size
-  return net_weights.image_size or size, net_weights.crop or CROP
 
 
 def read_weights(

@@ -36,11 +36,11 @@ from nfnets_jax.data import image_files, transforms
 from nfnets_jax.inference import (
   class_names,
   create_forward,
-  evaluation_of,
   random_weights,
   read_weights,
 )
-from nfnets_jax.weights import writing
+from nfnets_jax.weights import metadata, writing
+from nfnets_jax.weights.metadata import evaluation_of
 
 __all__ = [
   'class_names',
@@ -208,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   )
   parser.add_argument(
     '--crop',
-    help=f'default: of the run that the weights are of, or {inference.CROP}',
+    help=f'default: of the run that the weights are of, or {metadata.CROP}',
   )
   parser.add_argument(
     '--batch', type=int, default=8, help='images per forward pass'
@@ -250,7 +250,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     features = None
     if args.features is not None:
       features = _check_features(args.features)
-    files = find_images([paths.expand(x, 'IMAGE') for x in args.images])
+    files = find_images(args.images)
     net_weights = _read(args)
     names = class_names(
       net_weights.num_classes, args.classes, net_weights.class_names

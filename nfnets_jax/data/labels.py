@@ -31,10 +31,8 @@ Reference:
 
 import collections
 import dataclasses
-import functools
 import json
 import os
-import pathlib
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -42,23 +40,10 @@ from typing import Any
 import numpy as np
 
 from nfnets_jax import paths
-from nfnets_jax.data import datasets
+from nfnets_jax.data import datasets, imagenet
 
-_FILE = pathlib.Path(__file__).with_name('imagenet_classes.txt')
 _ID = re.compile(r'n\d{8}\b')
 _VALIDATION_IMAGE = re.compile(r'ILSVRC2012_val_(\d{8})\b')
-
-
-@functools.cache
-def imagenet_classes() -> tuple[tuple[str, str], ...]:
-  """Returns the WordNet id and the description of ImageNet's 1,000 classes.
-
-  Example:
-    >>> imagenet_classes()[0]
-    ('n01440764', 'tench, Tinca tinca')
-  """
-  lines = paths.read_text_lines(_FILE)
-  return tuple((line[:9], line[10:]) for line in lines)
 
 
 def label_map(
@@ -85,9 +70,9 @@ def label_map(
     >>> label_map(['dog', 'cat'], net_names=['cat', 'dog', 'emu'])
     array([1, 0], dtype=int32)
   """
-  ids, descriptions = zip(*imagenet_classes(), strict=True)
+  ids, descriptions = imagenet.classes()
   if net_names is None or tuple(net_names) == descriptions:
-    net_names = [f'{x} {y}' for x, y in imagenet_classes()]
+    net_names = [f'{x} {y}' for x, y in zip(ids, descriptions, strict=True)]
   indices = {_key(name): i for i, name in enumerate(net_names)}
   if tuple(indices) == ids:
     counts = collections.Counter(descriptions)

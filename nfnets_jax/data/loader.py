@@ -106,10 +106,8 @@ def train_batches(
   def read(index: int) -> tuple[dict[str, Any], int]:
     if index in kept:
       return kept[index]
-    if skip_corrupt:
-      result = reader.read_next(dataset, index, transforms.decode_example)
-    else:
-      result = reader.read_example(dataset, index, transforms.decode_example), 0
+    decode = transforms.decode_example
+    result = reader.read_next(dataset, index, decode, skip_corrupt)
     if dataset.in_memory:
       kept[index] = result
     return result
@@ -215,11 +213,9 @@ def eval_batches(
   num_batches = -(-num_examples // batch_size)
 
   def read(index: int) -> dict[str, Any]:
-    wrapped, skipped = index % num_examples, 0
-    if skip_corrupt:
-      example, skipped = reader.read_next(dataset, wrapped, transform)
-    else:
-      example = reader.read_example(dataset, wrapped, transform)
+    example, skipped = reader.read_next(
+      dataset, index % num_examples, transform, skip_corrupt
+    )
     counts = index < num_examples and not skipped
     if 'label_set' in example:
       counts = counts and bool(np.any(example['label_set'] >= 0))

@@ -49,10 +49,12 @@ def read_next(
   dataset: datasets.Dataset,
   index: int,
   transform: Callable[[Any], dict[str, Any]],
+  skip_corrupt: bool,
 ) -> tuple[dict[str, Any], int]:
   """Reads the first readable example from `index` on; counts the skipped.
 
-  Raises a ValueError after ten consecutive corrupt examples.
+  Raises a CorruptExampleError at the first corrupt one unless `skip_corrupt`,
+  and else a ValueError after ten in a row.
   """
   skipped = 0
   while True:
@@ -60,6 +62,8 @@ def read_next(
       candidate = (index + skipped) % len(dataset)
       return read_example(dataset, candidate, transform), skipped
     except CorruptExampleError as error:
+      if not skip_corrupt:
+        raise
       skipped += 1
       if skipped == min(_MAX_SKIPPED, len(dataset)):
         raise ValueError(

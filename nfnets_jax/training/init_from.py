@@ -11,15 +11,12 @@ import numpy as np
 from ml_collections import config_dict
 
 from nfnets_jax import models, paths, weights
+from nfnets_jax.data import imagenet
 from nfnets_jax.models import variants
 from nfnets_jax.runtime import checkpoint, parallel, progress
 from nfnets_jax.runtime import workdir as workdirs
 from nfnets_jax.training import build, train_step
 from nfnets_jax.weights import recognize, table
-
-_IMAGENET_CLASSES = (
-  pathlib.Path(paths.__file__).parent / 'data' / 'imagenet_classes.txt'
-)
 
 
 def check_model(loaded: weights.Weights, model: config_dict.ConfigDict) -> None:
@@ -110,23 +107,16 @@ def choose_head(
     return True, (
       'the weights record no class names; init_new_head=False keeps it'
     )
-  imagenet = _imagenet_classes()
-  known = imagenet[0] if names is None else tuple(names)
+  ids_and_names = imagenet.classes()
+  known = ids_and_names[0] if names is None else tuple(names)
   given = tuple(class_names)
-  if known == given or (known in imagenet and given in imagenet):
+  if known == given or (known in ids_and_names and given in ids_and_names):
     return (
       False,
       f'the {ours} classes are the same; init_new_head=True resets it',
     )
   changes = workdirs.class_changes(list(known), list(given))
   return True, f'the classes differ: {changes}; init_new_head=False keeps it'
-
-
-def _imagenet_classes() -> tuple[tuple[str, ...], tuple[str, ...]]:
-  """Returns the WordNet ids and the names of ImageNet's classes, in order."""
-  lines = paths.read_text_lines(_IMAGENET_CLASSES)
-  ids, names = zip(*(line.split(' ', 1) for line in lines), strict=True)
-  return ids, names
 
 
 def merge(

@@ -10,8 +10,7 @@ from nfnets_jax.models import variants
 from nfnets_jax.runtime import workdir as workdirs
 from nfnets_jax.training import config as defaults
 from nfnets_jax.training import init_from
-
-_CROP = 'resize_crop_32'
+from nfnets_jax.weights import metadata
 
 
 def config_of_run(
@@ -69,14 +68,13 @@ def config_of_weights(
     loaded = init_from.load_average(path)
   else:
     loaded = weights.read(path, model)
-  variant = variants.get(loaded.name)
   config = defaults.get_config()
   config.model = defaults.model(loaded.name)
   config.lock()
   _update(config.model, loaded.overrides)
-  config.data.image_size = variant.train_size
-  config.data.eval_image_size = loaded.image_size or variant.test_size
-  config.data.eval_crop = loaded.crop or _CROP
+  config.data.image_size = variants.get(loaded.name).train_size
+  px, crop = metadata.evaluation_of(loaded)
+  config.data.eval_image_size, config.data.eval_crop = px, crop
   config.init_from = source
   return config
 

@@ -1,4 +1,4 @@
-"""Downloads the weights that the authors released.
+"""Downloads the authors' released weights.
 
 An interrupted download resumes if the file on the server is unchanged. The file
 appears only once it is complete. Its digest is stored next to it and verified
@@ -41,12 +41,12 @@ def cache_dir() -> pathlib.Path:
   """
   variable, default = 'XDG_CACHE_HOME', '~/.cache'
   root = paths.from_environment(variable, default)
-  if not root.is_absolute():  # to be ignored, by the XDG standard
+  if not root.is_absolute():  # the XDG standard says to ignore it
     root = paths.expand(default, f'${variable}')
   return root / 'nfnets_jax'
 
 
-def place(name: str) -> pathlib.Path:
+def cache_path(name: str) -> pathlib.Path:
   """Returns the path where `fetch` stores the weights of a variant.
 
   Raises:
@@ -67,7 +67,7 @@ def fetch(
 
   Args:
     name: the variant, 'nfnet_f0' to 'nfnet_f6'.
-    address: URL of the file; None is the authors'.
+    address: URL of the file, by default the authors'.
     timeout: seconds without data after which a connection counts as broken.
       There are five attempts, each resuming the last.
 
@@ -79,7 +79,7 @@ def fetch(
       something else, or the cached file has changed.
     ConnectionError: if the download fails; the message has the remedy.
   """
-  path = place(name)
+  path = cache_path(name)
   address = ADDRESSES[name] if address is None else address
   digest = path.with_suffix('.sha256')
   if path.exists():
@@ -103,7 +103,7 @@ def fetch(
     if digest.exists() and _recorded(digest) != actual:
       partial.unlink()
       raise ValueError(
-        f'{address} is not what it was: its sha256 is {actual}, and was '
+        f'{address} has changed: its sha256 is {actual}, and was '
         f'{_recorded(digest)}; remove {digest} to accept it'
       )
     _record(digest, actual)
@@ -119,14 +119,16 @@ def _locked(partial: pathlib.Path, path: pathlib.Path) -> Iterator[None]:
       try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
       except BlockingIOError:
-        print(f'another process downloads {path}; waiting for it', flush=True)
+        print(
+          f'another process is downloading {path}; waiting for it', flush=True
+        )
         fcntl.flock(file, fcntl.LOCK_EX)
       except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
           raise
         print(
-          f'{partial} cannot be locked here ({error.strerror}); download it '
-          'in one process at a time',
+          f'cannot lock {partial} ({error.strerror}); run one download at a '
+          'time',
           flush=True,
         )
       # Another process may have renamed or removed the file meanwhile.
@@ -152,8 +154,8 @@ def _recorded(digest: pathlib.Path) -> str:
   text = digest.read_bytes().decode(errors='replace').strip()
   if not re.fullmatch('[0-9a-f]{64}', text):
     raise ValueError(
-      f'{digest} holds no sha256 but {text[:80]!r}; remove it if you trust the '
-      'file beside it'
+      f'{digest} has {text[:80]!r} instead of a sha256; remove it if you trust '
+      'the file beside it'
     )
   return text
 
@@ -179,7 +181,7 @@ def _download(
     try:
       if _attempt(address, partial, timeout):
         return
-      problem = ConnectionError('the connection broke off')
+      problem = ConnectionError('the connection was lost')
     except urllib.error.HTTPError as error:
       error.close()
       problem = error
@@ -190,9 +192,9 @@ def _download(
     except (OSError, http.client.HTTPException) as error:
       problem = error
   raise ConnectionError(
-    f'cannot download {address}: {problem}. The next call goes on where this '
-    f'one stopped. Without a network, fetch the file elsewhere and copy it to '
-    f'{path}'
+    f'cannot download {address}: {problem}. The next call resumes the '
+    f'download. Without network access, download the file elsewhere and copy '
+    f'it to {path}'
   ) from problem
 
 

@@ -10,8 +10,12 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from nfnets_jax.models import variants
 from nfnets_jax.weights import table
 from nfnets_jax.weights.table import Tree
+
+# The published evaluation, a name for `data.transforms.eval_transform`.
+CROP = 'resize_crop_32'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +47,20 @@ class Weights:
   def num_classes(self) -> int:
     """Number of classes K of the classifier."""
     return table.num_classes(self.params, self.name)
+
+
+def evaluation_of(weights: Any) -> tuple[int, str]:
+  """Returns the image size in pixels and the crop to evaluate weights with.
+
+  Those of `Weights` or of an `exported.Program`; by default the published ones,
+  the test size of the variant and 'resize_crop_32'.
+
+  Example:
+    >>> evaluation_of(Weights('nfnet_f1', {}, image_size=400))
+    (400, 'resize_crop_32')
+  """
+  size = variants.get(weights.name).test_size
+  return weights.image_size or size, weights.crop or CROP
 
 
 def describe(weights: Weights) -> dict[str, Any]:

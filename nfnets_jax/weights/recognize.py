@@ -1,7 +1,7 @@
-"""Recognizes files and folders that were given as weights.
+"""Identifies files and folders given as weights.
 
-Files are recognized by their first bytes, folders by the names in them. Errors
-say what the file is and what to do instead.
+Files are identified by their first bytes, folders by the names in them. Errors
+say what was found and what to do instead.
 """
 
 import json
@@ -16,42 +16,42 @@ from nfnets_jax import paths
 
 FORMATS = '.npz or .safetensors'
 
-_FROM_PYTORCH = 'write it from there with safetensors.torch.save_file'
-_ELSEWHERE = f'weights are {FORMATS}; convert it where it was made'
-_UNPACK = 'unpack it, and give the file inside'
+_FROM_PYTORCH = 'save its weights with safetensors.torch.save_file'
+_ELSEWHERE = f'weights are {FORMATS}; convert it with the tool that wrote it'
+_UNPACK = 'unpack it and give the file inside'
 # Offset, signature, description and remedy.
 _KINDS = (
   (
     0,
     b'version https://git-lfs',
-    'a pointer of git-lfs, not the file itself',
+    'a git-lfs pointer, not the file itself',
     'run `git lfs pull` in its repository, or download the file',
   ),
   (
     0,
     b'/annex/objects/',
-    'a pointer of git-annex, not the file itself',
+    'a git-annex pointer, not the file itself',
     'run `git annex get` in its repository, or download the file',
   ),
   (
     0,
     b'\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.',
-    'a checkpoint of PyTorch',
+    'a PyTorch checkpoint',
     _FROM_PYTORCH,
   ),
-  (0, b'\x89HDF\r\n\x1a\n', 'an HDF5 file, such as those of Keras', _ELSEWHERE),
-  (4, b'TFL3', 'a model of TensorFlow Lite', _ELSEWHERE),
+  (0, b'\x89HDF\r\n\x1a\n', 'an HDF5 file, such as a Keras model', _ELSEWHERE),
+  (4, b'TFL3', 'a TensorFlow Lite model', _ELSEWHERE),
   (0, b'GGUF', 'a GGUF file', _ELSEWHERE),
   (
     0,
     b'\x93NUMPY',
-    'a single array of numpy',
-    'write all arrays into one file with numpy.savez',
+    'a single NumPy array',
+    'save all arrays to one file with numpy.savez',
   ),
-  (0, b'\x1f\x8b', 'compressed by gzip', _UNPACK),
-  (0, b'BZh', 'compressed by bzip2', _UNPACK),
-  (0, b'\xfd7zXZ\0', 'compressed by xz', _UNPACK),
-  (0, b'\x28\xb5\x2f\xfd', 'compressed by zstd', _UNPACK),
+  (0, b'\x1f\x8b', 'compressed with gzip', _UNPACK),
+  (0, b'BZh', 'compressed with bzip2', _UNPACK),
+  (0, b'\xfd7zXZ\0', 'compressed with xz', _UNPACK),
+  (0, b'\x28\xb5\x2f\xfd', 'compressed with zstd', _UNPACK),
   (0, b'7z\xbc\xaf\x27\x1c', 'a 7z archive', _UNPACK),
   (257, b'ustar', 'a tar archive', _UNPACK),
   (0, b'\xff\xd8\xff', 'an image', f'weights are {FORMATS}'),
@@ -59,18 +59,18 @@ _KINDS = (
 )
 # Kinds without a signature.
 _ENDINGS = (
-  (r'\.onnx', 'a model of ONNX', _ELSEWHERE),
+  (r'\.onnx', 'an ONNX model', _ELSEWHERE),
   (r'\.(index|meta|data-\d+-of-\d+)', 'part of a TensorFlow checkpoint', ''),
-  (r'\.pb', 'a graph of TensorFlow', _ELSEWHERE),
+  (r'\.pb', 'a TensorFlow graph', _ELSEWHERE),
   (
     r'\.msgpack',
-    'a checkpoint of Flax',
-    'restore it there, and write the parameters with weights.write',
+    'a Flax checkpoint',
+    'restore it in Flax and save the parameters with weights.write',
   ),
   (
     r'\.stablehlo',
     'an exported program, which cannot be read back',
-    'use the weights that it was made from',
+    'use the weights it was exported from',
   ),
 )
 _PICKLE = re.compile(rb'\x80[\x00-\x05]|\(d|\}[q(.U]|c[\w.]+\n')
@@ -101,9 +101,9 @@ def check_file(path: pathlib.Path) -> None:
 
 
 def _problem(path: pathlib.Path, start: bytes) -> str | None:
-  """Returns the fault of a file, None if it may be weights."""
+  """Returns what is wrong with a file, None if it may be weights."""
   if not start:
-    return 'the file is empty; fetch it again'
+    return 'the file is empty; download it again'
   if start.startswith(b'PK'):
     return _problem_of_archive(path)
   length = int.from_bytes(start[:8], 'little')
@@ -114,7 +114,7 @@ def _problem(path: pathlib.Path, start: bytes) -> str | None:
     except safetensors.SafetensorError as error:
       text = str(error).rpartition(': ')[2]
       return (
-        f'this .safetensors is truncated or corrupt: {text}; fetch it again'
+        f'this .safetensors is truncated or corrupt: {text}; download it again'
       )
   for offset, mark, what, remedy in _KINDS:
     if start[offset:].startswith(mark):
@@ -129,7 +129,7 @@ def _problem(path: pathlib.Path, start: bytes) -> str | None:
     if re.search(f'{ending}$', path.name):
       return f'this is {what}; {remedy or _ELSEWHERE}'
   if _PROTOBUF.match(start):
-    return f'this is a model of ONNX or TensorFlow; {_ELSEWHERE}'
+    return f'this is an ONNX or TensorFlow model; {_ELSEWHERE}'
   # The last character may be truncated.
   if re.fullmatch(r'[^\x00-\x08\x0e-\x1f\ufffd]+\ufffd?', text):
     return f'this is text: {_brief(text)}; weights are {FORMATS}'
@@ -140,7 +140,7 @@ def _problem(path: pathlib.Path, start: bytes) -> str | None:
 
 
 def check_answer(path: pathlib.Path) -> None:
-  """Raises an error if a server has sent a page instead of a file.
+  """Raises an error if a server sent a web page instead of a file.
 
   Raises:
     ValueError: if it is a web page, XML or JSON.
@@ -162,8 +162,8 @@ def _text(start: bytes) -> str:
 def _answer(text: str) -> str | None:
   if re.match('<[a-zA-Z!?]', text):
     return (
-      'this is a web page or XML, as a server answers instead of a file: '
-      f'{_brief(text)}; download the file itself, perhaps after logging in'
+      'this is a web page or XML, perhaps an error page of a server: '
+      f'{_brief(text)}; download the file itself; it may need a login'
     )
   if re.match(r'\{\s*["}]|\[\s*[]["{\d]', text):
     return f'this is JSON: {_brief(text)}; weights are {FORMATS}'
@@ -175,11 +175,11 @@ def _problem_of_archive(path: pathlib.Path) -> str | None:
     with zipfile.ZipFile(path) as archive:
       names = archive.namelist()
   except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-    return f'this .npz is truncated or corrupt: {error}; fetch it again'
+    return f'this .npz is truncated or corrupt: {error}; download it again'
   if any(name.endswith('data.pkl') for name in names):
-    return f'this is a checkpoint of PyTorch; {_FROM_PYTORCH}'
+    return f'this is a PyTorch checkpoint; {_FROM_PYTORCH}'
   if 'model.weights.h5' in names:
-    return f'this is a model of Keras; {_ELSEWHERE}'
+    return f'this is a Keras model; {_ELSEWHERE}'
   if not any(name.endswith('.npy') for name in names):
     some = ', '.join(name[:80] for name in names[:3]) or 'nothing'
     return f'this is a zip archive of {some}; {_UNPACK}'
@@ -212,7 +212,7 @@ def is_run(folder: pathlib.Path) -> bool:
 
 
 def check_folder(folder: pathlib.Path, option: str = 'path') -> None:
-  """Raises an error if a folder is not a run with a checkpoint.
+  """Raises an error unless a folder is a run with a checkpoint.
 
   Reads only names and `config.json`. `option` names the folder in messages.
 
@@ -243,38 +243,38 @@ def _what_else(folder: pathlib.Path) -> str:
   """Describes a folder that is not a run, with the remedy."""
   for parent in folder.resolve().parents:
     if is_run(parent):
-      return f'it is part of the run in {parent}; give that'
+      return f'it is part of the run in {parent}; give that folder'
   inside = _inside(folder)
   names = {x.name for x in inside}
   if not names:
     return 'it is empty'
   files = [x for x in inside if x.suffix in ('.npz', '.safetensors')]
   if files:
-    return f'it has weights in {_some(files)}; give the file'
+    return f'it contains the weights {_some(files)}; give the file'
   folders = [x for x in inside if x.is_dir()]
   runs = [x for x in folders[:1000] if is_run(x)]
   if runs:
-    return f'it is a folder of runs; give one, such as {_some(runs)}'
+    return f'it contains runs; give one, such as {_some(runs)}'
   if any(re.search(r'\.(bin|ckpt|pth?)$', name) for name in names):
-    return f'it is a model of PyTorch; {_FROM_PYTORCH}, and give the file'
+    return f'it is a PyTorch model; {_FROM_PYTORCH} and give the file'
   if 'saved_model.pb' in names:
-    return f'it is a SavedModel of TensorFlow; {_ELSEWHERE}'
+    return f'it is a TensorFlow SavedModel; {_ELSEWHERE}'
   if any(name.endswith('.index') for name in names):
-    return f'it is a checkpoint of TensorFlow; {_ELSEWHERE}'
+    return f'it is a TensorFlow checkpoint; {_ELSEWHERE}'
   ours = {'fingerprint', 'loader', 'state'}
   if any(ours <= {y.name for y in _inside(x)} for x in [folder, *folders]):
     return (
-      'it is checkpoints without the config.json of their run; give the '
-      "run's folder"
+      'it contains checkpoints without the config.json of their run; give the '
+      'folder of the run'
     )
   if any(_is_orbax(x) for x in [folder, *folders]):
     return (
-      'it is a checkpoint of Orbax by another program; restore it there, and '
-      'write the parameters with weights.write'
+      'it is an Orbax checkpoint of another program; restore it there and save '
+      'the parameters with weights.write'
     )
   if _is_data(names):
     return 'it is a data set, not weights'
-  return f'there is no config.json of a run in it, but {_some(inside)}'
+  return f'it has no config.json of a run, but {_some(inside)}'
 
 
 def _is_orbax(folder: pathlib.Path) -> bool:

@@ -35,7 +35,7 @@ def locate(
     option: the flag, field or argument that holds `source`, for messages.
 
   Returns:
-    The file or folder; for weights to download, their place in the cache, which
+    The file or folder; for weights to download, the path in the cache, which
     need not exist.
 
   Raises:
@@ -50,7 +50,7 @@ def locate(
   if os.fspath(source) == 'released':
     if name is None:
       raise ValueError(f'{option}: released weights need the name of a model')
-    return download.place(name)
+    return download.cache_path(name)
   repository = hub.parse(os.fspath(source), option)
   if repository is not None:
     return hub.folder(repository)

@@ -5,23 +5,22 @@ import json
 import numpy as np
 import pytest
 
-from nfnets_jax.data import datasets, labels, loader, transforms
+from nfnets_jax.data import datasets, imagenet, labels, loader, transforms
 
-IDS = [x for x, _ in labels.imagenet_classes()]
-DESCRIPTIONS = [x for _, x in labels.imagenet_classes()]
+IDS, DESCRIPTIONS = map(list, imagenet.classes())
+IN_FULL = [f'{x} {y}' for x, y in zip(IDS, DESCRIPTIONS, strict=True)]
 
 
 def test_imagenet_has_its_classes():
   assert len(set(IDS)) == len(IDS) == 1000 and sorted(IDS) == IDS
-  assert labels.imagenet_classes()[999] == (
-    'n15075141',
-    'toilet tissue, toilet paper, bathroom tissue',
+  assert IN_FULL[999] == (
+    'n15075141 toilet tissue, toilet paper, bathroom tissue'
   )
 
 
 @pytest.mark.parametrize(
   'net_names',
-  [None, IDS, DESCRIPTIONS, [f'{x} {y}' for x, y in labels.imagenet_classes()]],
+  [None, IDS, DESCRIPTIONS, IN_FULL],
 )
 def test_imagenet_classes_match_by_any_name(net_names):
   subset = np.random.default_rng(0).permutation(1000)[:200]

@@ -3,11 +3,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from nfnets_jax.data import datasets, labels
+from nfnets_jax.data import datasets, imagenet
 from nfnets_jax.runtime import progress
 from nfnets_jax.training import eval_state
 
-IDS = tuple(x for x, _ in labels.imagenet_classes())
+IDS, NAMES = imagenet.classes()
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def _data(names):
     (_loaded(None, 2), ('cat', 'dog')),  # nobody knows
     (_loaded(None, 1000), IDS),
     (_loaded(None, 1000), map(str, range(1000))),  # ImageNet-V2
-    (_loaded(IDS), [f'{x} {y}' for x, y in labels.imagenet_classes()]),
+    (_loaded(IDS), map(' '.join, zip(IDS, NAMES, strict=True))),
   ],
 )
 def test_same_classes(loaded, names, said):

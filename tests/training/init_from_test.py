@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from nfnets_jax import weights
+from nfnets_jax.data import imagenet
 from nfnets_jax.runtime import progress, workdir
 from nfnets_jax.training import build, evaluate, init_from, train, train_step
 
@@ -118,7 +119,7 @@ def _weights(num_classes, names=None):
   return weights.Weights('nfnet_tiny', params, class_names=names)
 
 
-IDS, NAMES = init_from._imagenet_classes()
+IDS, NAMES = imagenet.classes()
 NEW, KEPT = True, False
 
 

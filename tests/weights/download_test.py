@@ -139,7 +139,7 @@ def test_corrupted_in_the_cache(server):
   assert fetch(server).read_bytes() == DATA
   path.unlink()
   server.data = DATA[:-1] + b'x'
-  with pytest.raises(ValueError, match='is not what it was.*to accept it'):
+  with pytest.raises(ValueError, match='has changed: .*to accept it'):
     fetch(server)
   assert not path.exists()
 
@@ -157,7 +157,7 @@ def test_copied_by_hand(server, tmp_path):
 
 def test_offline(server):
   server.server_close()
-  with pytest.raises(ConnectionError, match='Without a network, fetch the'):
+  with pytest.raises(ConnectionError, match='Without network access, download'):
     fetch(server)
 
 
@@ -220,7 +220,7 @@ def test_two_processes_download_once(server, tmp_path, capsys):
   assert found[0].read_bytes() == DATA
   assert server.ranges == [None, 'bytes=1500000-', 'bytes=1500000-']
   assert files(tmp_path) == ['nfnet_f0.npz', 'nfnet_f0.sha256']
-  assert 'another process downloads' in capsys.readouterr().out
+  assert 'another process is downloading' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('text', [b'', b'F0', b'\xff\xfe'])
@@ -228,7 +228,7 @@ def test_damaged_digest(server, text):
   path = fetch(server)
   digest = path.with_suffix('.sha256')
   digest.write_bytes(text)
-  with pytest.raises(ValueError, match='sha256 holds no sha256 but'):
+  with pytest.raises(ValueError, match='instead of a sha256'):
     fetch(server)
   digest.unlink()
   assert fetch(server) == path

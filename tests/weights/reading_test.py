@@ -375,7 +375,7 @@ def test_unreadable(tmp_path):
     weights.load(tmp_path / 'none.npz')
   path = tmp_path / 'empty.npz'
   path.touch()
-  with pytest.raises(ValueError, match='is empty; fetch it again'):
+  with pytest.raises(ValueError, match='is empty; download it again'):
     weights.load(path)
 
 

@@ -56,9 +56,9 @@ LFS = b'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n'
 @pytest.mark.parametrize(
   ('name', 'data', 'message'),
   [
-    ('a.npz', LFS, 'pointer of git-lfs.*git lfs pull'),
-    ('a.npz', b'/annex/objects/MD5-s3--ab.npz\n', 'pointer of git-annex'),
-    ('a.npz', b'<!DOCTYPE html><html>', 'a web page or XML.*logging in'),
+    ('a.npz', LFS, 'git-lfs pointer.*git lfs pull'),
+    ('a.npz', b'/annex/objects/MD5-s3--ab.npz\n', 'git-annex pointer'),
+    ('a.npz', b'<!DOCTYPE html><html>', 'a web page or XML.*a login'),
     ('a.npz', b'\xef\xbb\xbf\r\n <HTML><body>', 'a web page or XML'),
     ('a.npz', '<html>Sign in</html>'.encode('utf-16'), 'a web page or XML'),
     (
@@ -68,30 +68,30 @@ LFS = b'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n'
     ),
     ('a.npz', b'{"error": {"code": 404}}', 'this is JSON: .*404'),
     ('a.safetensors', b'[{"message": "rate limit"}]', 'this is JSON'),
-    ('a.npz', b'', 'is empty; fetch it again'),
+    ('a.npz', b'', 'is empty; download it again'),
     ('a.npz', b'Not found\n', "this is text: 'Not found'"),
     ('a.npz', 'größer als\n'.encode(), 'this is text'),
     ('a.npz', bytes(range(64)), 'not a recognized weights format'),
     ('a.npz', savez()[:-50], 'this .npz is truncated or corrupt'),
     ('a.safetensors', ONE[:-10], '.safetensors is truncated or corrupt'),
     ('a.safetensors', ONE[:40], '.safetensors is truncated or corrupt'),
-    ('a.pth', zipped('net/data.pkl'), 'checkpoint of PyTorch.*save_file'),
-    ('a.pt', OLD_PYTORCH + b'x', 'checkpoint of PyTorch.*save_file'),
-    ('a.keras', zipped('config.json', 'model.weights.h5'), 'model of Keras'),
+    ('a.pth', zipped('net/data.pkl'), 'PyTorch checkpoint.*save_file'),
+    ('a.pt', OLD_PYTORCH + b'x', 'PyTorch checkpoint.*save_file'),
+    ('a.keras', zipped('config.json', 'model.weights.h5'), 'Keras model'),
     ('a.zip', zipped('F0_haiku.npz'), 'zip archive of F0_haiku.npz; unpack'),
     ('a.h5', b'\x89HDF\r\n\x1a\n\0\0', 'HDF5'),
     ('a.tflite', b'\x1c\0\0\0TFL3\x14\0', 'TensorFlow Lite'),
-    ('a.onnx', b'\x08\x07\x12\x07pytorch\x1a\x052.0.0', 'model of ONNX'),
+    ('a.onnx', b'\x08\x07\x12\x07pytorch\x1a\x052.0.0', 'ONNX model'),
     ('model', b'\x08\x07\x12\x07pytorch\x1a\x052.0.0', 'ONNX or TensorFlow'),
-    ('saved_model.pb', b'\x08\x01\x12\xe5\x01\0', 'graph of TensorFlow'),
+    ('saved_model.pb', b'\x08\x01\x12\xe5\x01\0', 'TensorFlow graph'),
     ('m.ckpt.data-00000-of-00001', bytes(99), 'part of a TensorFlow check'),
-    ('flax.msgpack', b'\x81\xa6params\x80', 'checkpoint of Flax'),
+    ('flax.msgpack', b'\x81\xa6params\x80', 'Flax checkpoint'),
     ('f0.stablehlo', b'<\0\0\x008\0`\0', 'an exported program'),
     ('a.npz.gz', gzip.compress(savez()), 'gzip; unpack it'),
     ('a.npz', bz2.compress(b'x'), 'bzip2; unpack it'),
     ('a.npz', lzma.compress(b'x'), 'xz; unpack it'),
     ('a.tar', tarred(), 'a tar archive; unpack it'),
-    ('a.npy', array(), 'a single array of numpy.*numpy.savez'),
+    ('a.npy', array(), 'a single NumPy array.*numpy.savez'),
     ('a.jpg', b'\xff\xd8\xff\xe0\0\x10JFIF', 'an image'),
   ],
 )
@@ -153,20 +153,26 @@ def test_folder_of_a_run(tmp_path, monkeypatch):
   ('names', 'message'),
   [
     ([], 'it is empty'),
-    (['config.json', 'model.safetensors'], 'weights in model.safetensors; '),
+    (['config.json', 'model.safetensors'], 'weights model.safetensors; '),
     (['F0.npz', 'F1.npz', 'F2.npz', 'F3.npz'], 'F2.npz and 1 more; give the'),
-    (['config.json', 'pytorch_model.bin'], 'model of PyTorch.*save_file'),
-    (['last.ckpt', 'hparams.yaml'], 'model of PyTorch'),
+    (['config.json', 'pytorch_model.bin'], 'PyTorch model.*save_file'),
+    (['last.ckpt', 'hparams.yaml'], 'PyTorch model'),
     (['saved_model.pb', 'variables/variables.index'], 'SavedModel'),
-    (['checkpoint', 'm.index', 'm.data-00000-of-00001'], 'of TensorFlow'),
-    (['_METADATA', 'manifest.ocdbt', 'd/0'], 'Orbax by another program'),
-    (['0/_CHECKPOINT_METADATA', '0/default/_METADATA'], 'Orbax by another'),
+    (
+      ['checkpoint', 'm.index', 'm.data-00000-of-00001'],
+      'TensorFlow checkpoint',
+    ),
+    (['_METADATA', 'manifest.ocdbt', 'd/0'], 'Orbax checkpoint of another'),
+    (
+      ['0/_CHECKPOINT_METADATA', '0/default/_METADATA'],
+      'Orbax checkpoint of another',
+    ),
     (['state/a', 'loader/a', 'fingerprint/a'], 'without the config.json of'),
     (['7/state/a', '7/loader/a', '7/fingerprint/a'], 'without the config.json'),
     (['train/cat/1.jpg', 'test/cat/2.jpg'], 'it is a data set'),
     (['cifar10-train.array_record-00000-of-00001'], 'it is a data set'),
-    (['config.json'], 'no config.json of a run in it, but config.json'),
-    (['notes.txt'], 'no config.json of a run in it, but notes.txt'),
+    (['config.json'], 'no config.json of a run, but config.json'),
+    (['notes.txt'], 'no config.json of a run, but notes.txt'),
   ],
 )
 def test_other_folders(tmp_path, names, message):
@@ -186,5 +192,5 @@ def test_folder_of_orbax(tmp_path):
   folder = tmp_path / 'params'
   with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(folder, {'w': np.zeros(3)})
-  with pytest.raises(FileNotFoundError, match='of Orbax by another program'):
+  with pytest.raises(FileNotFoundError, match='Orbax checkpoint of another'):
     weights.locate(folder)
