@@ -3,15 +3,15 @@
 from typing import Any
 
 from nfnets_jax import hlo
+from nfnets_jax.topologies import GIB
 
-_GIB = 2**30
 # Title, name in the figures of a step, unit and digits.
 _ROWS = (
-  ('arguments: state and batch, GiB', 'arguments', _GIB, 3),
-  ('results beside them, GiB', 'outputs', _GIB, 3),
-  ('temporaries, GiB', 'temporaries', _GIB, 3),
-  ('program, GiB', 'code', _GIB, 3),
-  ('total with two waiting batches, GiB', 'total', _GIB, 3),
+  ('arguments: state and batch, GiB', 'arguments', GIB, 3),
+  ('results beside them, GiB', 'outputs', GIB, 3),
+  ('temporaries, GiB', 'temporaries', GIB, 3),
+  ('program, GiB', 'code', GIB, 3),
+  ('total with two waiting batches, GiB', 'total', GIB, 3),
   ('TFLOP', 'flops', 1e12, 3),
   ('bytes accessed, GB', 'bytes_accessed', 1e9, 2),
   ('collectives, MB', 'collective_bytes', 1e6, 1),
@@ -35,7 +35,7 @@ def table(result: dict[str, Any]) -> str:
     f'{x["per_device_batch"]:,} images ({x["compiler"]})'
   ]
   room = (
-    f'{x["usable_memory"] / _GIB:.2f} of {x["device_memory"] / _GIB:.2f} GiB '
+    f'{x["usable_memory"] / GIB:.2f} of {x["device_memory"] / GIB:.2f} GiB '
     'per device'
   )
   if not x['fits']:
@@ -79,7 +79,7 @@ def _advice(result: dict[str, Any]) -> str:
     remat = f' and remat={remedy["remat"]!r}' if remedy['remat'] else ''
     return (
       f'micro_batches={remedy["micro_batches"]}{remat} fits, with '
-      f'{remedy["bytes"] / _GIB:.2f} GiB'
+      f'{remedy["bytes"] / GIB:.2f} GiB'
     )
   return (
     'No number of micro-batches fits, with remat or without. Make '

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import chex
 import jax
 
-GIB = 2**30
+from nfnets_jax.topologies import GIB
 
 # Fraction of device memory that a step may use. The rest is for fragmentation,
 # the evaluation and the program itself.
