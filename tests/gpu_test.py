@@ -129,7 +129,7 @@ def test_every_job_is_one_that_its_module_knows(output):
   for module, *words in found:
     assert (ROOT / 'experiments' / 'gpu' / f'{module}.py').exists()
     if module == 'peer':
-      assert words[0] in peer._NAMES
+      assert words[0] in peer._SIZES
     if module == 'speed' and words != ['peak']:
       variants.get(words[0])
   numbers = [int(words[1]) for words in found if words[0] == 'effect']

@@ -28,12 +28,7 @@ from typing import Any
 import jax
 from ml_collections import config_dict
 
-from experiments.benchmarks import (
-  peak,
-  released,
-  timing,
-  timm_peer,
-)
+from experiments.benchmarks import peak, released, timing, timm_peer
 from experiments.benchmarks.programs import (
   KINDS,
   Program,

@@ -16,14 +16,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from experiments.benchmarks import timm_peer
 from experiments.gpu import common
 
-_NAMES = {
-  'nfnet_f0': ('dm_nfnet_f0', 192),
-  'nfnet_f1': ('dm_nfnet_f1', 224),
-  'nf_resnet50': ('nf_resnet50', 224),
-  'resnet50': ('resnetv2_50', 224),
-}
+# Training size by model.
+_SIZES = {'nfnet_f0': 192, 'nfnet_f1': 224, 'nf_resnet50': 224, 'resnet50': 224}
 _LAYOUTS = {'first': 'contiguous', 'last': 'channels_last'}
 _ROUNDS = 5
 _SECONDS = 0.3
@@ -38,7 +35,9 @@ def _stepper(model: str, batch: int, layout: str, compiled: bool) -> Callable:
   from experiments.benchmarks import timm_worker
 
   torch.backends.cudnn.benchmark = True
-  name, size = ('test_nfnet', 32) if common.dry_run() else _NAMES[model]
+  name, size = timm_peer.NAMES[model], _SIZES[model]
+  if common.dry_run():
+    name, size = 'test_nfnet', 32
   nfnet = 'nfnet' in name
   net = timm_worker.Net(name, batch, size, agc=nfnet, ema=nfnet, half=True)
   net.set_layout(_LAYOUTS[layout])
@@ -103,7 +102,7 @@ def _measure_largest(model: str, layout: str) -> None:
 def main(argv: list[str] | None = None) -> None:
   """Warms up, waits and measures."""
   parser = argparse.ArgumentParser(description='Times timm in PyTorch.')
-  parser.add_argument('model', choices=_NAMES)
+  parser.add_argument('model', choices=_SIZES)
   parser.add_argument('mode', choices=['eager', 'compiled', 'largest'])
   args = parser.parse_args(argv)
   about = {'model': args.model, 'mode': args.mode}

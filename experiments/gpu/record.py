@@ -36,11 +36,10 @@ _RESERVE = 35.0
 _MAX_RATE = 30_000.0
 
 
-def measure_loader(config: config_dict.ConfigDict) -> float:
+def measure_loader(
+  config: config_dict.ConfigDict, dataset: datasets.Dataset
+) -> float:
   """Returns the images per second of the input pipeline for training."""
-  dataset = datasets.load(
-    config.data.name, config.data.train_split, config.data.data_dir
-  )
   batches = build.train_batches(config, datasets.keep_in_memory(dataset))
   for _ in range(8):
     next(batches)
@@ -106,11 +105,11 @@ def main() -> None:
       'model.stem_strides': (2,),
     }
   config.update_from_flattened_dict(changes)
-  rate = measure_loader(config)
-  common.add(4, 'input pipeline', images_per_second=rate, cores=os.cpu_count())
   train_set = datasets.load(
     config.data.name, config.data.train_split, config.data.data_dir
   )
+  rate = measure_loader(config, train_set)
+  common.add(4, 'input pipeline', images_per_second=rate, cores=os.cpu_count())
   epochs = choose_epochs(rate, common.seconds_left(), len(train_set))
   if common.dry_run():
     epochs = 2.0

@@ -59,7 +59,10 @@ def draw(
     height_ratios=[4, 1] if diverged else [1],
   )
   curve = claim.paper(measured.scale) if claim.paper else None
-  shift = _shift(claim, points, curve) if measured.scale != 'paper' else 0
+  leads = _leads(claim, points, curve) if curve else []
+  # Whole points by which the paper's curve is lowered onto ours.
+  lowered = leads and measured.scale != 'paper'
+  shift = round(statistics.median(leads)) if lowered else 0
   for column, panel in enumerate(panels):
     inside = [x for x in points if x.labels.get(claim.panels or '') == panel]
     _draw_panel(
@@ -69,13 +72,12 @@ def draw(
   if diverged:
     last = max(step for x in points for step in x.diverged)
     grid[1, 0].set(ylabel='diverged\nat step', ylim=(0, 1.3 * last + 1))
-  has_curve = curve is not None and _overlap(claim, points, curve)
-  if has_curve and shift:
+  if shift:
     right = grid[0, -1].secondary_yaxis(
       'right', functions=(lambda y: y + shift, lambda y: y - shift)
     )
     right.set_ylabel("the paper's top-1, %")
-  _add_legend(figure, claim.axes[1], colors, points, bool(has_curve))
+  _add_legend(figure, claim.axes[1], colors, points, bool(leads))
   figure.suptitle(f'{claim.name}, {measured.scale}')
   return figure
 
@@ -86,7 +88,7 @@ def _key(claim: claims_lib.Claim, point: claims_lib.Point) -> tuple[Any, ...]:
   return tuple(point.labels[name] for name in names)
 
 
-def _overlap(
+def _leads(
   claim: claims_lib.Claim,
   points: Sequence[claims_lib.Point],
   curve: claims_lib.Curve,
@@ -94,16 +96,6 @@ def _overlap(
   """Returns the paper's lead over each point of which it has a number."""
   pairs = [(curve.top_1.get(_key(claim, x)), x.mean) for x in points]
   return [a - b for a, b in pairs if a is not None and b is not None]
-
-
-def _shift(
-  claim: claims_lib.Claim,
-  points: Sequence[claims_lib.Point],
-  curve: claims_lib.Curve | None,
-) -> int:
-  """Returns whole points by which the paper's curve is lowered onto ours."""
-  leads = _overlap(claim, points, curve) if curve else []
-  return round(statistics.median(leads)) if leads else 0
 
 
 def _draw_panel(
@@ -180,26 +172,11 @@ def _draw_paper(
   key = (name,) if panel is None else (name, panel)
   known = {x: curve.top_1[x, *key] for x in at if (x, *key) in curve.top_1}
   found = {x: y - shift for x, y in known.items() if y is not None}
-  axis.plot(
-    [at[x] for x in found],
-    list(found.values()),
-    'D--',
-    ms=4,
-    mfc='none',
-    alpha=0.8,
-    color=color,
-  )
+  style: dict[str, Any] = {'mfc': 'none', 'alpha': 0.8, 'color': color}
+  axis.plot([at[x] for x in found], list(found.values()), 'D--', ms=4, **style)
   failed = [at[x] for x in known if x not in found]
   bottom = axis.get_xaxis_transform()
-  axis.plot(
-    failed,
-    [0.03] * len(failed),
-    'v',
-    mfc='none',
-    alpha=0.8,
-    color=color,
-    transform=bottom,
-  )
+  axis.plot(failed, [0.03] * len(failed), 'v', transform=bottom, **style)
 
 
 def _add_legend(

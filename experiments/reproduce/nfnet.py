@@ -22,7 +22,7 @@ import jax
 from absl import app, flags
 from ml_collections import config_dict
 
-from experiments.benchmarks import peak
+from experiments.benchmarks import peak, programs
 from experiments.reproduce import nfnet_report
 from nfnets_jax import command_line, paths
 from nfnets_jax import main as main_lib
@@ -140,10 +140,9 @@ def rehearse_training(
 
 
 def _newest_checkpoint(workdir: pathlib.Path) -> int | None:
-  folder = workdir / 'checkpoints'
   # A checkpoint is renamed to its step once it is complete.
-  names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-  return max((int(name) for name in names if name.isdigit()), default=None)
+  names = [path.name for path in (workdir / 'checkpoints').glob('*')]
+  return max((int(name) for name in names if name.isdecimal()), default=None)
 
 
 def main(argv: list[str], arguments: list[str]) -> None:
@@ -209,7 +208,7 @@ def report_run(
       nfnet_report.format_markdown(
         report,
         config,
-        nfnet_report.training_macs(config),
+        programs.count_macs(config, config.data.image_size),
         peak.measure_tflops(config.compute_dtype),
         rehearsal,
       )

@@ -6,31 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from ml_collections import config_dict
 
 from experiments.reproduce import paper
-from nfnets_jax.models import cost
-from nfnets_jax.training import build
-
-_NUM_CLASSES = 1000
-
-
-def training_macs(config: config_dict.ConfigDict) -> int:
-  """Counts the multiply-accumulates of one training image's forward pass."""
-  net = build.create_net(config, _NUM_CLASSES)
-  px = config.data.image_size
-  images = jax.ShapeDtypeStruct((1, px, px, 3), jnp.float32)
-  key = jax.random.key(0)
-  params, state = jax.eval_shape(
-    lambda x: net.init(key, x, is_training=True), images
-  )
-  return cost.count_macs(
-    lambda p, s, x: net.apply(p, s, key, x, is_training=True),
-    params,
-    state,
-    images,
-  )
 
 
 def format_markdown(

@@ -21,7 +21,8 @@ from typing import Any
 
 import jax
 
-from experiments.benchmarks import speed
+from experiments.benchmarks import programs as programs_lib
+from experiments.benchmarks import timing
 from experiments.reproduce import claim, paper, results
 from nfnets_jax import devices, summary
 from nfnets_jax.models import variants
@@ -104,7 +105,7 @@ def execute(
     model for model in models if _is_missing(made.get(name_of(scale, model)))
   ]
   missing.sort(key=lambda model: model != REFERENCE)  # first
-  reference: speed.Program | None = None
+  reference: programs_lib.Program | None = None
   # Compiling uses less than two cores; on an accelerator, where the compiler
   # times programs, one net at a time.
   at_a_time = 2 if jax.default_backend() == 'cpu' else 1
@@ -148,8 +149,8 @@ def _is_missing(result: Mapping[str, Any] | None) -> bool:
 
 def _measured(
   model: str,
-  program: speed.Program,
-  reference: speed.Program,
+  program: programs_lib.Program,
+  reference: programs_lib.Program,
   scale: str,
   image_size: int | None,
 ) -> dict[str, Any]:
@@ -184,14 +185,16 @@ def _measured(
   return result
 
 
-def _fits(program: speed.Program) -> bool:
+def _fits(program: programs_lib.Program) -> bool:
   return program.memory <= fit.USABLE * devices.memory()
 
 
-def _program(model: str, scale: str, image_size: int | None) -> speed.Program:
+def _program(
+  model: str, scale: str, image_size: int | None
+) -> programs_lib.Program:
   size = image_size or variants.get(model).train_size
-  config = speed.recipe(model, _PRECISION[scale])
-  made = speed.programs(config, _BATCH[scale], size, ['gradient'])
+  config = programs_lib.recipe(model, _PRECISION[scale])
+  made = programs_lib.programs(config, _BATCH[scale], size, ['gradient'])
   return made['gradient']
 
 
@@ -201,13 +204,8 @@ def _time_both(
   seconds, ratios = [], []
   run()  # warms up
   for _ in range(rounds):
-    times = []
-    for function in (run, reference):
-      began = time.perf_counter()
-      function()
-      times.append(time.perf_counter() - began)
-    seconds.append(times[0])
-    ratios.append(times[0] / times[1])
+    seconds.append(timing.seconds(run))
+    ratios.append(seconds[-1] / timing.seconds(reference))
     if len(seconds) > 1 and sum(seconds) > _ENOUGH_SECONDS:
       break
   return {'step_seconds': seconds, 'ratios': ratios}
