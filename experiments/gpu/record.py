@@ -2,16 +2,16 @@
 
   python -m experiments.gpu.record
 
-The speed of the input pipeline on this machine sets the number of epochs of
+The speed of the training step on this machine sets the number of epochs of
 `experiments/cifar10_fast.py`. A run that turns out slower is stopped in time,
 and its last checkpoint is evaluated.
 """
 
 import json
-import os
 import pathlib
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -21,47 +21,31 @@ from absl import flags
 from ml_collections import config_dict
 
 from experiments import cifar10_fast
-from experiments.gpu import common, data
+from experiments.gpu import common, data, speed
 from nfnets_jax.data import datasets
 from nfnets_jax.runtime import logbook
 from nfnets_jax.runtime import workdir as workdirs
-from nfnets_jax.training import build, evaluate
+from nfnets_jax.training import evaluate
 
-# Seconds to start, compile both steps, start the loader twice and evaluate.
-_OVERHEAD = 75.0
+# Seconds to start, compile both steps, start the loader and evaluate.
+_OVERHEAD = 60.0
 # Seconds to save and evaluate a stopped run.
 _RESERVE = 35.0
-# Images per second that the device is not expected to exceed: 4.9 GFLOP each at
-# a quarter of 800 TFLOP/s, and elementwise work.
-_MAX_RATE = 30_000.0
-
-
-def measure_loader(
-  config: config_dict.ConfigDict, dataset: datasets.Dataset
-) -> float:
-  """Returns the images per second of the input pipeline for training."""
-  batches = build.train_batches(config, datasets.keep_in_memory(dataset))
-  for _ in range(8):
-    next(batches)
-  count = 4 if common.dry_run() else 60
-  began = time.monotonic()
-  for _ in range(count):
-    next(batches)
-  rate = count * config.batch_size / (time.monotonic() - began)
-  batches.close()
-  return rate
+# The share of the step's speed that training reaches.
+_SHARE = 0.9
 
 
 def choose_epochs(rate: float, left: float, images: int) -> float:
   """Returns the whole epochs that fit, at least 2 and at most 200.
 
   Args:
-    rate: images per second of the input pipeline.
+    rate: images per second of the training step.
     left: remaining seconds.
     images: images per epoch.
   """
-  rate = min(0.85 * rate, _MAX_RATE)
-  return float(min(200, max(2, int((left - _OVERHEAD) * rate / images))))
+  return float(
+    min(200, max(2, int((left - _OVERHEAD) * _SHARE * rate / images)))
+  )
 
 
 def train(
@@ -108,8 +92,11 @@ def main() -> None:
   train_set = datasets.load(
     config.data.name, config.data.train_split, config.data.data_dir
   )
-  rate = measure_loader(config, train_set)
-  common.add(4, 'input pipeline', images_per_second=rate, cores=os.cpu_count())
+  program = speed.Program(config, config.batch_size, config.data.image_size)
+  common.wait_for_turn()
+  rate = config.batch_size / statistics.median(program.measure())
+  common.add(4, 'step', images_per_second=rate)
+  del program
   epochs = choose_epochs(rate, common.seconds_left(), len(train_set))
   if common.dry_run():
     epochs = 2.0

@@ -49,7 +49,7 @@ def _steps(results: list[Result]) -> list[Result]:
   """Returns all measured steps, ours and the peers'."""
   steps = []
   for x in results:
-    if x['what'] == 'step':
+    if x['part'] == 2 and x['what'] == 'step':
       steps.append({**x, 'who': x['form']})
     elif x['what'] == 'timm' and x['status'] == 'measured':
       who = f'timm, {x["mode"]}, channels {x["layout"]}'
@@ -130,10 +130,9 @@ def _effect(results: list[Result]) -> list[str]:
 def _record(results: list[Result]) -> list[str]:
   lines = []
   for x in results:
-    if x['part'] == 4 and x['what'] == 'input pipeline':
+    if x['part'] == 4 and x['what'] == 'step':
       lines.append(
-        f'Input pipeline: {x["images_per_second"]:.0f} images/s on '
-        f'{x["cores"]} cores.'
+        f'A training step on CIFAR-10: {x["images_per_second"]:.0f} images/s.'
       )
     if x['part'] == 4 and x['what'] == 'cifar10':
       lines.append(

@@ -7,6 +7,7 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
+import math
 import os
 import pathlib
 import signal
@@ -17,9 +18,6 @@ from collections.abc import Iterator, Sequence
 
 from experiments.gpu import common, report
 
-# Seconds of part 2 after which jobs measure although others are not ready yet,
-# and after which they no longer wait for more important jobs.
-_PREPARING, _PATIENCE = 130.0, 170.0
 # Seconds between SIGTERM and SIGKILL.
 _GRACE = 8.0
 
@@ -29,12 +27,16 @@ class Job:
   """A process of a part.
 
   Attributes:
+    part: 1 to 4.
     words: module and arguments.
     waits: whether it prepares beside others, then waits to measure alone.
+    limit: seconds after the start of its part at which it is stopped.
   """
 
+  part: int
   words: Sequence[str]
   waits: bool = False
+  limit: float = math.inf
 
   @property
   def name(self) -> str:
@@ -49,18 +51,19 @@ class Runner:
     failed: a message for each job that failed.
   """
 
-  def __init__(self, python: str, site: pathlib.Path | None, slots: int):
+  def __init__(self, python: str, site: pathlib.Path | None):
     """Sets the environment of the processes.
 
     Args:
       python: the interpreter.
       site: folder of packages installed from wheels, if any.
-      slots: number of concurrent jobs.
     """
     self.failed: list[str] = []
-    self._python, self._slots = python, slots
+    self._python = python
     self._path = common.output() / 'log.txt'
     self._lock = threading.Lock()
+    # Held by the job that measures.
+    self._device = threading.Lock()
     root = pathlib.Path(__file__).parents[2]
     # Packages from wheels take precedence over those of the machine.
     path = [str(root), str(site or ''), os.environ.get('PYTHONPATH', '')]
@@ -99,39 +102,49 @@ class Runner:
     with self._path.open('a') as file:
       file.write(f'{line}\n')
 
-  def fail(self, part: int, name: str, message: str) -> None:
+  def fail(self, job: Job, message: str) -> None:
     """Records a job that failed."""
-    self.failed.append(f'part {part}, {name}: {message}')
-    common.add(part, 'failed', job=name, message=message)
+    self.failed.append(f'part {job.part}, {job.name}: {message}')
+    common.add(job.part, 'failed', job=job.name, message=message)
 
-  def run_part(self, part: int, jobs: Sequence[Job], deadline: float) -> None:
-    """Runs the jobs of a part, most important first, until a time."""
+  def run(self, jobs: Sequence[Job], slots: int, end: float) -> None:
+    """Runs jobs, most important first.
+
+    Args:
+      jobs: those that wait measure after all others have ended.
+      slots: number of concurrent jobs.
+      end: time at which the last is stopped.
+    """
     began = time.time()
-    processes = [
-      _Process(
-        self,
-        job,
-        part,
-        self._command(job),
-        {**self._environment, 'GPU_DEADLINE': str(deadline)},
-        deadline,
-        os.nice(0) + (index if job.waits else 0),
+    processes = []
+    for index, job in enumerate(jobs):
+      deadline = min(end, began + job.limit)
+      processes.append(
+        _Process(
+          self,
+          job,
+          self._command(job),
+          {**self._environment, 'GPU_DEADLINE': str(deadline)},
+          deadline,
+          os.nice(0) + (index if job.waits else 0),
+        )
       )
-      for index, job in enumerate(jobs)
-    ]
 
     def prepare(process: _Process) -> None:
-      process.start()
+      with self._device:
+        process.start()
       if process.job.waits:
-        process.ready.wait(max(0.0, deadline - time.time()))
+        process.ready.wait(max(0.0, process.deadline - time.time()))
       else:
         process.finish()
 
-    with concurrent.futures.ThreadPoolExecutor(self._slots) as pool:
+    with concurrent.futures.ThreadPoolExecutor(slots) as pool:
       prepared = [pool.submit(prepare, process) for process in processes]
       try:
-        waiting = [process for process in processes if process.job.waits]
-        self._measure_in_turn(waiting, began, deadline)
+        for process, future in zip(processes, prepared, strict=True):
+          if not process.job.waits:
+            future.result()
+        self._measure_in_turn([x for x in processes if x.job.waits])
         for future in prepared:
           future.result()
       except BaseException:  # this command is stopped
@@ -140,23 +153,18 @@ class Runner:
           process.signal(signal.SIGKILL)
         raise
 
-  def _measure_in_turn(
-    self, queue: list['_Process'], began: float, deadline: float
-  ) -> None:
-    """Lets jobs that are ready measure, one at a time."""
-    while queue and time.time() < deadline - _GRACE:
-      took = time.time() - began
+  def _measure_in_turn(self, queue: list['_Process']) -> None:
+    """Lets jobs measure as they get ready, one at a time."""
+    while any(time.time() < x.deadline - _GRACE for x in queue):
       ready = [process for process in queue if process.ready.is_set()]
-      all_prepared = len(ready) == len(queue) or took > _PREPARING
-      in_order = ready[:1] == queue[:1] or took > _PATIENCE
-      if ready and ((all_prepared and in_order) or common.dry_run()):
-        queue.remove(ready[0])
-        others = [process for process in queue if process not in ready]
-        with _paused(others):
-          ready[0].go()
-          ready[0].finish()
-      else:
+      if not ready:
         time.sleep(0.1)
+        continue
+      first = ready[0]
+      queue.remove(first)
+      with self._device, _paused([x for x in queue if x not in ready]):
+        first.go()
+        first.finish()
     for process in queue:
       process.finish()
 
@@ -174,7 +182,6 @@ class _Process:
     self,
     runner: Runner,
     job: Job,
-    part: int,
     command: list[str],
     environment: dict[str, str],
     deadline: float,
@@ -182,8 +189,9 @@ class _Process:
   ):
     self.job = job
     self.ready = threading.Event()
-    self._runner, self._part, self._command = runner, part, command
-    self._environment, self._deadline = environment, deadline
+    self.deadline = deadline
+    self._runner, self._command = runner, command
+    self._environment = environment
     self._niceness = niceness
     self._tail: collections.deque[str] = collections.deque(maxlen=20)
     self._process: subprocess.Popen | None = None
@@ -191,7 +199,7 @@ class _Process:
   def start(self) -> None:
     """Starts it, if there is time."""
     self._began = time.time()
-    if self._deadline - _GRACE < self._began:
+    if self.deadline - _GRACE < self._began:
       self.ready.set()
       return
     self._process = subprocess.Popen(
@@ -238,16 +246,16 @@ class _Process:
     """Waits until it ends or reaches its limit, and records the outcome."""
     process = self._process
     if process is None:
-      self._runner.fail(self._part, self.job.name, 'there was no time for it')
+      self._runner.fail(self.job, 'there was no time for it')
       return
     message = None
     try:
-      process.wait(max(0.1, self._deadline - _GRACE - time.time()))
+      process.wait(max(0.1, self.deadline - _GRACE - time.time()))
     except subprocess.TimeoutExpired:
       message = f'stopped after {time.time() - self._began:.0f} s, its limit'
       process.send_signal(signal.SIGTERM)  # which it passes to its children
       with contextlib.suppress(subprocess.TimeoutExpired):  # killed below
-        process.wait(max(0.5, self._deadline - time.time()))
+        process.wait(max(0.5, self.deadline - time.time()))
     self.signal(signal.SIGKILL)
     process.wait()
     self._reader.join(5)
@@ -260,11 +268,10 @@ class _Process:
       text = ' | '.join(last[-2:])[:400]
       message = f'ended with {process.returncode}: {text}'
     if message is not None:
-      self._runner.fail(self._part, self.job.name, message)
+      self._runner.fail(self.job, message)
     took = time.time() - self._began
-    self._runner.info(
-      f'part {self._part}: {self.job.name}: {message or "done"} ({took:.0f} s)'
-    )
+    outcome = f'{message or "done"} ({took:.0f} s)'
+    self._runner.info(f'part {self.job.part}: {self.job.name}: {outcome}')
     report.write(common.output())
 
 

@@ -1,24 +1,23 @@
 """Part 2: speed of training steps in JAX.
 
   python -m experiments.gpu.speed peak
-  python -m experiments.gpu.speed nfnet_f0 32 ours released
+  python -m experiments.gpu.speed nfnet_f0 32 ours
 
 A job compiles its programs, prints `ready`, and waits for a line on standard
 input, so jobs compile side by side on the host, and measure alone on the
-device. Steps are dispatched without waiting, as in training. Ours and the
-released formulation alternate, and ratios are of neighbouring rounds.
+device. Steps are dispatched without waiting, as in training.
 """
 
 import argparse
-import concurrent.futures
 import contextlib
 import statistics
 import time
 
 import jax
+from ml_collections import config_dict
 
 from experiments.benchmarks import peak, programs, released
-from experiments.gpu import common, step
+from experiments.gpu import common, kernels, step
 from nfnets_jax import devices
 from nfnets_jax.models import variants
 from nfnets_jax.training import fit
@@ -37,51 +36,48 @@ class Program:
   """A compiled training step.
 
   Attributes:
-    form: 'ours' or 'released'.
     batch: number of images.
+    compiled: the program.
     compile_seconds: compile time, beside other jobs.
     memory: bytes of arguments, results and temporaries.
     temporaries: bytes of temporaries.
-    rounds: seconds a step in each round.
   """
 
-  def __init__(self, model: str, batch: int, size: int, form: str):
-    """Traces and lowers it."""
-    self.form, self.batch = form, batch
-    config = step.recipe(model, 'bfloat16')
+  def __init__(
+    self,
+    config: config_dict.ConfigDict,
+    batch: int,
+    size: int,
+    form: str = 'ours',
+  ):
+    """Compiles it, in a form of `measure`."""
+    self.batch = batch
     context = (
       released.formulation if form == 'released' else contextlib.nullcontext
     )
     with context():
       run, self._state, self._batch = step.create(config, batch, size)
-      self._lowered = run.lower(self._state, self._batch)
-    self.rounds: list[float] = []
-    self._count = 1
-
-  def compile(self) -> None:
-    """Compiles it; threads may compile several."""
+      lowered = run.lower(self._state, self._batch)
     began = time.monotonic()
-    self._compiled = self._lowered.compile()
+    self.compiled = lowered.compile()
     self.compile_seconds = time.monotonic() - began
-    need = fit.need(self._compiled)
+    need = fit.need(self.compiled)
     self.temporaries, self.memory = need.temporaries, need.total
 
-  def warm_up(self) -> None:
-    """Runs it, and sets the number of steps a round."""
-    self._time()
-    self._time()
-    self._count = max(1, round(_SECONDS / self._time()))
-
-  def measure(self) -> None:
-    """Times a round."""
-    self.rounds.append(self._time())
-
-  def _time(self) -> float:
+  def run(self, count: int) -> float:
+    """Runs steps and returns the seconds of one."""
     began = time.perf_counter()
-    for _ in range(self._count):
-      self._state, metrics = self._compiled(self._state, self._batch)
+    for _ in range(count):
+      self._state, metrics = self.compiled(self._state, self._batch)
     jax.block_until_ready((self._state, metrics))
-    return (time.perf_counter() - began) / self._count
+    return (time.perf_counter() - began) / count
+
+  def measure(self) -> list[float]:
+    """Warms up and returns the seconds of a step in each round."""
+    self.run(1)
+    self.run(1)
+    count = max(1, round(_SECONDS / self.run(1)))
+    return [self.run(count) for _ in range(_ROUNDS)]
 
 
 def measure_peak() -> None:
@@ -100,78 +96,69 @@ def measure_peak() -> None:
   )
 
 
-def measure(model: str, batch: int | None, forms: list[str]) -> None:
-  """Compiles and times the steps of a net.
+def measure(model: str, batch: int | None, form: str) -> None:
+  """Compiles and times the step of a net.
 
   Args:
     model: a variant.
     batch: number of images; None is the largest power of two that fits.
-    forms: some of 'ours' and 'released'.
+    form: 'ours' or 'released'.
   """
+  config = step.recipe(model, 'bfloat16')
   size = 32 if common.dry_run() else variants.get(model).train_size
+  largest = batch is None
   if batch is None:
-    compiled = _compile_largest(model, size, forms)
+    program = _compile_largest(config, size, form, _BYTES[model])
   else:
-    compiled = _compile(model, batch, size, forms)
-  about = {'model': model, 'image_size': size, 'largest': batch is None}
-  for program in compiled:
-    common.add(
-      2,
-      'compiled',
-      **about,
-      batch=program.batch,
-      form=program.form,
-      seconds=round(program.compile_seconds, 1),
-      temporaries=program.temporaries,
-      memory=program.memory,
-    )
-  macs = programs.count_macs(step.recipe(model, 'bfloat16'), size)
+    batch = 2 if common.dry_run() else batch
+    program = Program(config, batch, size, form)
+  about = {
+    'model': model,
+    'image_size': size,
+    'largest': largest,
+    'batch': program.batch,
+    'form': form,
+  }
+  common.add(
+    2,
+    'compiled',
+    **about,
+    seconds=round(program.compile_seconds, 1),
+    temporaries=program.temporaries,
+    memory=program.memory,
+  )
+  macs = programs.count_macs(config, size)
   common.wait_for_turn()
-  for program in compiled:
-    program.warm_up()
-  for _ in range(_ROUNDS):
-    for program in compiled:
-      program.measure()
+  seconds = program.measure()
   stats = jax.local_devices()[0].memory_stats() or {}
-  for program in compiled:
-    seconds = statistics.median(program.rounds)
-    common.add(
-      2,
-      'step',
-      **about,
-      batch=program.batch,
-      form=program.form,
-      seconds=seconds,
-      rounds=program.rounds,
-      images_per_second=program.batch / seconds,
-      # Three passes of two operations each.
-      tflops=6 * macs * program.batch / seconds / 1e12,
-      memory=program.memory,
-      peak_bytes_in_use=stats.get('peak_bytes_in_use'),
-    )
+  common.add(
+    2,
+    'step',
+    **about,
+    seconds=statistics.median(seconds),
+    rounds=seconds,
+    images_per_second=program.batch / statistics.median(seconds),
+    # Three passes of two operations each.
+    tflops=6 * macs * program.batch / statistics.median(seconds) / 1e12,
+    memory=program.memory,
+    peak_bytes_in_use=stats.get('peak_bytes_in_use'),
+  )
+  if not largest and form == 'ours' and model in _BYTES:
+    kernels.record(program.run, program.compiled, model)
 
 
-def _compile(
-  model: str, batch: int, size: int, forms: list[str]
-) -> list[Program]:
-  batch = 2 if common.dry_run() else batch
-  # One at a time, as the formulation is global.
-  lowered = [Program(model, batch, size, form) for form in forms]
-  with concurrent.futures.ThreadPoolExecutor() as pool:
-    list(pool.map(Program.compile, lowered))
-  return lowered
-
-
-def _compile_largest(model: str, size: int, forms: list[str]) -> list[Program]:
+def _compile_largest(
+  config: config_dict.ConfigDict, size: int, form: str, bytes_per_image: float
+) -> Program:
+  usable = _USABLE * devices.memory()
   batch = 64
-  while 2 * batch * _BYTES[model] < _USABLE * devices.memory():
+  while 2 * batch * bytes_per_image < usable:
     batch *= 2
-  while True:
-    compiled = _compile(model, batch, size, forms)
-    most = max(program.memory for program in compiled)
-    if common.dry_run() or most < _USABLE * devices.memory():
-      return compiled
+  while (program := Program(config, batch, size, form)).memory >= usable:
+    if common.dry_run():
+      break
     batch //= 2
+  return program
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -179,13 +166,13 @@ def main(argv: list[str] | None = None) -> None:
   parser = argparse.ArgumentParser(description='Times training steps.')
   parser.add_argument('model', help="a variant, or 'peak'")
   parser.add_argument('batch', nargs='?', help="a number, or 'largest'")
-  parser.add_argument('forms', nargs='*', help='ours released')
+  parser.add_argument('form', nargs='?', choices=['ours', 'released'])
   args = parser.parse_args(argv)
   if args.model == 'peak':
     measure_peak()
   else:
     batch = None if args.batch == 'largest' else int(args.batch)
-    measure(args.model, batch, args.forms)
+    measure(args.model, batch, args.form)
 
 
 if __name__ == '__main__':
