@@ -1,6 +1,5 @@
 """State of AGC: the update count and the statistics of the last update."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -35,19 +34,16 @@ class AGCState(NamedTuple):
   statistics: dict[str, Statistics]
 
 
-def unit_statistics(
-  leaves: Sequence[Sequence[jax.Array]],
-) -> Statistics:
-  """Reduces each leaf's clipped mask and ratios to `Statistics`."""
-  clipped = [jnp.zeros((), jnp.float32)]
-  largest = [jnp.zeros((), jnp.float32)]
-  for is_clipped, ratio in leaves:
-    finite = jnp.where(jnp.isfinite(ratio), ratio, 0.0)
-    clipped.append(jnp.sum(is_clipped, dtype=jnp.float32))
-    largest.append(jnp.max(finite, initial=0.0).astype(jnp.float32))
-  units = sum(ratio.size for _, ratio in leaves)
+def unit_statistics(is_clipped: jax.Array, ratios: jax.Array) -> Statistics:
+  """Reduces the clipped mask and ratios of some units to `Statistics`."""
+  finite = jnp.where(jnp.isfinite(ratios), ratios, 0.0)
   return Statistics(
-    jnp.stack(clipped).sum() / max(1, units),
-    jnp.stack(largest).max(),
-    jnp.asarray(units, jnp.float32),
+    jnp.mean(is_clipped, dtype=jnp.float32),
+    jnp.max(finite, initial=0.0).astype(jnp.float32),
+    jnp.asarray(ratios.size, jnp.float32),
   )
+
+
+def no_units() -> Statistics:
+  """Returns the statistics of a group without gradients."""
+  return Statistics(*(jnp.zeros((), jnp.float32) for _ in Statistics._fields))
