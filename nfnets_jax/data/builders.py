@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 from google.protobuf import json_format
-from tensorflow_datasets.core import file_adapters, naming
+from tensorflow_datasets.core import naming
 
 import nfnets_jax.data.digits  # noqa: F401, registers itself with TFDS
 from nfnets_jax import paths
+from nfnets_jax.data import shards, splits
 
 # Data sets that need no preparation.
 UNPREPARED = ('fake', 'folder')
 
+_INFO = 'dataset_info.json'  # every prepared data set has one
 _DATA_DIR_VARIABLE = 'TFDS_DATA_DIR'
 
 
@@ -26,6 +28,14 @@ def find(
   name: str, data_dir: str | os.PathLike[str] | None = None
 ) -> tfds.core.DatasetBuilder:
   """Returns the TFDS builder of a data set, prepared or not.
+
+  The code of a data set is only needed to prepare it.
+
+  Args:
+    name: in TFDS notation, `name[/config][:version]`; or the folder that holds
+      a prepared data set, relative to `data_dir` (`name/[config/]version`) or
+      beginning with `/`, `./`, `../` or `~`.
+    data_dir: root of the data sets.
 
   Raises:
     ValueError: if neither TFDS nor `data_dir` has the data set or version, its
@@ -37,8 +47,15 @@ def find(
   """
   root = resolve(data_dir)
   try:
+    if (folder := _folder(name, root)) is not None:
+      return tfds.builder_from_directory(folder)
     return tfds.builder(name, data_dir=root)
   except tfds.core.DatasetNotFoundError as error:
+    if prepared := _below(root / name):
+      raise ValueError(
+        f'{root / name} holds several data sets; give one of '
+        + ', '.join(str(path.relative_to(root)) for path in prepared)
+      ) from error
     known = [*tfds.list_builders(with_community_datasets=False), *UNPREPARED]
     similar = difflib.get_close_matches(name, known)
     hint = f'; did you mean {" or ".join(similar)}?' if similar else ''
@@ -64,7 +81,7 @@ def read(
   """Opens a split of a prepared data set for image classification.
 
   Args:
-    name: name of a TFDS data set.
+    name: as in `find`.
     split: in TFDS notation.
     data_dir: root of the data sets.
 
@@ -107,21 +124,18 @@ def read(
     for key, feature in fields.items()
     if isinstance(feature, tfds.features.Image)
   }
+  sizes = {x.name: x.num_examples for x in builder.info.splits.values()}
   try:
-    source = builder.as_data_source(split=split, decoders=decoders)
-    part = builder.info.splits[split]
-    if part.num_examples <= 0:
-      raise ValueError('it has no examples')
+    parts = splits.ranges(split, sizes)
   except ValueError as error:
-    sizes = ', '.join(
-      f'{x.name} {x.num_examples:,}' for x in builder.info.splits.values()
-    )
+    listed = ', '.join(f'{x} {size:,}' for x, size in sizes.items())
     raise ValueError(
       f'cannot read split {split!r} of data set {name!r}: '
-      f'{str(error).rstrip(".")} (examples: {sizes})'
+      f'{str(error).rstrip(".")} (examples: {listed})'
     ) from error
+  source = shards.Examples(builder.info, parts, decoders)
   remedy = _prepare_again(pathlib.Path(builder.data_dir), name, data_dir)
-  _check_files(builder, [x.filename for x in part.file_instructions], remedy)
+  source.check_files(remedy)
   return source, tuple(fields['label'].names)
 
 
@@ -148,8 +162,7 @@ def resolve(data_dir: str | os.PathLike[str] | None) -> pathlib.Path:
 
 def has_random_access(builder: tfds.core.DatasetBuilder) -> bool:
   """Returns whether the format allows shuffling; TFRecord does not."""
-  formats = builder.info.available_file_formats()
-  return bool(formats & tfds.core.FileFormat.with_random_access())
+  return builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD
 
 
 def no_random_access(builder: tfds.core.DatasetBuilder) -> str:
@@ -197,7 +210,7 @@ def _how_to_prepare(name: str, data_dir: str | os.PathLike[str] | None) -> str:
 
 def _other_versions(builder: tfds.core.DatasetBuilder) -> str:
   """Lists the other versions that are prepared, for an error message."""
-  infos = pathlib.Path(builder.data_dir).parent.glob('*/dataset_info.json')
+  infos = pathlib.Path(builder.data_dir).parent.glob(f'*/{_INFO}')
   names = [
     repr(f'{_without_version(builder)}:{path.parent.name}')
     for path in sorted(infos)
@@ -210,41 +223,55 @@ def _without_version(builder: tfds.core.DatasetBuilder) -> str:
   return builder.info.full_name.removesuffix(f'/{builder.version}')
 
 
-def _check_files(
-  builder: tfds.core.DatasetBuilder, files: list[str], remedy: str
-) -> None:
-  """Checks that all files exist, and opens the first and the last."""
-  shards = [pathlib.Path(file) for file in dict.fromkeys(files)]
-  bad = [x.name for x in shards if not (x.is_file() and x.stat().st_size)]
-  if bad:
+def _folder(name: str, root: pathlib.Path) -> pathlib.Path | None:
+  """Returns the folder of a prepared data set if the name is a path."""
+  if not re.match(r'/|~|\.\.?/', name):
+    return root / name if (root / name / _INFO).is_file() else None
+  folder = paths.expand_literal(name, 'data.name').absolute()
+  if (folder / _INFO).is_file():
+    return folder
+  found = _below(folder)
+  if not found:
     raise ValueError(
-      f'{len(bad):,} of {len(shards):,} files are missing or empty in '
-      f'{builder.data_dir}: {", ".join(bad[:3])}{", ..." * (len(bad) > 3)}\n'
-      f'{remedy}'
+      f'{folder} is not a data set that TFDS has prepared: it has no {_INFO}, '
+      'nor has a folder of a version in it'
     )
-  adapter = file_adapters.ADAPTER_FOR_FORMAT[builder.info.file_format]
-  for path in dict.fromkeys([shards[0], shards[-1]]):
-    try:
-      adapter.num_examples(path)  # opens it
-    except Exception as error:  # each format has its own errors
-      raise ValueError(f'cannot read {path}: {error}\n{remedy}') from error
+  if len(found) > 1:
+    raise ValueError(
+      f'{folder} holds several data sets; give one of '
+      + ', '.join(map(str, found))
+    )
+  return found[0]
 
 
-def _corrupt_description(name: str, data_dir: pathlib.Path) -> pathlib.Path:
+def _below(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Returns the prepared `[config/]version` below the folder of a data set."""
+  infos = [*folder.glob(f'*/{_INFO}'), *folder.glob(f'*/*/{_INFO}')]
+  return [
+    path.parent
+    for path in sorted(infos)
+    if tfds.core.Version.is_valid(path.parent.name)
+  ]
+
+
+def _corrupt_description(name: str, root: pathlib.Path) -> pathlib.Path:
   """Returns the JSON file that cannot be parsed, or a placeholder."""
-  parsed, _ = naming.parse_builder_name_kwargs(name)
-  folder = data_dir / parsed.name
+  folder = _folder(name, root)
+  if folder is None:
+    folder = root / naming.parse_builder_name_kwargs(name)[0].name
   for path in sorted(folder.rglob('*.json')):
     try:
       json.loads(path.read_bytes())
     except ValueError:
       return path
-  return folder / '<version>' / 'dataset_info.json'
+  return folder / '<version>' / _INFO
 
 
 def _prepare_again(
   folder: pathlib.Path, name: str, data_dir: str | os.PathLike[str] | None
 ) -> str:
+  if _folder(name, resolve(data_dir)) is not None:
+    return f'If {folder} is corrupt, copy or write it again.'
   return (
     f'If {folder} is corrupt, delete it and prepare it again with: '
     + _how_to_prepare(name, data_dir)
