@@ -137,7 +137,9 @@ class _Readers:
       file, options='readahead_buffer_size:0', file_reader_buffer_size=32768
     )
     if not reader.ok():
-      reader.close()  # raises the error
+      # If the system refuses it, an OSError: the example is not corrupt.
+      pathlib.Path(file).open('rb').close()
+      reader.close()  # raises the error of the format
     size = _FILE_BYTES + _RECORD_BYTES * reader.num_records()
     max_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
     with self._lock:
