@@ -47,15 +47,10 @@ def find(
   """
   root = resolve(data_dir)
   try:
-    if (folder := _folder(name, root)) is not None:
-      return tfds.builder_from_directory(folder)
-    return tfds.builder(name, data_dir=root)
+    return _open(name, root)
   except tfds.core.DatasetNotFoundError as error:
-    if prepared := _below(root / name):
-      raise ValueError(
-        f'{root / name} holds several data sets; give one of '
-        + ', '.join(str(path.relative_to(root)) for path in prepared)
-      ) from error
+    if found := _below(root / name.partition(':')[0]):
+      raise ValueError(_choice(f'{name!r} in {root}', found, root)) from error
     known = [*tfds.list_builders(with_community_datasets=False), *UNPREPARED]
     similar = difflib.get_close_matches(name, known)
     hint = f'; did you mean {" or ".join(similar)}?' if similar else ''
@@ -134,8 +129,11 @@ def read(
       f'{str(error).rstrip(".")} (examples: {listed})'
     ) from error
   source = shards.Examples(builder.info, parts, decoders)
-  remedy = _prepare_again(pathlib.Path(builder.data_dir), name, data_dir)
-  source.check_files(remedy)
+  try:
+    source.check_files()
+  except ValueError as error:
+    remedy = _prepare_again(pathlib.Path(builder.data_dir), name, data_dir)
+    raise ValueError(f'{error}\n{remedy}') from error
   return source, tuple(fields['label'].names)
 
 
@@ -223,6 +221,20 @@ def _without_version(builder: tfds.core.DatasetBuilder) -> str:
   return builder.info.full_name.removesuffix(f'/{builder.version}')
 
 
+def _open(name: str, root: pathlib.Path) -> tfds.core.DatasetBuilder:
+  """Returns a builder by its folder or its name; see `find`."""
+  if (folder := _folder(name, root)) is not None:
+    return tfds.builder_from_directory(folder)
+  try:
+    return tfds.builder(name, data_dir=root)
+  except tfds.core.DatasetNotFoundError:
+    # Without its code, TFDS does not know the default config.
+    found = [] if ':' in name else _below(root / name)
+    if len(found) != 1:
+      raise
+    return tfds.builder_from_directory(found[0])
+
+
 def _folder(name: str, root: pathlib.Path) -> pathlib.Path | None:
   """Returns the folder of a prepared data set if the name is a path."""
   if not re.match(r'/|~|\.\.?/', name):
@@ -233,15 +245,18 @@ def _folder(name: str, root: pathlib.Path) -> pathlib.Path | None:
   found = _below(folder)
   if not found:
     raise ValueError(
-      f'{folder} is not a data set that TFDS has prepared: it has no {_INFO}, '
-      'nor has a folder of a version in it'
+      f'{folder} is not a data set that TFDS has prepared: there is no {_INFO} '
+      'in it or in the folder of a version'
     )
   if len(found) > 1:
-    raise ValueError(
-      f'{folder} holds several data sets; give one of '
-      + ', '.join(map(str, found))
-    )
+    raise ValueError(_choice(str(folder), found, folder.parent))
   return found[0]
+
+
+def _choice(wanted: str, found: list[pathlib.Path], root: pathlib.Path) -> str:
+  """Returns the error message for a name without its config or version."""
+  names = ' or '.join(str(path.relative_to(root)) for path in found)
+  return f'there is no data set {wanted}; give {names}'
 
 
 def _below(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -270,7 +285,9 @@ def _corrupt_description(name: str, root: pathlib.Path) -> pathlib.Path:
 def _prepare_again(
   folder: pathlib.Path, name: str, data_dir: str | os.PathLike[str] | None
 ) -> str:
-  if _folder(name, resolve(data_dir)) is not None:
+  try:
+    tfds.builder_cls(re.split('[/:]', name)[0])
+  except (tfds.core.DatasetNotFoundError, ValueError):  # or not a name
     return f'If {folder} is corrupt, copy or write it again.'
   return (
     f'If {folder} is corrupt, delete it and prepare it again with: '

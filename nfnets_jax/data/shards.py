@@ -66,10 +66,10 @@ class Examples:
       record, decoders=self._decoders
     )
 
-  def check_files(self, remedy: str) -> None:
+  def check_files(self) -> None:
     """Checks that all files exist, and opens the first and the last.
 
-    Raises a ValueError, with a remedy, if one is missing, empty or corrupt.
+    Raises a ValueError if one is missing, empty or corrupt.
     """
     files = list(dict.fromkeys(self.files))
     chunks = [files[i : i + 500] for i in range(0, len(files), 500)]
@@ -80,13 +80,13 @@ class Examples:
       raise ValueError(
         f'{len(bad):,} of {len(files):,} files are missing or empty in '
         f'{bad[0].parent}: {", ".join(file.name for file in bad[:3])}'
-        f'{", ..." * (len(bad) > 3)}\n{remedy}'
+        f'{", ..." * (len(bad) > 3)}'
       )
     for file in dict.fromkeys([files[0], files[-1]]):
       try:
         self._readers.get(file)
       except Exception as error:  # of types that are not documented
-        raise ValueError(f'cannot read {file}: {error}\n{remedy}') from error
+        raise ValueError(f'cannot read {file}: {error}') from error
 
 
 def _find_bad(files: Sequence[str]) -> list[pathlib.Path]:
