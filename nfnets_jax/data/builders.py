@@ -49,7 +49,7 @@ def find(
   try:
     return _open(name, root)
   except tfds.core.DatasetNotFoundError as error:
-    if found := _below(root / name.partition(':')[0]):
+    if found := _below(root / re.split('[/:]', name)[0]):
       raise ValueError(_choice(f'{name!r} in {root}', found, root)) from error
     known = [*tfds.list_builders(with_community_datasets=False), *UNPREPARED]
     similar = difflib.get_close_matches(name, known)
@@ -228,7 +228,7 @@ def _open(name: str, root: pathlib.Path) -> tfds.core.DatasetBuilder:
   try:
     return tfds.builder(name, data_dir=root)
   except tfds.core.DatasetNotFoundError:
-    # Without its code, TFDS does not know the default config.
+    # TFDS does not know the default config of a copy without `.config`.
     found = [] if ':' in name else _below(root / name)
     if len(found) != 1:
       raise
