@@ -21,6 +21,7 @@ from nfnets_jax.data import shards, splits
 UNPREPARED = ('fake', 'folder')
 
 _INFO = 'dataset_info.json'  # every prepared data set has one
+_ARRAY_RECORD = tfds.core.FileFormat.ARRAY_RECORD
 _DATA_DIR_VARIABLE = 'TFDS_DATA_DIR'
 
 
@@ -113,6 +114,10 @@ def read(
     )
   if not has_random_access(builder):
     raise ValueError(no_random_access(builder))
+  if builder.info.file_format != _ARRAY_RECORD:  # it has several
+    builder.info.set_file_format(
+      _ARRAY_RECORD, override=True, override_if_initialized=True
+    )
   # Images are decoded in `transforms`.
   decoders = {
     key: tfds.decode.SkipDecoding()
@@ -159,22 +164,26 @@ def resolve(data_dir: str | os.PathLike[str] | None) -> pathlib.Path:
 
 
 def has_random_access(builder: tfds.core.DatasetBuilder) -> bool:
-  """Returns whether the format allows shuffling; TFRecord does not."""
-  return builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD
+  """Returns whether there are ArrayRecord files, which allow shuffling."""
+  return _ARRAY_RECORD in builder.info.available_file_formats()
 
 
 def no_random_access(builder: tfds.core.DatasetBuilder) -> str:
   """Returns the error message for a data set without random access."""
   file_format = builder.info.file_format or tfds.core.FileFormat.TFRECORD
+  found = f'{builder.data_dir} holds data set {builder.name!r} in the format '
+  if file_format != tfds.core.FileFormat.TFRECORD:
+    return (
+      f"{found}{file_format.value}; write it with file_format='array_record'"
+    )
   command = prepare_command(
     _without_version(builder),
     from_tfrecord=builder.data_dir,
     data_dir='ANOTHER_FOLDER',
   )
   return (
-    f'{builder.data_dir} holds data set {builder.name!r} in the format '
-    f'{file_format.value}, which has no random access; convert it (this needs '
-    f'tensorflow) with: {command}'
+    f'{found}{file_format.value}, which has no random access; convert it (this '
+    f'needs tensorflow) with: {command}'
   )
 
 

@@ -91,8 +91,15 @@ class Examples:
 
 def _find_bad(files: Sequence[str]) -> list[pathlib.Path]:
   """Returns the files that are missing or empty."""
-  paths = map(pathlib.Path, files)
-  return [x for x in paths if not (x.exists() and x.stat().st_size)]
+  bad = []
+  for path in map(pathlib.Path, files):
+    try:
+      size = path.stat().st_size
+    except FileNotFoundError:
+      size = 0
+    if not size:
+      bad.append(path)
+  return bad
 
 
 def _select(

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import pickle
 import shutil
 
@@ -115,3 +116,18 @@ def test_corrupt_data_set_without_its_code(data_dir, tmp_path):
   with pytest.raises(ValueError, match=f'{info} is corrupt') as error:
     datasets.load(str(copy), 'train')
   assert str(error.value).endswith(remedy)
+
+
+def test_other_formats(data_dir, tmp_path):
+  shutil.copytree(data_dir / 'single', tmp_path / 'single')
+  path = tmp_path / 'single' / 'a' / '1.0.0' / 'dataset_info.json'
+  info = json.loads(path.read_text())
+  formats = {
+    'fileFormat': 'tfrecord',
+    'alternativeFileFormats': ['array_record'],
+  }
+  path.write_text(json.dumps(info | formats))
+  assert len(datasets.load('single/a', 'train', tmp_path)) == 3
+  path.write_text(json.dumps(info | {'fileFormat': 'parquet'}))
+  with pytest.raises(ValueError, match="parquet; write it with file_format='a"):
+    datasets.load('single/a', 'train', tmp_path)
