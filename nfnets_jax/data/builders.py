@@ -11,14 +11,17 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 from google.protobuf import json_format
-from tensorflow_datasets.core import file_adapters, naming
+from tensorflow_datasets.core import naming
 
 import nfnets_jax.data.digits  # noqa: F401, registers itself with TFDS
 from nfnets_jax import paths
+from nfnets_jax.data import shards, splits
 
 # Data sets that need no preparation.
 UNPREPARED = ('fake', 'folder')
 
+_INFO = 'dataset_info.json'  # every prepared data set has one
+_ARRAY_RECORD = tfds.core.FileFormat.ARRAY_RECORD
 _DATA_DIR_VARIABLE = 'TFDS_DATA_DIR'
 
 
@@ -26,6 +29,14 @@ def find(
   name: str, data_dir: str | os.PathLike[str] | None = None
 ) -> tfds.core.DatasetBuilder:
   """Returns the TFDS builder of a data set, prepared or not.
+
+  The code of a data set is only needed to prepare it.
+
+  Args:
+    name: in TFDS notation, `name[/config][:version]`; or the folder that holds
+      a prepared data set, relative to `data_dir` (`name/[config/]version`) or
+      beginning with `/`, `./`, `../` or `~`.
+    data_dir: root of the data sets.
 
   Raises:
     ValueError: if neither TFDS nor `data_dir` has the data set or version, its
@@ -37,8 +48,10 @@ def find(
   """
   root = resolve(data_dir)
   try:
-    return tfds.builder(name, data_dir=root)
+    return _open(name, root)
   except tfds.core.DatasetNotFoundError as error:
+    if found := _below(root / re.split('[/:]', name)[0]):
+      raise ValueError(_choice(f'{name!r} in {root}', found, root)) from error
     known = [*tfds.list_builders(with_community_datasets=False), *UNPREPARED]
     similar = difflib.get_close_matches(name, known)
     hint = f'; did you mean {" or ".join(similar)}?' if similar else ''
@@ -64,7 +77,7 @@ def read(
   """Opens a split of a prepared data set for image classification.
 
   Args:
-    name: name of a TFDS data set.
+    name: as in `find`.
     split: in TFDS notation.
     data_dir: root of the data sets.
 
@@ -101,27 +114,31 @@ def read(
     )
   if not has_random_access(builder):
     raise ValueError(no_random_access(builder))
+  if builder.info.file_format != _ARRAY_RECORD:  # it has several
+    builder.info.set_file_format(
+      _ARRAY_RECORD, override=True, override_if_initialized=True
+    )
   # Images are decoded in `transforms`.
   decoders = {
     key: tfds.decode.SkipDecoding()
     for key, feature in fields.items()
     if isinstance(feature, tfds.features.Image)
   }
+  sizes = {x.name: x.num_examples for x in builder.info.splits.values()}
   try:
-    source = builder.as_data_source(split=split, decoders=decoders)
-    part = builder.info.splits[split]
-    if part.num_examples <= 0:
-      raise ValueError('it has no examples')
+    parts = splits.ranges(split, sizes)
   except ValueError as error:
-    sizes = ', '.join(
-      f'{x.name} {x.num_examples:,}' for x in builder.info.splits.values()
-    )
+    listed = ', '.join(f'{x} {size:,}' for x, size in sizes.items())
     raise ValueError(
       f'cannot read split {split!r} of data set {name!r}: '
-      f'{str(error).rstrip(".")} (examples: {sizes})'
+      f'{str(error).rstrip(".")} (examples: {listed})'
     ) from error
-  remedy = _prepare_again(pathlib.Path(builder.data_dir), name, data_dir)
-  _check_files(builder, [x.filename for x in part.file_instructions], remedy)
+  source = shards.Examples(builder.info, parts, decoders)
+  try:
+    source.check_files()
+  except ValueError as error:
+    remedy = _prepare_again(pathlib.Path(builder.data_dir), name, data_dir)
+    raise ValueError(f'{error}\n{remedy}') from error
   return source, tuple(fields['label'].names)
 
 
@@ -147,23 +164,26 @@ def resolve(data_dir: str | os.PathLike[str] | None) -> pathlib.Path:
 
 
 def has_random_access(builder: tfds.core.DatasetBuilder) -> bool:
-  """Returns whether the format allows shuffling; TFRecord does not."""
-  formats = builder.info.available_file_formats()
-  return bool(formats & tfds.core.FileFormat.with_random_access())
+  """Returns whether there are ArrayRecord files, which allow shuffling."""
+  return _ARRAY_RECORD in builder.info.available_file_formats()
 
 
 def no_random_access(builder: tfds.core.DatasetBuilder) -> str:
   """Returns the error message for a data set without random access."""
   file_format = builder.info.file_format or tfds.core.FileFormat.TFRECORD
+  found = f'{builder.data_dir} holds data set {builder.name!r} in the format '
+  if file_format != tfds.core.FileFormat.TFRECORD:
+    return (
+      f"{found}{file_format.value}; write it with file_format='array_record'"
+    )
   command = prepare_command(
     _without_version(builder),
     from_tfrecord=builder.data_dir,
     data_dir='ANOTHER_FOLDER',
   )
   return (
-    f'{builder.data_dir} holds data set {builder.name!r} in the format '
-    f'{file_format.value}, which has no random access; convert it (this needs '
-    f'tensorflow) with: {command}'
+    f'{found}{file_format.value}, which has no random access; convert it (this '
+    f'needs tensorflow) with: {command}'
   )
 
 
@@ -197,7 +217,7 @@ def _how_to_prepare(name: str, data_dir: str | os.PathLike[str] | None) -> str:
 
 def _other_versions(builder: tfds.core.DatasetBuilder) -> str:
   """Lists the other versions that are prepared, for an error message."""
-  infos = pathlib.Path(builder.data_dir).parent.glob('*/dataset_info.json')
+  infos = pathlib.Path(builder.data_dir).parent.glob(f'*/{_INFO}')
   names = [
     repr(f'{_without_version(builder)}:{path.parent.name}')
     for path in sorted(infos)
@@ -210,41 +230,74 @@ def _without_version(builder: tfds.core.DatasetBuilder) -> str:
   return builder.info.full_name.removesuffix(f'/{builder.version}')
 
 
-def _check_files(
-  builder: tfds.core.DatasetBuilder, files: list[str], remedy: str
-) -> None:
-  """Checks that all files exist, and opens the first and the last."""
-  shards = [pathlib.Path(file) for file in dict.fromkeys(files)]
-  bad = [x.name for x in shards if not (x.is_file() and x.stat().st_size)]
-  if bad:
+def _open(name: str, root: pathlib.Path) -> tfds.core.DatasetBuilder:
+  """Returns a builder by its folder or its name; see `find`."""
+  if (folder := _folder(name, root)) is not None:
+    return tfds.builder_from_directory(folder)
+  try:
+    return tfds.builder(name, data_dir=root)
+  except tfds.core.DatasetNotFoundError:
+    # TFDS does not know the default config of a copy without `.config`.
+    found = [] if ':' in name else _below(root / name)
+    if len(found) != 1:
+      raise
+    return tfds.builder_from_directory(found[0])
+
+
+def _folder(name: str, root: pathlib.Path) -> pathlib.Path | None:
+  """Returns the folder of a prepared data set if the name is a path."""
+  if not re.match(r'/|~|\.\.?/', name):
+    return root / name if (root / name / _INFO).is_file() else None
+  folder = paths.expand_literal(name, 'data.name').absolute()
+  if (folder / _INFO).is_file():
+    return folder
+  found = _below(folder)
+  if not found:
     raise ValueError(
-      f'{len(bad):,} of {len(shards):,} files are missing or empty in '
-      f'{builder.data_dir}: {", ".join(bad[:3])}{", ..." * (len(bad) > 3)}\n'
-      f'{remedy}'
+      f'{folder} is not a data set that TFDS has prepared: there is no {_INFO} '
+      'in it or in the folder of a version'
     )
-  adapter = file_adapters.ADAPTER_FOR_FORMAT[builder.info.file_format]
-  for path in dict.fromkeys([shards[0], shards[-1]]):
-    try:
-      adapter.num_examples(path)  # opens it
-    except Exception as error:  # each format has its own errors
-      raise ValueError(f'cannot read {path}: {error}\n{remedy}') from error
+  if len(found) > 1:
+    raise ValueError(_choice(str(folder), found, folder.parent))
+  return found[0]
 
 
-def _corrupt_description(name: str, data_dir: pathlib.Path) -> pathlib.Path:
+def _choice(wanted: str, found: list[pathlib.Path], root: pathlib.Path) -> str:
+  """Returns the error message for a name without its config or version."""
+  names = ' or '.join(str(path.relative_to(root)) for path in found)
+  return f'there is no data set {wanted}; give {names}'
+
+
+def _below(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Returns the prepared `[config/]version` below the folder of a data set."""
+  infos = [*folder.glob(f'*/{_INFO}'), *folder.glob(f'*/*/{_INFO}')]
+  return [
+    path.parent
+    for path in sorted(infos)
+    if tfds.core.Version.is_valid(path.parent.name)
+  ]
+
+
+def _corrupt_description(name: str, root: pathlib.Path) -> pathlib.Path:
   """Returns the JSON file that cannot be parsed, or a placeholder."""
-  parsed, _ = naming.parse_builder_name_kwargs(name)
-  folder = data_dir / parsed.name
+  folder = _folder(name, root)
+  if folder is None:
+    folder = root / naming.parse_builder_name_kwargs(name)[0].name
   for path in sorted(folder.rglob('*.json')):
     try:
       json.loads(path.read_bytes())
     except ValueError:
       return path
-  return folder / '<version>' / 'dataset_info.json'
+  return folder / '<version>' / _INFO
 
 
 def _prepare_again(
   folder: pathlib.Path, name: str, data_dir: str | os.PathLike[str] | None
 ) -> str:
+  try:
+    tfds.builder_cls(re.split('[/:]', name)[0])
+  except (tfds.core.DatasetNotFoundError, ValueError):  # or not a name
+    return f'If {folder} is corrupt, copy or write it again.'
   return (
     f'If {folder} is corrupt, delete it and prepare it again with: '
     + _how_to_prepare(name, data_dir)

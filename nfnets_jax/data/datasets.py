@@ -71,11 +71,12 @@ def load(
 
   Args:
     name: any TFDS data set with the features `image` and `label`, such as
-      `'digits'`, `'cifar10'` or `'imagenet2012'`, including those that exist
-      only as files in `data_dir`. `'folder'` is a folder of images,
-      `<data_dir>/train/<class>/*.jpg` or `<data_dir>/<class>/*.jpg`; see the
-      module `folder`. `'fake'` needs no files: 256 x 256 noise, a function of
-      the index, with the splits and 1,000 classes of ImageNet.
+      `'digits'`, `'cifar10'` or `'imagenet2012'`, or the folder of a prepared
+      one, such as `'/data/mine/1.0.0'`; see `builders.find`. `'folder'` is a
+      folder of images, `<data_dir>/train/<class>/*.jpg` or
+      `<data_dir>/<class>/*.jpg`; see the module `folder`. `'fake'` needs no
+      files: 256 x 256 noise, a function of the index, with the splits and 1,000
+      classes of ImageNet.
     split: in TFDS notation: `'train'`, `'train[10000:]'`, `'train[:5%]'`,
       `'train+validation'`.
     data_dir: root of the data sets, by default $TFDS_DATA_DIR or

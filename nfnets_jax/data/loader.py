@@ -15,14 +15,13 @@ for partners; evaluation sets its mask to 0. `skipped` in a training batch
 counts the replacements.
 """
 
-import functools
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from nfnets_jax.data import datasets, reader, transforms, workers
+from nfnets_jax.data import datasets, reader, shuffle, transforms, workers
 
 Batch = transforms.Batch
 Batches = workers.Batches
@@ -114,7 +113,8 @@ def train_batches(
 
   def read_all(indices: range, order: int) -> tuple[Examples, Sequence[int]]:
     shuffled = (
-      int(_permutation(size, seed, i // size, order)[i % size]) for i in indices
+      int(shuffle.permutation(size, seed, i // size, order)[i % size])
+      for i in indices
     )
     examples, skipped = zip(*map(read, shuffled), strict=True)
     return examples, skipped
@@ -149,14 +149,6 @@ def train_batches(
     num_workers,
     worker_type,
   )
-
-
-# Two orders for this epoch and, as workers run ahead, two for the next.
-@functools.lru_cache(maxsize=4)
-def _permutation(size: int, seed: int, epoch: int, order: int) -> np.ndarray:
-  """Returns one of the two orders of an epoch."""
-  philox = np.random.Philox(key=[seed, 1 + 2 * epoch + order])
-  return np.random.Generator(philox).permutation(np.arange(size, dtype='i4'))
 
 
 def _uniform(seed: int, indices: range) -> np.ndarray:

@@ -18,6 +18,8 @@ import grain
 import numpy as np
 from absl import flags, logging
 
+from nfnets_jax.data import shards
+
 Batch = dict[str, np.ndarray]
 WorkerType = Literal['threads', 'processes']
 
@@ -171,8 +173,9 @@ def batches(
 
 
 def _begin_worker(index: int, count: int) -> None:
-  """Makes a worker process exit with its parent, and only then."""
-  del index, count
+  """Sets limits, and makes a worker process exit with its parent only."""
+  del index
+  shards.begin_worker(count)
   # Terminals and schedulers signal the whole group; the parent decides.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -6,12 +6,20 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 
 import numpy as np
 import psutil
 import pytest
 
-from nfnets_jax.data import datasets, decode, loader, transforms, workers
+from nfnets_jax.data import (
+  datasets,
+  decode,
+  loader,
+  shuffle,
+  transforms,
+  workers,
+)
 
 
 class Indices:
@@ -220,6 +228,28 @@ def test_another_number_of_processes_resumes_the_same_stream():
   rest = train(indices(23), 8)
   rest.set_state(state)
   assert_equal(take(rest, 4), alone[5:])
+
+
+def test_hundreds_of_millions_of_examples_need_no_table():
+  class Many(Indices):
+    def __getitem__(self, index):
+      return super().__getitem__(index) | {'label': index % 1000}
+
+  size = 300_000_001
+  dataset = datasets.Dataset('many', 'train', Many(size), ('a',) * 1000)
+  tracemalloc.start()
+  try:
+    batches = train(dataset, 4, seed=3, partners=True, num_workers=0)
+    batches.set_state({'next_index': size - 1})
+    (batch,) = take(batches, 1)
+    _, peak = tracemalloc.get_traced_memory()
+  finally:
+    tracemalloc.stop()
+  assert peak < 2**20
+  for order, name in enumerate(('label', 'partner')):
+    old, new = (shuffle.permutation(size, 3, x, order) for x in (0, 1))
+    expected = [old[size - 1], *(new[i] for i in range(3))]
+    assert batch[name].tolist() == [x % 1000 for x in expected]
 
 
 def test_a_place_within_a_batch_is_refused():
