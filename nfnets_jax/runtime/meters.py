@@ -191,11 +191,15 @@ class Window:
   def describe_waits(self) -> str:
     """Returns the shares since `forget_time`, as text."""
     elapsed = time.monotonic() - self._began
-    shares = (
-      f'{(self._all_waits[name] + self._waits[name]) / elapsed:.1%} for {name}'
+    shares = {
+      name: 100 * (self._all_waits[name] + self._waits[name]) / elapsed
       for name in _WAITS
+    }
+    return (
+      f'of {elapsed:,.0f} s, waited {shares["data"]:.1f} % for data, '
+      f'{shares["checkpoint"]:.1f} % for checkpoints and '
+      f'{shares["evaluation"]:.1f} % for evaluation'
     )
-    return f'waited {", ".join(shares)} in {elapsed:,.0f} s'
 
   def _stop(self) -> None:
     while self._pending:

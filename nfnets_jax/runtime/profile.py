@@ -52,6 +52,7 @@ class Profile:
     first = start + WARM_UP + 1
     self._steps = range(first, first + steps)
     self._workdir, self._window = workdir, window
+    self._number = start
     self._stack = contextlib.ExitStack()
 
   @contextlib.contextmanager
@@ -61,6 +62,7 @@ class Profile:
     if traced and number == self._steps[0]:
       with self._window.paused():
         self._stack.enter_context(self._trace())
+    self._number = number
     with jax.profiler.StepTraceAnnotation('train', step_num=number):
       yield
     if traced and number == self._steps[-1]:
@@ -81,7 +83,7 @@ class Profile:
       for path in pathlib.Path(local).glob('plugins/profile/*/*'):
         (folder / path.name).write_bytes(path.read_bytes())
     progress.say(
-      f'profile of steps {self._steps[0]} to {self._steps[-1]} in {folder}; '
+      f'profile of steps {self._steps[0]} to {self._number} in {folder}; '
       f'to look at it: pip install tensorboard xprof; tensorboard '
       f'--logdir={self._workdir / "tensorboard"}'
     )
