@@ -1,7 +1,8 @@
 """Names the operation that made a NaN.
 
-With `jax_debug_nans`, jax checks what a compiled step returns, but can say no
-more than that there is a NaN. The same step then runs again on the same inputs,
+With `jax_debug_nans`, jax names operations outside of compiled steps, and keeps
+the inputs of these. It does not check what a compiled step returns, after the
+first call. Here, a step that returned a NaN runs again on the same inputs,
 operation by operation.
 """
 
@@ -43,20 +44,18 @@ class Explained(parallel.Program):
 
   def __call__(self, state: chex.ArrayTree, batch: chex.ArrayTree) -> Any:
     """Runs the step; raises a FloatingPointError if it returns a NaN."""
-    try:
-      return super().__call__(state, batch)
-    except Exception as error:
-      # jax has no public name for it.
-      if type(error).__name__ != 'InternalFloatingPointError':
-        raise
-      local = jax.tree.map(parallel.local_copy, (state, self._inputs))
-      found = find_nan(self._step, local[0], batch, *local[1])
-      raise FloatingPointError(
-        f'NaN made by {found}'
-        if found
-        else 'NaN in the compiled step, but not in its operations one by one, '
-        "on this process's images"
-      ) from None
+    with jax.debug_nans(False):  # jax would check the first call
+      outputs = super().__call__(state, batch)
+    if not _any_nan(jax.tree.map(parallel.local_copy, outputs)):
+      return outputs
+    local = jax.tree.map(parallel.local_copy, (state, self._inputs))
+    found = find_nan(self._step, local[0], batch, *local[1])
+    raise FloatingPointError(
+      f'NaN made by {found}'
+      if found
+      else 'NaN in the compiled step, but not in its operations one by one, '
+      "on this process's images"
+    )
 
 
 def find_nan(
@@ -126,7 +125,7 @@ def _evaluate(jaxpr: Any, values: list[Any]) -> list[Any]:
   for i, eqn in enumerate(jaxpr.eqns):
     inputs = read(eqn.invars)
     outputs = _run(eqn, inputs)
-    if any(map(_has_nan, outputs)):
+    if _any_nan(outputs):
       try:
         _look_inside(eqn, inputs)
       except _FoundError as found:
@@ -175,9 +174,10 @@ def _look_inside(eqn: Any, inputs: list[Any]) -> None:
 
 
 @jax.jit
-def _is_nan(x: jax.Array) -> jax.Array:
-  return jnp.isnan(x).any()
-
-
-def _has_nan(x: Any) -> bool:
-  return jnp.issubdtype(jnp.result_type(x), jnp.inexact) and bool(_is_nan(x))
+def _any_nan(tree: chex.ArrayTree) -> jax.Array:
+  found = [
+    jnp.isnan(x).any()
+    for x in jax.tree.leaves(tree)
+    if jnp.issubdtype(x.dtype, jnp.inexact)
+  ]
+  return jnp.asarray(found).any()

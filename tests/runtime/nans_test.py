@@ -31,6 +31,7 @@ def _log(state, batch, rate):
   return state - rate * value, value
 
 
+@pytest.mark.thorough
 def test_the_operation_is_named():
   batch = np.ones((2, 4), np.float32)
   batch[1, 3] = -1.0  # in the second micro-batch
@@ -48,8 +49,9 @@ def test_a_compiled_step_is_explained():
   with jax.debug_nans(True):
     compiled = parallel.lower_train_step(_log, state, batch, rate).compile()
     explained = nans.program(compiled, _log, rate)
-    _, value = explained(state, batch)
-    assert value == 0
+    for _ in range(3):  # jax checks the first call only
+      state, value = explained(state, batch)
+      assert value == 0
     batch[0, 0] = -1.0
     with pytest.raises(FloatingPointError, match='NaN made by `log`, .*stem'):
       explained(state, batch)
