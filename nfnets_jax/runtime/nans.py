@@ -28,7 +28,7 @@ def program(
 
   `compiled` is `step(state, batch, *inputs)`, mapped over `parallel.AXIS`.
   """
-  if jax.config.jax_debug_nans:
+  if getattr(jax.config, 'jax_debug_nans'):  # noqa: B009 (not in its type)
     return Explained(compiled, step, *inputs)
   return parallel.Program(compiled, *inputs)
 

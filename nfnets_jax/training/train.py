@@ -4,7 +4,7 @@ import contextlib
 import functools
 import math
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import haiku as hk
@@ -245,7 +245,7 @@ def _init_state(
   config: config_dict.ConfigDict,
   net: hk.TransformedWithState,
   optimizer: optax.GradientTransformation,
-  class_names: list[str] | None,
+  class_names: Sequence[str] | None,
 ) -> train_step.TrainState:
   """Returns the state at step 0, from `init_from` if class names are given."""
   state = train_step.init_state(
