@@ -28,7 +28,7 @@ def program(
 
   `compiled` is `step(state, batch, *inputs)`, mapped over `parallel.AXIS`.
   """
-  if getattr(jax.config, 'jax_debug_nans'):  # noqa: B009 (not in its type)
+  if jax.debug_nans.value:
     return Explained(compiled, step, *inputs)
   return parallel.Program(compiled, *inputs)
 
@@ -164,13 +164,22 @@ def _look_inside(eqn: Any, inputs: list[Any]) -> None:
   if name != 'scan':
     _evaluate(jaxpr, [*consts, *inputs])
     return
-  fixed, carries = params['num_consts'], params['num_carry']
+  # Only slices of a scan lose an axis inside. jax has renamed its counts.
+  slices = sum(map(_rank_differs, eqn.invars, jaxpr.invars))
+  carries = len(eqn.outvars) - sum(
+    map(_rank_differs, eqn.outvars, jaxpr.outvars)
+  )
+  fixed = len(inputs) - slices - carries
   carry = inputs[fixed : fixed + carries]
   steps = range(params['length'])
   for i in reversed(steps) if params['reverse'] else steps:
     parts = [x[i] for x in inputs[fixed + carries :]]
     values = [*consts, *inputs[:fixed], *carry, *parts]
     carry = _evaluate(jaxpr, values)[:carries]
+
+
+def _rank_differs(outer: Any, inner: Any) -> bool:
+  return len(outer.aval.shape) != len(inner.aval.shape)
 
 
 @jax.jit

@@ -41,14 +41,17 @@ class Profile:
       window: of the run, to wait for the last of them.
 
     Raises:
-      ValueError: if fewer steps are left.
+      ValueError: if the whole run is shorter. A resumed run that is too short
+      is not traced.
     """
-    left = total_steps - start
-    if steps and left < WARM_UP + steps:
+    if steps and total_steps < WARM_UP + steps:
       raise ValueError(
-        f'a profile of {steps} steps takes {WARM_UP + steps}, and {left} are '
-        'left of this run; lower --profile'
+        f'a profile of {steps} steps takes {WARM_UP + steps}, and the run has '
+        f'{total_steps}; lower --profile'
       )
+    if steps and total_steps - start < WARM_UP + steps:
+      progress.say(f'no profile: only {total_steps - start} steps are left')
+      steps = 0
     first = start + WARM_UP + 1
     self._steps = range(first, first + steps)
     self._workdir, self._window = workdir, window

@@ -133,6 +133,12 @@ def train_and_evaluate(
         f'the run in {workdir} has made {start} steps, and this config asks '
         f'for {total_steps}; raise epochs, or use another --workdir'
       )
+    window = meters.Window(
+      config.batch_size, config.optimizer.skip_nonfinite, config.max_loss
+    )
+    profiler = stack.enter_context(
+      profile.Profile(workdir, start, total_steps, profile_steps, window)
+    )
 
     # Steps, compiled before anything is written.
     programs.keep_compiled(config, workdir)
@@ -159,12 +165,6 @@ def train_and_evaluate(
     # Loop.
     eval_every = max(1, round(config.eval_every_epochs * epoch_steps))
     save_every = max(1, round(config.checkpoint_every_epochs * epoch_steps))
-    window = meters.Window(
-      config.batch_size, config.optimizer.skip_nonfinite, config.max_loss
-    )
-    profiler = stack.enter_context(
-      profile.Profile(workdir, start, total_steps, profile_steps, window)
-    )
     bar = stack.enter_context(
       progress.Progress(start, total_steps, config.batch_size)
     )

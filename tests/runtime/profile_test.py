@@ -51,7 +51,10 @@ def test_nothing_is_traced_unasked(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-def test_more_steps_than_are_left_are_refused(tmp_path):
-  message = 'a profile of 3 steps takes 8, and 7 are left of this run'
+def test_too_short_runs_are_not_traced(tmp_path, capsys):
+  _run(tmp_path, 3, 11 + profile.WARM_UP)  # the last command, once more
+  assert not list(tmp_path.iterdir())
+  assert 'no profile: only 7 steps are left' in capsys.readouterr().out
+  message = 'a profile of 13 steps takes 18, and the run has 17; lower'
   with pytest.raises(ValueError, match=message):
-    _run(tmp_path, 3, 0)
+    _run(tmp_path, 13, 0)
