@@ -34,6 +34,18 @@ _ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
   False,
   'Go on with a run that began with another config or with other data.',
 )
+_PROFILE = flags.DEFINE_integer(
+  'profile',
+  0,
+  'Trace this many training steps for the profiler of TensorBoard.',
+  lower_bound=0,
+)
+_DEBUG_NANS = flags.DEFINE_bool(
+  'debug_nans',
+  False,
+  'Stop at the first NaN and name the operation that made it; takes more '
+  'memory.',
+)
 _PER_CLASS = flags.DEFINE_bool(
   'per_class',
   False,
@@ -91,6 +103,8 @@ def start() -> pathlib.Path:
   for flag in (_PER_CLASS, _LABEL_SETS):
     if flag.value and _MODE.value != 'evaluate':
       sys.exit(f'error: --{flag.name} needs --mode=evaluate')
+  if _PROFILE.value and _MODE.value != 'train':
+    sys.exit('error: --profile needs --mode=train')
   if _PER_CLASS.value and _LABEL_SETS.value:
     sys.exit('error: --per_class needs one label an image; omit --label_sets')
   if not flags.FLAGS['verbosity'].present:
@@ -113,6 +127,7 @@ def start() -> pathlib.Path:
 
   from nfnets_jax.training import host_memory
 
+  jax.config.update('jax_debug_nans', _DEBUG_NANS.value)
   if jax.default_backend() == 'cpu':
     host_memory.keep_freed_memory()
   return workdir
@@ -141,7 +156,7 @@ def main(argv: list[str]) -> None:
   with processes.ending_together(), command_line.telling(), interrupt.exiting():
     if _MODE.value == 'train':
       report = train.train_and_evaluate(
-        _CONFIG.value, workdir, _ALLOW_CONFIG_CHANGE.value
+        _CONFIG.value, workdir, _ALLOW_CONFIG_CHANGE.value, _PROFILE.value
       )
       progress.say(workdirs.format_report(report, workdir))
     else:

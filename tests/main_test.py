@@ -219,6 +219,7 @@ def test_evaluation_without_a_run(parse, tmp_path):
   ('arguments', 'message'),
   [
     (['--per_class'], '--per_class needs --mode=evaluate'),
+    (['--profile=9', '--mode=evaluate'], '--profile needs --mode=train'),
     (['--label_sets=real.json'], '--label_sets needs --mode=evaluate'),
     (
       ['--per_class', '--label_sets=real.json', '--mode=evaluate'],

@@ -1,203 +1,116 @@
 """A lock on the run folder, so that only one process writes to a run.
 
-The lock file names its holder. The kernel also locks it (`flock`) and releases
-it when the process ends, so a killed run can resume at once on the same host.
-Holders on other hosts are detected by a heartbeat in the file: a new process
-waits for the next beat and takes over after `LAPSE` seconds without one.
+The lock is a file that names its holder, who rewrites it at every heartbeat. A
+second process is refused while the first lives. It takes the lock over
+  * at once, if the holder ran on this host and has ended;
+  * else after `LAPSE` seconds without a heartbeat. A holder that was silent
+    for that long, but lives, finds out in `Lock.check`.
+
+On a disk, the kernel also locks the file (`flock`). In a bucket, the file is
+created only if it does not exist. That is atomic in Google Cloud Storage and
+S3; where a store ignores the condition, of two processes that start in the same
+moment the first finds out at its next heartbeat.
 """
 
 import contextlib
-import datetime
-import errno
-import fcntl
-import json
 import os
-import pathlib
-import socket
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
 
 from absl import logging
 
-from nfnets_jax.runtime import progress
+from nfnets_jax.runtime import holder as holders
+from nfnets_jax.runtime import lock_files
+from nfnets_jax.runtime.lock_files import InUseError as InUseError
 
 NAME = 'lock'
 # Seconds between heartbeats, and until a silent holder counts as dead.
-BEAT = 5.0
+BEAT = 10.0
 LAPSE = 60.0
 
-# errno of flock on file systems without support.
-_UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
-# Bytes of the file, written in one call so that no reader sees a partial write.
-_SIZE = 512
-_FIELDS = {'host', 'pid', 'since', 'kernel'}
+
+class LostError(RuntimeError):
+  """Another process has taken the lock over; the message names it."""
 
 
-class InUseError(RuntimeError):
-  """Another process holds the lock; the message names it."""
+class Lock:
+  """A lock that this process holds."""
+
+  def __init__(self, file: lock_files.File, me: holders.Holder):
+    self._file, self._me = file, me
+
+  def check(self) -> None:
+    """Raises a LostError if another process has taken the lock over.
+
+    Call it before each write that the new holder must not find.
+    """
+    current = self._file.read()
+    if not holders.same(current, self._me):
+      new = holders.describe(current) if current else 'nobody'
+      raise LostError(
+        f'this process has lost the lock {self._file.path}, which is now held '
+        f'by {new}: it made no heartbeat for some time, or the file was '
+        'removed. It ends and writes nothing more; do not start it again while '
+        'another process trains in this folder'
+      )
+
+  def keep(self, stop: threading.Event, seconds: float) -> None:
+    """Makes heartbeats until stopped, or until the lock is lost."""
+    while not stop.wait(seconds):
+      try:
+        if not holders.same(self._file.read(), self._me):
+          return  # `check` raises
+        self._file.write(holders.encode(self._me, time.time()))
+      except Exception as error:  # each store has its own types
+        logging.warning('cannot write the heartbeat of this run: %s', error)
 
 
 @contextlib.contextmanager
 def hold(
-  folder: pathlib.Path,
+  folder: os.PathLike[str],
   name: str = NAME,
   beat: float = BEAT,
   lapse: float = LAPSE,
-) -> Iterator[None]:
+) -> Iterator[Lock]:
   """Holds the lock on a run folder while it is entered.
 
   Args:
-    folder: run folder; created if missing, and removed at the end if empty.
+    folder: run folder, on a disk or in a bucket; on a disk, it is created if
+      missing, and removed at the end if empty.
     name: file name, for folders where several processes write different parts.
     beat: seconds between heartbeats.
     lapse: seconds without a heartbeat after which a holder on another host
       counts as dead; several times `beat`.
 
+  Yields:
+    The lock, to be checked before each write.
+
   Raises:
     InUseError: if another process, or another thread of this one, holds it.
+    OSError: if the folder cannot be written to.
   """
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK):
-      raise PermissionError('it is not writable')
-  except OSError as error:
-    raise OSError(f'cannot write to {folder}: {error}') from error
-  path = folder / name
-  file, locked = _acquire(path, beat, lapse)
-  try:
-    about = {
-      'host': socket.gethostname(),
-      'pid': os.getpid(),
-      'since': _now(),
-      'kernel': _kernel(),
-    }
-    _write(file, about)
-    if not locked:
-      # If two processes took it at once, the last writer keeps it.
-      time.sleep(beat)
-      if not _is_of(path, about):
-        raise InUseError(_refusal(path, _read(path)))
+  me = holders.this_process()
+  in_bucket = '://' in os.fspath(folder)
+  open_file = lock_files.in_bucket if in_bucket else lock_files.on_disk
+  with open_file(folder, name, me, beat, lapse) as file:
+    lock = Lock(file, me)
     stop = threading.Event()
     heartbeat = threading.Thread(
-      target=_beat, args=(file, about, stop, beat), daemon=True
+      target=lock.keep, args=(stop, beat), daemon=True
     )
     heartbeat.start()
     try:
-      yield
+      yield lock
     finally:
       stop.set()
       heartbeat.join()
-      if _is_of(path, about):  # else another process took over
-        path.unlink(missing_ok=True)  # while still locked
-      with contextlib.suppress(OSError):  # not empty
-        folder.rmdir()
-  finally:
-    os.close(file)
+      _release(file, me)
 
 
-def _acquire(path: pathlib.Path, beat: float, lapse: float) -> tuple[int, bool]:
-  """Opens the free lock file; also returns whether flock is supported."""
-  while True:
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-      locked = _flock(path, file)
-      _wait_for(path, locked, beat, lapse)
-      # The previous holder may have removed the file since it was opened.
-      with contextlib.suppress(FileNotFoundError):
-        if os.path.samestat(os.fstat(file), path.stat()):
-          return file, locked
-    except BaseException:
-      os.close(file)
-      raise
-    os.close(file)
-
-
-def _flock(path: pathlib.Path, file: int) -> bool:
-  """Locks an open file; returns whether the file system supports it."""
+def _release(file: lock_files.File, me: holders.Holder) -> None:
   try:
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError:
-    raise InUseError(_refusal(path, _read(path))) from None
-  except OSError as error:
-    if error.errno not in _UNSUPPORTED:
-      raise
-    return False
-  return True
-
-
-def _wait_for(
-  path: pathlib.Path, locked: bool, beat: float, lapse: float
-) -> None:
-  """Returns once the holder is dead; raises if it is alive."""
-  holder = _read(path)
-  if not holder or (locked and holder.get('kernel') == _kernel()):
-    return
-  progress.say(
-    f'{path} names {_describe(holder)}; waiting {lapse:.0f} s for a heartbeat'
-  )
-  deadline = time.monotonic() + lapse
-  while time.monotonic() < deadline:
-    time.sleep(min(beat, lapse) / 2)
-    current = _read(path)
-    if not current:
-      return
-    if current != holder:
-      raise InUseError(_refusal(path, current))
-  progress.say(f'no heartbeat of {_describe(holder)}; this process takes over')
-
-
-def _beat(
-  file: int, about: dict[str, Any], stop: threading.Event, seconds: float
-) -> None:
-  while not stop.wait(seconds):
-    try:
-      _write(file, about)
-    except OSError as error:
-      logging.warning('cannot write the heartbeat of this run: %s', error)
-
-
-def _write(file: int, about: dict[str, Any]) -> None:
-  text = json.dumps({**about, 'beat': time.time()})
-  os.pwrite(file, f'{text:{_SIZE - 1}}\n'.encode(), 0)
-  os.ftruncate(file, _SIZE)  # the old content may be longer
-  os.fsync(file)
-
-
-def _read(path: pathlib.Path) -> dict[str, Any]:
-  """Returns the recorded holder, or {}."""
-  try:
-    about = json.loads(path.read_bytes())
-  except (FileNotFoundError, ValueError):
-    # Empty before the first beat, or corrupt after a host crash.
-    return {}
-  return about if isinstance(about, dict) and about.keys() >= _FIELDS else {}
-
-
-def _is_of(path: pathlib.Path, about: dict[str, Any]) -> bool:
-  return about.items() <= _read(path).items()
-
-
-def _kernel() -> str:
-  """Returns an ID of this host and boot."""
-  path = pathlib.Path('/proc/sys/kernel/random/boot_id')
-  return path.read_text().strip() if path.exists() else socket.gethostname()
-
-
-def _now() -> str:
-  now = datetime.datetime.now().astimezone()
-  return now.isoformat(sep=' ', timespec='seconds')
-
-
-def _describe(holder: dict[str, Any]) -> str:
-  if not holder:
-    return 'a process that is starting'
-  return f'process {holder["pid"]} on {holder["host"]}, since {holder["since"]}'
-
-
-def _refusal(path: pathlib.Path, holder: dict[str, Any]) -> str:
-  return (
-    f'{path.parent} is in use by {_describe(holder)}; wait until it has ended, '
-    'or use another folder'
-  )
+    if holders.same(file.read(), me):  # else another process took over
+      file.remove()
+  except Exception as error:  # must not hide an error of the run
+    logging.warning('cannot remove %s, which lapses: %s', file.path, error)

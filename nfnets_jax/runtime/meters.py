@@ -13,8 +13,16 @@ import jax
 # of the devices, so a NaN is detected two steps late.
 _IN_FLIGHT = 2
 
+# What a run waits for besides its steps.
+_WAITS = ('data', 'checkpoint', 'evaluation')
+
 # Metrics that differ between otherwise identical runs.
-SPEEDS = ('images_per_second', 'step_seconds', 'data_wait_seconds')
+SPEEDS = (
+  'images_per_second',
+  'step_seconds',
+  'data_wait_seconds',
+  *(f'{name}_share' for name in _WAITS),
+)
 
 # Metrics that are summed over steps.
 _COUNTS = ('skipped', 'nonfinite')
@@ -86,9 +94,11 @@ class Window:
     self._stop_requested = False
     self._pending: collections.deque = collections.deque()
     self._fetched: list[dict[str, float]] = []
-    self._clock = time.monotonic()
+    # Since the last report, and since the first.
+    self._waits = dict.fromkeys(_WAITS, 0.0)
+    self._all_waits = dict.fromkeys(_WAITS, 0.0)
+    self._clock = self._reported = self._began = time.monotonic()
     self._seconds = 0.0
-    self._waited = 0.0
     self._timed_steps = 0
 
   @property
@@ -97,13 +107,13 @@ class Window:
     return self._stop_requested
 
   @contextlib.contextmanager
-  def waiting(self) -> Iterator[None]:
-    """Counts the time inside as waiting for data."""
+  def waiting(self, name: str = 'data') -> Iterator[None]:
+    """Counts the time inside as waiting for `name`, one of `_WAITS`."""
     began = time.monotonic()
     try:
       yield
     finally:
-      self._waited += time.monotonic() - began
+      self._waits[name] += time.monotonic() - began
 
   def push(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
     """Adds the metrics of a step and fetches those that are due.
@@ -118,19 +128,31 @@ class Window:
       self._fetch()
 
   @contextlib.contextmanager
-  def paused(self) -> Iterator[None]:
-    """Waits for all steps and stops the clock; raises like `push`."""
+  def paused(self, name: str | None = None) -> Iterator[None]:
+    """Waits for all steps and stops the clock; raises like `push`.
+
+    The time inside counts as waiting for `name`, if given.
+    """
     self._stop()
     try:
-      yield
+      with self.waiting(name) if name else contextlib.nullcontext():
+        yield
     finally:
       self._clock = time.monotonic()
 
   def forget_time(self) -> None:
     """Excludes all steps so far from the speed; raises like `push`."""
     self._stop()
-    self._seconds, self._waited, self._timed_steps = 0.0, 0.0, 0
-    self._clock = time.monotonic()
+    self._restart()
+    self._all_waits = dict.fromkeys(_WAITS, 0.0)
+    self._began = self._clock
+
+  def _restart(self) -> None:
+    self._clock = self._reported = time.monotonic()
+    self._seconds, self._timed_steps = 0.0, 0
+    for name in _WAITS:
+      self._all_waits[name] += self._waits[name]
+      self._waits[name] = 0.0
 
   def summarize(self) -> dict[str, float]:
     """Returns mean metrics and speed since the last call; raises like `push`.
@@ -139,7 +161,10 @@ class Window:
       The mean of each metric over the finite steps, except: the latest
       `learning_rate`; the number of examples `skipped`; the number of skipped
       `nonfinite` steps. If any step was timed, also `images_per_second`,
-      `step_seconds` and `data_wait_seconds`, a part of `step_seconds`.
+      `step_seconds`, `data_wait_seconds`, a part of `step_seconds`, and the
+      fractions of the time since the last call that the run waited for data,
+      checkpoints and evaluations: `data_share`, `checkpoint_share` and
+      `evaluation_share`.
     """
     self._stop()
     means: dict[str, float] = {}
@@ -155,10 +180,26 @@ class Window:
       step_seconds = self._seconds / self._timed_steps
       means['images_per_second'] = self._images_per_step / step_seconds
       means['step_seconds'] = step_seconds
-      means['data_wait_seconds'] = self._waited / self._timed_steps
+      means['data_wait_seconds'] = self._waits['data'] / self._timed_steps
+      elapsed = time.monotonic() - self._reported
+      for name, seconds in self._waits.items():
+        means[f'{name}_share'] = seconds / elapsed
     self._fetched = []
-    self.forget_time()
+    self._restart()
     return means
+
+  def describe_waits(self) -> str:
+    """Returns the shares since `forget_time`, as text."""
+    elapsed = time.monotonic() - self._began
+    shares = {
+      name: 100 * (self._all_waits[name] + self._waits[name]) / elapsed
+      for name in _WAITS
+    }
+    return (
+      f'of {elapsed:,.0f} s, waited {shares["data"]:.1f} % for data, '
+      f'{shares["checkpoint"]:.1f} % for checkpoints and '
+      f'{shares["evaluation"]:.1f} % for evaluation'
+    )
 
   def _stop(self) -> None:
     while self._pending:

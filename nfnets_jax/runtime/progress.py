@@ -13,6 +13,7 @@ _SHOWN = (
   'top_1',
   'learning_rate',
   'images_per_second',
+  'data_share',
   'eval_top_1',
   'ema_eval_top_1',
   'eval_loss',

@@ -5,7 +5,7 @@ Used by the training loop and by `nfnets_jax.compile`.
 
 import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import haiku as hk
@@ -16,7 +16,7 @@ from ml_collections import config_dict
 
 from nfnets_jax import devices as platforms
 from nfnets_jax import paths
-from nfnets_jax.runtime import parallel, processes, progress
+from nfnets_jax.runtime import nans, parallel, processes, progress
 from nfnets_jax.training import build, fit, train_step
 
 
@@ -34,15 +34,25 @@ def lower_train_step(
 
   `state` is replicated or shapes; `batch` comes from `batch_shapes`.
   """
-  step = build.create_train_step(
+  step = _train_step(config, net, num_classes, epoch_steps, micro_batches)
+  inputs = build.initial_hyperparams(config)
+  return parallel.lower_train_step(step, state, batch, inputs, devices=devices)
+
+
+def _train_step(
+  config: config_dict.ConfigDict,
+  net: hk.TransformedWithState,
+  num_classes: int,
+  epoch_steps: float,
+  micro_batches: int,
+) -> Callable:
+  return build.create_train_step(
     config,
     net,
     num_classes,
     lambda values: build.create_schedule(config, epoch_steps, values),
     micro_batches,
   )
-  inputs = build.initial_hyperparams(config)
-  return parallel.lower_train_step(step, state, batch, inputs, devices=devices)
 
 
 def lower_eval_step(
@@ -145,7 +155,8 @@ def compile_train_step(
       f'batch normalisation uses statistics of {per_device // fits.parts} '
       f'images; set micro_batches={fits.parts} to get the same elsewhere'
     )
-  return parallel.Program(fits.compiled, build.initial_hyperparams(config))
+  step = _train_step(config, net, num_classes, epoch_steps, fits.parts)
+  return nans.program(fits.compiled, step, build.initial_hyperparams(config))
 
 
 def compile_eval_step(
@@ -182,7 +193,8 @@ def compile_eval_step(
     agree=processes.all_agree,
     remedy=fit.EVALUATION_REMEDY,
   )
-  return parallel.Program(fits.compiled)
+  step = build.create_eval_step(config, net, fits.parts)
+  return nans.program(fits.compiled, functools.partial(step, **options))
 
 
 def _local_part(batch: train_step.Batch) -> train_step.Batch:

@@ -4,12 +4,13 @@ import contextlib
 import functools
 import math
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import haiku as hk
 import jax
 import numpy as np
+import optax
 from ml_collections import config_dict
 
 from nfnets_jax import paths, weights
@@ -22,6 +23,7 @@ from nfnets_jax.runtime import (
   meters,
   parallel,
   processes,
+  profile,
   progress,
 )
 from nfnets_jax.runtime import workdir as workdirs
@@ -41,6 +43,7 @@ def train_and_evaluate(
   config: config_dict.ConfigDict,
   workdir: str | pathlib.Path,
   allow_config_change: bool = False,
+  profile_steps: int = 0,
 ) -> dict[str, Any]:
   """Trains a network and evaluates it, resuming an existing run.
 
@@ -51,6 +54,7 @@ def train_and_evaluate(
       `report.json`. An interrupted run resumes from its newest checkpoint; a
       finished run returns its report. A file `lock` names the running process.
     allow_config_change: whether to resume with another config or other data.
+    profile_steps: number of steps to trace into `tensorboard/`; 0 is off.
 
   Returns:
     The report: `steps`, `eval_top_1`, `eval_top_5`, `eval_loss`, the same with
@@ -62,6 +66,7 @@ def train_and_evaluate(
   Raises:
     ValueError: for an invalid config, or a folder with another config or data.
     lock.InUseError: if another process trains in the folder.
+    lock.LostError: if another process has taken the folder over.
     FloatingPointError: if the loss or gradient norm is not finite, or the loss
       exceeds `max_loss`; names the step and the last good checkpoint.
     interrupt.StoppedError: after a checkpoint, on SIGTERM or SIGINT.
@@ -100,20 +105,14 @@ def train_and_evaluate(
   optimizer = build.create_optimizer(
     config, build.create_schedule(config, epoch_steps)
   )
-  first_state = train_step.init_state(
-    net, optimizer, config.seed, config.data.image_size
-  )
-  if config.init_from is not None and not begun:
-    first_state = init_from.initialize(
-      config, first_state, train_set.class_names
-    )
-  state = parallel.replicate(first_state)
+  classes = None if begun else train_set.class_names
+  state = parallel.replicate(_init_state(config, net, optimizer, classes))
   num_params = hk.data_structures.tree_size(state.params)
 
   with contextlib.ExitStack() as stack:
     stack.callback(loader.close)
-    if first_process:  # the only writer
-      stack.enter_context(lock.hold(workdir))
+    # Process 0 is the only writer.
+    held = stack.enter_context(lock.hold(workdir)) if first_process else None
 
     # Restore.
     checkpoints = checkpoint.Checkpointer(
@@ -134,6 +133,12 @@ def train_and_evaluate(
         f'the run in {workdir} has made {start} steps, and this config asks '
         f'for {total_steps}; raise epochs, or use another --workdir'
       )
+    window = meters.Window(
+      config.batch_size, config.optimizer.skip_nonfinite, config.max_loss
+    )
+    profiler = stack.enter_context(
+      profile.Profile(workdir, start, total_steps, profile_steps, window)
+    )
 
     # Steps, compiled before anything is written.
     programs.keep_compiled(config, workdir)
@@ -160,9 +165,6 @@ def train_and_evaluate(
     # Loop.
     eval_every = max(1, round(config.eval_every_epochs * epoch_steps))
     save_every = max(1, round(config.checkpoint_every_epochs * epoch_steps))
-    window = meters.Window(
-      config.batch_size, config.optimizer.skip_nonfinite, config.max_loss
-    )
     bar = stack.enter_context(
       progress.Progress(start, total_steps, config.batch_size)
     )
@@ -170,12 +172,13 @@ def train_and_evaluate(
     stack.enter_context(_advice(checkpoints, workdir))
     results: dict[str, float] = {}
     for step in range(start + 1, total_steps + 1):
-      with window.waiting():
-        batch = next(loader)
-      if several:
-        batch['stop'] = _stop_votes(signals)
-      state, metrics = step_fn(state, parallel.shard(batch))
-      window.push(step, metrics)
+      with profiler.step(step):
+        with window.waiting():
+          batch = next(loader)
+        if several:
+          batch['stop'] = _stop_votes(signals)
+        state, metrics = step_fn(state, parallel.shard(batch))
+        window.push(step, metrics)
       bar.advance()
       if step == start + 1:
         window.forget_time()  # the first step loads the program
@@ -186,6 +189,8 @@ def train_and_evaluate(
       # Also at a checkpoint, so that a resumed run averages the same steps.
       if save or step % config.log_every_steps == 0:
         checkpoints.check()
+        if held:
+          held.check()
         means = window.summarize()
         # Once per report: it reads all parameters and blocks.
         pair = jax.tree.map(
@@ -196,15 +201,17 @@ def train_and_evaluate(
         if writer:
           writer.write(step, 'train', means)
       if last or step % eval_every == 0:
-        with window.paused():
+        with window.paused('evaluation'):
           results = evaluate.evaluate(eval_fn, state, test_batches())
         bar.show(step, step / epoch_steps, results)
         if writer:
           writer.write(step, 'test', results)
       # Last, so that all metrics up to the checkpoint are on disk.
       if save:
-        with window.paused():  # all steps so far were finite
+        with window.paused('checkpoint'):  # all steps so far were finite
           check_replicas(state, step)
+          if held:
+            held.check()
           checkpoints.save(step, state, loader.get_state())
       if stop and not last:
         checkpoints.wait()
@@ -214,16 +221,14 @@ def train_and_evaluate(
         )
 
     # Report, once the last checkpoint is on disk.
-    checkpoints.wait()
+    with window.waiting('checkpoint'):
+      checkpoints.wait()
+    progress.say(window.describe_waits())
     if not results:  # resumed after the last step
       results = evaluate.evaluate(eval_fn, state, test_batches())
     report = {
-      'model': config.model.name,
-      'data': config.data.name,
+      **_describe(config),
       'steps': total_steps,
-      'batch_size': config.batch_size,
-      'devices': jax.device_count(),
-      'device_kind': jax.devices()[0].device_kind,
       'num_classes': train_set.num_classes,
       **results,
       'num_params': num_params,
@@ -234,6 +239,32 @@ def train_and_evaluate(
       logbook.plot_curves(workdir)
       workdirs.write_json(workdir / 'report.json', report)
   return report
+
+
+def _init_state(
+  config: config_dict.ConfigDict,
+  net: hk.TransformedWithState,
+  optimizer: optax.GradientTransformation,
+  class_names: Sequence[str] | None,
+) -> train_step.TrainState:
+  """Returns the state at step 0, from `init_from` if class names are given."""
+  state = train_step.init_state(
+    net, optimizer, config.seed, config.data.image_size
+  )
+  if config.init_from is None or class_names is None:
+    return state
+  return init_from.initialize(config, state, class_names)
+
+
+def _describe(config: config_dict.ConfigDict) -> dict[str, Any]:
+  """Returns what a report tells of the config and the devices."""
+  return {
+    'model': config.model.name,
+    'data': config.data.name,
+    'batch_size': config.batch_size,
+    'devices': jax.device_count(),
+    'device_kind': jax.devices()[0].device_kind,
+  }
 
 
 @contextlib.contextmanager

@@ -1,4 +1,5 @@
 import math
+import re
 import time
 
 import jax
@@ -24,7 +25,7 @@ def test_window_averages_each_step_once():
   assert speeds['images_per_second'] * speeds['step_seconds'] == (
     pytest.approx(32)
   )
-  assert speeds['data_wait_seconds'] == 0
+  assert speeds['data_wait_seconds'] == speeds['data_share'] == 0
   # It starts anew.
   window.push(5, _scalars(7))
   assert window.summarize()['loss'] == 7
@@ -40,6 +41,36 @@ def test_waiting_for_data_is_part_of_a_step():
   assert means['step_seconds'] >= means['data_wait_seconds'] >= 0.05
   window.push(3, _scalars(1))
   assert window.summarize()['data_wait_seconds'] == 0
+
+
+def test_the_time_of_waits_is_shared_out():
+  window = meters.Window(images_per_step=32)
+  window.push(1, _scalars(1))
+  with window.paused('evaluation'):  # before the clock starts
+    time.sleep(0.05)
+  window.forget_time()
+  began = time.monotonic()
+  window.push(2, _scalars(1))
+  with window.waiting():
+    time.sleep(0.01)
+  with window.paused('checkpoint'):
+    time.sleep(0.06)
+  with window.paused():  # for neither
+    time.sleep(0.01)
+  means = window.summarize()
+  elapsed = time.monotonic() - began
+  assert means['data_share'] >= 0.01 / elapsed
+  assert 0.06 / elapsed <= means['checkpoint_share'] < 0.9
+  assert means['evaluation_share'] == 0
+  assert means['step_seconds'] < elapsed - 0.06
+  with window.paused('evaluation'):  # after the last report
+    time.sleep(0.03)
+  pattern = r'of 0 s, waited (.+) % for data, (.+) % for ch.* and (.+) % for e'
+  data, saving, evaluation = map(
+    float, re.match(pattern, window.describe_waits()).groups()
+  )
+  assert 0 < data < evaluation < saving < 70
+  assert data + saving + evaluation < 100
 
 
 def test_steps_left_out_are_counted_and_not_averaged():

@@ -49,7 +49,7 @@ def config(make_config):
 def straight(config, tmp_path_factory):
   """The folder of a run from beginning to end, and its report."""
   workdir = tmp_path_factory.mktemp('straight')
-  return workdir, train.train_and_evaluate(config, workdir)
+  return workdir, train.train_and_evaluate(config, workdir, profile_steps=2)
 
 
 @pytest.fixture
@@ -189,6 +189,14 @@ def test_metrics_tell_the_state_of_the_run(straight):
   for line in lines:
     assert line['step_seconds'] > line['data_wait_seconds'] >= 0
     assert line['ema_distance'] > 0
+    shares = {
+      name: line[f'{name}_share']
+      for name in ('data', 'checkpoint', 'evaluation')
+    }
+    assert 0 < shares['data'] <= sum(shares.values()) < 1
+    # Of the time since the last report.
+    assert (shares['checkpoint'] > 0) == (line['step'] in (12, 24, 32))
+    assert (shares['evaluation'] > 0) == (line['step'] == 24)
     parts = {name for name in line if name.startswith('clipped')}
     assert parts == {
       'clipped',
@@ -198,6 +206,11 @@ def test_metrics_tell_the_state_of_the_run(straight):
     }
     assert all(0 <= line[name] <= 1 for name in parts)
   assert any(line['clipped'] > 0 for line in lines)
+
+
+def test_a_profile_is_of_steps_after_the_first(straight):
+  (path,) = (straight[0] / 'tensorboard').glob('plugins/profile/*/*.xplane.pb')
+  assert b'train' in path.read_bytes()
 
 
 def test_learning_rate_follows_the_schedule(config, straight):
@@ -541,6 +554,20 @@ def test_a_folder_takes_one_run_at_a_time(make_config, tmp_path):
   ):
     train.train_and_evaluate(make_config(), tmp_path)
   assert not (tmp_path / 'config.json').exists()
+
+
+def test_a_run_that_was_taken_over_ends(config, tmp_path, monkeypatch):
+  def take_over(bar, step, epoch, values):
+    holder = json.loads((tmp_path / lock.NAME).read_text())
+    holder |= {'owner': 'another', 'host': 'elsewhere'}
+    (tmp_path / lock.NAME).write_text(json.dumps(holder))
+
+  monkeypatch.setattr(progress.Progress, 'show', take_over)
+  with pytest.raises(lock.LostError, match='now held by .* on elsewhere'):
+    train.train_and_evaluate(config, tmp_path)
+  assert [line['step'] for line in logbook.read(tmp_path)] == [4]
+  assert not (tmp_path / 'checkpoints').exists()
+  assert (tmp_path / lock.NAME).exists()  # that of the other
 
 
 @pytest.mark.parametrize('name', ['lr=[0.1]', 'a\\b', 'x*'])
