@@ -141,9 +141,9 @@ def resolve(data_dir: str | os.PathLike[str] | None) -> pathlib.Path:
     PosixPath('/data/sets')
   """
   if data_dir is not None:
-    return paths.expand_literal(data_dir, 'data_dir')
+    return paths.local_literal(data_dir, 'data_dir')
   default = paths.from_environment(_DATA_DIR_VARIABLE, '~/tensorflow_datasets')
-  return paths.expand_literal(default, f'${_DATA_DIR_VARIABLE}')
+  return paths.local_literal(default, f'${_DATA_DIR_VARIABLE}')
 
 
 def has_random_access(builder: tfds.core.DatasetBuilder) -> bool:

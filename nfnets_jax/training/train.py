@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import math
-import pathlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -39,17 +38,18 @@ from nfnets_jax.training import config as configs
 
 def train_and_evaluate(
   config: config_dict.ConfigDict,
-  workdir: str | pathlib.Path,
+  workdir: paths.PathLike,
   allow_config_change: bool = False,
 ) -> dict[str, Any]:
   """Trains a network and evaluates it, resuming an existing run.
 
   Args:
     config: config of the run; `training/config.py` documents the fields.
-    workdir: receives `config.json`, `data.json`, `metrics.jsonl`,
-      `tensorboard/`, `checkpoints/`, `curves.png` and, at the end,
-      `report.json`. An interrupted run resumes from its newest checkpoint; a
-      finished run returns its report. A file `lock` names the running process.
+    workdir: folder, perhaps `gs://…` or `s3://…`, that receives `config.json`,
+      `data.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/`, `curves.png`
+      and, at the end, `report.json`. An interrupted run resumes from its newest
+      checkpoint; a finished run returns its report. A file `lock` names the
+      running process.
     allow_config_change: whether to resume with another config or other data.
 
   Returns:
@@ -203,6 +203,8 @@ def train_and_evaluate(
           writer.write(step, 'test', results)
       # Last, so that all metrics up to the checkpoint are on disk.
       if save:
+        if writer:
+          writer.flush()
         with window.paused():  # all steps so far were finite
           check_replicas(state, step)
           checkpoints.save(step, state, loader.get_state())
@@ -238,7 +240,7 @@ def train_and_evaluate(
 
 @contextlib.contextmanager
 def _advice(
-  checkpoints: checkpoint.Checkpointer, workdir: pathlib.Path
+  checkpoints: checkpoint.Checkpointer, workdir: paths.Path
 ) -> Iterator[None]:
   """Adds the last good checkpoint and a remedy to divergence errors."""
   try:
