@@ -187,7 +187,7 @@ class Checkpointer:
       folder = self._directory / str(step)
       if folder.is_dir():
         moved = _free_name(f'{folder}.corrupt')
-        folder.rename(moved)
+        files.move(folder, moved)
         progress.say(f'renamed the corrupt checkpoint {folder} to {moved.name}')
     self._corrupt = []
     self._remove_partial()

@@ -70,6 +70,20 @@ def remove(folder: paths.Path) -> None:
     epath.Path(folder).rmtree(missing_ok=True)
 
 
+def move(folder: paths.Path, target: paths.Path) -> None:
+  """Renames a folder; in a bucket, copies its objects and removes it."""
+  if not paths.in_bucket(folder):
+    folder.rename(target)
+    return
+  system = _file_system(folder)
+  source, copy = (
+    system._strip_protocol(os.fspath(x)) for x in (folder, target)
+  )
+  for name in system.find(source):
+    system.cp_file(name, copy + name.removeprefix(source))
+  remove(folder)
+
+
 @contextlib.contextmanager
 def downloaded(folder: paths.Path) -> Iterator[epath.Path]:
   """Yields a temporary local copy of a folder of a bucket."""
