@@ -140,6 +140,11 @@ def resolve(data_dir: str | os.PathLike[str] | None) -> pathlib.Path:
     >>> resolve('/data/sets')
     PosixPath('/data/sets')
   """
+  if data_dir is not None and paths.in_bucket(data_dir):
+    raise ValueError(
+      f'data_dir={data_dir}: ArrayRecord reads local files only; copy the data '
+      f'set with: python -m nfnets_jax.data.fetch {data_dir} NAME --data_dir=DIR'
+    )
   if data_dir is not None:
     return paths.local_literal(data_dir, 'data_dir')
   default = paths.from_environment(_DATA_DIR_VARIABLE, '~/tensorflow_datasets')
