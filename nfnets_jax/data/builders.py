@@ -142,8 +142,9 @@ def resolve(data_dir: str | os.PathLike[str] | None) -> pathlib.Path:
   """
   if data_dir is not None and paths.in_bucket(data_dir):
     raise ValueError(
-      f'data_dir={data_dir}: ArrayRecord reads local files only; copy the data '
-      f'set with: python -m nfnets_jax.data.fetch {data_dir} NAME --data_dir=DIR'
+      f'data_dir={data_dir}: ArrayRecord reads local files only; mount the '
+      'bucket, or copy the data set with: python -m nfnets_jax.data.fetch '
+      f'{data_dir} NAME --data_dir=DIR'
     )
   if data_dir is not None:
     return paths.local_literal(data_dir, 'data_dir')
