@@ -50,5 +50,5 @@ def test_fetch(bucket, tmp_path, monkeypatch):
 
 
 def test_data_sets_are_not_read_in_buckets():
-  with pytest.raises(ValueError, match='data_dir=gs://b/a: .* data.fetch gs:'):
+  with pytest.raises(ValueError, match='data_dir=gs://b/a: .*data.fetch gs:'):
     builders.resolve('gs://b/a')
