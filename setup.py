@@ -10,6 +10,7 @@ ROOT = pathlib.Path(__file__).parent
 _AGC = ['jax>=0.8', 'optax>=0.2.5']
 _MODELS = [
   'dm-haiku>=0.0.16',
+  'etils[epath]>=1.9',
   'ml_dtypes>=0.5',
   'safetensors>=0.5',
   'tqdm>=4.66',
@@ -55,6 +56,10 @@ _CUDA = ['jax[cuda13]>=0.8']
 _HUB = ['huggingface_hub>=1.0']
 # Exports to ONNX.
 _ONNX = ['jax2onnx>=0.17']
+# Runs and weights in gs:// and s3://.
+_BUCKETS = ['gcsfs>=2024.6', 's3fs>=2024.6']
+# Servers of the tests of buckets.
+_EMULATORS = ['gcp-storage-emulator>=2026.7', 'moto[server]>=5']
 _LINT = ['mypy>=1.13', 'ruff>=0.9']
 
 
@@ -90,7 +95,8 @@ setuptools.setup(
     'cuda': _MODELS + _TRAIN + _CUDA,
     'hub': _MODELS + _HUB,
     'onnx': _MODELS + _TRAIN + _ONNX,
-    'dev': _MODELS + _TRAIN + _HUB + _TEST + _LINT,
+    'buckets': _MODELS + _BUCKETS,
+    'dev': (_MODELS + _TRAIN + _HUB + _BUCKETS + _TEST + _EMULATORS + _LINT),
   },
   classifiers=[
     'Intended Audience :: Science/Research',

@@ -24,6 +24,7 @@ _COMMANDS: dict[str, tuple[str, list[str], str]] = {
   'summary': ('summary', [], 'print parameters, MACs and memory of networks'),
   'compile': ('compile', [], 'compile a run for TPUs and GPUs: does it fit?'),
   'prepare': ('data.prepare', [], 'download and prepare a data set'),
+  'fetch': ('data.fetch', [], 'copy a prepared data set from a bucket'),
 }
 
 

@@ -114,7 +114,7 @@ class _ConfigParser(flags.ArgumentParser):
   """Loads an experiment file, and checks the names of overridden fields."""
 
   def parse(self, argument: str) -> config_dict.ConfigDict:
-    is_run = pathlib.Path(argument, 'config.json').is_file()
+    is_run = argument and _is_run(argument)
     is_weights = _WEIGHTS.fullmatch(argument) or argument == find_flag(
       sys.argv, 'config.init_from'
     )
@@ -135,6 +135,13 @@ class _ConfigParser(flags.ArgumentParser):
 
   def flag_type(self) -> str:
     return 'config object'
+
+
+def _is_run(argument: str) -> bool:
+  if not re.match(r'(gs|s3)://', argument):
+    return pathlib.Path(argument, 'config.json').is_file()
+  with telling():
+    return (paths.expand(argument, '--config') / 'config.json').exists()
 
 
 def _recorded(source: str) -> config_dict.ConfigDict:

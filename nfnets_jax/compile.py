@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
   from nfnets_jax.training import estimates, estimates_table
 
   with command_line.telling():
-    text_file = _TEXT.value and paths.expand(_TEXT.value, '--text')
+    text_file = _TEXT.value and paths.local(_TEXT.value, '--text')
     if text_file:
       paths.existing(text_file.parent, '--text', 'folder')
     topology = topologies.get(_TOPOLOGY.value)

@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _check_target(args: argparse.Namespace) -> pathlib.Path:
   """Returns the target path after checking it against the flags."""
-  target = paths.expand(args.target, 'DST')
+  target = paths.local(args.target, 'DST')
   to_hub = args.to == 'hub'
   if not to_hub and target.suffix not in _ENDINGS:
     raise ValueError(

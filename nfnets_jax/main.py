@@ -10,7 +10,6 @@ With several hosts, run the same command on each; see experiments/launch/.
 """
 
 import os
-import pathlib
 import sys
 
 from nfnets_jax import extras
@@ -87,8 +86,9 @@ def parse_flags(argv: list[str]) -> list[str]:
     workdir = command_line.find_flag(argv, 'workdir')
     if source in (None, 'None') and workdir:
       with command_line.telling():
-        source = str(paths.expand_literal(workdir, '--workdir'))
-        if not pathlib.Path(source, 'config.json').is_file():
+        folder = paths.expand_literal(workdir, '--workdir')
+        source = str(folder)
+        if not (folder / 'config.json').exists():
           raise FileNotFoundError(
             f'there is no run to evaluate in {source}; train first, or give '
             '--config.init_from=FILE'
@@ -98,7 +98,7 @@ def parse_flags(argv: list[str]) -> list[str]:
   return command_line.parse_flags(argv)
 
 
-def start() -> pathlib.Path:
+def start() -> paths.Path:
   """Sets up logging and the distributed runtime; returns the run's folder."""
   for flag in (_PER_CLASS, _LABEL_SETS):
     if flag.value and _MODE.value != 'evaluate':
@@ -133,9 +133,14 @@ def start() -> pathlib.Path:
   return workdir
 
 
-def _check_workdir(workdir: pathlib.Path) -> None:
+def _check_workdir(workdir: paths.Path) -> None:
   """Checks that the folder is there, or can be made."""
-  folders = (workdir, *workdir.absolute().parents)
+  if paths.in_bucket(workdir):
+    bucket = workdir.parents[-3]  # below '/' and its scheme
+    if not bucket.exists():
+      raise FileNotFoundError(f'--workdir={workdir}: there is no {bucket}')
+    return
+  folders = (workdir, *paths.absolute(workdir).parents)
   folder = next(x for x in folders if x.exists())
   if not folder.is_dir():
     raise NotADirectoryError(f'--workdir={workdir}: {folder} is not a folder')

@@ -2,6 +2,10 @@
 
 Every path from a user passes through here: `~` is expanded, and characters that
 a library would misread raise an error with the option and the remedy.
+
+Runs, weights and the compilation cache may also be in a bucket, `gs://…` or
+`s3://…`: an `epath.Path` reads and writes both, through gcsfs and s3fs. All
+other paths are local.
 """
 
 import argparse
@@ -12,14 +16,26 @@ import pwd
 import re
 from collections.abc import Callable
 
+# etils prefers tensorflow, which is slow to load and reads fewer buckets.
+os.environ.setdefault('EPATH_USE_TF', 'false')
+
+from etils import epath
+
+from nfnets_jax import extras
+
 PathLike = str | os.PathLike[str]
+# Local, or in a bucket as well.
+Path = pathlib.Path | epath.Path
+
+# The package behind each scheme, and its name in the settings of fsspec.
+_SCHEMES = {'gs': ('gcsfs', 'gcs'), 's3': ('s3fs', 's3')}
 
 # Orbax, tensorstore and TFDS read these as patterns or separators.
 _PATTERN = re.compile(r'[*?\[\]\\\x00-\x1f\x7f\ud800-\udfff]')
 
 
-def expand(path: PathLike, option: str = 'path') -> pathlib.Path:
-  """Returns a path with `~` and `~user` expanded.
+def expand(path: PathLike, option: str = 'path') -> epath.Path:
+  """Returns a path, local or in a bucket, with `~` and `~user` expanded.
 
   Args:
     path: as given by a user.
@@ -29,12 +45,42 @@ def expand(path: PathLike, option: str = 'path') -> pathlib.Path:
     The path; a relative path stays relative.
 
   Raises:
-    ValueError: if it is empty or a URL such as `gs://bucket`, or the home
-      directory is unknown.
+    ValueError: if it is empty, a URL other than `gs://…` and `s3://…`, or the
+      home directory is unknown.
+    ModuleNotFoundError: if the bucket needs a package that is not installed.
 
   Example:
     >>> expand('runs/digits')
-    PosixPath('runs/digits')
+    PosixGPath('runs/digits')
+  """
+  text = os.fspath(path)
+  match = re.match(r'(\w+):/', text)
+  if match is None:
+    return epath.Path(local(path, option))
+  scheme, _, rest = text.partition('://')
+  if scheme not in _SCHEMES or not rest.strip('/'):
+    raise ValueError(
+      f'{option}={text} is not a path; buckets are gs://BUCKET/FOLDER and '
+      's3://BUCKET/FOLDER'
+    )
+  package, settings = _SCHEMES[scheme]
+  extras.need('buckets', package)
+  import fsspec.config
+
+  # Other processes write there too.
+  fsspec.config.conf.setdefault(settings, {})['use_listings_cache'] = False
+  return epath.Path(text)
+
+
+def local(path: PathLike, option: str = 'path') -> pathlib.Path:
+  """Calls `expand`, and refuses buckets.
+
+  Raises:
+    ValueError: as in `expand`, or if it is a URL.
+
+  Example:
+    >>> local('photographs')
+    PosixPath('photographs')
   """
   text = os.fspath(path)
   if not text.strip():
@@ -59,37 +105,66 @@ def expand(path: PathLike, option: str = 'path') -> pathlib.Path:
     ) from error
 
 
-def expand_literal(path: PathLike, option: str = 'path') -> pathlib.Path:
+def expand_literal(path: PathLike, option: str = 'path') -> epath.Path:
   r"""Calls `expand`, for libraries that read some characters as patterns.
 
   Raises:
     ValueError: as in `expand`, or if the absolute path has one of `* ? [ ] \`,
       a control character, or bytes that are not UTF-8.
+    ModuleNotFoundError: as in `expand`.
 
   Example:
     >>> expand_literal('runs/lr=0.1')
-    PosixPath('runs/lr=0.1')
+    PosixGPath('runs/lr=0.1')
   """
   expanded = expand(path, option)
-  match = _PATTERN.search(str(expanded.absolute()))
+  _check_literal(path, os.fspath(absolute(expanded)), option)
+  return expanded
+
+
+def local_literal(path: PathLike, option: str = 'path') -> pathlib.Path:
+  """Calls `expand_literal`, and refuses buckets."""
+  expanded = local(path, option)
+  _check_literal(path, os.fspath(expanded.absolute()), option)
+  return expanded
+
+
+def _check_literal(path: PathLike, full: str, option: str) -> None:
+  match = _PATTERN.search(full)
   if match:
-    where = '' if match[0] in os.fspath(path) else f' ({expanded.absolute()})'
+    where = '' if match[0] in os.fspath(path) else f' ({full})'
     shown = os.fspath(path).encode(errors='backslashreplace').decode()
     raise ValueError(
       f'{option}={shown}{where} has {match[0]!r}, which checkpoints and data '
       'sets read as part of a pattern; use letters, digits and any of . _ - = +'
     )
-  return expanded
+
+
+def in_bucket(path: PathLike) -> bool:
+  """Returns whether a path is a URL.
+
+  Example:
+    >>> in_bucket('gs://bucket/digits'), in_bucket('runs/digits')
+    (True, False)
+  """
+  return '://' in os.fspath(path)
+
+
+def absolute(path: PathLike) -> epath.Path:
+  """Returns an absolute path; a URL is one, which etils does not know."""
+  if in_bucket(path):
+    return epath.Path(path)
+  return epath.Path(pathlib.Path(path).absolute())
 
 
 def argument(text: str) -> pathlib.Path:
-  """Calls `expand`, as the `type` of an argparse argument."""
-  return _argument(expand, text)
+  """Calls `local`, as the `type` of an argparse argument."""
+  return _argument(local, text)
 
 
 def literal_argument(text: str) -> pathlib.Path:
-  """Calls `expand_literal`, as the `type` of an argparse argument."""
-  return _argument(expand_literal, text)
+  """Calls `local_literal`, as the `type` of an argparse argument."""
+  return _argument(local_literal, text)
 
 
 def _argument(take: Callable[[str], pathlib.Path], text: str) -> pathlib.Path:
@@ -103,15 +178,15 @@ def _argument(take: Callable[[str], pathlib.Path], text: str) -> pathlib.Path:
 def existing(
   path: PathLike, option: str = 'path', what: str = 'file or folder'
 ) -> pathlib.Path:
-  """Calls `expand`, and checks that the path exists and has the right type.
+  """Calls `local`, and checks that the path exists and has the right type.
 
   Raises:
-    ValueError: as in `expand`.
+    ValueError: as in `local`.
     FileNotFoundError: if it does not exist; lists similar names in its folder.
     NotADirectoryError: if it is a file and a folder is required.
     IsADirectoryError: if it is a folder and a file is required.
   """
-  expanded = expand(path, option)
+  expanded = local(path, option)
   if expanded.is_symlink() and not expanded.exists():
     raise FileNotFoundError(
       f'{option}: {expanded} is a broken link, to {expanded.readlink()}'
@@ -138,10 +213,10 @@ def from_environment(name: str, default: PathLike) -> pathlib.Path:
   The default is used if the variable is unset or empty; it may begin with `~`.
 
   Raises:
-    ValueError: as in `expand`; the message names the variable.
+    ValueError: as in `local`; the message names the variable.
   """
   value = os.environ.get(name, '')
-  return expand(value if value.strip() else default, f'${name}')
+  return local(value if value.strip() else default, f'${name}')
 
 
 def read_text_lines(path: PathLike, option: str = 'path') -> list[str]:
@@ -151,7 +226,7 @@ def read_text_lines(path: PathLike, option: str = 'path') -> list[str]:
   removed.
 
   Raises:
-    ValueError: as in `expand`, or if the file is not text.
+    ValueError: as in `local`, or if the file is not text.
     OSError: if it cannot be read.
   """
   expanded = existing(path, option, 'file')

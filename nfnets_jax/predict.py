@@ -280,7 +280,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _check_features(name: str) -> pathlib.Path:
-  path = paths.expand(name, '--features')
+  path = paths.local(name, '--features')
   if path.suffix != '.npz':
     raise ValueError(f'--features={name} must end in .npz')
   if path.exists():

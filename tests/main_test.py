@@ -16,7 +16,7 @@ from absl.testing import flagsaver
 
 from experiments import digits
 from nfnets_jax import command_line, main, predict, weights
-from nfnets_jax.runtime import logbook, meters
+from nfnets_jax.runtime import checkpoint, logbook, meters
 from nfnets_jax.runtime import workdir as workdirs
 from nfnets_jax.training import init_from
 
@@ -244,28 +244,25 @@ def test_workdir_in_the_home_directory(tmp_path, monkeypatch):
 
 def _kept(workdir):
   """The steps of the complete checkpoints."""
-  names = [path.name for path in (workdir / 'checkpoints').glob('[0-9]*')]
-  return {int(name) for name in names if name.isdecimal()}
+  return checkpoint._steps_in(workdir / 'checkpoints')
 
 
 def _half_written(workdir):
-  """The folders under whose names Orbax writes before it renames them."""
-  return set((workdir / 'checkpoints').glob('*tmp*'))
+  """The folders that Orbax has not yet renamed or, in a bucket, marked."""
+  folder = workdir / 'checkpoints'
+  names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+  return {name for name in names if name not in map(str, _kept(workdir))}
 
 
 def _kill_at_random(process, workdir, rng, when):
   """Kills without warning; says whether a checkpoint was half-written then."""
   newest = max(_kept(workdir), default=0)
-  left, began = _half_written(workdir), time.time()
+  left, lines = _half_written(workdir), logbook.read(workdir)
 
   def trains():
-    file = workdir / 'metrics.jsonl'
-    # It is cut back to the checkpoint before training goes on.
-    return (
-      file.exists()
-      and file.stat().st_mtime > began
-      and max((x['step'] for x in logbook.read(workdir)), default=0) > newest
-    )
+    # They are cut back to the checkpoint before training goes on.
+    now = logbook.read(workdir)
+    return now != lines and max((x['step'] for x in now), default=0) > newest
 
   def wait_until(condition, seconds, pause):
     deadline = time.monotonic() + seconds
@@ -369,6 +366,15 @@ def test_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, norm):
 
 @pytest.mark.slow
 def test_twenty_kills_at_random_moments_change_nothing(tmp_path):
+  _check_kills(tmp_path, tmp_path / 'killed')
+
+
+@pytest.mark.slow
+def test_twenty_kills_of_a_run_in_a_bucket_change_nothing(tmp_path, bucket):
+  _check_kills(tmp_path, bucket)
+
+
+def _check_kills(tmp_path, workdir, kills=20, epochs=400):
   """Not one bit of the parameters, and each example is seen just as often."""
   rng = random.Random(0)
   # A state of some size, so that writing it takes a while.
@@ -376,27 +382,27 @@ def test_twenty_kills_at_random_moments_change_nothing(tmp_path):
     tmp_path,
     **{
       'model.width': '(512,)',
-      'epochs': 400.0,
+      'epochs': float(epochs),
       'log_every_steps': 1,
       'checkpoint_every_epochs': 5.0,
-      'eval_every_epochs': 200.0,
+      'eval_every_epochs': epochs / 2,
     },
   )
   cache = tmp_path / 'compiled'
-  straight, workdir = tmp_path / 'straight', tmp_path / 'killed'
+  straight = tmp_path / 'straight'
   code, _, err = _run([f'--workdir={straight}', *flags], cache=cache)
   assert code == 0, err
 
   arguments = [f'--workdir={workdir}', *flags]
   half_written, steps = 0, []
-  for kill in range(20):
+  for kill in range(kills):
     when = ('writing', 'training', 'writing', 'writing', 'starting')[kill % 5]
     process = _start(arguments, cache=cache)
     half_written += _kill_at_random(process, workdir, rng, when)
     steps.append(max(_kept(workdir), default=0))
   print(f'killed after steps {steps}, {half_written} half-written checkpoints')
   assert steps == sorted(steps), 'a checkpoint was lost'
-  assert half_written >= 3
+  assert half_written >= kills // 7
   assert not (workdir / 'report.json').exists()
   code, out, err = _run(arguments, cache=cache)
   assert code == 0, err
@@ -411,10 +417,10 @@ def test_twenty_kills_at_random_moments_change_nothing(tmp_path):
   # The same loss at each step, so of the same images.
   assert lines(workdir) == lines(straight)
   counted = [x['step'] for x in lines(workdir) if x['split'] == 'train']
-  assert counted == list(range(1, 1601))
+  assert counted == list(range(1, 4 * epochs + 1))
   # Of the whole state, and of the loader's place in the stream.
   fingerprints = [
-    (folder / 'checkpoints/1600/fingerprint/metadata').read_text()
+    (folder / f'checkpoints/{4 * epochs}/fingerprint/metadata').read_text()
     for folder in (straight, workdir)
   ]
   assert fingerprints[0] == fingerprints[1]

@@ -44,10 +44,29 @@ def test_an_unknown_home_is_an_error_that_names_the_option(monkeypatch):
     paths.expand('~nobody-here/a', '--workdir')
 
 
-@pytest.mark.parametrize('path', ['', ' ', 'a\0b', 'gs://bucket/a', 's3:/a'])
+@pytest.mark.parametrize(
+  'path', ['', ' ', 'a\0b', 'http://a/b', 's3:/a', 'gs://']
+)
 def test_what_is_no_path_is_refused(path):
   with pytest.raises(ValueError, match='--workdir'):
     paths.expand(path, '--workdir')
+
+
+@pytest.mark.parametrize('path', ['gs://bucket/a', 's3://bucket/a', 's3:/a'])
+def test_what_is_read_by_local_libraries_is_no_bucket(path):
+  with pytest.raises(ValueError, match=f'DST={path} is not a path on this'):
+    paths.local(path, 'DST')
+
+
+def test_paths_in_buckets():
+  pytest.importorskip('gcsfs', reason="needs the extra 'buckets'")
+  path = paths.expand_literal('gs://bucket/runs/lr=0.1', '--workdir')
+  assert str(path / 'a.json') == 'gs://bucket/runs/lr=0.1/a.json'
+  assert paths.in_bucket(path) and not paths.in_bucket('runs')
+  assert paths.absolute(path) == path
+  assert paths.absolute(paths.expand('/runs') / path) == path
+  with pytest.raises(ValueError, match=r"--workdir=gs://b/\* has '\*'"):
+    paths.expand_literal('gs://b/*', '--workdir')
 
 
 @pytest.mark.parametrize(

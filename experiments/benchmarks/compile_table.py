@@ -173,7 +173,7 @@ def main(argv: list[str] | None = None) -> None:
       parser.error(f'unrecognized argument: {text}')
   cells = {}
   with command_line.telling():
-    output = paths.expand_literal(args.output, '--output')
+    output = paths.local_literal(args.output, '--output')
     output.mkdir(parents=True, exist_ok=True)
     for variant in args.variants:
       for topology in args.topologies:

@@ -150,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for flag, value in (('batch', args.batch), ('image_size', size)):
       if value < 1:
         raise ValueError(f'--{flag} must be at least 1, got {value}')
-    output = args.output and paths.expand(args.output, '--output')
+    output = args.output and paths.local(args.output, '--output')
     if output:
       paths.existing(output.parent, '--output', 'folder')
     results: dict[str, dict[str, Any]] = {}

@@ -295,7 +295,7 @@ def main(argv: list[str]) -> None:
   small = results['small_microseconds'] = small_images()
   print(f'\nin memory, 16 px: {small:.1f} microseconds an image')
   if _OUTPUT.value:
-    path = paths.expand(_OUTPUT.value, '--output')
+    path = paths.local(_OUTPUT.value, '--output')
     path.write_text(json.dumps(results, indent=2) + '\n')
 
 

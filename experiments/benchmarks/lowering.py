@@ -106,7 +106,7 @@ def main(argv: list[str]) -> None:
   print(f'StableHLO text: {result.size / 1e6:.1f} MB')
   if _OUTPUT.value:
     text = json.dumps({**result._asdict(), 'load': load}, indent=2)
-    paths.expand(_OUTPUT.value, '--output').write_text(f'{text}\n')
+    paths.local(_OUTPUT.value, '--output').write_text(f'{text}\n')
 
 
 if __name__ == '__main__':

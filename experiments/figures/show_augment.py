@@ -160,7 +160,7 @@ def main(argv: list[str]) -> None:
     title,
     _COLUMNS.value,
   )
-  path = paths.expand(_OUTPUT.value or '', '--output')
+  path = paths.local(_OUTPUT.value or '', '--output')
   path.parent.mkdir(parents=True, exist_ok=True)
   figure.savefig(path, dpi=100)
   print(f'{len(images)} images of {title} in {path}')

@@ -170,7 +170,7 @@ def read_photos(path: str | None, count: int) -> list[bytes | np.ndarray]:
   """
   if path is None:
     return list(datasets.load_sample_images().images)
-  files = find_images([paths.expand(path, '--photos')])
+  files = find_images([paths.local(path, '--photos')])
   return [file.read_bytes() for file in files[:count]]
 
 
@@ -271,7 +271,7 @@ def main() -> None:
   }
   batches = [images for _, images in inputs.values()]
   signals = [measure(net, batches, seed) for net in NETS]
-  output_dir = paths.expand(args.output_dir, '--output_dir')
+  output_dir = paths.local(args.output_dir, '--output_dir')
   output_dir.mkdir(parents=True, exist_ok=True)
   for i, (name, (title, images)) in enumerate(inputs.items()):
     measured = [signal[i] for signal in signals]

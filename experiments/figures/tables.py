@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
   del argv
   devices.start_or_exit()
   lines = [row(name) for name in variants.VARIANTS]
-  path = paths.expand(_FILE.value, '--file')
+  path = paths.local(_FILE.value, '--file')
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_text(_HEAD + '\n'.join(lines) + '\n')
   print(f'{len(lines)} networks in {path}')

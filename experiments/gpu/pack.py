@@ -107,8 +107,8 @@ def main(argv: list[str] | None = None) -> None:
     '--data_name', default='cifar10_jpeg', help='name of CIFAR-10 there'
   )
   args = parser.parse_args(argv)
-  output = paths.expand_literal(args.output, '--output')
-  data = paths.expand(args.data_dir, '--data_dir') / args.data_name
+  output = paths.local_literal(args.output, '--output')
+  data = paths.local(args.data_dir, '--data_dir') / args.data_name
   if not data.is_dir():
     sys.exit(
       f'error: there is no data set {data}; give --data_dir and --data_name'

@@ -258,12 +258,12 @@ def main(argv: list[str] | None = None) -> None:
   args = parse(sys.argv[1:] if argv is None else argv)
   # As an interrupt, so that no job outlives this command.
   signal.signal(signal.SIGTERM, signal.default_int_handler)
-  output = paths.expand_literal(args.output, '--output')
+  output = paths.local_literal(args.output, '--output')
   output.mkdir(parents=True, exist_ok=True)
   scratch = args.scratch or tempfile.mkdtemp(prefix='nfnets-gpu-')
   settings = {
     'GPU_OUTPUT': str(output),
-    'GPU_SCRATCH': str(paths.expand_literal(scratch, '--scratch')),
+    'GPU_SCRATCH': str(paths.local_literal(scratch, '--scratch')),
     'GPU_PACK': args.pack,
     'GPU_DATA_DIR': args.data_dir,
     'GPU_DATA_NAME': args.data_name,

@@ -157,10 +157,16 @@ def resolve(data_dir: str | os.PathLike[str] | None) -> pathlib.Path:
     >>> resolve('/data/sets')
     PosixPath('/data/sets')
   """
+  if data_dir is not None and paths.in_bucket(data_dir):
+    raise ValueError(
+      f'data_dir={data_dir}: ArrayRecord reads local files only; mount the '
+      'bucket, or copy the data set with: python -m nfnets_jax.data.fetch '
+      f'{data_dir} NAME --data_dir=DIR'
+    )
   if data_dir is not None:
-    return paths.expand_literal(data_dir, 'data_dir')
+    return paths.local_literal(data_dir, 'data_dir')
   default = paths.from_environment(_DATA_DIR_VARIABLE, '~/tensorflow_datasets')
-  return paths.expand_literal(default, f'${_DATA_DIR_VARIABLE}')
+  return paths.local_literal(default, f'${_DATA_DIR_VARIABLE}')
 
 
 def has_random_access(builder: tfds.core.DatasetBuilder) -> bool:

@@ -80,7 +80,7 @@ class FolderImages:
       ValueError: if a split has no classes or classes not in `train`, a class
         has no images, no image can be held out, or the notation is invalid.
     """
-    self._folder = paths.expand(folder, 'data_dir')
+    self._folder = paths.local(folder, 'data_dir')
     wanted = splits.names(split)
     if not all(wanted):
       raise ValueError('the name of a split is missing')

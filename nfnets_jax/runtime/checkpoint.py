@@ -4,6 +4,11 @@ A checkpoint is a folder named after its step. Process 0 writes it
 asynchronously under a temporary name and renames it when complete, so a killed
 run leaves only complete checkpoints. All processes read.
 
+A bucket has no rename: there a checkpoint is complete once it has the object
+`commit_success.txt`, which is written last. Orbax writes to `gs://` itself. It
+cannot write to `s3://`, so there a checkpoint is written to local disk and
+copied in the background.
+
 Bit flips on disk can go unnoticed by Orbax, so each checkpoint stores a
 fingerprint of the state, which `restore` verifies. A corrupt checkpoint is
 reported, and the previous one is used.
@@ -12,11 +17,13 @@ Orbax takes about a millisecond per array, and most arrays of a net are gains
 and biases: small arrays of the same dtype are stored as one.
 """
 
+import concurrent.futures
 import contextlib
 import itertools
 import math
-import pathlib
+import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -24,8 +31,16 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
-from nfnets_jax.runtime import integrity, parallel, processes, progress
+from nfnets_jax import paths
+from nfnets_jax.runtime import (
+  files,
+  integrity,
+  parallel,
+  processes,
+  progress,
+)
 
 # Subfolders of a checkpoint.
 _STATE, _LOADER, _FINGERPRINT = 'state', 'loader', 'fingerprint'
@@ -35,10 +50,17 @@ class CorruptError(Exception):
   """A checkpoint is corrupt."""
 
 
-def exists(directory: pathlib.Path) -> bool:
+def exists(directory: paths.Path) -> bool:
   """Returns whether a folder, which need not exist, has a checkpoint."""
   # A run killed early leaves an empty folder.
-  return any(path.name.isdecimal() for path in directory.glob('*'))
+  return bool(_steps_in(directory))
+
+
+def _steps_in(directory: paths.Path) -> set[int]:
+  if not directory.is_dir():
+    return set()
+  found = [x for x in directory.iterdir() if x.name.isdecimal()]
+  return {int(x.name) for x in found if files.is_committed(x)}
 
 
 class Checkpointer:
@@ -50,20 +72,25 @@ class Checkpointer:
   may belong to another process.
   """
 
-  def __init__(self, directory: pathlib.Path, keep: int):
+  def __init__(self, directory: paths.Path, keep: int):
     """Lists the checkpoints; call it in all processes.
 
     Raises a ValueError if `keep` is below 1 or the directory is not shared.
     """
     if keep < 1:
       raise ValueError(f'keep_checkpoints must be at least 1, got {keep}')
-    self._directory = directory.absolute()
+    self._directory = paths.absolute(directory)
     self._keep = keep
     self._corrupt: list[int] = []
     self._step: int | None = None
     self._template: Any = None
     self._failed = False
     self._manager: ocp.CheckpointManager | None = None
+    self._stack = contextlib.ExitStack()
+    # Where Orbax writes, and what copies from there.
+    self._written = self._directory
+    self._copying: concurrent.futures.Future | None = None
+    self._copier: concurrent.futures.Executor | None = None
     processes.check_shared(self._directory)
     processes.agree(f'what is in {self._directory}', self._steps())
 
@@ -73,11 +100,7 @@ class Checkpointer:
     return max(self._steps(), default=None)
 
   def _steps(self) -> list[int]:
-    if not self._directory.is_dir():
-      return []
-    names = [path.name for path in self._directory.iterdir()]
-    steps = {int(name) for name in names if name.isdecimal()}
-    return sorted(steps.difference(self._corrupt))
+    return sorted(_steps_in(self._directory).difference(self._corrupt))
 
   def shape_of(self, name: str) -> tuple[int, ...]:
     """Returns the shape of an array in the newest checkpoint.
@@ -86,8 +109,10 @@ class Checkpointer:
     FileNotFoundError if there is no checkpoint or no such array.
     """
     if self.latest_step is not None:
-      folder = self._directory / str(self.latest_step) / _FINGERPRINT
-      arrays = ocp.JsonCheckpointHandler().restore(folder)['arrays']
+      step = self._directory / str(self.latest_step)
+      with _local(step) as folder:
+        jsons = ocp.JsonCheckpointHandler()
+        arrays = jsons.restore(folder / _FINGERPRINT)['arrays']
       for path, (_, shape) in arrays.items():
         if path.endswith(name):
           return tuple(shape)
@@ -137,15 +162,32 @@ class Checkpointer:
           }
         ),
       )
+      if self._copier is not None:
+        self._copying = self._copier.submit(self._copy, step)
+
+  def _copy(self, step: int) -> None:
+    """Copies a checkpoint to the bucket once it is written."""
+    assert self._manager is not None
+    self._manager.wait_until_finished()
+    target = self._directory / str(step)
+    if not files.is_committed(target):
+      files.upload(self._written / str(step), target)
+    for old in self._steps()[: -self._keep]:
+      files.remove(self._directory / str(old))
 
   def _open(self) -> ocp.CheckpointManager:
     """Renames corrupt checkpoints and removes partial ones."""
     self._directory.mkdir(parents=True, exist_ok=True)
+    if _is_copied(self._directory):
+      name = tempfile.TemporaryDirectory(prefix='nfnets_jax-')
+      self._written = epath.Path(self._stack.enter_context(name))
+      self._copier = concurrent.futures.ThreadPoolExecutor(1)
+      self._stack.callback(self._copier.shutdown)
     for step in self._corrupt:
       folder = self._directory / str(step)
       if folder.is_dir():
         moved = _free_name(f'{folder}.corrupt')
-        folder.rename(moved)
+        files.move(folder, moved)
         progress.say(f'renamed the corrupt checkpoint {folder} to {moved.name}')
     self._corrupt = []
     self._remove_partial()
@@ -154,9 +196,9 @@ class Checkpointer:
       primary_host=0, active_processes={0}, barrier_sync_key_prefix='process_0'
     )
     return ocp.CheckpointManager(
-      self._directory,
+      self._written,
       options=ocp.CheckpointManagerOptions(
-        max_to_keep=self._keep,
+        max_to_keep=1 if self._copier else self._keep,
         create=False,
         enable_async_checkpointing=True,
         lightweight_initialize=True,  # does not read old checkpoints
@@ -170,6 +212,11 @@ class Checkpointer:
     )
 
   def _remove_partial(self) -> None:
+    if paths.in_bucket(self._directory):
+      for path in self._directory.iterdir() if self._directory.is_dir() else ():
+        if path.name.isdecimal() and not files.is_committed(path):
+          files.remove(path)
+      return
     # After an error, Orbax's other threads may still be adding files.
     for _ in range(100):
       folders = list(self._directory.glob('*.orbax-checkpoint-tmp*'))
@@ -191,12 +238,15 @@ class Checkpointer:
         math.prod(x.shape) * x.dtype.itemsize
         for x in jax.tree.leaves(self._template)
       )
-      free = shutil.disk_usage(self._directory).free
+      free = ''
+      if not paths.in_bucket(self._written):
+        size = shutil.disk_usage(self._written).free
+        free = f', and {size / 1e6:,.1f} MB are free'
       intact = self._newest_intact()
       raise OSError(
         f'cannot write the checkpoint of step {self._step} into '
-        f'{self._directory}: {error}\nIt takes up to {needed / 1e6:,.1f} MB, '
-        f'and {free / 1e6:,.1f} MB are free. '
+        f'{self._directory}: {error}\nIt takes up to {needed / 1e6:,.1f} MB'
+        f'{free}. '
         + (
           'There is no earlier checkpoint'
           if intact is None
@@ -214,13 +264,21 @@ class Checkpointer:
 
   def check(self) -> None:
     """Raises like `save` if the last write failed; does not block."""
-    if self._manager is not None and not self._manager.is_saving_in_progress():
+    if self._manager is None:
+      return
+    if self._copying is not None:
+      busy = not self._copying.done()
+    else:
+      busy = self._manager.is_saving_in_progress()
+    if not busy:
       self.wait()
 
   def wait(self) -> None:
     """Waits until the last checkpoint is on disk; raises like `save`."""
     if self._manager is not None:
       with self._explain_errors():
+        if self._copying is not None:
+          self._copying.result()
         self._manager.wait_until_finished()
         # Orbax only logs some errors of its background threads.
         if self._step is not None and self._step not in self._steps():
@@ -238,6 +296,7 @@ class Checkpointer:
           manager.close()
         if self._failed:
           self._remove_partial()
+      self._stack.close()
 
   def restore(self, template: Any) -> tuple[Any, dict[str, Any]]:
     """Reads the newest intact checkpoint; call it in all processes.
@@ -279,7 +338,12 @@ class Checkpointer:
 
   def _read(self, step: int, template: Any) -> tuple[Any, dict[str, Any]]:
     """Reads a checkpoint into numpy arrays, in this process only."""
-    folder = self._directory / str(step)
+    with _local(self._directory / str(step)) as folder:
+      return self._read_from(folder, template)
+
+  def _read_from(
+    self, folder: epath.Path, template: Any
+  ) -> tuple[Any, dict[str, Any]]:
     states, jsons = ocp.StandardCheckpointHandler(), ocp.JsonCheckpointHandler()
     try:
       fingerprint = jsons.restore(folder / _FINGERPRINT)
@@ -288,6 +352,7 @@ class Checkpointer:
     except MemoryError:
       raise
     except Exception as error:
+      folder.exists()  # raises if the bucket cannot be reached
       raise CorruptError(_brief(error)) from error
     stored, arrays = fingerprint.get('arrays'), integrity.describe(template)
     if fingerprint.get('description') != integrity.digest(stored):
@@ -304,6 +369,7 @@ class Checkpointer:
     except MemoryError:
       raise
     except Exception as error:
+      folder.exists()  # raises if the bucket cannot be reached
       raise CorruptError(_brief(error)) from error
     content = integrity.fingerprint(arrays, packed, loader_state)
     if fingerprint.get('content') != content:
@@ -312,7 +378,7 @@ class Checkpointer:
 
 
 def _check_arrays(
-  folder: pathlib.Path, stored: dict[str, list], wanted: dict[str, list]
+  folder: paths.Path, stored: dict[str, list], wanted: dict[str, list]
 ) -> None:
   """Raises a ValueError that lists the differences, if any."""
 
@@ -338,10 +404,25 @@ def _check_arrays(
     )
 
 
-def _free_name(name: str) -> pathlib.Path:
+def _is_copied(folder: paths.Path) -> bool:
+  """Returns whether Orbax cannot reach a folder."""
+  return os.fspath(folder).startswith('s3://')
+
+
+@contextlib.contextmanager
+def _local(folder: epath.Path) -> Iterator[epath.Path]:
+  """Yields a folder that Orbax can read, perhaps a copy."""
+  if _is_copied(folder):
+    with files.downloaded(folder) as copy:
+      yield copy
+  else:
+    yield folder
+
+
+def _free_name(name: str) -> epath.Path:
   """Returns the name, with a numeric suffix if it exists."""
   candidates = (f'{name}.{number}' for number in itertools.count(2))
-  names = map(pathlib.Path, itertools.chain([name], candidates))
+  names = map(epath.Path, itertools.chain([name], candidates))
   return next(path for path in names if not path.exists())
 
 

@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import json
 import os
-import pathlib
 import sys
 import threading
 import time
@@ -22,6 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from nfnets_jax import devices as platforms
+from nfnets_jax import paths
 from nfnets_jax.runtime import interrupt, launchers
 
 # Seconds to wait for the other processes at the start.
@@ -235,7 +235,7 @@ def all_agree(yes: bool) -> bool:
   return bool(multihost_utils.process_allgather(np.uint8(yes)).all())
 
 
-def check_shared(folder: pathlib.Path) -> None:
+def check_shared(folder: paths.Path) -> None:
   """Checks that all processes, which must all call this, share a folder.
 
   Creates the folder if there are several. A ValueError is raised in every

@@ -1,13 +1,13 @@
 """The run folder: its config, data and report."""
 
 import json
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import config_dict
 
-from nfnets_jax.runtime import progress
+from nfnets_jax import paths
+from nfnets_jax.runtime import files, progress
 
 # Fields that may change in a resumed run, since results do not depend on them.
 _CIRCUMSTANCES = (
@@ -22,7 +22,7 @@ _CIRCUMSTANCES = (
 
 
 def check(
-  workdir: pathlib.Path, config: config_dict.ConfigDict, allow_change: bool
+  workdir: paths.Path, config: config_dict.ConfigDict, allow_change: bool
 ) -> bool:
   """Returns whether a run folder is new or of the same config; writes nothing.
 
@@ -47,7 +47,7 @@ def check(
   return not difference
 
 
-def read_config(workdir: pathlib.Path) -> dict[str, Any] | None:
+def read_config(workdir: paths.Path) -> dict[str, Any] | None:
   """Returns `config.json`, or None; raises a ValueError if it is corrupt."""
   path = workdir / 'config.json'
   if not path.exists():
@@ -63,7 +63,7 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any] | None:
   return config
 
 
-def record(workdir: pathlib.Path, config: config_dict.ConfigDict) -> None:
+def record(workdir: paths.Path, config: config_dict.ConfigDict) -> None:
   """Writes `config.json` and removes any older report; creates the folder."""
   workdir.mkdir(parents=True, exist_ok=True)
   (workdir / 'report.json').unlink(missing_ok=True)
@@ -71,7 +71,7 @@ def record(workdir: pathlib.Path, config: config_dict.ConfigDict) -> None:
 
 
 def check_data(
-  workdir: pathlib.Path, data: Mapping[str, Any], allow_change: bool
+  workdir: paths.Path, data: Mapping[str, Any], allow_change: bool
 ) -> bool:
   """Returns whether classes and number of training images are unchanged.
 
@@ -82,7 +82,7 @@ def check_data(
   return old is None or compare_data(workdir, old, data, allow_change)
 
 
-def read_data(workdir: pathlib.Path) -> dict[str, Any] | None:
+def read_data(workdir: paths.Path) -> dict[str, Any] | None:
   """Returns `data.json`, or None; raises a ValueError if it is corrupt."""
   path = workdir / 'data.json'
   if not path.exists():
@@ -104,7 +104,7 @@ def read_data(workdir: pathlib.Path) -> dict[str, Any] | None:
 
 
 def compare_data(
-  source: str | pathlib.Path,
+  source: str | paths.Path,
   old: Mapping[str, Any],
   new: Mapping[str, Any],
   allow_change: bool,
@@ -180,20 +180,18 @@ def _changes(old: Any, new: Any, name: str) -> dict[str, tuple[Any, Any]]:
   return changed
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
+def write_json(path: paths.Path, value: Any) -> None:
   """Writes indented JSON atomically."""
-  partial = path.with_suffix('.tmp')
-  partial.write_text(json.dumps(value, indent=2) + '\n')
-  partial.replace(path)
+  files.write(path, (json.dumps(value, indent=2) + '\n').encode())
 
 
-def read_report(workdir: pathlib.Path) -> dict[str, Any] | None:
+def read_report(workdir: paths.Path) -> dict[str, Any] | None:
   """Returns `report.json`, or None if the run has not finished."""
   path = workdir / 'report.json'
-  return json.loads(path.read_text()) if path.exists() else None
+  return json.loads(path.read_bytes()) if path.exists() else None
 
 
-def format_report(report: Mapping[str, Any], workdir: pathlib.Path) -> str:
+def format_report(report: Mapping[str, Any], workdir: paths.Path) -> str:
   """Formats a report of `training.train.train_and_evaluate` as a table."""
 
   def percent(name: str) -> str:

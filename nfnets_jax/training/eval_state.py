@@ -1,13 +1,12 @@
 """The state to evaluate, of a run or of weights, and its classes."""
 
 import dataclasses
-import pathlib
 from typing import Any
 
 import numpy as np
 from ml_collections import config_dict
 
-from nfnets_jax import weights
+from nfnets_jax import paths, weights
 from nfnets_jax.data import datasets, labels
 from nfnets_jax.runtime import parallel, progress
 from nfnets_jax.runtime import workdir as workdirs
@@ -46,7 +45,7 @@ class EvalState:
     return not self.is_run and unnamed and self.num_classes == _IMAGENET_CLASSES
 
 
-def locate(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
+def locate(config: config_dict.ConfigDict, workdir: paths.Path) -> None:
   """Raises a FileNotFoundError or ValueError if there is nothing to load."""
   if config.init_from is not None:
     weights.locate(config.init_from, config.model.name, 'config.init_from')
@@ -57,7 +56,7 @@ def locate(config: config_dict.ConfigDict, workdir: pathlib.Path) -> None:
     )
 
 
-def load(config: config_dict.ConfigDict, workdir: pathlib.Path) -> EvalState:
+def load(config: config_dict.ConfigDict, workdir: paths.Path) -> EvalState:
   """Loads `config.init_from`, or the newest checkpoint of the run."""
   if config.init_from is None:
     state, num_classes = init_from.restore(config, workdir)

@@ -4,7 +4,6 @@ import collections
 import dataclasses
 import math
 import os
-import pathlib
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -117,7 +116,7 @@ class Evaluation:
 
 def evaluate_checkpoint(
   config: config_dict.ConfigDict,
-  workdir: str | pathlib.Path,
+  workdir: paths.PathLike,
   allow_config_change: bool = False,
 ) -> dict[str, float]:
   """Evaluates a run's newest checkpoint, or `init_from`, on its test split.
@@ -133,7 +132,7 @@ def evaluate_checkpoint(
 
 def evaluate_in_detail(
   config: config_dict.ConfigDict,
-  workdir: str | pathlib.Path,
+  workdir: paths.PathLike,
   allow_config_change: bool = False,
   label_sets: str | os.PathLike[str] | None = None,
 ) -> Evaluation:

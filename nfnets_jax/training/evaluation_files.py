@@ -10,6 +10,7 @@ In the workdir, with a name such as 'evaluation-digits-test-16px' for NAME:
 
 import csv
 import datetime
+import io
 import json
 import pathlib
 import re
@@ -19,6 +20,8 @@ from typing import Any
 import matplotlib.figure
 import numpy as np
 
+from nfnets_jax import paths
+from nfnets_jax.runtime import files
 from nfnets_jax.training import evaluate, metrics
 
 _TABLE = 'evaluations.csv'
@@ -49,12 +52,12 @@ _COLUMNS = (
 _NAMED_CLASSES = 40
 
 
-def check(workdir: pathlib.Path) -> None:
+def check(workdir: paths.Path) -> None:
   """Raises a ValueError if `evaluations.csv` has other columns than ours."""
   path = workdir / _TABLE
   if path.exists():
-    with path.open(newline='') as file:
-      header = tuple(next(csv.reader(file), ()))
+    text = path.read_bytes().decode()
+    header = tuple(next(csv.reader(io.StringIO(text)), ()))
     if header != _COLUMNS:
       different = sorted(set(header) ^ set(_COLUMNS)) or ['their order']
       raise ValueError(
@@ -74,10 +77,10 @@ def metrics_of(evaluation: evaluate.Evaluation, prefix: str) -> dict[str, Any]:
 
 
 def write(
-  workdir: pathlib.Path,
+  workdir: paths.Path,
   evaluation: evaluate.Evaluation,
   per_class: bool = False,
-) -> list[pathlib.Path]:
+) -> list[paths.Path]:
   """Writes an evaluation, without overwriting any, and returns its files.
 
   Args:
@@ -105,14 +108,14 @@ def write(
     {**about, 'average': prefix == 'ema_eval', **each}
     for prefix, each in values.items()
   ]
-  files = [path, _append(workdir / _TABLE, rows)]
+  written = [path, _append(workdir / _TABLE, rows)]
   if per_class:
     stem = path.with_suffix('')
-    files += [
+    written += [
       _write_classes(stem.with_name(f'{stem.name}-classes.csv'), evaluation),
       _plot(stem.with_name(f'{stem.name}-confusion.png'), evaluation),
     ]
-  return files
+  return written
 
 
 def _stem(about: Mapping[str, Any]) -> str:
@@ -126,33 +129,33 @@ def _stem(about: Mapping[str, Any]) -> str:
 def _data(about: Mapping[str, Any]) -> str:
   """Returns the name of the data; of a folder its own."""
   if about['data'] == 'folder':
-    return pathlib.Path(about['data_dir']).absolute().name
+    return paths.absolute(about['data_dir']).name
   return about['data']
 
 
 def _write_new(
-  workdir: pathlib.Path, name: str, record: Mapping[str, Any]
-) -> pathlib.Path:
+  workdir: paths.Path, name: str, record: Mapping[str, Any]
+) -> paths.Path:
   """Writes JSON to the first name that is free."""
   number = 1
   while True:
     path = workdir / f'{name}{f"-{number}" if number > 1 else ""}.json'
     try:
-      with path.open('x') as file:
-        file.write(json.dumps(record, indent=2) + '\n')
+      files.create(path, (json.dumps(record, indent=2) + '\n').encode())
       return path
     except FileExistsError:
       number += 1
 
 
-def _append(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> Any:
-  with path.open('a', newline='') as file:
-    writer = csv.DictWriter(
-      file, _COLUMNS, extrasaction='ignore', lineterminator='\n'
-    )
-    if not file.tell():
-      writer.writeheader()
-    writer.writerows(rows)
+def _append(path: paths.Path, rows: Sequence[Mapping[str, Any]]) -> Any:
+  file = io.StringIO()
+  writer = csv.DictWriter(
+    file, _COLUMNS, extrasaction='ignore', lineterminator='\n'
+  )
+  if not path.exists():
+    writer.writeheader()
+  writer.writerows(rows)
+  files.append(path, file.getvalue().encode())
   return path
 
 
@@ -169,8 +172,8 @@ def _confusion(evaluation: evaluate.Evaluation) -> np.ndarray:
 
 
 def _write_classes(
-  path: pathlib.Path, evaluation: evaluate.Evaluation
-) -> pathlib.Path:
+  path: paths.Path, evaluation: evaluate.Evaluation
+) -> paths.Path:
   """Writes each class's accuracy, and what it is most often mistaken for."""
   names, images = evaluation.class_names, _best(evaluation)
   counts = metrics.hits_per_class(
@@ -178,29 +181,30 @@ def _write_classes(
   )
   mistakes = _confusion(evaluation)
   np.fill_diagonal(mistakes, 0)
-  with path.open('x', newline='') as file:
-    writer = csv.writer(file, lineterminator='\n')
+  file = io.StringIO()
+  writer = csv.writer(file, lineterminator='\n')
+  writer.writerow(
+    ('class', 'name', 'images', 'top_1', 'top_5', 'mistaken_for', 'times')
+  )
+  for k, (total, top_1, top_5) in enumerate(counts.T.tolist()):
+    other = int(mistakes[k].argmax())
+    times = int(mistakes[k, other])
     writer.writerow(
-      ('class', 'name', 'images', 'top_1', 'top_5', 'mistaken_for', 'times')
-    )
-    for k, (total, top_1, top_5) in enumerate(counts.T.tolist()):
-      other = int(mistakes[k].argmax())
-      times = int(mistakes[k, other])
-      writer.writerow(
-        (
-          k,
-          names[k],
-          total,
-          top_1 / total if total else '',
-          top_5 / total if total else '',
-          names[other] if times else '',
-          times,
-        )
+      (
+        k,
+        names[k],
+        total,
+        top_1 / total if total else '',
+        top_5 / total if total else '',
+        names[other] if times else '',
+        times,
       )
+    )
+  files.create(path, file.getvalue().encode())
   return path
 
 
-def _plot(path: pathlib.Path, evaluation: evaluate.Evaluation) -> pathlib.Path:
+def _plot(path: paths.Path, evaluation: evaluate.Evaluation) -> paths.Path:
   """Plots the fraction of each class's images by prediction."""
   names, counts = evaluation.class_names, _confusion(evaluation)
   fractions = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
@@ -233,12 +237,14 @@ def _plot(path: pathlib.Path, evaluation: evaluate.Evaluation) -> pathlib.Path:
           fontsize=6,
           color='white' if dark else 'black',
         )
-  figure.savefig(path, dpi=120)
+  picture = io.BytesIO()
+  figure.savefig(picture, dpi=120)
+  files.write(path, picture.getvalue())
   return path
 
 
 def describe(
-  evaluation: evaluate.Evaluation, files: Sequence[pathlib.Path] = ()
+  evaluation: evaluate.Evaluation, written: Sequence[paths.Path] = ()
 ) -> str:
   """Formats an evaluation, with published figures and its files, as a table."""
   about = evaluation.about
@@ -276,5 +282,5 @@ def describe(
     notes.append('timm, paper: published for the released weights')
   if about['skipped']:
     notes.append(f'skipped: {about["skipped"]:,} images')
-  notes += [f'wrote {path}' for path in files]
+  notes += [f'wrote {path}' for path in written]
   return '\n'.join([rule, *rows, rule, *notes])

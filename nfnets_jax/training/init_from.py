@@ -1,7 +1,6 @@
 """Initialises a run from existing weights."""
 
 import contextlib
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,7 +44,7 @@ def _plain(value: Any) -> Any:
 
 
 def recorded_facts(
-  workdir: pathlib.Path, config: config_dict.ConfigDict, num_classes: int
+  workdir: paths.Path, config: config_dict.ConfigDict, num_classes: int
 ) -> dict[str, Any]:
   """Returns `image_size`, `crop` and `class_names` recorded in a run.
 
@@ -193,7 +192,7 @@ def read_weights(config: config_dict.ConfigDict) -> weights.Weights:
 
 
 def restore(
-  config: config_dict.ConfigDict, workdir: pathlib.Path
+  config: config_dict.ConfigDict, workdir: paths.Path
 ) -> tuple[train_step.TrainState, int]:
   """Returns the state of a run's newest checkpoint and its number of classes.
 
@@ -213,7 +212,7 @@ def restore(
   return state, num_classes
 
 
-def load_average(workdir: str | pathlib.Path) -> weights.Weights:
+def load_average(workdir: paths.PathLike) -> weights.Weights:
   """Returns the averaged weights of a run's newest checkpoint, on the host.
 
   They include the run's evaluation size, crop and, if recorded, class names.
@@ -222,7 +221,10 @@ def load_average(workdir: str | pathlib.Path) -> weights.Weights:
     FileNotFoundError: if there is no run or no checkpoint.
     ValueError: if all checkpoints or the recorded data are corrupt.
   """
-  workdir = paths.existing(workdir, 'workdir', 'folder')
+  if paths.in_bucket(workdir):
+    workdir = paths.expand(workdir, 'workdir')
+  else:
+    workdir = paths.existing(workdir, 'workdir', 'folder')
   recognize.check_folder(workdir, 'workdir')
   config = config_dict.ConfigDict(workdirs.read_config(workdir))
   state, num_classes = restore(config, workdir)

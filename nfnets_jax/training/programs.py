@@ -4,7 +4,6 @@ Used by the training loop and by `nfnets_jax.compile`.
 """
 
 import functools
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -203,19 +202,21 @@ def _local_part(batch: train_step.Batch) -> train_step.Batch:
   return jax.tree.map(lambda x: x.update(shape=(local, *x.shape[1:])), batch)
 
 
-def keep_compiled(
-  config: config_dict.ConfigDict, workdir: pathlib.Path
-) -> None:
+def keep_compiled(config: config_dict.ConfigDict, workdir: paths.Path) -> None:
   """Enables jax's persistent compilation cache, so that resuming is fast.
 
   A folder already set in jax, as by JAX_COMPILATION_CACHE_DIR, takes
-  precedence. A relative folder in the config is relative to `workdir`.
+  precedence. A relative folder in the config is relative to `workdir`. Both may
+  be in a bucket.
   """
   name = 'jax_compilation_cache_dir'
   if config.compilation_cache and not getattr(jax.config, name):
-    folder = workdir.absolute() / paths.expand_literal(
+    folder = paths.absolute(workdir) / paths.expand_literal(
       config.compilation_cache, 'config.compilation_cache'
     )
     jax.config.update(name, str(folder))
+    if paths.in_bucket(folder):
+      # XLA's own caches are local folders.
+      jax.config.update('jax_persistent_cache_enable_xla_caches', 'none')
     # jax decides at the first compilation whether to use a cache.
     compilation_cache.reset_cache()

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import math
-import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -41,7 +40,7 @@ from nfnets_jax.training import config as configs
 
 def train_and_evaluate(
   config: config_dict.ConfigDict,
-  workdir: str | pathlib.Path,
+  workdir: paths.PathLike,
   allow_config_change: bool = False,
   profile_steps: int = 0,
 ) -> dict[str, Any]:
@@ -49,10 +48,11 @@ def train_and_evaluate(
 
   Args:
     config: config of the run; `training/config.py` documents the fields.
-    workdir: receives `config.json`, `data.json`, `metrics.jsonl`,
-      `tensorboard/`, `checkpoints/`, `curves.png` and, at the end,
-      `report.json`. An interrupted run resumes from its newest checkpoint; a
-      finished run returns its report. A file `lock` names the running process.
+    workdir: folder, perhaps `gs://…` or `s3://…`, that receives `config.json`,
+      `data.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/`, `curves.png`
+      and, at the end, `report.json`. An interrupted run resumes from its newest
+      checkpoint; a finished run returns its report. A file `lock` names the
+      running process.
     allow_config_change: whether to resume with another config or other data.
     profile_steps: number of steps to trace into `tensorboard/`; 0 is off.
 
@@ -208,6 +208,8 @@ def train_and_evaluate(
           writer.write(step, 'test', results)
       # Last, so that all metrics up to the checkpoint are on disk.
       if save:
+        if writer:
+          writer.flush()
         with window.paused('checkpoint'):  # all steps so far were finite
           check_replicas(state, step)
           if held:
@@ -269,7 +271,7 @@ def _describe(config: config_dict.ConfigDict) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _advice(
-  checkpoints: checkpoint.Checkpointer, workdir: pathlib.Path
+  checkpoints: checkpoint.Checkpointer, workdir: paths.Path
 ) -> Iterator[None]:
   """Adds the last good checkpoint and a remedy to divergence errors."""
   try:

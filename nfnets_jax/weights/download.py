@@ -42,7 +42,7 @@ def cache_dir() -> pathlib.Path:
   variable, default = 'XDG_CACHE_HOME', '~/.cache'
   root = paths.from_environment(variable, default)
   if not root.is_absolute():  # the XDG standard says to ignore it
-    root = paths.expand(default, f'${variable}')
+    root = paths.local(default, f'${variable}')
   return root / 'nfnets_jax'
 
 

@@ -191,7 +191,7 @@ def _brief(text: str) -> str:
   return repr(first[:60] + ('…' if len(first) > 60 else ''))
 
 
-def is_run(folder: pathlib.Path) -> bool:
+def is_run(folder: paths.Path) -> bool:
   """Returns whether a folder has the `config.json` of a run.
 
   Raises:
@@ -211,7 +211,7 @@ def is_run(folder: pathlib.Path) -> bool:
   return isinstance(model, dict) and {'data', 'optimizer'} <= config.keys()
 
 
-def check_folder(folder: pathlib.Path, option: str = 'path') -> None:
+def check_folder(folder: paths.Path, option: str = 'path') -> None:
   """Raises an error unless a folder is a run with a checkpoint.
 
   Reads only names and `config.json`. `option` names the folder in messages.
@@ -235,13 +235,16 @@ def check_folder(folder: pathlib.Path, option: str = 'path') -> None:
   )
 
 
-def _inside(folder: pathlib.Path) -> list[pathlib.Path]:
+def _inside(folder: paths.Path) -> list[paths.Path]:
   return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
-def _what_else(folder: pathlib.Path) -> str:
+def _what_else(folder: paths.Path) -> str:
   """Describes a folder that is not a run, with the remedy."""
-  for parent in folder.resolve().parents:
+  in_bucket = paths.in_bucket(folder)
+  full = folder if in_bucket else folder.resolve()
+  # The last two of a URL are the root and the scheme.
+  for parent in list(full.parents)[: -2 if in_bucket else None]:
     if is_run(parent):
       return f'it is part of the run in {parent}; give that folder'
   inside = _inside(folder)
@@ -277,7 +280,7 @@ def _what_else(folder: pathlib.Path) -> str:
   return f'it has no config.json of a run, but {_some(inside)}'
 
 
-def _is_orbax(folder: pathlib.Path) -> bool:
+def _is_orbax(folder: paths.Path) -> bool:
   names = {x.name for x in _inside(folder)}
   marks = {'_CHECKPOINT_METADATA', '_METADATA', 'manifest.ocdbt', '_sharding'}
   return bool(marks & names)
@@ -289,6 +292,6 @@ def _is_data(names: set[str]) -> bool:
   return bool(known & names or any(re.search(images, x) for x in names))
 
 
-def _some(entries: list[pathlib.Path]) -> str:
+def _some(entries: list[paths.Path]) -> str:
   shown = ', '.join(x.name for x in entries[:3])
   return shown + (f' and {len(entries) - 3} more' if len(entries) > 3 else '')

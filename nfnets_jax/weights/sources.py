@@ -1,9 +1,14 @@
 """Locates weights: a path, 'released' or 'hf-hub:OWNER/NAME'."""
 
+import atexit
 import difflib
+import functools
 import os
 import pathlib
 import re
+import tempfile
+
+from etils import epath
 
 from nfnets_jax import paths
 from nfnets_jax.models import variants
@@ -25,18 +30,19 @@ _TAGS = {
 
 def locate(
   source: str | os.PathLike, name: str | None = None, option: str = 'weights'
-) -> pathlib.Path:
+) -> paths.Path:
   """Returns the path of weights, after checks that read as little as possible.
 
   Args:
-    source: a file, the folder of a run, 'released', or a repository of the
-      Hugging Face hub, 'hf-hub:OWNER/NAME[@REVISION]'.
+    source: a file or the folder of a run, both perhaps in a bucket,
+      'released', or a repository of the Hugging Face hub,
+      'hf-hub:OWNER/NAME[@REVISION]'.
     name: the variant, required for 'released'.
     option: the flag, field or argument that holds `source`, for messages.
 
   Returns:
-    The file or folder; for weights to download, the path in the cache, which
-    need not exist.
+    The file or folder; of a file in a bucket, a temporary copy; for weights to
+    download, the path in the cache, which need not exist.
 
   Raises:
     ValueError: if the file is not weights, or none were released for `name`.
@@ -54,7 +60,9 @@ def locate(
   repository = hub.parse(os.fspath(source), option)
   if repository is not None:
     return hub.folder(repository)
-  path = paths.expand(source, option)
+  if paths.in_bucket(source):
+    return _from_bucket(os.fspath(source), option)
+  path = paths.local(source, option)
   if not path.exists():
     try:
       paths.existing(path, option)
@@ -70,7 +78,7 @@ def locate(
 
 def fetch(
   source: str | os.PathLike, name: str | None = None, option: str = 'weights'
-) -> pathlib.Path:
+) -> paths.Path:
   """Calls `locate`, and downloads the weights if necessary.
 
   Raises:
@@ -83,6 +91,31 @@ def fetch(
     return download.fetch(name or '')
   repository = hub.parse(os.fspath(source), option)
   return path if repository is None else hub.fetch(repository)
+
+
+def _from_bucket(source: str, option: str) -> paths.Path:
+  """Returns the folder of a run, or a temporary copy of a file."""
+  path = paths.expand(source, option)
+  if not path.exists():
+    raise FileNotFoundError(f'{option}: there is no {path}; {_ARE}')
+  if path.is_dir():
+    recognize.check_folder(path, option)
+    return path
+  copy = _copy(path)
+  recognize.check_file(copy)
+  return copy
+
+
+@functools.cache
+def _copy(path: epath.Path) -> pathlib.Path:
+  """Copies a file and the JSON beside it to local disk, once a process."""
+  folder = tempfile.TemporaryDirectory(prefix='nfnets_jax-')
+  atexit.register(folder.cleanup)
+  for name in (path.name, f'{path.name}.json', hub.CONFIG):
+    file = path.with_name(name)
+    if file.exists():
+      file.copy(epath.Path(folder.name) / file.name)
+  return pathlib.Path(folder.name) / path.name
 
 
 def _hint(source: str) -> str:

@@ -69,7 +69,7 @@ def check_target(
     FileExistsError: if the file exists.
     ValueError: if the suffix does not match the form.
   """
-  path = paths.expand(path, option)
+  path = paths.local(path, option)
   if form not in FORMS:
     raise ValueError(f'form {form!r} is none of {", ".join(FORMS)}')
   if path.suffix not in _ENDINGS[form]:

@@ -9,18 +9,19 @@ from nfnets_jax.runtime import logbook
 
 
 def _write(workdir, steps, start=0):
-  """What a run writes from after `start`; nobody ends it properly."""
-  writer = logbook.Writer(workdir, start)
-  for step in steps:
-    writer.write(step, 'train', {'loss': 10.0 - step, 'learning_rate': 0.1})
-    if step % 2 == 0:
-      results = {'loss': 5.0 - step / 2, 'top_1': 1 - 0.5**step}
-      values = {
-        f'{prefix}_{name}': x
-        for name, x in results.items()
-        for prefix in ('eval', 'ema_eval')
-      }
-      writer.write(step, 'test', values)
+  """What a run writes from after `start`; each line is on disk at once."""
+  with logbook.Writer(workdir, start) as writer:
+    for step in steps:
+      writer.write(step, 'train', {'loss': 10.0 - step, 'learning_rate': 0.1})
+      if step % 2 == 0:
+        results = {'loss': 5.0 - step / 2, 'top_1': 1 - 0.5**step}
+        values = {
+          f'{prefix}_{name}': x
+          for name, x in results.items()
+          for prefix in ('eval', 'ema_eval')
+        }
+        writer.write(step, 'test', values)
+      assert logbook.read(workdir)[-1]['step'] == step
 
 
 def test_lines_are_json_and_come_back(tmp_path):
@@ -95,9 +96,9 @@ def test_curves_are_an_image(tmp_path, steps):
 
 @pytest.mark.parametrize('top_1', [0.0, 1.0])
 def test_curves_of_perfect_and_hopeless_nets(tmp_path, top_1):
-  writer = logbook.Writer(tmp_path, 0)
-  for step in (1, 2):
-    writer.write(step, 'test', {'eval_top_1': top_1, 'ema_eval_top_1': top_1})
+  with logbook.Writer(tmp_path, 0) as writer:
+    for step in (1, 2):
+      writer.write(step, 'test', {'eval_top_1': top_1, 'ema_eval_top_1': top_1})
   logbook.plot_curves(tmp_path)
   assert (tmp_path / 'curves.png').stat().st_size > 0
 
@@ -114,9 +115,9 @@ def test_more_training_shows_in_the_curves(tmp_path):
 def test_the_curves_name_the_run_and_share_units(tmp_path, monkeypatch):
   workdir = tmp_path / 'my run'
   workdir.mkdir()
-  writer = logbook.Writer(workdir, 0)
-  writer.write(1, 'train', {'loss': 2.0, 'top_1': 0.25, 'learning_rate': 0.1})
-  writer.write(1, 'test', {'eval_top_1': 0.5, 'ema_eval_top_1': 0.75})
+  with logbook.Writer(workdir, 0) as writer:
+    writer.write(1, 'train', {'loss': 2.0, 'top_1': 0.25, 'learning_rate': 0.1})
+    writer.write(1, 'test', {'eval_top_1': 0.5, 'ema_eval_top_1': 0.75})
   drawn = []
   savefig = matplotlib.figure.Figure.savefig
   monkeypatch.setattr(

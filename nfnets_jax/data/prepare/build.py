@@ -98,7 +98,7 @@ def _check_imagenet(
       'copy that TFDS has prepared (`make imagenet` takes them as IMAGENET_DIR '
       f'and FROM_TFRECORD)\n{imagenet.remedy(*imagenet.ARCHIVES)}'
     )
-  folder = paths.expand(imagenet_dir, 'imagenet_dir').absolute()
+  folder = paths.local(imagenet_dir, 'imagenet_dir').absolute()
   counts = imagenet.check(folder, builder.info.features['label'].names)
   storage.check_space(
     pathlib.Path(builder.data_dir), imagenet.num_bytes(folder)

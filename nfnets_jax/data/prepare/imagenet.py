@@ -105,7 +105,7 @@ def check(
     ValueError: if an archive is truncated or invalid. The message has the file,
       the fault and the remedy.
   """
-  folder = paths.expand(folder, 'imagenet_dir')
+  folder = paths.local(folder, 'imagenet_dir')
   if not folder.is_dir():
     raise FileNotFoundError(f'there is no folder {folder}')
   files = {x: folder / archive.name for x, archive in ARCHIVES.items()}
@@ -128,7 +128,7 @@ def check(
 
 def num_bytes(folder: str | os.PathLike[str]) -> int:
   """Returns the size of both archives, close to that of the data set."""
-  folder = paths.expand(folder, 'imagenet_dir')
+  folder = paths.local(folder, 'imagenet_dir')
   return sum((folder / file.name).stat().st_size for file in ARCHIVES.values())
 
 

@@ -62,7 +62,7 @@ def convert(
     OSError: if the disk is full.
     ModuleNotFoundError: if tensorflow is not installed.
   """
-  folder = _find(name, paths.expand_literal(source, 'from_tfrecord'))
+  folder = _find(name, paths.local_literal(source, 'from_tfrecord'))
   info = _read_info(folder)
   names = [info.name, *filter(None, [info.config_name])]
   root = builders.resolve(data_dir)
