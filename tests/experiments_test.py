@@ -437,15 +437,15 @@ def test_pretraining_hands_over_to_finetuning(tmp_path):
   config.lock()
   changes = {
     'data.data_dir': str(tmp_path / 'photos'),
-    'epochs': 6.0,
+    'epochs': 3.0,
     'batch_size': 8,
     'eval_batch_size': 8,
   }
   config.update_from_flattened_dict(_TINY | changes)
   report = train.train_and_evaluate(config, tmp_path / 'pretrained')
-  assert (report['steps'], report['num_classes']) == (18, 3)
+  assert (report['steps'], report['num_classes']) == (9, 3)
   recorded = json.loads((tmp_path / 'pretrained/config.json').read_text())
-  assert recorded['optimizer']['warmup_epochs'] == 2
+  assert recorded['optimizer']['warmup_epochs'] == 1
 
   config = finetune.get_config('nfnet_tiny,digits,head')
   config.lock()
@@ -455,7 +455,7 @@ def test_pretraining_hands_over_to_finetuning(tmp_path):
     'data.crop': 'pad_1',
     'data.train_split': 'train[:64]',
     'data.test_split': 'test[:32]',
-    'epochs': 2.0,
+    'epochs': 1.0,
     'batch_size': 32,
     'eval_batch_size': 32,
   }
@@ -471,8 +471,8 @@ def test_pretraining_hands_over_to_finetuning(tmp_path):
     for leaf, x in leaves.items():
       if module == 'NFNet/~/linear':
         assert (x.shape[-1], after[module][leaf].shape[-1]) == (3, 10)
-      else:  # frozen
-        np.testing.assert_array_equal(x, after[module][leaf])
+      else:  # frozen, but averaged
+        np.testing.assert_allclose(x, after[module][leaf], rtol=1e-6)
 
 
 def test_finetune_trains_the_head_alone():
