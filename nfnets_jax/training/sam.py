@@ -121,7 +121,8 @@ def ascent_batch(
   Adds `weight` to the batch; see `plan`. `axis_name` is the mapped axis of the
   devices, and None chooses from each device's batch alone.
   """
-  devices, device = 1, 0
+  devices = 1
+  device: chex.Numeric = 0
   if axis_name is not None:
     devices = jax.lax.axis_size(axis_name)
     device = jax.lax.axis_index(axis_name)
