@@ -121,9 +121,9 @@ def table(results: Iterable[Mapping[str, Any]], images: int) -> str:
     )
   for name, row in TABLE_5.items():
     title = (name, 'the paper', f'{row.top_1:g}')
-    days = '' if row.core_days is None else f'{row.core_days:,.0f}'
+    given = '' if row.core_days is None else f'{row.core_days:,.0f}'
     if row.epochs is None or row.step_ms is None:
-      lines.append((*title, '', '', '', '', days))
+      lines.append((*title, '', '', '', '', given))
       continue
     same = core_days(IMAGES, row.epochs, _BATCH_SIZE, row.step_ms / 1e3, _CORES)
     lines.append(
@@ -133,7 +133,7 @@ def table(results: Iterable[Mapping[str, Any]], images: int) -> str:
         f'{_BATCH_SIZE:,}',
         f'{row.epochs:g}',
         f'about {row.step_ms:g}',
-        f'{days}; {same:,.0f} from its step',
+        f'{given}; {same:,.0f} from its step',
       )
     )
   return markdown.table(head, lines)
