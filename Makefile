@@ -65,7 +65,7 @@ imagenet: $(TF_STAMP)  ## Prepare ImageNet: IMAGENET_DIR=folder of the tars, or 
 	$(TF_BIN)/python -m nfnets_jax.data.prepare imagenet2012 $(data_dir) \
 	  $(if $(FROM_TFRECORD),--from_tfrecord='$(FROM_TFRECORD)',--imagenet_dir='$(IMAGENET_DIR)')
 
-reproduce-f1:  ## Train NFNet-F1 on ImageNet as in the paper; also f0 to f6.
+reproduce-f1:  ## Train NFNet-F1 on ImageNet as in the paper; also f0 to f6, f5 and f6 with SAM.
 $(VARIANTS:%=reproduce-%): WORKDIR ?= runs/$@
 $(VARIANTS:%=reproduce-%): reproduce-f%: $(STAMP)
 	$(BIN)/python -m experiments.reproduce.nfnet --workdir='$(WORKDIR)' \

@@ -13,6 +13,8 @@ Command:
   python -m nfnets_jax.main --config=experiments/finetune.py:nfnet_f0,folder \
     --config.data.data_dir=photos --config.init_from=F0_haiku.npz \
     --workdir=DIR
+  config.init_from may also be the run folder of experiments/pretrain.py, whose
+  final weights get a new classifier unless the classes are the same.
 Expected: on ImageNet, after pre-training on JFT-300M, which is not public:
 89.2 % top-1 with NFNet-F4+; 79.5, 80.9 and 81.1 % with NF-ResNet-50 at the
 three sizes.

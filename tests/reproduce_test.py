@@ -48,7 +48,7 @@ def _rows(page):
   return dict(re.findall(r'^\| ([^|]+) \| (.*) \|$', page, re.M))
 
 
-@pytest.mark.parametrize('name', paper.RESULTS)
+@pytest.mark.parametrize('name', [*paper.RESULTS, *paper.WITH_SAM])
 def test_the_papers_nets_are_ours(name):
   assert variants.get(name)
 
@@ -80,6 +80,28 @@ def test_report_sets_the_run_beside_the_paper():
   )
   assert 'rehearsal' not in page
   assert '8 × NVIDIA H100' in page
+
+
+@pytest.mark.parametrize(
+  ('name', 'best', 'plain'),
+  [('F5', '86.3 %', '86.0 %'), ('F6', '86.5 %', '-')],
+)
+def test_the_largest_are_compared_with_and_without_sam(name, best, plain):
+  config = nfnet_imagenet.get_config(name)
+  page = nfnet_report.format_markdown(REPORT, config, 10**10, 400.0)
+  rows = _rows(page)
+  assert rows['top-1, EMA'] == f'84.67 % | {best}'
+  assert 'SAM with ρ 0.05' in page and 'whose ρ is not given' in page
+  # 1.2 · 6 · 10 G · images/s / devices.
+  ours, theirs = rows['TFLOP/s a device'].split(' | ')
+  assert ours == '73.728'
+  step = {'F5': 1.958, 'F6': 2.7741}[name]
+  assert float(theirs) == pytest.approx(32 * 0.072 / step, abs=1e-3)
+  config.optimizer.sam_rho = None
+  page = nfnet_report.format_markdown(REPORT, config, 10**10, 400.0)
+  assert _rows(page)['top-1, EMA'] == f'84.67 % | {plain}'
+  assert _rows(page)['TFLOP/s a device'].startswith('61.440 |')
+  assert 'SAM' not in page
 
 
 def test_report_says_what_is_missing():

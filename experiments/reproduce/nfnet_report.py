@@ -30,7 +30,9 @@ def format_markdown(
   Returns:
     A page of Markdown.
   """
-  result = paper.RESULTS.get(config.model.name)
+  with_sam = config.optimizer.sam_rho is not None
+  rows = paper.WITH_SAM if with_sam else paper.RESULTS
+  result = rows.get(config.model.name)
   cells = _accuracy(report, result)
   if report['images_per_second'] is not None:
     cells += _speed(report, config, macs, peak_tflops, result)
@@ -49,13 +51,16 @@ def format_markdown(
     f'{report["num_params"]:,} parameters, seed {config.seed}, '
     f'{report["eval_count"]:,} test images at {config.data.eval_image_size} '
     f'px, {report["devices"]} × {report["device_kind"]}, '
-    f'{config.compute_dtype}, jax {jax.__version__}, Python '
+    f'{config.compute_dtype}, '
+    + (f'SAM with ρ {config.optimizer.sam_rho:g}, ' if with_sam else '')
+    + f'jax {jax.__version__}, Python '
     f'{platform.python_version()}, {datetime.date.today()}.',
     '',
     "The paper's speed is that of 32 TPUv3 cores with 32 images each and data "
     'already on the devices. A step counts as six operations per '
     f'multiply-accumulate of the forward pass, {macs / 1e9:.2f} G per image of '
-    f'{config.data.image_size} px.',
+    f'{config.data.image_size} px.'
+    + (" SAM's ascent adds its fraction of the images." if with_sam else ''),
     '',
   ]
   return '\n'.join(line for line in lines if line is not None)
@@ -86,12 +91,18 @@ def _speed(
   peak_tflops: float,
   result: paper.Result | None,
 ) -> list[tuple[str, str, str]]:
-  # Two operations each, and the backward pass takes twice the forward pass.
-  tflops = 6 * macs / 1e12
+  with_sam = config.optimizer.sam_rho is not None
 
   def column(
-    batch: int, devices: int, speed: float, peak: float, peak_text: str
+    batch: int,
+    devices: int,
+    speed: float,
+    peak: float,
+    peak_text: str,
+    sam_fraction: float,
   ) -> tuple[str, ...]:
+    # Two operations each, and the backward pass takes twice the forward pass.
+    tflops = 6 * macs * (1 + sam_fraction * with_sam) / 1e12
     reached = speed * tflops / devices
     return (
       f'{1e3 * batch / speed:,.1f} ms',
@@ -107,6 +118,7 @@ def _speed(
     report['images_per_second'],
     peak_tflops,
     f'{peak_tflops:,.3f} TFLOP/s, measured',
+    config.optimizer.sam_fraction,
   )
   theirs: tuple[str, ...] = ('-',) * len(ours)
   if result is not None and result.step_ms is not None:
@@ -117,6 +129,7 @@ def _speed(
       1e3 * images / result.step_ms,
       paper.PEAK_TFLOPS,
       f'{paper.PEAK_TFLOPS} TFLOP/s, nominal',
+      paper.SAM_FRACTION,
     )
   names = (
     'training step',

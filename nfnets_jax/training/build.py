@@ -296,6 +296,7 @@ def create_train_step(
     micro_batches=micro_batches,
     sam_rho=config.optimizer.sam_rho,
     sam_fraction=config.optimizer.sam_fraction,
+    sam_per_device=config.optimizer.sam_per_device,
     axis_name=parallel.AXIS,
   )
 

@@ -22,8 +22,7 @@ def check_config(config: config_dict.ConfigDict, devices: int) -> None:
     if data[name] < 1:
       raise ValueError(f'data.{name} must be at least 1, got {data[name]}')
   loaders.check_workers(data.num_workers, data.worker_type)
-  if config.optimizer.sam_rho is not None:
-    sam.check_fraction(config.optimizer.sam_fraction)
+  sam.check(config.optimizer.sam_rho, config.optimizer.sam_fraction)
   build.create_transform(config)
   transforms.eval_transform(data.eval_image_size, data.eval_crop)
   if config.compilation_cache:

@@ -24,6 +24,7 @@ DERIVED = (
 )
 # Of the paper's fine-tuning, reached with 300,000 images.
 _STEPS, _BATCH_SIZE, _LEARNING_RATE = 15_000, 2048, 0.1
+_WARMUP_STEPS = 5_000  # likewise of its pre-training
 _MAX_EPOCHS = 100.0
 
 
@@ -128,10 +129,13 @@ def get_config() -> config_dict.ConfigDict:
   # Learning rate factors: 'PATTERN=FACTOR,...'. The first regular expression
   # found in 'module/parameter' applies; 0 freezes, the default is 1.
   config.optimizer.learning_rate_groups = config_dict.placeholder(str)
-  # ρ of sharpness-aware minimisation (None is off), and the fraction of each
-  # device's images used for the ascent step.
+  # ρ of sharpness-aware minimisation (None is off), and the fraction of the
+  # batch used for the ascent step.
   config.optimizer.sam_rho = config_dict.placeholder(float)
   config.optimizer.sam_fraction = 0.2
+  # Each device ascends alone, as in the paper: saves an all-reduce, but the
+  # result depends on the number of devices.
+  config.optimizer.sam_per_device = False
 
   config.label_smoothing = 0.1
   # A larger loss counts as divergence and stops the run.
@@ -163,7 +167,7 @@ def derive(
     * `batch_size`: 2048, but at most an eighth of the images, rounded down to a
       power of two and then up to a multiple of `devices`.
     * `epochs`: 15,000 steps, but at most 100 epochs.
-    * `warmup_epochs`: a third of the epochs.
+    * `warmup_epochs`: 5,000 steps, but at most a third of the epochs.
     * `learning_rate_per_256`: a peak of 0.1, but at most 0.1 per 256 images.
 
   Example:
@@ -184,7 +188,8 @@ def derive(
   if config.epochs is None:
     config.epochs = min(_MAX_EPOCHS, _STEPS * config.batch_size / num_images)
   if config.optimizer.warmup_epochs is None:
-    config.optimizer.warmup_epochs = config.epochs / 3
+    longest = _WARMUP_STEPS * config.batch_size / num_images
+    config.optimizer.warmup_epochs = min(config.epochs / 3, longest)
   if config.optimizer.learning_rate_per_256 is None:
     rate = _LEARNING_RATE * min(1.0, 256 / config.batch_size)
     config.optimizer.learning_rate_per_256 = rate

@@ -300,8 +300,10 @@ def _flops(
   passes = 3 if config.remat is None else 4
   images = per_device
   if config.optimizer.sam_rho is not None:
-    fraction = config.optimizer.sam_fraction
-    images += sam.ascent_images(per_device, fraction, parts)[0]
+    fields = config.optimizer
+    devices = 1 if fields.sam_per_device else config.batch_size // per_device
+    ascent = sam.plan(per_device, devices, fields.sam_fraction, parts)
+    images += ascent.rows.shape[1]
   return 2.0 * passes * images * macs
 
 

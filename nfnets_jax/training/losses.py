@@ -57,7 +57,6 @@ def loss_gradient(
   model_state: hk.MutableState,
   key: jax.Array,
   batch: Batch,
-  first: jax.Array,
   standardized: bool = False,
   *,
   net: hk.TransformedWithState,
@@ -67,15 +66,13 @@ def loss_gradient(
 ) -> tuple[hk.MutableParams, Metrics, hk.MutableState]:
   """Returns a micro-batch's float32 gradient, mean metrics and new state.
 
-  `first` is the index of its first image in the global batch; `params` come
-  from `models.fold` if `standardized`; `label_smoothing` is in [0, 1);
-  `compute_dtype` is one of `train_step.DTYPES`. The metrics are `loss` and
-  `top_1`.
+  `params` come from `models.fold` if `standardized`; `label_smoothing` is in
+  [0, 1); `compute_dtype` is one of `train_step.DTYPES`. The metrics are `loss`
+  and `top_1`.
   """
   policy = create_policy(compute_dtype)
   images = policy.cast_to_compute(normalize(batch['image']))
   labels = label_distributions(batch, num_classes)
-  index = first + jnp.arange(images.shape[0], dtype=jnp.int32)
 
   def loss_fn(params: hk.MutableParams):
     outputs, new_state = net.apply(
@@ -84,12 +81,12 @@ def loss_gradient(
       key,
       images,
       is_training=True,
-      image_index=index,
+      image_index=batch['index'],
       standardized=standardized,
     )
     logits = policy.cast_to_output(outputs['logits'])
     loss = cross_entropy(logits, labels, label_smoothing)
-    return jnp.mean(loss), (logits, new_state)
+    return jnp.mean(batch.get('weight', 1.0) * loss), (logits, new_state)
 
   (loss, (logits, new_state)), grads = jax.value_and_grad(
     loss_fn, has_aux=True

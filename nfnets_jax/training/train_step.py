@@ -8,8 +8,8 @@ micro-batches, with two exceptions:
   * Batch normalisation uses the statistics of one micro-batch on one device, or
     on all devices if the net is configured so. Each micro-batch updates the
     moving statistics, which are averaged over devices at the end of the step.
-  * Sharpness-aware minimisation ascends on each device with a fraction of its
-    own images.
+  * With `sam_per_device`, sharpness-aware minimisation ascends on each device
+    with its own images, so the result depends on the number of devices.
 
 Differences:
   * The released code casts parameters to bfloat16 before the forward pass; here
@@ -35,7 +35,9 @@ from nfnets_jax.training import optimizer as optimizers
 from nfnets_jax.training.schedules import Schedule
 
 # `image` uint8 `[B, H, W, 3]`, `label` and `mix_label` int32 `[B]`, `ratio`
-# float32 `[B]`, the weight of `label`; optionally some of `_COUNTERS`.
+# float32 `[B]`, the weight of `label`; optionally some of `_COUNTERS`. The step
+# adds `index` int32 `[B]`, in the global batch, and for SAM's ascent `weight`
+# float32 `[B]`, of the example's loss.
 Batch = dict[str, chex.Array]
 Metrics = dict[str, jax.Array]
 # Learning rate and clipping thresholds, float32 scalars.
@@ -80,6 +82,7 @@ def train_step(
   micro_batches: int = 1,
   sam_rho: float | None,
   sam_fraction: float,
+  sam_per_device: bool = False,
   axis_name: str,
 ) -> tuple[TrainState, Metrics]:
   """Makes one update; to be mapped over the devices.
@@ -95,6 +98,7 @@ def train_step(
     micro_batches: number of sequential micro-batches, to save memory.
     sam_rho: ρ of sharpness-aware minimisation; None is off.
     sam_fraction: fraction of the batch for the ascent step.
+    sam_per_device: whether each device ascends alone; see `sam`.
     axis_name: mapped axis of the devices.
 
   Returns:
@@ -103,16 +107,15 @@ def train_step(
     `learning_rate`, `optimizer.update_metrics`, and sums of `_COUNTERS`.
   """
   batch, counters = _split_counters(batch)
-  mean_gradient = functools.partial(
-    accumulate,
-    gradient,
-    key=jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step),
-    first=jax.lax.axis_index(axis_name) * batch['image'].shape[0],
-  )
+  batch = _add_index(batch, axis_name)
+  key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+  mean_gradient = functools.partial(accumulate, gradient, key=key)
   params, model_state = state.params, state.model_state
-  if sam_rho is not None:  # not synchronised over devices
-    part = _leading(batch, sam_fraction, micro_batches)
+  if sam_rho is not None:
+    axis = None if sam_per_device else axis_name
+    part = sam.ascent_batch(batch, sam_fraction, micro_batches, axis)
     ascent, *_ = mean_gradient(params, model_state, *part)
+    ascent = ascent if axis is None else jax.lax.pmean(ascent, axis)
     params = sam.ascend(params, ascent, sam_rho)
   grads, metrics, model_state = mean_gradient(
     params, model_state, batch, micro_batches
@@ -138,17 +141,15 @@ def accumulate(
   micro_batches: int,
   *,
   key: jax.Array,
-  first: jax.Array,
 ) -> tuple[hk.MutableParams, Metrics, hk.MutableState]:
   """Returns the mean gradient, mean metrics and last state of micro-batches.
 
   `model_state` passes from one to the next; without batch normalisation, the
-  result is that of the whole batch up to rounding. `first` is the index of the
-  first image in the global batch. Raises a ValueError if `micro_batches` does
-  not divide the batch.
+  result is that of the whole batch up to rounding. Raises a ValueError if
+  `micro_batches` does not divide the batch.
   """
   if micro_batches == 1:
-    return gradient(params, model_state, key, batch, first)
+    return gradient(params, model_state, key, batch)
   size, rest = divmod(batch['image'].shape[0], micro_batches)
   if rest:
     raise ValueError(
@@ -158,12 +159,11 @@ def accumulate(
   parts = jax.tree.map(
     lambda x: x.reshape(micro_batches, size, *x.shape[1:]), batch
   )
-  firsts = first + size * jnp.arange(micro_batches, dtype=jnp.int32)
 
   def add(carry, part):
     sums, model_state = carry
     *terms, model_state = gradient(
-      standardized, model_state, key, *part, standardized=True
+      standardized, model_state, key, part, standardized=True
     )
     return (jax.tree.map(jnp.add, sums, tuple(terms)), model_state), None
 
@@ -171,9 +171,7 @@ def accumulate(
   standardized, pull_back = jax.vjp(models.fold, params)
   metrics = {'loss': jnp.zeros(()), 'top_1': jnp.zeros(())}
   zeros = (jax.tree.map(jnp.zeros_like, standardized), metrics)
-  (sums, model_state), _ = jax.lax.scan(
-    add, (zeros, model_state), (parts, firsts)
-  )
+  (sums, model_state), _ = jax.lax.scan(add, (zeros, model_state), parts)
   grads, metrics = jax.tree.map(lambda x: x / micro_batches, sums)
   return *pull_back(grads), metrics, model_state
 
@@ -277,14 +275,10 @@ def _split_counters(batch: Batch) -> tuple[Batch, Batch]:
   return {k: x for k, x in batch.items() if k not in counters}, counters
 
 
-def _leading(
-  batch: Batch, fraction: float, micro_batches: int
-) -> tuple[Batch, int]:
-  """Returns the images of the ascent step and their number of micro-batches."""
-  count, parts = sam.ascent_images(
-    batch['image'].shape[0], fraction, micro_batches
-  )
-  return jax.tree.map(lambda x: x[:count], batch), parts
+def _add_index(batch: Batch, axis_name: str) -> Batch:
+  size = batch['image'].shape[0]
+  first = jax.lax.axis_index(axis_name) * size
+  return batch | {'index': first + jnp.arange(size, dtype=jnp.int32)}
 
 
 def _mean_state(state: hk.MutableState, axis_name: str) -> hk.MutableState:

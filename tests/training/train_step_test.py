@@ -334,9 +334,8 @@ def test_step_learns_from_normalised_images_and_both_labels():
   labels += (1 - ratio) * np.eye(10)[batch['mix_label']]
   params, _ = net.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), True)
   gradient = functools.partial(losses.loss_gradient, net=net, num_classes=10)
-  grads, metrics, _ = jax.jit(gradient)(
-    params, {}, jax.random.key(1), batch, jnp.asarray(0)
-  )
+  batch |= {'index': np.arange(16, dtype=np.int32)}
+  grads, metrics, _ = jax.jit(gradient)(params, {}, jax.random.key(1), batch)
   logits = images @ np.asarray(params['linear']['w'], np.float64)
   probabilities = np.exp(logits - logits.max(1, keepdims=True))
   probabilities /= probabilities.sum(1, keepdims=True)

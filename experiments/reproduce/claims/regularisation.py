@@ -28,15 +28,18 @@ _KINDS: dict[str, dict[str, Any]] = {
   'stochastic depth 0.25': {**_NONE, 'model.stochdepth_rate': 0.25},
   'SAM 0.05': {**_NONE, 'optimizer.sam_rho': 0.05},
 }
+_NO_SAM = {'optimizer.sam_rho': None}  # F5 and F6 have it by default
 _PAPER_KINDS: dict[str, dict[str, Any]] = {
-  'recipe': {},
-  'without dropout': {'model.drop_rate': 0.0},
-  'without stochastic depth': {'model.stochdepth_rate': 0.0},
+  'recipe': _NO_SAM,
+  'without dropout': {**_NO_SAM, 'model.drop_rate': 0.0},
+  'without stochastic depth': {**_NO_SAM, 'model.stochdepth_rate': 0.0},
   'with SAM': {'optimizer.sam_rho': 0.05},
 }
 _PAPER_NETS = ('F0', 'F1', 'F5', 'F6')
 # Table 3, with sharpness-aware minimization.
-_SAM = {'F5': 86.3, 'F6': 86.5}
+_SAM = {
+  net: paper.WITH_SAM[f'nfnet_{net.lower()}'].top_1 for net in ('F5', 'F6')
+}
 
 
 def _runs(scale: str, results: Results) -> list[claim.Run]:

@@ -1,0 +1,161 @@
+r"""Core-days of pre-training, from compiled steps, beside the paper's table 5.
+
+  make -s compile CONFIG=experiments/pretrain.py:nfnet_f4plus,imagenet2012 \
+    TOPOLOGY=v3:8x8 ARGS='--json --noevaluation' > f4plus.json
+  python -m experiments.benchmarks.core_days f4plus.json
+
+reads the estimates of `nfnets_jax.compile --json`, for runs of any epochs and
+batch size, and scales them to --images, by default those of JFT-300M. They do
+not include the time of collectives, input and evaluation. Devices of TPU v2 and
+v3 are cores, those of later TPUs chips.
+
+Source: Brock et al. 2021, table 5 and appendix A.5.
+"""
+
+import argparse
+import json
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from experiments.figures import markdown
+from nfnets_jax import command_line, paths
+
+# The paper's JFT-300M, and 32 images on each of 128 cores.
+IMAGES = 300_000_000
+_BATCH_SIZE, _CORES = 4096, 128
+_DAY = 86_400
+
+
+class Row(NamedTuple):
+  """A row of table 5.
+
+  Attributes:
+    top_1: on ImageNet, in %.
+    core_days: of TPUv3; None if not given.
+    epochs: of pre-training, if the paper gives its step time.
+    step_ms: milliseconds of a step, likewise.
+  """
+
+  top_1: float
+  core_days: float | None
+  epochs: float | None = None
+  step_ms: float | None = None
+
+
+TABLE_5: Mapping[str, Row] = {
+  'nfnet_f4plus': Row(89.2, 1860, 20, 830),
+  'nfnet_f4': Row(89.2, 3700, 40, 830),
+  'EfficientNet-L2, Meta Pseudo Labels': Row(90.2, 22_500),
+  'EfficientNet-L2, Noisy Student and SAM': Row(88.6, 12_300),
+  'ViT-H/14': Row(88.55, 2500),
+  'ViT-L/16': Row(87.76, 680),
+  'BiT-L, ResNet152x4': Row(87.54, 9900),
+  'ResNeXt-101 32x48d': Row(86.4, None),
+}
+
+
+def core_days(
+  images: int, epochs: float, batch_size: int, seconds: float, devices: int
+) -> float:
+  """Returns the device-days of `epochs` of `images` in steps of `seconds`.
+
+  Example:
+    >>> round(core_days(IMAGES, 20, batch_size=4096, seconds=0.83, devices=128))
+    1801
+  """
+  return images * epochs / batch_size * seconds * devices / _DAY
+
+
+def read(path: pathlib.Path) -> dict[str, Any]:
+  """Reads an estimate of `nfnets_jax.compile --json`.
+
+  Raises:
+    ValueError: if the file is none, its step does not fit or has no time.
+  """
+  try:
+    result = json.loads(path.read_text())
+    result = result.get('result', result)  # of `make compile-table`
+    training = result.get('training')
+  except (AttributeError, ValueError) as error:
+    raise ValueError(
+      f'{path} is no JSON of nfnets_jax.compile --json: {error}'
+    ) from error
+  if training is None:
+    raise ValueError(
+      f'{path} has no training step: {result.get("reason", "none is recorded")}'
+    )
+  if not training['seconds']:
+    raise ValueError(
+      f'{path} has no time for {result["topology"]}; compile for a TPU or GPU'
+    )
+  return result
+
+
+def table(results: Iterable[Mapping[str, Any]], images: int) -> str:
+  """Formats estimates and the paper's rows as Markdown.
+
+  Args:
+    results: from `read`.
+    images: number of training images.
+  """
+  head = (
+    *('net', 'by', 'top-1, %', 'devices', 'images a step', 'epochs'),
+    *('step, ms', 'core-days'),
+  )
+  lines = []
+  for x in results:
+    seconds, devices = x['training']['seconds'], x['devices']
+    days = core_days(images, x['epochs'], x['batch_size'], seconds, devices)
+    lines.append(
+      (
+        f'{x["model"]}, {x["image_size"]} px',
+        x['compiler'],
+        '',
+        f'{devices:,} of {x["topology"]}',
+        f'{x["batch_size"]:,}',
+        f'{x["epochs"]:g}',
+        f'{1e3 * seconds:,.1f}',
+        f'{days:,.0f}',
+      )
+    )
+  for name, row in TABLE_5.items():
+    title = (name, 'the paper', f'{row.top_1:g}')
+    given = '' if row.core_days is None else f'{row.core_days:,.0f}'
+    if row.epochs is None or row.step_ms is None:
+      lines.append((*title, '', '', '', '', given))
+      continue
+    same = core_days(IMAGES, row.epochs, _BATCH_SIZE, row.step_ms / 1e3, _CORES)
+    lines.append(
+      (
+        *title,
+        f'{_CORES} of v3',
+        f'{_BATCH_SIZE:,}',
+        f'{row.epochs:g}',
+        f'about {row.step_ms:g}',
+        f'{given}; {same:,.0f} from its step',
+      )
+    )
+  return markdown.table(head, lines)
+
+
+def main(argv: list[str] | None = None) -> None:
+  parser = argparse.ArgumentParser(
+    prog='python -m experiments.benchmarks.core_days',
+    description="Core-days of pre-training, beside the paper's table 5.",
+  )
+  parser.add_argument('files', nargs='*', help='of nfnets_jax.compile --json')
+  parser.add_argument(
+    '--images', type=int, default=IMAGES, help='training images (%(default)s)'
+  )
+  args = parser.parse_args(argv)
+  if args.images < 1:
+    parser.error(f'--images must be at least 1, got {args.images}')
+  with command_line.telling():
+    results = [read(paths.existing(x, 'FILES', 'file')) for x in args.files]
+  print(f'{args.images:,} images; the paper has {IMAGES:,}\n')
+  print(table(results, args.images))
+
+
+if __name__ == '__main__':
+  main()
