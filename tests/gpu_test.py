@@ -5,8 +5,10 @@ import json
 import math
 import os
 import pathlib
+import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -268,6 +270,29 @@ def test_a_job_that_fails_untuned_is_run_once_more(
   assert lines[0].startswith('[one] --xla_mine=1 --xla_gpu_autotune_level=0')
   assert lines[0].endswith(' one') and lines[3] == '[one] --xla_mine=1 one'
   assert len(made.log.failed) == 1
+
+
+def test_an_interrupt_ends_all_jobs(output, monkeypatch):
+  made = runner.Runner(sys.executable, None)
+  code = 'import time; print("started", flush=True); time.sleep(60)'
+  words = [sys.executable, '-c', code]
+  monkeypatch.setattr(made, '_command', lambda job: words)
+  log = output / 'log.txt'
+
+  def interrupt():
+    while not log.exists():
+      time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGINT)
+
+  thread = threading.Thread(target=interrupt)
+  thread.start()
+  job = process.Job(1, ('sleep',), tuned=False)
+  with pytest.raises(KeyboardInterrupt):
+    made.run([job], 1, 1, time.time() + 60)
+  thread.join()
+  # Not run once more.
+  assert log.read_text().count('started') == 1
+  assert 'ended with -9' in made.log.failed[0]
 
 
 def test_versions_of_packages_from_wheels(output, tmp_path):

@@ -53,7 +53,7 @@ def record(folder: pathlib.Path, compiled: Any, model: str) -> None:
           )
           total[0] += event.duration_ns / 1e3 / _STEPS
           total[1] += 1 / _STEPS
-  rows = [
+  rows: list[list[Any]] = [
     [kernel, instruction, round(microseconds, 2), round(launches, 2)]
     for (kernel, instruction), (microseconds, launches) in totals.items()
   ]

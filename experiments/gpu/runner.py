@@ -73,6 +73,7 @@ class Runner:
     """
     began = time.time()
     processes: list[Process] = []
+    stopped = threading.Event()
 
     def create(job: Job, niceness: int = 0) -> Process:
       deadline = min(end, began + job.limit)
@@ -103,7 +104,8 @@ class Runner:
       return process
 
     def execute_or_retry(job: Job) -> None:
-      if execute(job).returncode and not job.tuned:
+      failed = execute(job).returncode
+      if failed and not job.tuned and not stopped.is_set():
         self.log.info(f'part {job.part}: {job.name}: once more, tuned')
         execute(dataclasses.replace(job, tuned=True))
 
@@ -127,6 +129,7 @@ class Runner:
         for future in [*prepared, *finished]:
           future.result()
       except BaseException:  # this command is stopped
+        stopped.set()
         for executor in (pool, compilers):
           executor.shutdown(wait=False, cancel_futures=True)
         for process in processes:
