@@ -291,7 +291,7 @@ def test_an_interrupt_ends_all_jobs(output, monkeypatch):
     made.run([job], 1, 1, time.time() + 60)
   thread.join()
   # Not run once more.
-  assert log.read_text().count('started') == 1
+  assert log.read_text().count('[sleep] started') == 1
   assert 'ended with -9' in made.log.failed[0]
 
 
