@@ -45,15 +45,24 @@ def wait_for_turn() -> None:
     sys.exit('standard input ended before the turn of this job')
 
 
+def end_turn() -> None:
+  """Leaves the device to the next job; what follows is not measured."""
+  print('measured', flush=True)
+
+
 def add(part: int, what: str, **values: Any) -> None:
   """Appends a result to `results.jsonl`, and waits until it is on disk.
+
+  It has the name of this job, too, if `run` started it.
 
   Args:
     part: 1 to 4, or 0 for the machine.
     what: name of the measurement.
     **values: JSON values.
   """
-  line = json.dumps({'part': part, 'what': what, **values})
+  name = os.environ.get('GPU_JOB')
+  job = {'job': name} if name else {}
+  line = json.dumps({'part': part, 'what': what, **job, **values})
   with (output() / 'results.jsonl').open('a') as file:
     file.write(f'{line}\n')  # in one write, as several jobs append
     file.flush()
@@ -66,9 +75,8 @@ def check(part: int, what: str, value: float, limit: float) -> None:
   add(part, what, value=value, limit=limit, ok=bool(value <= limit))
 
 
-def read(folder: pathlib.Path) -> list[dict[str, Any]]:
-  """Returns all results of a folder; skips truncated lines."""
-  path = folder / 'results.jsonl'
+def read(path: pathlib.Path) -> list[dict[str, Any]]:
+  """Returns all results of a file; skips truncated lines."""
   results = []
   for line in path.read_text().splitlines() if path.exists() else ():
     try:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -12,21 +13,31 @@ from experiments.gpu import common
 _STEPS = 3
 
 
-def record(run: Callable[[int], float], compiled: Any, model: str) -> None:
-  """Profiles steps, and writes their kernels and the compiled program.
+def profile(run: Callable[[int], float], model: str) -> pathlib.Path:
+  """Profiles some steps, and returns the folder of the profile.
+
+  Args:
+    run: runs some steps.
+    model: name of the net.
+  """
+  folder = common.scratch() / f'profile-{model}'
+  with jax.profiler.trace(str(folder)):
+    run(_STEPS)
+  return folder
+
+
+def record(folder: pathlib.Path, compiled: Any, model: str) -> None:
+  """Writes the kernels of a profile, and the compiled program.
 
   `kernels-MODEL.json` has `[kernel, instruction of XLA, microseconds a step,
   launches a step]` for each, longest first; `hlo-MODEL.txt.gz` has the program
   that the instructions belong to.
 
   Args:
-    run: runs some steps.
+    folder: of `profile`.
     compiled: the program of the steps.
     model: name of the net.
   """
-  folder = common.scratch() / f'profile-{model}'
-  with jax.profiler.trace(str(folder)):
-    run(_STEPS)
   totals: dict[tuple[str, str], list[float]] = {}
   for path in folder.rglob('*.xplane.pb'):
     for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
@@ -42,7 +53,7 @@ def record(run: Callable[[int], float], compiled: Any, model: str) -> None:
           )
           total[0] += event.duration_ns / 1e3 / _STEPS
           total[1] += 1 / _STEPS
-  rows = [
+  rows: list[list[Any]] = [
     [kernel, instruction, round(microseconds, 2), round(launches, 2)]
     for (kernel, instruction), (microseconds, launches) in totals.items()
   ]

@@ -24,7 +24,8 @@ _SIZES = {'nfnet_f0': 192, 'nfnet_f1': 224, 'nf_resnet50': 224, 'resnet50': 224}
 _LAYOUTS = {'first': 'contiguous', 'last': 'channels_last'}
 _ROUNDS = 5
 _SECONDS = 0.3
-# Seconds to search for the largest batch.
+# The search for the largest batch: its first, and seconds to start others.
+_FIRST = 512
 _SEARCH = 15.0
 
 
@@ -82,21 +83,28 @@ def _measure(step: Callable, **about: Any) -> None:
 
 
 def _measure_largest(model: str, layout: str) -> None:
-  """Doubles the batch until memory or time runs out."""
+  """Doubles the batch while it fits, or halves it until it does."""
   import torch
 
-  batch, until = 64, time.monotonic() + _SEARCH
-  while time.monotonic() < until and not common.dry_run():
+  about = {'model': model, 'mode': 'eager', 'layout': layout}
+  batch, measured = _FIRST, False
+  until = time.monotonic() + _SEARCH
+  while batch and time.monotonic() < until and not common.dry_run():
+    step = None  # frees the last
     torch.cuda.empty_cache()
     try:
       step = _stepper(model, batch, layout, compiled=False)
       _time(step, 2)
     except torch.cuda.OutOfMemoryError:
-      break
-    about = {'model': model, 'mode': 'eager', 'layout': layout}
+      if measured:
+        return
+      batch //= 2
+      continue
     _measure(step, **about, batch=batch, largest=True)
+    if batch < _FIRST:  # twice as many do not fit
+      return
+    measured = True
     batch *= 2
-    del step
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -129,6 +137,7 @@ def main(argv: list[str] | None = None) -> None:
     _measure(step, **about, layout=layout, batch=batch, largest=False)
   if args.mode == 'largest':
     _measure_largest(args.model, 'last')
+  common.end_turn()
 
 
 if __name__ == '__main__':

@@ -2,36 +2,36 @@
 
   python -m experiments.gpu.record
 
-The speed of the training step on this machine sets the number of epochs of
-`experiments/cifar10_fast.py`. A run that turns out slower is stopped in time,
-and its last checkpoint is evaluated.
+Compiles the steps of `experiments/cifar10_fast.py`, waits for its turn, and
+trains for a moment: the speed sets the number of epochs of the run. A run that
+turns out slower is stopped in time. Of one that does not finish, the last
+checkpoint is evaluated, if there is one.
 """
 
 import json
 import pathlib
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import time
 from typing import Any
 
+import jax
 from absl import flags
 from ml_collections import config_dict
 
 from experiments import cifar10_fast
-from experiments.gpu import common, data, speed
-from nfnets_jax.data import datasets
-from nfnets_jax.runtime import logbook
+from experiments.gpu import common, data
+from nfnets_jax.runtime import logbook, parallel
 from nfnets_jax.runtime import workdir as workdirs
-from nfnets_jax.training import evaluate
+from nfnets_jax.training import build, evaluate, programs, train_step
 
-# Seconds to start, compile both steps, start the loader and evaluate.
+# Seconds to start, compile with known kernels, and evaluate.
 _OVERHEAD = 60.0
 # Seconds to save and evaluate a stopped run.
 _RESERVE = 35.0
-# The share of the step's speed that training reaches.
+# The share of the measured speed that a run reaches.
 _SHARE = 0.9
 
 
@@ -39,7 +39,7 @@ def choose_epochs(rate: float, left: float, images: int) -> float:
   """Returns the whole epochs that fit, at least 2 and at most 200.
 
   Args:
-    rate: images per second of the training step.
+    rate: images per second of training.
     left: remaining seconds.
     images: images per epoch.
   """
@@ -48,10 +48,51 @@ def choose_epochs(rate: float, left: float, images: int) -> float:
   )
 
 
+def measure(config: config_dict.ConfigDict) -> tuple[float, int]:
+  """Compiles, waits for its turn, and trains for an epoch.
+
+  The run finds the evaluation step and, as its training step differs in the
+  schedule alone, the tuned kernels in the compilation cache.
+
+  Returns:
+    The images per second, with the input pipeline, and the images per epoch.
+  """
+  train_set, _ = build.load_data(config)
+  size, count = config.batch_size, len(train_set)
+  net = build.create_net(config, train_set.num_classes)
+  optimizer = build.create_optimizer(
+    config, build.create_schedule(config, count / size)
+  )
+  state = parallel.replicate(
+    train_step.init_state(net, optimizer, 0, config.data.image_size)
+  )
+  step = programs.compile_train_step(
+    config, net, state, train_set.num_classes, count / size
+  )
+  programs.compile_eval_step(config, net, state)
+  loader = build.train_batches(config, train_set)
+  for _ in range(-(-count // size)):  # the first epoch decodes
+    batch = next(loader)
+  state, metrics = step(state, parallel.shard(batch))
+  jax.block_until_ready(metrics)
+  common.wait_for_turn()
+  began = time.monotonic()
+  for _ in range(count // size):
+    state, metrics = step(state, parallel.shard(next(loader)))
+  jax.block_until_ready(metrics)
+  seconds = time.monotonic() - began
+  loader.close()
+  return count // size * size / seconds, count
+
+
 def train(
   command: list[str], folder: pathlib.Path
-) -> tuple[str, dict[str, Any]]:
-  """Trains until the end, or stops in time to evaluate the last checkpoint."""
+) -> tuple[str, dict[str, Any] | None]:
+  """Trains until the end, or stops in time to evaluate the last checkpoint.
+
+  Returns:
+    How it ended, and the report; None if there is no checkpoint.
+  """
   stopped = False
   with subprocess.Popen(command) as process:
     while process.poll() is None:
@@ -62,11 +103,39 @@ def train(
   report = workdirs.read_report(folder)
   if report is not None:
     return 'finished', report
-  if not stopped:
-    raise RuntimeError(f'training ended with {process.returncode}')
+  status = f'ended with {process.returncode}'
+  if stopped:
+    status = 'stopped before its end'
+  if not any((folder / 'checkpoints').glob('[0-9]*')):
+    return f'{status}, without a checkpoint', None
   saved = json.loads((folder / 'config.json').read_text())
   report = evaluate.evaluate_checkpoint(config_dict.ConfigDict(saved), folder)
-  return 'stopped before its end', report
+  return status, report
+
+
+def summarize(
+  status: str, report: dict[str, Any] | None, lines: list[dict[str, Any]]
+) -> dict[str, Any]:
+  """Returns the result of a run.
+
+  Args:
+    status: how it ended.
+    report: its metrics; None if there is no checkpoint.
+    lines: of its `metrics.jsonl`.
+  """
+  timed = [x for x in lines if 'step_seconds' in x]
+  last = timed[-1] if timed else {}
+  return {
+    'status': status,
+    'top_1': report and report['ema_eval_top_1'],
+    'weights_top_1': report and report['eval_top_1'],
+    'steps': last.get('step'),
+    'last_loss': last.get('loss'),
+    'images_per_second': last.get('images_per_second'),
+    'data_wait': (
+      last['data_wait_seconds'] / last['step_seconds'] if last else None
+    ),
+  }
 
 
 def main() -> None:
@@ -89,15 +158,9 @@ def main() -> None:
       'model.stem_strides': (2,),
     }
   config.update_from_flattened_dict(changes)
-  train_set = datasets.load(
-    config.data.name, config.data.train_split, config.data.data_dir
-  )
-  program = speed.Program(config, config.batch_size, config.data.image_size)
-  common.wait_for_turn()
-  rate = config.batch_size / statistics.median(program.measure())
-  common.add(4, 'step', images_per_second=rate)
-  del program
-  epochs = choose_epochs(rate, common.seconds_left(), len(train_set))
+  rate, images = measure(config)
+  common.add(4, 'training speed', images_per_second=rate)
+  epochs = choose_epochs(rate, common.seconds_left(), images)
   if common.dry_run():
     epochs = 2.0
   changes |= {
@@ -117,26 +180,19 @@ def main() -> None:
   began = time.monotonic()
   status, report = train(command, folder)
   lines = logbook.read(folder)
-  speeds = [x['images_per_second'] for x in lines if 'images_per_second' in x]
   common.add(
     4,
     'cifar10',
-    status=status,
-    top_1=report['ema_eval_top_1'],
-    weights_top_1=report['eval_top_1'],
+    **summarize(status, report, lines),
     epochs=epochs,
-    steps=lines[-1]['step'] if lines else None,
-    images_per_second=sorted(speeds)[len(speeds) // 2] if speeds else None,
-    data_wait=[
-      x['data_wait_seconds'] / x['step_seconds']
-      for x in lines
-      if 'step_seconds' in x
-    ][-1:],
     seconds=round(time.monotonic() - began, 1),
     data=config.data.name,
     command=' '.join(command[1:]),
   )
-  shutil.copy(folder / 'metrics.jsonl', common.output() / 'cifar10.jsonl')
+  if lines:
+    shutil.copy(folder / 'metrics.jsonl', common.output() / 'cifar10.jsonl')
+  if report is None:
+    sys.exit(f'the run {status}')
 
 
 if __name__ == '__main__':

@@ -1,6 +1,8 @@
-"""Writes `report.md` from the results so far.
+"""The results so far as a page, `report.md` in the folder of a run.
 
-python -m experiments.gpu.report DIR
+  python -m experiments.gpu.report FILE.jsonl
+
+prints that of other results.
 """
 
 import pathlib
@@ -13,6 +15,7 @@ from experiments.gpu import common
 
 # The paper's step time of EfficientNet-B7 divided by F1's.
 _B7_GOAL = 8.7
+_SPEEDS = {'step': 'A training step', 'training speed': 'Training'}
 
 Result = dict[str, Any]
 
@@ -106,7 +109,14 @@ def _speed(results: list[Result]) -> list[str]:
     for x in results
     if x['what'] == 'timm' and x['status'] == 'absent'
   }
-  return blocks + [f'timm: absent ({message}).' for message in sorted(absent)]
+  blocks += [f'timm: absent ({message}).' for message in sorted(absent)]
+  blocks += [
+    f'{x["model"]}: {x["count"]:.0f} kernels a step, {1e3 * x["seconds"]:.2f} '
+    'ms in all.'
+    for x in results
+    if x['what'] == 'kernels'
+  ]
+  return blocks
 
 
 def _effect(results: list[Result]) -> list[str]:
@@ -130,16 +140,21 @@ def _effect(results: list[Result]) -> list[str]:
 def _record(results: list[Result]) -> list[str]:
   lines = []
   for x in results:
-    if x['part'] == 4 and x['what'] == 'step':
+    if x['part'] == 4 and x['what'] in _SPEEDS:
       lines.append(
-        f'A training step on CIFAR-10: {x["images_per_second"]:.0f} images/s.'
+        f'{_SPEEDS[x["what"]]} on CIFAR-10: {x["images_per_second"]:.0f} '
+        'images/s.'
       )
     if x['part'] == 4 and x['what'] == 'cifar10':
-      lines.append(
-        f'4. {x["data"]}, {x["epochs"]:g} epochs, {x["status"]}: '
-        f'{x["top_1"]:.2%} with the average, {x["weights_top_1"]:.2%} with the '
-        f'weights, {x["seconds"]:.0f} s.'
-      )
+      text = f'4. {x["data"]}, {x["epochs"]:g} epochs, {x["status"]}'
+      if x['steps'] is not None:
+        text += f', last loss {x["last_loss"]:.3g} at step {x["steps"]}'
+      if x['top_1'] is not None:
+        text += (
+          f': {x["top_1"]:.2%} with the average, {x["weights_top_1"]:.2%} with '
+          'the weights'
+        )
+      lines.append(f'{text}, {x["seconds"]:.0f} s.')
   return lines
 
 
@@ -201,20 +216,26 @@ def goals(results: list[Result]) -> list[str]:
     lambda x: x <= 1,
   )
   best = max(
-    (x['top_1'] for x in results if x['what'] == 'cifar10'), default=None
+    (x['top_1'] for x in results if x['what'] == 'cifar10' and x['top_1']),
+    default=None,
   )
   add('96 % on CIFAR-10', best, '{:.2%}', lambda x: x >= 0.96)
   return lines
 
 
-def write(folder: pathlib.Path) -> None:
-  """Writes `report.md` into a folder of results."""
-  results = common.read(folder)
-  failed = [
-    f'* part {x["part"]}, {x["job"]}: {x["message"]}'
-    for x in results
-    if x['what'] == 'failed'
-  ]
+def _failed(results: list[Result]) -> list[str]:
+  """Returns a line for each failed job without a later result."""
+  lines = []
+  for index, x in enumerate(results):
+    later = {y.get('job') for y in results[index + 1 :]}
+    if x['what'] == 'failed' and x['job'] not in later:
+      lines.append(f'* part {x["part"]}, {x["job"]}: {x["message"]}')
+  return lines
+
+
+def page(results: list[Result]) -> str:
+  """Returns the page of some results."""
+  failed = _failed(results)
   blocks = [
     '# On an accelerator',
     '\n'.join(_machine(results)),
@@ -225,11 +246,15 @@ def write(folder: pathlib.Path) -> None:
     '\n'.join(_record(results)),
     *(['Failed or not run:', '\n'.join(failed)] if failed else []),
   ]
+  return '\n\n'.join(filter(None, blocks)) + '\n'
+
+
+def write(folder: pathlib.Path) -> None:
+  """Writes `report.md` into a folder of results."""
   partial = folder / 'report.tmp'
-  partial.write_text('\n\n'.join(filter(None, blocks)) + '\n')
+  partial.write_text(page(common.read(folder / 'results.jsonl')))
   partial.replace(folder / 'report.md')
 
 
 if __name__ == '__main__':
-  write(pathlib.Path(sys.argv[1]))
-  print((pathlib.Path(sys.argv[1]) / 'report.md').read_text())
+  print(page(common.read(pathlib.Path(sys.argv[1]))))

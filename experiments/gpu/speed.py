@@ -94,6 +94,7 @@ def measure_peak() -> None:
     device=jax.local_devices()[0].device_kind,
     jax=jax.__version__,
   )
+  common.end_turn()
 
 
 def measure(model: str, batch: int | None, form: str) -> None:
@@ -143,8 +144,12 @@ def measure(model: str, batch: int | None, form: str) -> None:
     memory=program.memory,
     peak_bytes_in_use=stats.get('peak_bytes_in_use'),
   )
-  if not largest and form == 'ours' and model in _BYTES:
-    kernels.record(program.run, program.compiled, model)
+  profiled = not largest and form == 'ours' and model in _BYTES
+  if profiled:
+    folder = kernels.profile(program.run, model)
+  common.end_turn()
+  if profiled:
+    kernels.record(folder, program.compiled, model)
 
 
 def _compile_largest(
