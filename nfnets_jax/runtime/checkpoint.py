@@ -35,10 +35,16 @@ class CorruptError(Exception):
   """A checkpoint is corrupt."""
 
 
-def exists(directory: pathlib.Path) -> bool:
-  """Returns whether a folder, which need not exist, has a checkpoint."""
-  # A run killed early leaves an empty folder.
-  return any(path.name.isdecimal() for path in directory.glob('*'))
+def steps(directory: pathlib.Path) -> list[int]:
+  """Returns the steps of the complete checkpoints in a folder, sorted.
+
+  The folder need not exist, and is empty if a run was killed early.
+  """
+  if not directory.is_dir():
+    return []
+  # Orbax renames a checkpoint to its step once it is complete.
+  names = [path.name for path in directory.iterdir()]
+  return sorted(int(name) for name in names if name.isdecimal())
 
 
 class Checkpointer:
@@ -73,11 +79,7 @@ class Checkpointer:
     return max(self._steps(), default=None)
 
   def _steps(self) -> list[int]:
-    if not self._directory.is_dir():
-      return []
-    names = [path.name for path in self._directory.iterdir()]
-    steps = {int(name) for name in names if name.isdecimal()}
-    return sorted(steps.difference(self._corrupt))
+    return [x for x in steps(self._directory) if x not in self._corrupt]
 
   def shape_of(self, name: str) -> tuple[int, ...]:
     """Returns the shape of an array in the newest checkpoint.
