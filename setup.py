@@ -53,8 +53,8 @@ _TPU = ['jax[tpu]>=0.8']
 _CUDA = ['jax[cuda13]>=0.8']
 # Weights on the Hugging Face hub.
 _HUB = ['huggingface_hub>=1.0']
-# Exports to ONNX.
-_ONNX = ['jax2onnx>=0.17']
+# Exports to ONNX; jax2onnx 0.17.1 fails with jax 0.12.
+_ONNX = ['jax2onnx>=0.17', 'jax<0.11']
 _LINT = ['mypy>=1.13', 'ruff>=0.9']
 
 
