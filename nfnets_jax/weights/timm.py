@@ -99,8 +99,8 @@ def differences(name: str, changes: Mapping[str, Any]) -> dict[str, Any]:
     >>> differences('nf_resnet50', {'skipinit': False, 'drop_rate': 0.2})
     {'padding': 'symmetric', 'pool_shortcut': True}
   """
-  ours = models.arguments(name) | changes
-  theirs = models.arguments(name) | overrides(name)
+  ours = {**models.arguments(name), **changes}
+  theirs = {**models.arguments(name), **overrides(name)}
   return {
     field: value
     for field, value in theirs.items()
