@@ -114,3 +114,15 @@ def test_extras_install_what_is_needed():
         assert name in requirements[extra.upper()], f'{path}: {package}'
         count += 1
   assert count > 20
+
+
+def test_each_extra_is_tried_in_ci():
+  setup = (ROOT / 'setup.py').read_text()
+  (block,) = re.findall(r'extras_require=\{(.*?)\}', setup, re.S)
+  extras_and_none = {'agc', *re.findall(r"^ *'(\w+)':", block, re.M)}
+  script = (ROOT / '.ci' / 'extras').read_text()
+  assert extras_and_none <= set(re.findall(r'^(\w+)\(\) {$', script, re.M))
+  (listed,) = re.findall(r'^all=\((.*)\)$', script, re.M)
+  assert {*listed.split()} == extras_and_none
+  workflow = (ROOT / '.github' / 'workflows' / 'ci.yml').read_text()
+  assert {*re.findall(r'^ {10}- (\w+)$', workflow, re.M)} == extras_and_none

@@ -27,7 +27,13 @@ from experiments.reproduce import nfnet_report
 from nfnets_jax import command_line, paths
 from nfnets_jax import main as main_lib
 from nfnets_jax.data import datasets, decode, reader
-from nfnets_jax.runtime import interrupt, launchers, processes, progress
+from nfnets_jax.runtime import (
+  checkpoint,
+  interrupt,
+  launchers,
+  processes,
+  progress,
+)
 from nfnets_jax.runtime import workdir as workdirs
 from nfnets_jax.training import train
 
@@ -140,9 +146,7 @@ def rehearse_training(
 
 
 def _newest_checkpoint(workdir: pathlib.Path) -> int | None:
-  # A checkpoint is renamed to its step once it is complete.
-  names = [path.name for path in (workdir / 'checkpoints').glob('*')]
-  return max((int(name) for name in names if name.isdecimal()), default=None)
+  return max(checkpoint.steps(workdir / 'checkpoints'), default=None)
 
 
 def main(argv: list[str], arguments: list[str]) -> None:

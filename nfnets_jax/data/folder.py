@@ -20,7 +20,6 @@ counts and names what is skipped: hidden names, other suffixes, broken links and
 the like.
 """
 
-import dataclasses
 import hashlib
 import os
 import pathlib
@@ -42,7 +41,6 @@ class FolderImages:
 
   Attributes:
     class_names: name of each label.
-    sizes: number of images of each split that was listed.
     note: one line about the held-out split; empty if there is none.
 
   Example:
@@ -64,7 +62,6 @@ class FolderImages:
     folder: str | os.PathLike[str],
     split: str,
     test_split: str | None = None,
-    quiet: bool = False,
   ):
     """Lists the images of a split.
 
@@ -73,7 +70,6 @@ class FolderImages:
       split: in TFDS notation, such as `'train[:90%]'` or `'all'`.
       test_split: the test split of the run. If the folder holds training images
         only, and not this split, it is held out from `train`.
-      quiet: whether not to warn about skipped names.
 
     Raises:
       FileNotFoundError: if the folder or a split does not exist.
@@ -108,7 +104,7 @@ class FolderImages:
     for name in dict.fromkeys('train' if x == held_out else x for x in wanted):
       skipped: image_files.Skipped = {}
       images[name] = self._list(prefixes[name], skipped)
-      if not quiet and name in wanted:
+      if name in wanted:
         image_files.warn(self._folder / prefixes[name], skipped)
     self.note = ''
     if held_out and 'train' in images:
@@ -120,11 +116,11 @@ class FolderImages:
         f'{shown} holds training images only: {held_out!r} is {len(test):,} of '
         f'the {len(every):,}, held out by a hash of their names'
       )
-    self.sizes = {name: len(images[name]) for name in dict.fromkeys(wanted)}
+    sizes = {name: len(images[name]) for name in dict.fromkeys(wanted)}
     # Strings: Path objects take ten times the memory.
     self._paths = [
       images[name][i]
-      for name, numbers in splits.ranges(split, self.sizes)
+      for name, numbers in splits.ranges(split, sizes)
       for i in numbers
     ]
 
@@ -167,49 +163,26 @@ class FolderImages:
     return sorted(images, key=_hash)
 
 
-@dataclasses.dataclass(frozen=True)
-class Summary:
-  """The splits and classes of a folder.
+def find_test_split(folder: str | os.PathLike[str]) -> str | None:
+  """Returns the split to evaluate on, None if there are training images only.
 
-  Attributes:
-    splits: number of images of each split. `train` is missing if there are
-      other splits only.
-    class_names: name of each label.
-    test_split: the split to evaluate on: the first of `validation`, `val` and
-      `test`, else the first that is not `train`, else `test`, held out.
-    held_out: whether the test split is held out from the training images.
-  """
-
-  splits: dict[str, int]
-  class_names: tuple[str, ...]
-  test_split: str
-  held_out: bool
-
-
-def summarize(folder: str | os.PathLike[str]) -> Summary:
-  """Counts the images of a folder by split, opening none.
+  It is the first of `validation`, `val` and `test`, else the first that is not
+  `train`.
 
   Raises:
     FileNotFoundError: if the folder does not exist or is empty.
-    ValueError: if a split has no classes, a class has no images, or there is no
-      image to hold out.
 
   Example:
     >>> import tempfile
     >>> root = pathlib.Path(tempfile.mkdtemp())
-    >>> for name in 'cat', 'dog':
-    ...   (root / name).mkdir()
-    ...   for i in range(10):
-    ...     (root / name / f'{i}.jpg').touch()
-    >>> summarize(root)
-    Summary(splits={'train': 18, 'test': 2}, class_names=('cat', 'dog'), ...)
+    >>> for name in 'train', 'sketch', 'val':
+    ...   (root / name / 'cat').mkdir(parents=True)
+    >>> find_test_split(root)
+    'val'
   """
-  images = FolderImages(folder, 'all', 'test', quiet=True)
-  tests = [name for name in images.sizes if name != 'train']
-  usual = [name for name in ('validation', 'val', 'test') if name in tests]
-  return Summary(
-    images.sizes, images.class_names, [*usual, *tests][0], bool(images.note)
-  )
+  found = _prefixes(paths.expand(folder, 'data_dir'))
+  names = [x for x in ('validation', 'val', 'test', *found) if x in found]
+  return next((name for name in names if name != 'train'), None)
 
 
 def _prefixes(root: pathlib.Path) -> dict[str, str]:

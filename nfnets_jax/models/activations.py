@@ -17,7 +17,6 @@ Reference:
   propagation to close the performance gap in unnormalized ResNets", section 4.
 """
 
-import difflib
 import functools
 import math
 from collections.abc import Callable
@@ -26,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from nfnets_jax.models import precision
+from nfnets_jax.models import checks, precision
 
 Activation = Callable[[jax.Array], jax.Array]
 
@@ -221,20 +220,18 @@ _TABLE: dict[str, tuple[Activation, float]] = {
   'tanh': (tanh, 1.5939117670059204),
 }
 
-NAMES = tuple(sorted(_TABLE))
-
 
 def gain(name: str) -> float:
   """Returns γ of the nonlinearity `name`.
 
   Args:
-    name: one of `NAMES`.
+    name: one of `checks.ACTIVATIONS`.
 
   Returns:
     The gain γ.
 
   Raises:
-    ValueError: if `name` is not one of `NAMES`.
+    ValueError: if `name` is not one of `checks.ACTIVATIONS`.
 
   Example:
     >>> round(gain('relu'), 3)
@@ -247,13 +244,13 @@ def scaled(name: str) -> Activation:
   """Returns the variance-preserving nonlinearity x ↦ γ·f(x).
 
   Args:
-    name: one of `NAMES`.
+    name: one of `checks.ACTIVATIONS`.
 
   Returns:
     An elementwise function of an array of any shape that keeps its dtype.
 
   Raises:
-    ValueError: if `name` is not one of `NAMES`.
+    ValueError: if `name` is not one of `checks.ACTIVATIONS`.
 
   Example:
     >>> z = jax.random.normal(jax.random.key(0), (100_000,))
@@ -268,13 +265,13 @@ def unscaled(name: str) -> Activation:
   """Returns the nonlinearity itself, for nets that normalise.
 
   Args:
-    name: one of `NAMES`.
+    name: one of `checks.ACTIVATIONS`.
 
   Returns:
     An elementwise function of an array of any shape that keeps its dtype.
 
   Raises:
-    ValueError: if `name` is not one of `NAMES`.
+    ValueError: if `name` is not one of `checks.ACTIVATIONS`.
 
   Example:
     >>> float(unscaled('relu')(jnp.asarray(2.0)))
@@ -288,10 +285,5 @@ def _scale(function: Activation, gamma: float, x: jax.Array) -> jax.Array:
 
 
 def _lookup(name: str) -> tuple[Activation, float]:
-  if name not in _TABLE:
-    near = difflib.get_close_matches(str(name).lower(), NAMES, n=1)
-    hint = f'did you mean {near[0]!r}? ' if near else ''
-    raise ValueError(
-      f'unknown activation {name!r}; {hint}choose one of {", ".join(NAMES)}'
-    )
+  checks.activation(name)
   return _TABLE[name]

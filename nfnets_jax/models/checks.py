@@ -1,8 +1,30 @@
-"""Checks of the settings of networks."""
+"""Checks of the settings of networks.
 
+The names are here, since configs are checked without importing jax.
+"""
+
+import difflib
 import math
 import numbers
 from collections.abc import Sequence
+
+ACTIVATIONS = (
+  'celu',
+  'elu',
+  'gelu',
+  'identity',
+  'leaky_relu',
+  'log_sigmoid',
+  'relu',
+  'relu6',
+  'selu',
+  'sigmoid',
+  'silu',
+  'soft_sign',
+  'softplus',
+  'tanh',
+)
+PADDINGS = ('same', 'symmetric')
 
 
 def stages(per: str = 'stage', /, **patterns: Sequence[int]) -> None:
@@ -56,9 +78,23 @@ def rates(**rates: float) -> None:
 def choice(name: str, value: object, choices: Sequence[object]) -> None:
   """Raises a ValueError unless `value` is one of `choices`."""
   if value not in choices:
+    words = [choice for choice in choices if isinstance(choice, str)]
+    near = difflib.get_close_matches(str(value).lower(), words, n=1)
+    hint = f'did you mean {near[0]!r}? ' if near else ''
     raise ValueError(
-      f'{name} is {value!r}; choose one of {", ".join(map(repr, choices))}'
+      f'{name} is {value!r}; {hint}choose one of '
+      f'{", ".join(map(repr, choices))}'
     )
+
+
+def activation(name: str) -> None:
+  """Raises a ValueError unless it is one of `ACTIVATIONS`."""
+  choice('activation', name, ACTIVATIONS)
+
+
+def padding(name: str) -> None:
+  """Raises a ValueError unless it is one of `PADDINGS`."""
+  choice('padding', name, PADDINGS)
 
 
 def norm(norm: str | None, cross_replica_axis: str | None) -> None:

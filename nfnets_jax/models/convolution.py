@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from nfnets_jax.models import cpu_convolution, xla_convolution
+from nfnets_jax.models import checks, cpu_convolution, xla_convolution
 
 
 # Jitted so that each shape is traced once, however many blocks share it.
@@ -46,7 +46,7 @@ def conv2d(
     >>> conv2d(x, w, stride=2, groups=2).shape
     (2, 4, 4, 6)
   """
-  xla_convolution.check_padding(padding)
+  checks.padding(padding)
   options = (stride, groups, padding)
   return per_platform(
     cpu=lambda x, w: cpu_convolution.conv2d(x, w, *options),

@@ -17,10 +17,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from nfnets_jax.models import (
+  checks,
   convolution,
   precision,
   standardization,
-  xla_convolution,
 )
 
 
@@ -63,7 +63,7 @@ class WSConv2D(hk.Module):
     """
     super().__init__(name=name)
     _check_groups(output_channels, groups)
-    xla_convolution.check_padding(padding)
+    checks.padding(padding)
     self.output_channels = output_channels
     self.kernel_size = kernel_size
     self.stride = stride

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from nfnets_jax.models import convolution, xla_convolution
+from nfnets_jax.models import checks, convolution
 from nfnets_jax.models.xla_convolution import Padding
 
 
@@ -82,7 +82,7 @@ def max_pool(
     >>> max_pool(x, 3, stride=2)[0, 0, :, 0].tolist()
     [1.0, 3.0, 4.0]
   """
-  xla_convolution.check_padding(padding)
+  checks.padding(padding)
   around = lax.padtype_to_pads(
     x.shape[1:3], (size, size), (stride, stride), 'SAME'
   )

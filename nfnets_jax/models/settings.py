@@ -43,6 +43,9 @@ class Settings(abc.ABC):
     """Raises a ValueError that names the first invalid setting."""
     checks.stages(width=self.width, depth=self.depth, strides=self.strides)
     checks.rates(drop_rate=self.drop_rate, stochdepth_rate=self.stochdepth_rate)
+    for field in dataclasses.fields(self):
+      if field.type is bool:
+        checks.choice(field.name, getattr(self, field.name), (True, False))
 
   @property
   @abc.abstractmethod
@@ -69,7 +72,7 @@ class NFNetSettings(Settings):
     se_ratio: hidden channels of the squeeze-excite gate relative to the stage's
       width.
     alpha: α, scale of the residual branches.
-    activation: one of `activations.NAMES`.
+    activation: one of `checks.ACTIVATIONS`.
     final_conv_mult: channels of the last convolution relative to `width[-1]`.
     norm: None, or 'batch' for the net of the ablation; see `bn_nfnet`.
     cross_replica_axis: mapped axis of devices to average batch statistics over;
@@ -100,6 +103,7 @@ class NFNetSettings(Settings):
     checks.factors(
       expansion=self.expansion, se_ratio=self.se_ratio, alpha=self.alpha
     )
+    checks.activation(self.activation)
     checks.norm(self.norm, self.cross_replica_axis)
 
   @property
@@ -156,7 +160,7 @@ class NFResNetSettings(BottleneckSettings):
     se_ratio: hidden channels of the gates relative to the stage's width.
     skipinit: whether each branch has a learnable scale, initially zero.
     alpha: α, scale of the residual branches.
-    activation: one of `activations.NAMES`.
+    activation: one of `checks.ACTIVATIONS`.
     padding: of strided convolutions and pooling: 'same', or 'symmetric' as in
       PyTorch.
     pool_shortcut: whether strided shortcuts average 2×2 pixels, as in timm,
@@ -175,6 +179,8 @@ class NFResNetSettings(BottleneckSettings):
   def __post_init__(self):
     super().__post_init__()
     checks.factors(se_ratio=self.se_ratio, alpha=self.alpha)
+    checks.activation(self.activation)
+    checks.padding(self.padding)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -190,7 +196,7 @@ class NFRegNetSettings(Settings):
     stem_stride: of the stem's 3×3 convolution.
     se_ratio: hidden channels of the gate relative to the channels it gates.
     alpha: α, scale of the residual branches.
-    activation: one of `activations.NAMES`.
+    activation: one of `checks.ACTIVATIONS`.
     padding: of strided convolutions: 'same', or 'symmetric' as in PyTorch.
     rounding: 'down', as released, rounds the channels inside a block down to
       whole groups, and not those of the gate; 'nearest', as in timm, rounds
@@ -221,6 +227,8 @@ class NFRegNetSettings(Settings):
     checks.factors(
       expansion=self.expansion, se_ratio=self.se_ratio, alpha=self.alpha
     )
+    checks.activation(self.activation)
+    checks.padding(self.padding)
     checks.choice('rounding', self.rounding, ('down', 'nearest'))
 
   @property

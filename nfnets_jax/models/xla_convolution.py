@@ -7,12 +7,6 @@ from jax import lax
 Padding = list[tuple[int, int]]
 
 
-def check_padding(padding: str) -> None:
-  """Raises a ValueError if `padding` is unknown."""
-  if padding not in ('same', 'symmetric'):
-    raise ValueError(f"padding {padding!r} is neither 'same' nor 'symmetric'")
-
-
 def conv2d(
   x: jax.Array, w: jax.Array, stride: int, groups: int, padding: str
 ) -> jax.Array:

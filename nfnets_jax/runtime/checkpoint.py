@@ -50,17 +50,15 @@ class CorruptError(Exception):
   """A checkpoint is corrupt."""
 
 
-def exists(directory: paths.Path) -> bool:
-  """Returns whether a folder, which need not exist, has a checkpoint."""
-  # A run killed early leaves an empty folder.
-  return bool(_steps_in(directory))
+def steps(directory: paths.Path) -> list[int]:
+  """Returns the steps of the complete checkpoints in a folder, sorted.
 
-
-def _steps_in(directory: paths.Path) -> set[int]:
+  The folder need not exist, and is empty if a run was killed early.
+  """
   if not directory.is_dir():
-    return set()
+    return []
   found = [x for x in directory.iterdir() if x.name.isdecimal()]
-  return {int(x.name) for x in found if files.is_committed(x)}
+  return sorted(int(x.name) for x in found if files.is_committed(x))
 
 
 class Checkpointer:
@@ -100,7 +98,7 @@ class Checkpointer:
     return max(self._steps(), default=None)
 
   def _steps(self) -> list[int]:
-    return sorted(_steps_in(self._directory).difference(self._corrupt))
+    return [x for x in steps(self._directory) if x not in self._corrupt]
 
   def shape_of(self, name: str) -> tuple[int, ...]:
     """Returns the shape of an array in the newest checkpoint.

@@ -59,7 +59,7 @@ def load_split(
   name, data_dir = config.data.name, config.data.data_dir
   test_split = config.data.test_split
   if test_split is None and name == 'folder' and data_dir is not None:
-    test_split = folder.summarize(data_dir).test_split
+    test_split = folder.find_test_split(data_dir) or 'test'
   split = split or test_split
   if split is None and (name != 'folder' or data_dir is not None):
     raise ValueError(

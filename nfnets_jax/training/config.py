@@ -74,7 +74,8 @@ def get_config() -> config_dict.ConfigDict:
   config.data.data_dir = config_dict.placeholder(str)
   config.data.prepare = False  # build the data set if missing
   config.data.train_split = 'train'
-  # None, for a folder: its validation or test split, or one held out.
+  # None, for a folder: its validation or test split; without one, some images
+  # are held out, and weights without a run are evaluated on all.
   config.data.test_split = config_dict.placeholder(str)
   config.data.test_split = 'validation'
   # 'FIRST-LAST', counted from 0, or 'present', those with images; None is all.

@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import config_dict
 
 from nfnets_jax import paths
-from nfnets_jax.data import labels
+from nfnets_jax.data import folder, labels
 from nfnets_jax.runtime import parallel, progress
 from nfnets_jax.training import (
   build,
@@ -161,6 +161,8 @@ def evaluate_in_detail(
   check.check_config(config, jax.device_count())
   eval_state.locate(config, workdir)
   sets = None if label_sets is None else labels.read_label_sets(label_sets)
+  if config.init_from is not None and config.data.test_split is None:
+    config.data.test_split = _split_for_weights(config)
   if config.data.prepare:
     build.load_data(config)
   test_set = build.load_split(config, config.data.test_split)
@@ -234,6 +236,22 @@ def evaluate_in_detail(
     test_set.class_names,
     figures,
   )
+
+
+def _split_for_weights(config: config_dict.ConfigDict) -> str | None:
+  """Returns the split to evaluate weights on that were not trained here."""
+  name, data_dir = config.data.name, config.data.data_dir
+  if name != 'folder':
+    return 'validation'
+  if (
+    data_dir is None or (split := folder.find_test_split(data_dir)) is not None
+  ):
+    return split
+  progress.say(
+    f'{data_dir} has no test split: all its images are evaluated; those that '
+    'training holds out are --config.data.test_split=test'
+  )
+  return 'all'
 
 
 def _round_up(number: int, divisor: int) -> int:

@@ -75,6 +75,7 @@ def config_of_weights(
   config.data.image_size = variants.get(loaded.name).train_size
   px, crop = metadata.evaluation_of(loaded)
   config.data.eval_image_size, config.data.eval_crop = px, crop
+  config.data.test_split = None  # depends on the data set
   config.init_from = source
   return config
 

@@ -78,7 +78,7 @@ def train_and_evaluate(
   processes.agree('the config', config.to_json())
   same_run = workdirs.check(workdir, config, allow_config_change)
   first_process, several = jax.process_index() == 0, jax.process_count() > 1
-  begun = checkpoint.exists(workdir / 'checkpoints')
+  begun = bool(checkpoint.steps(workdir / 'checkpoints'))
   processes.agree(f'what has begun in {workdir}, a folder to share,', begun)
   if config.init_from is not None and not begun:
     weights.locate(config.init_from, config.model.name, 'config.init_from')

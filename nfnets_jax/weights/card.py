@@ -78,7 +78,7 @@ def check_folder(folder: pathlib.Path) -> None:
 
 def is_in_timm(weights: Weights) -> bool:
   """Returns whether timm computes the network."""
-  return weights.name in timm.ARCHITECTURES and timm.has(
+  return weights.name in timm.ARCHITECTURES and not timm.differences(
     weights.name, weights.overrides
   )
 

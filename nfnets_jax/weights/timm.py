@@ -43,6 +43,7 @@ from typing import Any
 
 import numpy as np
 
+from nfnets_jax import models
 from nfnets_jax.models import standardization
 from nfnets_jax.weights import table
 from nfnets_jax.weights import timm_layout as layout
@@ -82,14 +83,29 @@ def counterpart(name: str) -> str | None:
   return next((k for k, v in ARCHITECTURES.items() if v == name), None)
 
 
-def has(name: str, changes: Mapping[str, Any]) -> bool:
-  """Returns whether timm computes a variant with overrides.
+def differences(name: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the settings of timm's network that differ from a variant's.
 
-  Regularisation may differ, since it does not act on inference.
+  Regularisation is left out, since it does not act on inference.
+
+  Args:
+    name: the variant.
+    changes: its overrides.
+
+  Raises:
+    ValueError: if timm has no such network.
+
+  Example:
+    >>> differences('nf_resnet50', {'skipinit': False, 'drop_rate': 0.2})
+    {'padding': 'symmetric', 'pool_shortcut': True}
   """
-  expected = overrides(name)
-  fields = (expected.keys() | changes.keys()) - {*table.REGULARISATION}
-  return all(expected.get(k) == changes.get(k) for k in fields)
+  ours = {**models.arguments(name), **changes}
+  theirs = {**models.arguments(name), **overrides(name)}
+  return {
+    field: value
+    for field, value in theirs.items()
+    if ours[field] != value and field not in table.REGULARISATION
+  }
 
 
 def from_timm(

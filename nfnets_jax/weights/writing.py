@@ -6,6 +6,7 @@ import os
 import pathlib
 import pickle
 import secrets
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -137,10 +138,11 @@ def _writer(
   texts = metadata.encode(metadata.describe(weights))
   if form == 'timm':
     texts['format'] = 'pt'  # as PyTorch's
-    if not timm.has(weights.name, weights.overrides):
+    if theirs := timm.differences(weights.name, weights.overrides):
+      fields = [f'--config.model.{k}={v}' for k, v in theirs.items()]
       raise ValueError(
-        f"timm's {weights.name} has {timm.overrides(weights.name)}, and these "
-        f'weights have {weights.overrides}: timm does not compute this net'
+        f"timm's {weights.name} is another net than that of these weights; "
+        f'train with {shlex.join(fields)}'
       )
     if folded:
       tensors = timm.folded(params, weights.state, weights.name)

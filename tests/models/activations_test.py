@@ -3,10 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nfnets_jax.models import activations
+from nfnets_jax.models import activations, checks
 
 
-@pytest.mark.parametrize('name', activations.NAMES)
+@pytest.mark.parametrize('name', checks.ACTIVATIONS)
 def test_gain_gives_unit_variance_by_monte_carlo(name):
   z = jax.random.normal(jax.random.key(0), (1_000_000,))
   variance = float(jnp.var(activations.scaled(name)(z)))
@@ -14,7 +14,7 @@ def test_gain_gives_unit_variance_by_monte_carlo(name):
   assert variance == pytest.approx(1.0, abs=0.012)
 
 
-@pytest.mark.parametrize('name', activations.NAMES)
+@pytest.mark.parametrize('name', checks.ACTIVATIONS)
 def test_gain_is_the_published_estimate_of_the_integral(name):
   z = np.linspace(-12, 12, 200_001, dtype=np.float32)
   weight = np.exp(-(z.astype(np.float64) ** 2) / 2)
@@ -50,7 +50,7 @@ def test_log_sigmoid_and_soft_sign_are_their_formulas():
     np.testing.assert_allclose(y, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize('name', activations.NAMES)
+@pytest.mark.parametrize('name', checks.ACTIVATIONS)
 def test_every_nonlinearity_is_a_function_of_one_element(name):
   x = np.asarray(jax.random.normal(jax.random.key(0), (2, 3, 8)))
   y = activations.scaled(name)(jnp.asarray(x))

@@ -180,7 +180,9 @@ def test_convolution_for_accelerators_is_that_of_the_cpu(
 
 
 def test_unknown_padding():
-  with pytest.raises(ValueError, match="'valid' is neither 'same' nor 'symm"):
+  with pytest.raises(
+    ValueError, match="padding is 'valid'; choose one of 'same', 's"
+  ):
     convolution.conv2d(
       jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 1)), padding='valid'
     )

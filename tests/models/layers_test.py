@@ -4,14 +4,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nfnets_jax.models import activations, layers
+from nfnets_jax.models import activations, checks, layers
 
 
 def _normal(seed, shape):
   return jax.random.normal(jax.random.key(seed), shape)
 
 
-@pytest.mark.parametrize('activation', activations.NAMES)
+@pytest.mark.parametrize('activation', checks.ACTIVATIONS)
 def test_activation_and_convolution_keep_unit_variance(activation):
   net = hk.without_apply_rng(
     hk.transform(

@@ -85,6 +85,14 @@ def _assert_identical(tree, expected):
     np.testing.assert_array_equal(x, y, strict=True)
 
 
+def test_steps_of_complete_checkpoints(tmp_path):
+  for name in ('10', '9', '8.corrupt', '11.orbax-checkpoint-tmp-1'):
+    (tmp_path / name).mkdir()
+  assert checkpoint.steps(tmp_path) == [9, 10]
+  assert checkpoint.steps(tmp_path / '9') == []
+  assert checkpoint.steps(tmp_path / 'missing') == []
+
+
 def test_newest_state_comes_back_bit_for_bit_on_every_device(tmp_path):
   _save(tmp_path, [3, 7])
   state, loader_state = _restore(tmp_path, _state(seed=1))

@@ -1,5 +1,6 @@
 import functools
 import re
+import shutil
 
 import haiku as hk
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from PIL import Image
 
 from nfnets_jax import models, weights
 from nfnets_jax.data import datasets, decode, loader, transforms
@@ -163,6 +165,54 @@ def test_images_of_some_classes_and_label_sets(net, state, parts):
   )
 
 
+def _write_weights(config, names):
+  """Writes random weights to `config.init_from`; returns net and parameters."""
+  net = build.create_net(config, len(names))
+  params, _ = jax.device_get(net.init(jax.random.key(3), *EXAMPLE))
+  arguments = models.arguments('nfnet_tiny')
+  overrides = {k: v for k, v in config.model.items() if k != 'name'}
+  overrides = {k: v for k, v in overrides.items() if v != arguments[k]}
+  loaded = weights.Weights(
+    'nfnet_tiny', params, {}, overrides, class_names=names
+  )
+  weights.write(config.init_from, loaded)
+  return net, params
+
+
+@pytest.mark.thorough
+def test_weights_on_a_folder_without_a_test_split(
+  make_config, tmp_path, monkeypatch
+):
+  said = []
+  monkeypatch.setattr(progress, 'say', said.append)
+  photos = tmp_path / 'photos'
+  changes = {'data.name': 'folder', 'data.data_dir': str(photos)}
+  changes |= {'data.test_split': None, 'data.prepare': False}
+  config = make_config(1, changes)
+  config.init_from = str(tmp_path / 'tiny.safetensors')
+  _write_weights(config, ('cat', 'dog'))
+
+  def evaluated(*files):
+    for file in files:
+      (photos / file).parent.mkdir(parents=True, exist_ok=True)
+      Image.new('RGB', (8, 8)).save(photos / file)
+    said.clear()
+    about = evaluate.evaluate_in_detail(config, tmp_path / 'none').about
+    return about['split'], about['images']
+
+  # One image of each class: none could be held out.
+  assert evaluated('cat/0.png', 'dog/0.png') == ('all', 2)
+  assert said[0].startswith(f'{photos} has no test split: all its images are')
+  config.data.test_split = 'test'
+  assert evaluated('cat/1.png', 'cat/2.png') == ('test', 1)
+  assert 'held out by a hash' in said[0]
+  config.data.test_split = None
+  shutil.move(photos, tmp_path / 'train')
+  shutil.move(tmp_path / 'train', photos / 'train')
+  assert evaluated('val/dog/0.png') == ('val', 1)
+  assert not said
+
+
 @pytest.mark.thorough
 def test_weights_without_a_run(make_config, tmp_path, monkeypatch):
   """On some of their classes, with batches that the devices do not divide."""
@@ -172,16 +222,8 @@ def test_weights_without_a_run(make_config, tmp_path, monkeypatch):
   config = make_config(1, {'data.classes': '2-7', 'eval_batch_size': 30})
   config.batch_size = 3  # of training
   config.init_from = str(tmp_path / 'tiny.safetensors')
-  net = build.create_net(config, 10)
-  params, _ = jax.device_get(net.init(jax.random.key(3), *EXAMPLE))
-  arguments = models.arguments('nfnet_tiny')
-  overrides = {k: v for k, v in config.model.items() if k != 'name'}
-  overrides = {k: v for k, v in overrides.items() if v != arguments[k]}
   names = tuple(str(k) for k in reversed(range(10)))
-  loaded = weights.Weights(
-    'nfnet_tiny', params, {}, overrides, class_names=names
-  )
-  weights.write(config.init_from, loaded)
+  net, params = _write_weights(config, names)
   evaluation = evaluate.evaluate_in_detail(config, tmp_path / 'none')
   assert not (tmp_path / 'none').exists()
   assert any('digits has 6 of the 10 classes' in line for line in said)

@@ -92,5 +92,6 @@ def test_config_of_weights_that_record_nothing(tmp_path):
   config = recorded.config_of_weights(str(path))
   assert config.data.eval_image_size == 32
   assert config.data.eval_crop == 'resize_crop_32'
+  assert config.data.test_split is None
   with pytest.raises(ValueError, match='released weights need the name'):
     recorded.config_of_weights('released')

@@ -247,6 +247,16 @@ def test_to_timm_and_back(tmp_path, name):
     np.testing.assert_allclose(back[key], x, rtol=2e-7, err_msg=key)
 
 
+def test_what_timm_does_not_compute_names_the_fields(tmp_path, tiny):
+  changes = {'activation': 'relu', 'strides': (1, 2, 1), 'drop_rate': 0.9}
+  net = dataclasses.replace(tiny, overrides={**tiny.overrides, **changes})
+  path = tmp_path / 'tiny.safetensors'
+  fields = "'--config.model.strides=.1, 2, 2.' --config.model.activation=gelu$"
+  with pytest.raises(ValueError, match=f'another net .* train with {fields}'):
+    weights.write(path, net, 'timm')
+  assert not path.exists()
+
+
 @pytest.mark.thorough
 def test_folded_is_plain_convolutions(tmp_path, tiny):
   path = tmp_path / 'folded.npz'
