@@ -157,7 +157,7 @@ def test_tpu_pod(tmp_path, monkeypatch):
   (words,) = _run(
     'tpu_pod.sh',
     tmp_path,
-    '--config.data.randaugment=None',
+    '--config.seed=1',
     "--coordinator_address=it's",
     TPU='slice',
     ZONE='zone',
