@@ -141,6 +141,7 @@ def srun(words: list[str]) -> int:
       stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT,
       text=True,
+      start_new_session=True,
     )
     label = f'{rank}: ' if 'label' in given else ''
     reader = threading.Thread(target=_copy, args=(label, task))
@@ -201,6 +202,7 @@ def gcloud(words: list[str]) -> int:
         'PMI_SIZE': str(len(hosts)),
         'PMI_RANK': str(rank),
       },
+      start_new_session=True,
     )
     for rank, host in enumerate(hosts)
   ]

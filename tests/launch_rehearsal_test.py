@@ -163,6 +163,7 @@ def test_jobset(environment, hosts, folders, tmp_path):  # noqa: F811
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
       )
     )
   try:

@@ -284,6 +284,11 @@ def test_commands_of_the_page(monkeypatch):
         with monkeypatch.context() as patch:
           _check_page_command(words[start:], patch)
         checked += 1
+      elif words[0] == 'docker':
+        (argument,) = re.findall(
+          '^ARG (.+)=', (ROOT / 'Dockerfile').read_text(), re.M
+        )
+        assert f'{argument}=cuda' in words
       else:
         (script,) = [x for x in words if x.startswith('experiments/launch/')]
         assert (ROOT / script).exists()

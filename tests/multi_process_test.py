@@ -70,6 +70,8 @@ def started(arguments, devices, compiled=None, on=lambda index, words: words):
           stdout=subprocess.PIPE,
           stderr=subprocess.STDOUT,
           text=True,
+          # As on hosts of their own, none waits for another's processor time.
+          start_new_session=True,
         )
       )
     yield processes
