@@ -120,8 +120,8 @@ def sbatch(words: list[str]) -> int:
 
 
 def srun(words: list[str]) -> int:
-  """Starts the tasks of a step; the first that fails ends the others."""
-  options = {'label': None, 'kill-on-bad-exit': '[01]'}
+  """Starts the tasks of a step, and kills those that outlive the first."""
+  options = {'label': None, 'kill-on-bad-exit': '0', 'wait': r'\d+'}
   given, command = _parse(words, options)
   cluster = _cluster()
   per_node = int(os.environ['SLURM_NTASKS_PER_NODE'])
@@ -152,11 +152,15 @@ def srun(words: list[str]) -> int:
   path = pathlib.Path(cluster['folder'], 'tasks')
   path.with_suffix('.new').write_text(pids)
   path.with_suffix('.new').rename(path)
-  while any(task.poll() is None for task in tasks):
-    if given.get('kill-on-bad-exit') == '1' and any(x.poll() for x in tasks):
-      for task in tasks:
-        task.kill()
+  while all(task.poll() is None for task in tasks):
     time.sleep(0.05)
+  deadline = time.monotonic() + int(given['wait'])
+  for task in tasks:
+    try:
+      task.wait(max(0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+      task.kill()
+      task.wait()
   for reader in readers:
     reader.join()
   path.unlink()
