@@ -97,9 +97,13 @@ def test_slurm(environment, folders, tmp_path):  # noqa: F811
   workdir = tmp_path / 'a run'
   tasks = tmp_path / 'tasks'
   words = ['sbatch', '--ntasks-per-node=1', LAUNCH / 'slurm.sbatch']
-  with subprocess.Popen(
-    [*words, *arguments(folders)], cwd=tmp_path, env=environment
-  ) as job:
+  job = subprocess.Popen(
+    [*words, *arguments(folders)],
+    cwd=tmp_path,
+    env=environment,
+    start_new_session=True,
+  )
+  try:
     wait(job, lambda: newest(workdir) >= 5)
     first = json.loads(tasks.read_text())
     os.kill(first[1], signal.SIGKILL)
@@ -110,6 +114,12 @@ def test_slurm(environment, folders, tmp_path):  # noqa: F811
     for pid in second:  # as --signal=TERM@300 asks
       os.kill(pid, signal.SIGTERM)
     assert job.wait(TIMEOUT) == 0
+  finally:
+    if job.poll() is None:
+      pids = json.loads(tasks.read_text()) if tasks.exists() else []
+      os.killpg(job.pid, signal.SIGKILL)
+      for pid in pids:
+        os.kill(pid, signal.SIGKILL)
   log = (tmp_path / f'nfnets-{commands.JOB}.log').read_text()
   assert '0: process 0 of 2, 1 local of 2 devices' in log
   assert 'attempt 1 failed with exit code 137' in log
@@ -171,6 +181,7 @@ def test_jobset(environment, hosts, folders, tmp_path):  # noqa: F811
   finally:
     for pod in pods:
       pod.kill()
+      pod.communicate()
   for pod, text in zip(pods, printed, strict=True):
     assert pod.returncode == 0, text
   assert 'process 0 of 2, 1 local of 2 devices' in printed[0]
