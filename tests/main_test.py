@@ -244,7 +244,7 @@ def test_workdir_in_the_home_directory(tmp_path, monkeypatch):
 
 def _kept(workdir):
   """The steps of the complete checkpoints."""
-  return checkpoint._steps_in(workdir / 'checkpoints')
+  return set(checkpoint.steps(workdir / 'checkpoints'))
 
 
 def _half_written(workdir):

@@ -41,13 +41,15 @@ def free_port():
 
 
 @contextlib.contextmanager
-def started(arguments, devices, compiled=None):
+def started(arguments, devices, compiled=None, on=lambda index, words: words):
   """Starts processes that write to pipes; none is left when it ends.
 
   Args:
     arguments: of Python, one list for each process.
     devices: of each process.
-    compiled: where compiled functions are kept.
+    compiled: where compiled functions are kept, unless the environment says.
+    on: maps the index and the command line of a process to that which starts
+      it, elsewhere.
   """
   environment = {
     **os.environ,
@@ -56,18 +58,20 @@ def started(arguments, devices, compiled=None):
     f'--xla_force_host_platform_device_count={devices}',
   }
   if compiled:
-    environment['JAX_COMPILATION_CACHE_DIR'] = str(compiled)
+    environment.setdefault('JAX_COMPILATION_CACHE_DIR', str(compiled))
   processes = []
   try:
-    for words in arguments:
+    for index, words in enumerate(arguments):
       processes.append(
         subprocess.Popen(
-          [sys.executable, *words],
+          on(index, [sys.executable, *words]),
           cwd=ROOT,
           env=environment,
           stdout=subprocess.PIPE,
           stderr=subprocess.STDOUT,
           text=True,
+          # As on hosts of their own, none waits for another's processor time.
+          start_new_session=True,
         )
       )
     yield processes
@@ -86,18 +90,18 @@ def outputs(processes, timeout=200):
   ]
 
 
-def cluster(count):
-  """The flags of each of `count` processes."""
+def cluster(count, first='localhost'):
+  """The flags of each of `count` processes, of which host `first` has one."""
   if count == 1:
     return [[]]
-  address = f'--coordinator_address=localhost:{free_port()}'
+  address = f'--coordinator_address={first}:{free_port()}'
   return [
     [address, f'--num_processes={count}', f'--process_id={i}']
     for i in range(count)
   ]
 
 
-def main(folders, workdir, count, **changes):
+def main(folders, workdir, count, first='localhost', **changes):
   """Arguments of `count` processes of a run of a small net; 10 steps an epoch.
 
   All that is random is on: crops, MixUp, CutMix, dropout, stochastic depth.
@@ -137,7 +141,7 @@ def main(folders, workdir, count, **changes):
       *flags,
       *(f'--config.{name}={value}' for name, value in fields.items()),
     ]
-    for flags in cluster(count)
+    for flags in cluster(count, first)
   ]
 
 

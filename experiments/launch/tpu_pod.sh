@@ -4,7 +4,8 @@
 #   TPU=my-slice ZONE=us-central2-b WORKDIR=/mnt/runs/f1 \
 #     experiments/launch/tpu_pod.sh
 #
-# README.md here lists what the hosts need.
+# README.md here lists what the hosts need. Arguments are passed on:
+# --config.seed=1.
 
 set -euo pipefail
 
@@ -22,9 +23,11 @@ on_all_hosts() {
     --command="$1"
 }
 
-# No flags are needed: jax asks the metadata server.
-main="cd '$REPOSITORY' && .venv/bin/python -m nfnets_jax.main \
-  --config='$CONFIG' --workdir='$WORKDIR' --config.data.data_dir='$DATA_DIR'"
+# No flags are needed: jax asks the metadata server. The remote shell splits the
+# words again.
+printf -v words ' %q' .venv/bin/python -m nfnets_jax.main --config="$CONFIG" \
+  --workdir="$WORKDIR" --config.data.data_dir="$DATA_DIR" "$@"
+printf -v main 'cd %q &&%s' "$REPOSITORY" "$words"
 
 # A run resumes from its newest checkpoint.
 for ((attempt = 1; attempt <= ATTEMPTS; attempt++)); do

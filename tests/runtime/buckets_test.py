@@ -71,10 +71,10 @@ def _names(folder):
 
 
 def test_checkpoints(bucket, capsys):
-  assert not checkpoint.exists(bucket)
+  assert not checkpoint.steps(bucket)
   checkpoint_test._save(bucket, [3, 5, 7], keep=2)
   assert _names(bucket) == ['5', '7']
-  assert checkpoint.exists(bucket)
+  assert checkpoint.steps(bucket)
   state, loader_state = checkpoint_test._restore(
     bucket, checkpoint_test._state(seed=1)
   )
