@@ -1,6 +1,7 @@
 """The floors of the house: who may import whom."""
 
 import ast
+import functools
 import pathlib
 import subprocess
 import sys
@@ -65,6 +66,7 @@ def _name(path):
   return path.relative_to(ROOT).as_posix()
 
 
+@functools.cache
 def _tree(path):
   return ast.parse(path.read_text(), _name(path))
 

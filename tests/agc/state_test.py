@@ -55,7 +55,7 @@ def test_statistics_are_finite(value, clipped):
   params = {'w': jnp.ones((3, 4))}
   grads = {'w': jnp.tile(jnp.array([0.5, 0.01, 0.02, value]), (3, 1))}
   transform = agc.adaptive_grad_clip(0.1, statistics=True)
-  _, state = transform.update(grads, transform.init(params), params)
+  _, state = jax.jit(transform.update)(grads, transform.init(params), params)
   found = state.statistics['all']
   assert found.clipped == clipped  # no NaN exceeds λ
   assert found.largest == pytest.approx(0.5)

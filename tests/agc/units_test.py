@@ -30,7 +30,7 @@ def test_layouts_by_the_number_of_axes():
   shapes = {'conv': (5, 4, 3, 3), 'dense': (5, 4), 'bias': (5,)}
   g = {k: draw(s, 1) for k, s in shapes.items()}
   w = {k: draw(s, 2) for k, s in shapes.items()}
-  found = clip(g, w, 0.1, units=['OIHW', 'OI'])
+  found = clip(g, w, 0.1, units=['OIHW', 'OI'], compiled=True)
   for k, axes in (('conv', (1, 2, 3)), ('dense', (1,)), ('bias', (0,))):
     np.testing.assert_allclose(found[k], oracle(g[k], w[k], axes, 0.1), 2e-6)
   with pytest.raises(ValueError, match='two layouts of one rank'):
@@ -118,9 +118,9 @@ def test_what_is_not_clear_is_refused(shape, kwargs, message):
 def test_named_layouts_are_not_ambiguous():
   """With a layout, a single input is no reason to pool the outputs."""
   g, w = draw((1, 5), 1), draw((1, 5), 2)
-  (found,) = clip([g], [w], 0.1, units='IO', strict=True)
+  (found,) = clip([g], [w], 0.1, units='IO', strict=True, compiled=True)
   np.testing.assert_allclose(found, oracle(g, w, (0,), 0.1), rtol=1e-6)
-  (pooled,) = clip([g], [w], 0.1)
+  (pooled,) = clip([g], [w], 0.1, compiled=True)
   np.testing.assert_allclose(pooled, oracle(g, w, (0, 1), 0.1), rtol=1e-6)
 
 

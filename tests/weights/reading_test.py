@@ -39,6 +39,22 @@ def make(name, num_classes=10, **overrides):
   return weights.Weights(name, params, filled, overrides)
 
 
+@pytest.fixture(scope='module', autouse=True)
+def traced_once():
+  """Traces each net once: that is most of the time of reading a file."""
+  shapes, known = table.shapes, {}
+
+  def trace(*arguments):
+    key = repr(arguments)
+    if key not in known:
+      known[key] = shapes(*arguments)
+    return jax.tree.map(lambda x: x, known[key])  # a copy
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(table, 'shapes', trace)
+    yield
+
+
 @pytest.fixture(scope='module')
 def tiny():
   return make('nfnet_tiny')
@@ -488,9 +504,6 @@ def test_mutations_are_refused_or_harmless(tmp_path, ending, monkeypatch):
   path = tmp_path / f'mutated.{ending}'
   outcomes = {'read': 0, 'refused': 0}
   limit = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + 2**19
-  # The shapes of the net are the same each time.
-  wanted = table.shapes('nfnet_tiny', 3, small)
-  monkeypatch.setattr(table, 'shapes', lambda *arguments: wanted)
   for _ in range(700):
     data = bytearray(valid)
     match rng.integers(4):
