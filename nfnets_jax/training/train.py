@@ -51,8 +51,7 @@ def train_and_evaluate(
     workdir: folder, perhaps `gs://…` or `s3://…`, that receives `config.json`,
       `data.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/`, `curves.png`
       and, at the end, `report.json`. An interrupted run resumes from its newest
-      checkpoint; a finished run returns its report. A file `lock` names the
-      running process.
+      checkpoint; a finished run returns its report.
     allow_config_change: whether to resume with another config or other data.
     profile_steps: number of steps to trace into `tensorboard/`; 0 is off.
 
@@ -65,21 +64,19 @@ def train_and_evaluate(
 
   Raises:
     ValueError: for an invalid config, or a folder with another config or data.
-    lock.InUseError: if another process trains in the folder.
-    lock.LostError: if another process has taken the folder over.
+    lock.InUseError, lock.LostError: if another process trains in the folder.
     FloatingPointError: if the loss or gradient norm is not finite, or the loss
       exceeds `max_loss`; names the step and the last good checkpoint.
     interrupt.StoppedError: after a checkpoint, on SIGTERM or SIGINT.
   """
-  # Set up.
-  workdir = paths.expand_literal(workdir, '--workdir')
-  config = configs.keep_derived(config, workdirs.read_config(workdir))
+  folder = paths.expand_literal(workdir, '--workdir')
+  config = configs.keep_derived(config, workdirs.read_config(folder))
   check.check_config(config, jax.device_count())
   processes.agree('the config', config.to_json())
-  same_run = workdirs.check(workdir, config, allow_config_change)
+  same_run = workdirs.check(folder, config, allow_config_change)
   first_process, several = jax.process_index() == 0, jax.process_count() > 1
-  begun = bool(checkpoint.steps(workdir / 'checkpoints'))
-  processes.agree(f'what has begun in {workdir}, a folder to share,', begun)
+  begun = bool(checkpoint.steps(folder / 'checkpoints'))
+  processes.agree(f'what has begun in {folder}, a folder to share,', begun)
   if config.init_from is not None and not begun:
     weights.locate(config.init_from, config.model.name, 'config.init_from')
 
@@ -91,9 +88,9 @@ def train_and_evaluate(
   total_steps = build.count_steps(config.epochs, epoch_steps)
   data = build.describe_data(train_set, test_set)
   processes.agree('the data set', data)
-  same_run &= workdirs.check_data(workdir, data, allow_config_change)
-  report = workdirs.read_report(workdir)
-  processes.agree(f'report.json in {workdir}, to be shared,', report)
+  same_run &= workdirs.check_data(folder, data, allow_config_change)
+  report = workdirs.read_report(folder)
+  processes.agree(f'report.json in {folder}, to be shared,', report)
   if same_run and report is not None:
     progress.say(f'this run is finished after {report["steps"]} steps')
     return report
@@ -112,11 +109,11 @@ def train_and_evaluate(
   with contextlib.ExitStack() as stack:
     stack.callback(loader.close)
     # Process 0 is the only writer.
-    held = stack.enter_context(lock.hold(workdir)) if first_process else None
+    held = stack.enter_context(lock.hold(folder)) if first_process else None
 
     # Restore.
     checkpoints = checkpoint.Checkpointer(
-      workdir / 'checkpoints', config.keep_checkpoints
+      folder / 'checkpoints', config.keep_checkpoints
     )
     stack.callback(checkpoints.close)
     start = 0
@@ -130,18 +127,18 @@ def train_and_evaluate(
       processes.agree('the state', integrity.fingerprint_of(state, {}))
     if start > total_steps:
       raise ValueError(
-        f'the run in {workdir} has made {start} steps, and this config asks '
+        f'the run in {folder} has made {start} steps, and this config asks '
         f'for {total_steps}; raise epochs, or use another --workdir'
       )
     window = meters.Window(
       config.batch_size, config.optimizer.skip_nonfinite, config.max_loss
     )
     profiler = stack.enter_context(
-      profile.Profile(workdir, start, total_steps, profile_steps, window)
+      profile.Profile(folder, start, total_steps, profile_steps, window)
     )
 
     # Steps, compiled before anything is written.
-    programs.keep_compiled(config, workdir)
+    programs.keep_compiled(config, folder)
     compiling = stack.enter_context(meters.CompileTimes())
     step_fn = programs.compile_train_step(
       config, net, state, train_set.num_classes, epoch_steps
@@ -152,9 +149,9 @@ def train_and_evaluate(
     writer = None
     if first_process:
       # Not earlier, so that a failing config leaves no files.
-      workdirs.record(workdir, config)
-      workdirs.write_json(workdir / 'data.json', data)
-      writer = stack.enter_context(logbook.Writer(workdir, start))
+      workdirs.record(folder, config)
+      workdirs.write_json(folder / 'data.json', data)
+      writer = stack.enter_context(logbook.Writer(folder, start))
     progress.say(
       f'{config.model.name}: {num_params:,} parameters; {config.data.name}: '
       f'{len(train_set):,} images; {total_steps:,} steps of '
@@ -169,7 +166,7 @@ def train_and_evaluate(
       progress.Progress(start, total_steps, config.batch_size)
     )
     signals = stack.enter_context(interrupt.Signals())
-    stack.enter_context(_advice(checkpoints, workdir))
+    stack.enter_context(_advice(checkpoints, folder))
     results: dict[str, float] = {}
     for step in range(start + 1, total_steps + 1):
       with profiler.step(step):
@@ -234,12 +231,12 @@ def train_and_evaluate(
       'num_classes': train_set.num_classes,
       **results,
       'num_params': num_params,
-      **logbook.totals(workdir),
+      **logbook.totals(folder),
       'eval_skipped': len(test_set) - results['eval_count'],
     }
     if first_process:
-      logbook.plot_curves(workdir)
-      workdirs.write_json(workdir / 'report.json', report)
+      logbook.plot_curves(folder)
+      workdirs.write_json(folder / 'report.json', report)
   return report
 
 

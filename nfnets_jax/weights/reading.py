@@ -126,26 +126,26 @@ def read(
   """
   if name is not None:
     variants.get(name)
-  path = sources.locate(path, name, 'path')
-  if path.is_dir():
+  found = sources.locate(path, name, 'path')
+  if found.is_dir():
     raise IsADirectoryError(
-      f'{path} is the folder of a run; training.init_from.load_average reads it'
+      f'{found} is the folder of a run; training.init_from.load_average reads it'
     )
   try:
     with contextlib.ExitStack() as stack:
-      file = stack.enter_context(path.open('rb'))
+      file = stack.enter_context(found.open('rb'))
       # numpy parses array headers as Python, which may emit warnings.
       stack.enter_context(warnings.catch_warnings())
       warnings.simplefilter('ignore')
-      texts, arrays = stack.enter_context(archives.opened(path, file))
-      weights = _read(path, texts, arrays, name, overrides)
+      texts, arrays = stack.enter_context(archives.opened(found, file))
+      weights = _read(found, texts, arrays, name, overrides)
     check_finite(weights)
   except _CORRUPT as error:
-    raise ValueError(f'{path}: {error}') from error
+    raise ValueError(f'{found}: {error}') from error
   except OSError as error:
     if error.errno != errno.EINVAL:
       raise
-    raise ValueError(f'{path}: an array lies outside the file') from error
+    raise ValueError(f'{found}: an array lies outside the file') from error
   return weights
 
 
