@@ -15,17 +15,21 @@ import pathlib
 import pwd
 import re
 from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
+
+from nfnets_jax import extras
 
 # etils prefers tensorflow, which is slow to load and reads fewer buckets.
 os.environ.setdefault('EPATH_USE_TF', 'false')
 
-from etils import epath
-
-from nfnets_jax import extras
-
 PathLike = str | os.PathLike[str]
-# Local, or in a bucket as well.
-Path = pathlib.Path | epath.Path
+# Local, or in a bucket as well. etils is imported once it is needed.
+if TYPE_CHECKING:
+  from etils import epath
+
+  Path: TypeAlias = pathlib.Path | epath.Path
+else:
+  Path = os.PathLike[str]
 
 # The package behind each scheme, and its name in the settings of fsspec.
 _SCHEMES = {'gs': ('gcsfs', 'gcs'), 's3': ('s3fs', 's3')}
@@ -34,7 +38,7 @@ _SCHEMES = {'gs': ('gcsfs', 'gcs'), 's3': ('s3fs', 's3')}
 _PATTERN = re.compile(r'[*?\[\]\\\x00-\x1f\x7f\ud800-\udfff]')
 
 
-def expand(path: PathLike, option: str = 'path') -> epath.Path:
+def expand(path: PathLike, option: str = 'path') -> Path:
   """Returns a path, local or in a bucket, with `~` and `~user` expanded.
 
   Args:
@@ -53,6 +57,8 @@ def expand(path: PathLike, option: str = 'path') -> epath.Path:
     >>> expand('runs/digits')
     PosixGPath('runs/digits')
   """
+  from etils import epath
+
   text = os.fspath(path)
   match = re.match(r'(\w+):/', text)
   if match is None:
@@ -105,7 +111,7 @@ def local(path: PathLike, option: str = 'path') -> pathlib.Path:
     ) from error
 
 
-def expand_literal(path: PathLike, option: str = 'path') -> epath.Path:
+def expand_literal(path: PathLike, option: str = 'path') -> Path:
   r"""Calls `expand`, for libraries that read some characters as patterns.
 
   Raises:
@@ -150,8 +156,10 @@ def in_bucket(path: PathLike) -> bool:
   return '://' in os.fspath(path)
 
 
-def absolute(path: PathLike) -> epath.Path:
+def absolute(path: PathLike) -> Path:
   """Returns an absolute path; a URL is one, which etils does not know."""
+  from etils import epath
+
   if in_bucket(path):
     return epath.Path(path)
   return epath.Path(pathlib.Path(path).absolute())

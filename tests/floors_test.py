@@ -31,7 +31,7 @@ ALLOWED = {
   'devices': set(),
   'extras': set(),
   'hlo': set(),
-  'paths': set(),
+  'paths': {'extras'},
   'runtime': {'devices', 'extras', 'paths'},
   'topologies': {'devices'},
   'data': {'extras', 'paths'},

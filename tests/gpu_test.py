@@ -273,6 +273,8 @@ def test_a_job_that_fails_untuned_is_run_once_more(
 
 
 def test_an_interrupt_ends_all_jobs(output, monkeypatch):
+  # The workers of pytest-xdist ignore it.
+  handler = signal.signal(signal.SIGINT, signal.default_int_handler)
   made = runner.Runner(sys.executable, None)
   code = 'import time; print("started", flush=True); time.sleep(60)'
   words = [sys.executable, '-c', code]
@@ -290,6 +292,7 @@ def test_an_interrupt_ends_all_jobs(output, monkeypatch):
   with pytest.raises(KeyboardInterrupt):
     made.run([job], 1, 1, time.time() + 60)
   thread.join()
+  signal.signal(signal.SIGINT, handler)
   # Not run once more.
   assert log.read_text().count('[sleep] started') == 1
   assert 'ended with -9' in made.log.failed[0]

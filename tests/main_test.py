@@ -156,7 +156,7 @@ def test_mistakes_are_told_in_a_line(tmp_path, arguments, message):
     ('~no_such_user/run', '--workdir=~no_such_user/run: the home directory is'),
     ('FILE', '--workdir=.*/file: .*/file is not a folder'),
     ('FILE/run', '--workdir=.*/file/run: .*/file is not a folder'),
-    ('gs://bucket', '--workdir=gs://bucket is not a path on this machine'),
+    ('ftp://bucket', '--workdir=ftp://bucket is not a path; buckets are gs://'),
   ],
 )
 def test_workdirs_that_are_refused(tmp_path, workdir, message):

@@ -163,7 +163,7 @@ def test_corrupt_photographs_are_reported_and_the_others_classified(
     (['--weights=dm_nfnet_f0', 'IMAGE'], "timm's name of nfnet_f0"),
     (['--weights=nfnet_f0', 'IMAGE'], 'that is the name of a model'),
     (['--weights=', 'IMAGE'], '--weights is empty'),
-    (['--weights=gs://runs/digits', 'IMAGE'], 'mount the bucket'),
+    (['--weights=https://runs/digits', 'IMAGE'], 'buckets are gs://'),
     (['--weights=FILE', ''], 'IMAGE is empty'),
     (['--weights=FILE', 's3://photographs'], 'IMAGE=s3://.*mount the bucket'),
     (['--weights=FILE', '--classes=gone.txt', 'IMAGE'], 'no file gone.txt'),

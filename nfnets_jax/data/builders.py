@@ -254,7 +254,7 @@ def _folder(name: str, root: pathlib.Path) -> pathlib.Path | None:
   """Returns the folder of a prepared data set if the name is a path."""
   if not re.match(r'/|~|\.\.?/', name):
     return root / name if (root / name / _INFO).is_file() else None
-  folder = paths.expand_literal(name, 'data.name').absolute()
+  folder = paths.local_literal(name, 'data.name').absolute()
   if (folder / _INFO).is_file():
     return folder
   found = _below(folder)

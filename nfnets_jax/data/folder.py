@@ -180,7 +180,7 @@ def find_test_split(folder: str | os.PathLike[str]) -> str | None:
     >>> find_test_split(root)
     'val'
   """
-  found = _prefixes(paths.expand(folder, 'data_dir'))
+  found = _prefixes(paths.local(folder, 'data_dir'))
   names = [x for x in ('validation', 'val', 'test', *found) if x in found]
   return next((name for name in names if name != 'train'), None)
 

@@ -46,7 +46,8 @@ class Writer:
     (self._folder / 'tensorboard').mkdir(exist_ok=True)
     # Unlike tensorboardX.SummaryWriter, without a thread that lags behind.
     self._events = event_file_writer.EventsWriter(
-      os.fspath(self._folder / 'tensorboard' / 'events')
+      os.fspath(self._folder / 'tensorboard' / 'events'),
+      filename_suffix=f'.{step}',  # names have seconds only
     )
     start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
     self._write_event(step + 1, session_log=start)  # hides later steps

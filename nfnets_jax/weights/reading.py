@@ -129,7 +129,8 @@ def read(
   found = sources.locate(path, name, 'path')
   if found.is_dir():
     raise IsADirectoryError(
-      f'{found} is the folder of a run; training.init_from.load_average reads it'
+      f'{found} is the folder of a run; training.init_from.load_average reads '
+      'it'
     )
   try:
     with contextlib.ExitStack() as stack:

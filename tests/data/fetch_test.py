@@ -6,6 +6,8 @@ import pytest
 
 from nfnets_jax.data import builders, fetch
 
+pytestmark = pytest.mark.thorough
+
 FILES = {
   'toy/1.0.0/dataset_info.json': b'{}',
   'toy/1.0.0/toy-train.array_record-00000-of-00002': os.urandom(3000),

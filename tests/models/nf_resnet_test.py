@@ -241,5 +241,5 @@ def test_without_skipinit_a_gain_of_one_is_meant():
 
 
 def test_unknown_activation_is_refused():
-  with pytest.raises(ValueError, match="unknown activation 'mish'"):
+  with pytest.raises(ValueError, match="activation is 'mish'"):
     _shapes('nf_resnet50', activation='mish')

@@ -360,7 +360,7 @@ def test_initialisation():
     ('nfnet_f0', {'width': (256, 512)}, 'one entry per stage'),
     ('nfnet_f0', {'depth': (1, 2, 6, 0)}, r'depth \(1, 2, 6, 0\) must be pos'),
     ('nfnet_f0', {'stem_width': (16,)}, 'one entry per convolution'),
-    ('nfnet_f0', {'activation': 'mish'}, "unknown activation 'mish'"),
+    ('nfnet_f0', {'activation': 'mish'}, "activation is 'mish'"),
     (
       'nfnet_f0',
       {'width': (128, 512, 1536, 1536)},

@@ -8,8 +8,11 @@ from nfnets_jax.runtime import checkpoint, files, logbook
 from nfnets_jax.runtime import workdir as workdirs
 from tests.runtime import checkpoint_test
 
-# Orbax and the clients of buckets leave connections to the interpreter's exit.
-pytestmark = pytest.mark.filterwarnings('ignore::ResourceWarning')
+pytestmark = [
+  pytest.mark.thorough,
+  # Orbax and the clients of buckets leave connections to the very end.
+  pytest.mark.filterwarnings('ignore::ResourceWarning'),
+]
 
 
 def test_files(bucket, tmp_path):

@@ -237,7 +237,7 @@ def test_paths_of_users(tmp_path, tiny, monkeypatch):
   weights.write('~/tiny.npz', tiny)
   assert_same(weights.read('~/tiny.npz'), tiny)
   assert 'NFNet/~/linear' in weights.load('~/tiny.npz')
-  for path, message in (('', 'path is empty'), ('gs://x/y.npz', 'bucket')):
+  for path, message in (('', 'path is empty'), ('https://x/y.npz', 'bucket')):
     for do in (weights.read, lambda x: weights.write(x, tiny)):
       with pytest.raises(ValueError, match=message):
         do(path)

@@ -48,8 +48,8 @@ def test_names_that_are_no_file(tmp_path, monkeypatch, source, message):
   [
     ('', 'init_from is empty'),
     (' ', 'init_from is empty'),
-    ('gs://bucket/F0_haiku.npz', 'mount the bucket'),
-    ('https://host/F0_haiku.npz', 'not a path on this machine'),
+    ('https://host/F0_haiku.npz', 'not a path; buckets are gs://'),
+    ('gs://', 'not a path; buckets are gs://'),
     ('~nobody_of_that_name/x.npz', 'give a path without ~'),
   ],
 )
