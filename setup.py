@@ -59,7 +59,7 @@ _HUB = ['huggingface_hub>=1.0']
 # Exports to ONNX; jax2onnx 0.17.1 fails with jax 0.12.
 _ONNX = ['jax2onnx>=0.17', 'jax<0.11']
 # Runs and weights in gs:// and s3://.
-_BUCKETS = ['gcsfs>=2024.6', 's3fs>=2024.6']
+_BUCKETS = ['gcsfs>=2025.2', 's3fs>=2025.2', 'botocore>1.35.20']
 # Servers of the tests of buckets.
 _EMULATORS = ['gcp-storage-emulator>=2026.7', 'moto[server]>=5']
 _LINT = ['mypy>=1.13', 'ruff>=0.9']

@@ -136,7 +136,7 @@ def start() -> paths.Path:
 def _check_workdir(workdir: paths.Path) -> None:
   """Checks that the folder is there, or can be made."""
   if paths.in_bucket(workdir):
-    bucket = workdir.parents[-3]  # below '/' and its scheme
+    bucket = [workdir, *workdir.parents][-3]  # below '/' and its scheme
     if not bucket.exists():
       raise FileNotFoundError(f'--workdir={workdir}: there is no {bucket}')
     return

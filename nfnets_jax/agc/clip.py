@@ -25,17 +25,14 @@ import optax
 from nfnets_jax.agc import checks, norms, paths
 from nfnets_jax.agc import units as layouts
 from nfnets_jax.agc.leaves import Leaf, Leaves, stack
-from nfnets_jax.agc.state import (
-  AGCState,
-  Statistics,
-  no_units,
-  unit_statistics,
-)
+from nfnets_jax.agc.state import AGCState, unit_statistics
 
 # Guards the division by a zero gradient norm; the released value.
 _DIV_EPS = 1e-6
 
 Number = float | jax.Array
+# Whether units are clipped, and their ratios.
+Units = tuple[jax.Array, jax.Array]
 Schedule = Callable[[jax.Array], Number]
 
 
@@ -110,7 +107,7 @@ def adaptive_grad_clip(
     groups = {group_of(*leaf) for leaf in paths.included(exclude, params)}
     if not statistics and not callable(clipping):
       return optax.EmptyState()
-    zeros = {name: no_units() for name in sorted(groups)}
+    zeros = {name: unit_statistics([]) for name in sorted(groups)}
     return AGCState(jnp.zeros((), jnp.int32), zeros if statistics else {})
 
   def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
@@ -134,6 +131,7 @@ def adaptive_grad_clip(
         return
       checks.check_leaf(path, grad, param)
       names = axis_name(path, param) if callable(axis_name) else axis_name
+      names = tuple(names) if isinstance(names, list) else names
       axes = layouts.unit_axes(path, param, rule(path, param), strict, names)
       leaves[keys] = Leaf(grad, param, axes, names, group_of(path, param))
 
@@ -154,7 +152,7 @@ def adaptive_grad_clip(
         'pass it the parameters that are updated'
       )
     # Keep all of `init`'s groups, so that `lax.scan` can carry the state.
-    latest = {k: groups.get(k, no_units()) for k in state.statistics}
+    latest = {k: unit_statistics(groups.get(k, [])) for k in state.statistics}
     return clipped, AGCState(optax.safe_increment(state.count), latest)
 
   return optax.GradientTransformation(init, update)
@@ -162,10 +160,10 @@ def adaptive_grad_clip(
 
 def _clip(
   leaves: Leaves, clipping: Number, eps: Number
-) -> tuple[dict[tuple, jax.Array], dict[str, Statistics]]:
-  """Clips all leaves; also returns the statistics of each group."""
+) -> tuple[dict[tuple, jax.Array], dict[str, list[Units]]]:
+  """Clips all leaves; also returns the units of each group."""
   results: dict[tuple, jax.Array] = {}
-  units: dict[str, list[tuple[jax.Array, jax.Array]]] = {}
+  groups: dict[str, list[Units]] = {}
   # The units of all leaves are one vector: a kernel for each leaf and operation
   # would take a quarter of F0's step on a GPU.
   for stacks in stack(leaves):
@@ -175,6 +173,7 @@ def _clip(
       for each in zip(*sums, strict=True)
     )
     factors, is_clipped, ratios = _unit_factors(*g, *w, clipping, eps)
+    units: dict[str, list[Units]] = {}
     stop = 0
     for x, (total, _) in zip(stacks, sums, strict=True):
       start, stop = stop, stop + total.size
@@ -186,10 +185,10 @@ def _clip(
         grad = leaves[key].grad
         updates = norms.widen(grad) * first * second
         results[key] = updates.astype(norms.canonical_dtype(grad))
-  return results, {
-    group: unit_statistics(*map(jnp.concatenate, zip(*each, strict=True)))
-    for group, each in units.items()
-  }
+    for group, parts in units.items():
+      masks, values = (jnp.concatenate(x) for x in zip(*parts, strict=True))
+      groups.setdefault(group, []).append((masks, values))
+  return results, groups
 
 
 def _unit_factors(

@@ -55,8 +55,8 @@ class Stack(NamedTuple):
 def stack(leaves: Leaves) -> Iterable[list[Stack]]:
   """Stacks scalars and vectors of equal shape.
 
-  Yields lists of stacks whose units may be joined: of equal dtypes, and varying
-  over the same mapped axes.
+  Yields lists of stacks whose units may be joined: of equal dtypes, varying
+  over the same mapped axes, and not explicitly sharded.
   """
   alike: dict[Any, dict[Any, list[tuple]]] = {}
   for key, leaf in leaves.items():
@@ -65,15 +65,13 @@ def stack(leaves: Leaves) -> Iterable[list[Stack]]:
     if leaf.grad.ndim <= 1:
       dtypes = (x.dtype for x in arrays)
       kind = leaf.group, leaf.grad.shape, *dtypes, leaf.axes
-    join = leaf.axis_name, *map(_type, arrays)
+    types = [str(jax.typeof(norms.widen(x))) for x in arrays]
+    join: Any = leaf.axis_name, *(re.sub(r'\[.*\]', '', x) for x in types)
+    if any('@' in x for x in types):
+      join = kind = key
     alike.setdefault(join, {}).setdefault(kind, []).append(key)
   for kinds in alike.values():
     yield [_stack(keys, leaves) for keys in kinds.values()]
-
-
-def _type(x: jax.Array) -> str:
-  """Returns jax's name of the dtype and of what it varies over."""
-  return re.sub(r'\[.*\]', '', str(jax.typeof(norms.widen(x))))
 
 
 def _stack(keys: list[tuple], leaves: Leaves) -> Stack:

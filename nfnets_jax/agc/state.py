@@ -1,5 +1,6 @@
 """State of AGC: the update count and the statistics of the last update."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -34,16 +35,19 @@ class AGCState(NamedTuple):
   statistics: dict[str, Statistics]
 
 
-def unit_statistics(is_clipped: jax.Array, ratios: jax.Array) -> Statistics:
-  """Reduces the clipped mask and ratios of some units to `Statistics`."""
-  finite = jnp.where(jnp.isfinite(ratios), ratios, 0.0)
+def unit_statistics(
+  parts: Sequence[tuple[jax.Array, jax.Array]],
+) -> Statistics:
+  """Reduces clipped masks and ratios of some units to `Statistics`."""
+  clipped = [jnp.zeros((), jnp.float32)]
+  largest = [jnp.zeros((), jnp.float32)]
+  for is_clipped, ratios in parts:
+    finite = jnp.where(jnp.isfinite(ratios), ratios, 0.0)
+    clipped.append(jnp.sum(is_clipped, dtype=jnp.float32))
+    largest.append(jnp.max(finite, initial=0.0).astype(jnp.float32))
+  units = sum(ratios.size for _, ratios in parts)
   return Statistics(
-    jnp.mean(is_clipped, dtype=jnp.float32),
-    jnp.max(finite, initial=0.0).astype(jnp.float32),
-    jnp.asarray(ratios.size, jnp.float32),
+    jnp.stack(clipped).sum() / max(1, units),
+    jnp.stack(largest).max(),
+    jnp.asarray(units, jnp.float32),
   )
-
-
-def no_units() -> Statistics:
-  """Returns the statistics of a group without gradients."""
-  return Statistics(*(jnp.zeros((), jnp.float32) for _ in Statistics._fields))

@@ -6,8 +6,9 @@
 ArrayRecord reads local files only, and a process reads examples of all shards,
 since the shuffle is global: run this on each host, or mount the bucket.
 
-Each file is verified by size and MD5 and renamed when complete, the description
-of the data set last. After an interruption, the same command copies the rest.
+Each file is verified by size, from gs:// by MD5 too, and renamed when complete,
+the description of the data set last. After an interruption, the same command
+copies the rest.
 """
 
 import argparse
@@ -119,15 +120,13 @@ def _copy(
 
 
 def _md5(info: dict[str, Any]) -> str | None:
-  """Returns the hex digest; None if the bucket has none, as of large uploads.
+  """Returns the hex digest of Google Cloud Storage; None elsewhere.
 
-  Google Cloud Storage keeps it in base64; the ETag of S3 is it, unless the file
-  was written in parts.
+  The ETag of S3 is one only if the object was written in one part and is not
+  encrypted by a key of the user, which a listing does not tell.
   """
-  if digest := info.get('md5Hash'):
-    return base64.b64decode(digest).hex()
-  tag = info.get('ETag', '').strip('"')
-  return tag if tag and '-' not in tag else None
+  digest = info.get('md5Hash')
+  return base64.b64decode(digest).hex() if digest else None
 
 
 def main(argv: Sequence[str] | None = None) -> None:

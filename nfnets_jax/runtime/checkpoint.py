@@ -231,7 +231,8 @@ class Checkpointer:
       yield
     except Exception as error:
       self._failed = True
-      self._remove_partial()
+      with contextlib.suppress(OSError):  # the next run tries again
+        self._remove_partial()
       needed = sum(
         math.prod(x.shape) * x.dtype.itemsize
         for x in jax.tree.leaves(self._template)
@@ -293,7 +294,8 @@ class Checkpointer:
         with contextlib.suppress(Exception):
           manager.close()
         if self._failed:
-          self._remove_partial()
+          with contextlib.suppress(OSError):  # as above
+            self._remove_partial()
       self._stack.close()
 
   def restore(self, template: Any) -> tuple[Any, dict[str, Any]]:

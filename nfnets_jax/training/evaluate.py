@@ -243,9 +243,9 @@ def _split_for_weights(config: config_dict.ConfigDict) -> str | None:
   name, data_dir = config.data.name, config.data.data_dir
   if name != 'folder':
     return 'validation'
-  if (
-    data_dir is None or (split := folder.find_test_split(data_dir)) is not None
-  ):
+  if data_dir is None:
+    return None  # loading names what is missing
+  if (split := folder.find_test_split(data_dir)) is not None:
     return split
   progress.say(
     f'{data_dir} has no test split: all its images are evaluated; those that '

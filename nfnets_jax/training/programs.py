@@ -211,9 +211,11 @@ def keep_compiled(config: config_dict.ConfigDict, workdir: paths.Path) -> None:
   """
   name = 'jax_compilation_cache_dir'
   if config.compilation_cache and not getattr(jax.config, name):
-    folder = paths.absolute(workdir) / paths.expand_literal(
+    cache = paths.expand_literal(
       config.compilation_cache, 'config.compilation_cache'
     )
+    is_full = paths.in_bucket(cache) or cache.is_absolute()
+    folder = cache if is_full else paths.absolute(workdir) / cache
     jax.config.update(name, str(folder))
     if paths.in_bucket(folder):
       # XLA's own caches are local folders.

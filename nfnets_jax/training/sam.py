@@ -98,7 +98,7 @@ def plan(
   """
   chosen = choose(devices * batch_size, fraction)
   owners = chosen // batch_size
-  most = int(np.bincount(owners).max())
+  most = int(np.max(np.bincount(owners)))
   parts = -(-most * micro_batches // batch_size)
   padded = -(-most // parts) * parts
   rows = np.zeros((devices, padded), np.int32)

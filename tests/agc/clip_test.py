@@ -3,12 +3,13 @@
 import subprocess
 import sys
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from nfnets_jax import agc
 from tests import golden as reference
@@ -285,6 +286,41 @@ def test_sharded_is_unsharded(spec, size):
     np.testing.assert_allclose(
       norm(g), np.linalg.norm(g, axis=0, keepdims=True), rtol=1e-5
     )
+
+
+def test_explicitly_sharded_is_unsharded():
+  shapes = {'w': (16, 24), 'v': (4, 8), 'b': (24,), 'c': (24,)}
+  specs = {'w': (None, 'x'), 'v': (), 'b': ('x',), 'c': ()}
+  g = {k: draw(shape, 1) for k, shape in shapes.items()}
+  w = {k: draw(shape, 2) for k, shape in shapes.items()}
+  transform = agc.adaptive_grad_clip(0.1, statistics=True)
+  expected, state = transform.update(g, transform.init(w), w)
+  mesh = jax.make_mesh((8,), ('x',), (AxisType.Explicit,))
+  with jax.set_mesh(mesh):
+    place = lambda k, x: jax.device_put(x, PartitionSpec(*specs[k]))  # noqa: E731
+    g, w = ({k: place(k, x) for k, x in each.items()} for each in (g, w))
+    found, sharded = jax.jit(transform.update)(g, transform.init(w), w)
+  for k in shapes:
+    assert found[k].sharding.is_equivalent_to(g[k].sharding, g[k].ndim)
+  chex.assert_trees_all_close((found, sharded), (expected, state), rtol=1e-5)
+
+
+def test_units_are_clipped_as_one_vector():
+  """The number of kernels does not grow with that of vectors."""
+
+  def count(vectors):
+    tree = {f'b{i}': jnp.ones(8) for i in range(vectors)}
+    lowered = jax.jit(lambda g: clip(g, tree, 0.1)).lower(tree)
+    return lowered.as_text().count('stablehlo.sqrt')
+
+  assert count(2) == count(9) <= 4
+
+
+def test_a_group_without_units_has_no_statistics():
+  params = {'w': jnp.zeros((4, 5, 0))}
+  transform = agc.adaptive_grad_clip(0.1, statistics=True)
+  _, state = transform.update(params, transform.init(params), params)
+  assert state.statistics['all'] == (0, 0, 0)
 
 
 def test_parameters_of_others_are_refused():
