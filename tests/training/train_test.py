@@ -450,7 +450,7 @@ def test_unknown_dtypes_are_refused(make_config, field):
     ({'data.worker_type': 'x'}, 'worker_type must be one of threads'),
     (
       {'optimizer.sam_rho': 0.05, 'optimizer.sam_fraction': 2.0},
-      r'sam_fraction must be in \(0, 1\], got 2',
+      r'optimizer.sam_fraction must be in \(0, 1\], got 2',
     ),
   ],
 )
@@ -475,7 +475,7 @@ def test_after_a_mistake_the_folder_takes_the_right_config(
     ({'optimizer.clip': 'acg'}, "clip is 'acg'"),
     ({'model.name': 'nfnet_f9'}, "unknown model 'nfnet_f9'"),
     ({'data.train_split': 'training'}, "split 'training'"),
-    ({'data.test_split': 'test[:0]'}, r"split 'test\[:0\]'.* 0 length"),
+    ({'data.test_split': 'test[:0]'}, r"split 'test\[:0\]' has no examples"),
   ):
     with pytest.raises(ValueError, match=message):
       train.train_and_evaluate(make_config(STEPS, wrong), tmp_path)
