@@ -23,7 +23,7 @@ from ml_collections import config_dict
 
 from experiments import cifar10_fast
 from experiments.gpu import common, data
-from nfnets_jax.runtime import logbook, parallel
+from nfnets_jax.runtime import checkpoint, logbook, parallel
 from nfnets_jax.runtime import workdir as workdirs
 from nfnets_jax.training import build, evaluate, programs, train_step
 
@@ -106,7 +106,7 @@ def train(
   status = f'ended with {process.returncode}'
   if stopped:
     status = 'stopped before its end'
-  if not any((folder / 'checkpoints').glob('[0-9]*')):
+  if not checkpoint.steps(folder / 'checkpoints'):
     return f'{status}, without a checkpoint', None
   saved = json.loads((folder / 'config.json').read_text())
   report = evaluate.evaluate_checkpoint(config_dict.ConfigDict(saved), folder)

@@ -27,6 +27,7 @@ import optax
 
 from experiments.gpu import common, step
 from nfnets_jax import agc, models
+from nfnets_jax.runtime import checkpoint
 from nfnets_jax.runtime import workdir as workdirs
 
 # The type checker does not read tests.
@@ -204,7 +205,7 @@ def check_digits() -> None:
     limit = 0.02
   began = time.monotonic()
   with subprocess.Popen(command) as process:
-    while not (saved := _checkpoints(folder)):
+    while not (saved := checkpoint.steps(folder / 'checkpoints')):
       if process.poll() is not None:
         raise RuntimeError(f'digits ended with {process.returncode}')
       time.sleep(0.05)
@@ -228,12 +229,6 @@ def check_digits() -> None:
     images_per_second=report['images_per_second'],
     seconds=round(time.monotonic() - began, 1),
   )
-
-
-def _checkpoints(folder: pathlib.Path) -> list[int]:
-  # A checkpoint is named by its step when it is complete.
-  names = [path.name for path in (folder / 'checkpoints').glob('*')]
-  return sorted(int(name) for name in names if name.isdecimal())
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -164,8 +164,8 @@ def _clip(
   """Clips all leaves; also returns the units of each group."""
   results: dict[tuple, jax.Array] = {}
   groups: dict[str, list[Units]] = {}
-  # The units of all leaves are one vector: a kernel for each leaf and operation
-  # would take a quarter of F0's step on a GPU.
+  # The units of all leaves are one vector: on a GPU, a kernel for each leaf and
+  # operation takes longer to start than to run.
   for stacks in stack(leaves):
     sums = [x.sums() for x in stacks]
     g, w = (

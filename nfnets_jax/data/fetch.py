@@ -106,14 +106,16 @@ def _copy(
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_name(f'{path.name}.part')
   system.get_file(source, os.fspath(partial))
-  size, digest = partial.stat().st_size, _md5(info)
-  with partial.open('rb') as file:
-    actual = hashlib.file_digest(file, 'md5').hexdigest()
-  if size != info['size'] or digest not in (None, actual):
+  size, expected = partial.stat().st_size, _md5(info)
+  digest = None
+  if expected is not None:
+    with partial.open('rb') as file:
+      digest = hashlib.file_digest(file, 'md5').hexdigest()
+  if (size, digest) != (info['size'], expected):
     partial.unlink()
     raise OSError(
-      f'the copy of {source} has {size:,} bytes and MD5 {actual}, not '
-      f'{info["size"]:,} and {digest}; run the same command again'
+      f'the copy of {source} has {size:,} bytes and MD5 {digest}, not '
+      f'{info["size"]:,} and {expected}; run the same command again'
     )
   partial.rename(path)
   return size

@@ -231,7 +231,7 @@ class Checkpointer:
       yield
     except Exception as error:
       self._failed = True
-      with contextlib.suppress(OSError):  # the next run tries again
+      with contextlib.suppress(Exception):  # the next run tries again
         self._remove_partial()
       needed = sum(
         math.prod(x.shape) * x.dtype.itemsize
@@ -294,7 +294,7 @@ class Checkpointer:
         with contextlib.suppress(Exception):
           manager.close()
         if self._failed:
-          with contextlib.suppress(OSError):  # as above
+          with contextlib.suppress(Exception):  # as above
             self._remove_partial()
       self._stack.close()
 

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 
 from absl import logging
 
+from nfnets_jax import paths
 from nfnets_jax.runtime import holder as holders
 from nfnets_jax.runtime import lock_files
 from nfnets_jax.runtime.lock_files import InUseError as InUseError
@@ -91,7 +92,7 @@ def hold(
     OSError: if the folder cannot be written to.
   """
   me = holders.this_process()
-  in_bucket = '://' in os.fspath(folder)
+  in_bucket = paths.in_bucket(folder)
   open_file = lock_files.in_bucket if in_bucket else lock_files.on_disk
   with open_file(folder, name, me, beat, lapse) as file:
     lock = Lock(file, me)

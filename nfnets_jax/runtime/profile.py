@@ -13,6 +13,7 @@ from typing import Self
 
 import jax
 
+from nfnets_jax import paths
 from nfnets_jax.runtime import meters, progress
 
 # Steps before the trace: the first loads the program, and the host needs some
@@ -25,7 +26,7 @@ class Profile:
 
   def __init__(
     self,
-    workdir: pathlib.Path,
+    workdir: paths.Path,
     start: int,
     total_steps: int,
     steps: int,
