@@ -1,14 +1,11 @@
 """The command line of what compiles a run's steps."""
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[1]
+from tests import commands
+
 _SMALL = (
   '--config=experiments/nfnet_imagenet.py:F0',
   '--config.data.name=fake',
@@ -31,14 +28,7 @@ _SMALL = (
 
 
 def _run(*arguments, timeout=120):
-  return subprocess.run(
-    [sys.executable, '-m', 'nfnets_jax.compile', *arguments],
-    cwd=ROOT,
-    env=os.environ,  # eight devices, compiled fast
-    capture_output=True,
-    text=True,
-    timeout=timeout,
-  )
+  return commands.run('nfnets_jax.compile', *arguments, timeout=timeout)
 
 
 @pytest.mark.thorough

@@ -1,15 +1,10 @@
-import os
-import pathlib
-import subprocess
-import sys
 import types
 
 import jax
 import pytest
 
 from nfnets_jax import devices
-
-ROOT = pathlib.Path(__file__).parents[1]
+from tests import commands
 
 
 @pytest.fixture
@@ -64,14 +59,7 @@ def test_platforms_that_are_there(choose, text):
 def test_commands_name_the_variable(tmp_path, module, arguments):
   """From the start, where jax gives a bare assertion or a traceback."""
   words = arguments.replace('DIR', str(tmp_path / 'new')).split()
-  done = subprocess.run(
-    [sys.executable, '-m', module, *words],
-    cwd=ROOT,
-    env={**os.environ, 'JAX_PLATFORMS': 'nonsense'},
-    capture_output=True,
-    text=True,
-    timeout=100,
-  )
+  done = commands.run(module, *words, timeout=100, JAX_PLATFORMS='nonsense')
   assert done.returncode == 1
   assert 'error: JAX_PLATFORMS=nonsense, but jax finds no' in done.stderr
   assert 'Traceback' not in done.stderr

@@ -18,7 +18,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from nfnets_jax.data import prepare
 from nfnets_jax.runtime import logbook
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -27,11 +26,9 @@ HEARTBEAT = 10  # seconds
 
 
 @pytest.fixture(scope='module')
-def folders(tmp_path_factory):
-  """Prepared digits and a folder in which compiled steps are kept."""
-  data, compiled = (tmp_path_factory.mktemp(x) for x in ('data', 'compiled'))
-  prepare.prepare('digits', data)
-  return data, compiled
+def folders(digits_dir, tmp_path_factory):
+  """Prepared digits and a folder of compiled steps."""
+  return digits_dir, tmp_path_factory.mktemp('compiled')
 
 
 def free_port():

@@ -1,9 +1,10 @@
-"""Training steps with constants in the place of hyperparameters."""
+"""Training steps with fixed hyperparameters, and batches for them."""
 
 import functools
 from collections.abc import Callable
 
 import haiku as hk
+import numpy as np
 import optax
 from ml_collections import config_dict
 
@@ -20,7 +21,7 @@ def constant_step(
   micro_batches: int = 1,
   axis_name: str = parallel.AXIS,
 ) -> Callable:
-  """Returns `step(state, batch)` of a config, but with this optimizer."""
+  """Returns `step(state, batch)` of a config, with another optimizer."""
   step = build.create_train_step(
     config,
     net,
@@ -34,3 +35,14 @@ def constant_step(
     create_optimizer=lambda _: optimizer,
     axis_name=axis_name,
   )
+
+
+def random_batch(size: int, seed: int = 0) -> dict[str, np.ndarray]:
+  """Draws mixed images of eight pixels of ten classes."""
+  rng = np.random.default_rng(seed)
+  return {
+    'image': rng.integers(256, size=(size, 8, 8, 3), dtype=np.uint8),
+    'label': rng.integers(10, size=size, dtype=np.int32),
+    'mix_label': rng.integers(10, size=size, dtype=np.int32),
+    'ratio': rng.random(size, np.float32),
+  }

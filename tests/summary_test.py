@@ -1,16 +1,14 @@
 """The summary prints what the library estimates and the released nets have."""
 
 import json
-import pathlib
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from experiments import nfnet_imagenet
-from experiments.figures import tables
 from nfnets_jax import models, summary, topologies
-from nfnets_jax.models import cost, variants
+from nfnets_jax.models import cost
 from nfnets_jax.training import config as defaults
 from nfnets_jax.training import estimates, fit
 
@@ -169,20 +167,3 @@ def test_modules_of_one_net_are_shown(traced, capsys):
   assert rows['stem_conv0'] == ['32×32×16', '464', '0.4', '0.1']
   assert rows['linear'][:2] == ['1000', '513,000']
   assert 'published: none' in printed
-
-
-@pytest.mark.parametrize(
-  'name', ['nfnet_f0', 'nf_resnet50', 'efficientnet_b0', 'nfnet_tiny']
-)
-def test_docs_have_the_table_of_today(name):
-  """If not: make tables."""
-  root = pathlib.Path(__file__).parents[1]
-  assert tables.row(name) in (root / 'docs/models.md').read_text().splitlines()
-
-
-@pytest.mark.slow
-def test_docs_have_the_whole_table_of_today():
-  root = pathlib.Path(__file__).parents[1]
-  lines = (root / 'docs/models.md').read_text().splitlines()
-  rows = [line for line in lines if line.startswith('| `')]
-  assert rows == [tables.row(name) for name in variants.VARIANTS]

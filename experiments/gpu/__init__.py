@@ -1,1 +1,1 @@
-"""Everything that needs an accelerator, in fifteen minutes."""
+"""Checks and measurements for an accelerator; see `run`."""

@@ -2,9 +2,8 @@
 
   python -m experiments.gpu.effect NUMBER
 
-runs one of `RUNS`, most important first, each a run of that claim with one
-seed. λ is the one chosen on held-out images at SCALE=small, for an eighth of
-the batch.
+makes one of `RUNS`, the runs of that claim with one seed, most important first.
+λ is that chosen on held-out images at SCALE=small for an eighth of the batch.
 """
 
 import argparse
@@ -29,7 +28,7 @@ RUNS: tuple[tuple[str, int, float | None], ...] = (
 
 
 def create_run(number: int) -> claim.Run:
-  """Returns a run of `RUNS`, in a dry run of a tiny net on few images."""
+  """Returns a run of `RUNS`; in a dry run, of a tiny net on few images."""
   net, batch, clipping = RUNS[number]
   changes = {} if clipping is None else {'optimizer.clipping': clipping}
   run = scales.resnet_run(net, 'gpu', batch, 0, changes)
@@ -49,14 +48,16 @@ def create_run(number: int) -> claim.Run:
 
 
 def main(argv: list[str] | None = None) -> None:
-  """Runs and records one, even if it is stopped."""
-  parser = argparse.ArgumentParser(description='Runs one of the main effect.')
+  """Makes a run and records it, even if it is stopped."""
+  parser = argparse.ArgumentParser(
+    description='Makes a run of the main effect.'
+  )
   parser.add_argument('number', type=int, choices=range(len(RUNS)))
   number = parser.parse_args(argv).number
   runner.start()
   folder = common.scratch() / 'batch-size'
   folder.mkdir(parents=True, exist_ok=True)
-  # Nine runs on sixteen cores; threads share the decoded images.
+  # Nine runs share sixteen cores; threads share the decoded images.
   fields: dict[str, Any] = {'num_workers': 2, 'worker_type': 'threads'}
   if common.dry_run():
     fields = {'num_workers': 0}

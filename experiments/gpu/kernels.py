@@ -1,4 +1,4 @@
-"""The time of each kernel of a training step, from a profile of the device."""
+"""Times of the kernels of a training step, from a profile."""
 
 import gzip
 import json
@@ -14,10 +14,10 @@ _STEPS = 3
 
 
 def profile(run: Callable[[int], float], model: str) -> pathlib.Path:
-  """Profiles some steps, and returns the folder of the profile.
+  """Profiles a few steps and returns the folder of the profile.
 
   Args:
-    run: runs some steps.
+    run: runs a number of steps.
     model: name of the net.
   """
   folder = common.scratch() / f'profile-{model}'
@@ -27,15 +27,14 @@ def profile(run: Callable[[int], float], model: str) -> pathlib.Path:
 
 
 def record(folder: pathlib.Path, compiled: Any, model: str) -> None:
-  """Writes the kernels of a profile, and the compiled program.
+  """Writes the kernels of a profile and the compiled program.
 
-  `kernels-MODEL.json` has `[kernel, instruction of XLA, microseconds a step,
-  launches a step]` for each, longest first; `hlo-MODEL.txt.gz` has the program
-  that the instructions belong to.
+  `kernels-MODEL.json` has a row `[kernel, HLO instruction, microseconds a step,
+  launches a step]` for each, longest first. `hlo-MODEL.txt.gz` has the program.
 
   Args:
-    folder: of `profile`.
-    compiled: the program of the steps.
+    folder: from `profile`.
+    compiled: the compiled step.
     model: name of the net.
   """
   totals: dict[tuple[str, str], list[float]] = {}
@@ -44,7 +43,7 @@ def record(folder: pathlib.Path, compiled: Any, model: str) -> None:
       if not plane.name.startswith('/device:'):
         continue
       for line in plane.lines:
-        if not line.name.startswith('Stream'):  # others repeat the kernels
+        if not line.name.startswith('Stream'):  # others repeat them
           continue
         for event in line.events:
           stats = dict(event.stats)

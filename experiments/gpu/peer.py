@@ -2,16 +2,14 @@
 
   python -m experiments.gpu.peer nfnet_f0 eager|compiled|largest
 
-Mixed precision in bfloat16, AGC and a moving average where the recipe has them,
-and SGD with Nesterov momentum. Warms up, prints `ready`, waits for a line on
-standard input, and measures: eager in both layouts, compiled in channels-last,
-or eager with the largest power of two that fits.
+Mixed precision in bfloat16, SGD with Nesterov momentum, and AGC and a moving
+average where the recipe has them: eager in both layouts, compiled in
+channels-last, or eager with the largest power of two that fits.
 
-Needs torch and timm, and of this repository only modules without dependencies.
+Needs torch and timm, but none of the dependencies of this package.
 """
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,9 +20,7 @@ from experiments.gpu import common
 # Training size by model.
 _SIZES = {'nfnet_f0': 192, 'nfnet_f1': 224, 'nf_resnet50': 224, 'resnet50': 224}
 _LAYOUTS = {'first': 'contiguous', 'last': 'channels_last'}
-_ROUNDS = 5
-_SECONDS = 0.3
-# The search for the largest batch: its first, and seconds to start others.
+# The search for the largest batch: the first one, and seconds to start others.
 _FIRST = 512
 _SEARCH = 15.0
 
@@ -48,7 +44,7 @@ def _stepper(model: str, batch: int, layout: str, compiled: bool) -> Callable:
 
 
 def _time(step: Callable, count: int) -> float:
-  """Returns the seconds a step of some in a row."""
+  """Returns the seconds of one of several steps in a row."""
   from experiments.benchmarks import timm_worker
 
   timm_worker.wait()
@@ -63,19 +59,17 @@ def _measure(step: Callable, **about: Any) -> None:
   import timm
   import torch
 
-  count = max(1, round(_SECONDS / _time(step, 1)))
   cuda = torch.cuda.is_available()
   if cuda:
     torch.cuda.reset_peak_memory_stats()
-  seconds = [_time(step, count) for _ in range(_ROUNDS)]
+  times = common.measure_steps(lambda count: _time(step, count))
   common.add(
     2,
     'timm',
     status='measured',
     **about,
-    seconds=statistics.median(seconds),
-    rounds=seconds,
-    images_per_second=about['batch'] / statistics.median(seconds),
+    **times,
+    images_per_second=about['batch'] / times['seconds'],
     memory=torch.cuda.max_memory_allocated() if cuda else None,
     torch=torch.__version__,
     timm=timm.__version__,
@@ -83,14 +77,14 @@ def _measure(step: Callable, **about: Any) -> None:
 
 
 def _measure_largest(model: str, layout: str) -> None:
-  """Doubles the batch while it fits, or halves it until it does."""
+  """Doubles the batch while it fits, or halves it until it fits."""
   import torch
 
   about = {'model': model, 'mode': 'eager', 'layout': layout}
   batch, measured = _FIRST, False
   until = time.monotonic() + _SEARCH
   while batch and time.monotonic() < until and not common.dry_run():
-    step = None  # frees the last
+    step = None  # frees the last net
     torch.cuda.empty_cache()
     try:
       step = _stepper(model, batch, layout, compiled=False)

@@ -27,10 +27,11 @@ class Job:
   Attributes:
     part: 1 to 4.
     words: module and arguments.
-    waits: whether it prepares beside others, then waits to measure alone.
-    limit: seconds after the start of its group at which it is stopped.
-    tuned: whether XLA tunes its kernels. If a job fails without, it is run once
-      more with tuning.
+    waits: whether it prepares in parallel with others and waits to measure
+      alone.
+    limit: seconds after the start of its group when it is stopped.
+    tuned: whether XLA autotunes kernels. An untuned job that fails is rerun
+      once, tuned.
   """
 
   part: int
@@ -46,10 +47,10 @@ class Job:
 
 
 class Log:
-  """Prints and records what happens; for several threads.
+  """A thread-safe log of jobs.
 
   Attributes:
-    failed: a message for each job that failed.
+    failed: a message for each failed job.
   """
 
   def __init__(self) -> None:
@@ -74,7 +75,7 @@ class Log:
       file.write(f'{line}\n')
 
   def fail(self, job: Job, message: str) -> None:
-    """Records a job that failed."""
+    """Records a failed job."""
     self.failed.append(f'part {job.part}, {job.name}: {message}')
     common.add(job.part, 'failed', job=job.name, message=message)
 
@@ -88,11 +89,11 @@ class Process:
   """A running job.
 
   Attributes:
-    job: what it runs.
-    deadline: time at which it is killed.
-    ready: set when it waits to measure, or has ended.
-    measured: set when it leaves the device, or has ended.
-    returncode: exit code if it ended by itself, else None.
+    job: its job.
+    deadline: time when it is killed.
+    ready: set when it waits to measure or has ended.
+    measured: set when it has measured or has ended.
+    returncode: exit code, or None if it was stopped.
   """
 
   def __init__(
@@ -104,7 +105,7 @@ class Process:
     deadline: float,
     niceness: int,
   ):
-    """Does not start it."""
+    """Prepares, but does not start, the process."""
     self.job = job
     self.deadline = deadline
     self.ready = threading.Event()
@@ -117,7 +118,7 @@ class Process:
     self._process: subprocess.Popen | None = None
 
   def start(self) -> None:
-    """Starts it, if there is time."""
+    """Starts it if there is time."""
     self._began = time.time()
     if self.seconds_left() <= 0:
       self.ready.set()
@@ -131,7 +132,7 @@ class Process:
       text=True,
       errors='replace',
       env=self._environment,
-      # Not a new session, so that what ends this command ends its jobs.
+      # Not a new session, so that whatever ends this command ends its jobs.
       process_group=0,
     )
     os.setpriority(os.PRIO_PGRP, self._process.pid, self._niceness)
@@ -152,7 +153,7 @@ class Process:
     self.measured.set()
 
   def seconds_left(self) -> float:
-    """Returns the seconds until it is asked to stop."""
+    """Returns the seconds until it is told to stop."""
     return self.deadline - GRACE - time.time()
 
   def measure(self) -> None:
@@ -171,7 +172,7 @@ class Process:
         os.killpg(self._process.pid, number)
 
   def finish(self) -> None:
-    """Waits until it ends or reaches its limit, and records the outcome."""
+    """Waits until it ends or reaches its deadline, and records the outcome."""
     process = self._process
     if process is None:
       self._log.fail(self.job, 'there was no time for it')
@@ -181,7 +182,7 @@ class Process:
       process.wait(max(0.1, self.seconds_left()))
     except subprocess.TimeoutExpired:
       message = f'stopped after {time.time() - self._began:.0f} s, its limit'
-      process.send_signal(signal.SIGTERM)  # which it passes to its children
+      process.send_signal(signal.SIGTERM)  # passed on to its children
       with contextlib.suppress(subprocess.TimeoutExpired):  # killed below
         process.wait(max(0.5, self.deadline - time.time()))
     self.signal(signal.SIGKILL)
@@ -207,7 +208,7 @@ class Process:
 
 @contextlib.contextmanager
 def paused(processes: Sequence[Process]) -> Iterator[None]:
-  """Pauses jobs that still prepare, so that one measures alone."""
+  """Pauses jobs while another one measures."""
   if common.dry_run():
     yield
     return

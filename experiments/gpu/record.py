@@ -2,10 +2,9 @@
 
   python -m experiments.gpu.record
 
-Compiles the steps of `experiments/cifar10_fast.py`, waits for its turn, and
-trains for a moment: the speed sets the number of epochs of the run. A run that
-turns out slower is stopped in time. Of one that does not finish, the last
-checkpoint is evaluated, if there is one.
+Trains an epoch of `experiments/cifar10_fast.py`, whose speed sets the number of
+epochs of the run. A run that is slower is stopped in time, and its last
+checkpoint evaluated.
 """
 
 import json
@@ -27,12 +26,12 @@ from nfnets_jax.runtime import checkpoint, logbook, parallel
 from nfnets_jax.runtime import workdir as workdirs
 from nfnets_jax.training import build, evaluate, programs, train_step
 
-# Seconds to start, compile with known kernels, and evaluate.
+# Seconds to start, compile with tuned kernels, and evaluate.
 _OVERHEAD = 60.0
 # Seconds to save and evaluate a stopped run.
 _RESERVE = 35.0
-# The share of the measured speed that a run reaches.
-_SHARE = 0.9
+# Fraction of the measured speed that a run reaches.
+_FRACTION = 0.9
 
 
 def choose_epochs(rate: float, left: float, images: int) -> float:
@@ -43,19 +42,18 @@ def choose_epochs(rate: float, left: float, images: int) -> float:
     left: remaining seconds.
     images: images per epoch.
   """
-  return float(
-    min(200, max(2, int((left - _OVERHEAD) * _SHARE * rate / images)))
-  )
+  fitting = int((left - _OVERHEAD) * _FRACTION * rate / images)
+  return float(min(200, max(2, fitting)))
 
 
 def measure(config: config_dict.ConfigDict) -> tuple[float, int]:
   """Compiles, waits for its turn, and trains for an epoch.
 
-  The run finds the evaluation step and, as its training step differs in the
-  schedule alone, the tuned kernels in the compilation cache.
+  The compilation cache then has the evaluation step and, as only the schedule
+  of the run differs, the tuned kernels of its training step.
 
   Returns:
-    The images per second, with the input pipeline, and the images per epoch.
+    The images per second, input pipeline included, and the images per epoch.
   """
   train_set, _ = build.load_data(config)
   size, count = config.batch_size, len(train_set)
@@ -88,10 +86,10 @@ def measure(config: config_dict.ConfigDict) -> tuple[float, int]:
 def train(
   command: list[str], folder: pathlib.Path
 ) -> tuple[str, dict[str, Any] | None]:
-  """Trains until the end, or stops in time to evaluate the last checkpoint.
+  """Runs a command, or stops it in time to evaluate its last checkpoint.
 
   Returns:
-    How it ended, and the report; None if there is no checkpoint.
+    How it ended, and its report; None if there is no checkpoint.
   """
   stopped = False
   with subprocess.Popen(command) as process:
@@ -120,8 +118,8 @@ def summarize(
 
   Args:
     status: how it ended.
-    report: its metrics; None if there is no checkpoint.
-    lines: of its `metrics.jsonl`.
+    report: its report; None if there is no checkpoint.
+    lines: lines of its `metrics.jsonl`.
   """
   timed = [x for x in lines if 'step_seconds' in x]
   last = timed[-1] if timed else {}

@@ -1,8 +1,8 @@
-"""The results so far as a page, `report.md` in the folder of a run.
+"""The report of the results so far, `report.md` in the folder of a run.
 
   python -m experiments.gpu.report FILE.jsonl
 
-prints that of other results.
+prints the report of other results.
 """
 
 import pathlib
@@ -49,7 +49,7 @@ def _checks(results: list[Result]) -> list[str]:
 
 
 def _steps(results: list[Result]) -> list[Result]:
-  """Returns all measured steps, ours and the peers'."""
+  """Returns all measured steps, ours and those of peers."""
   steps = []
   for x in results:
     if x['part'] == 2 and x['what'] == 'step':
@@ -159,7 +159,7 @@ def _record(results: list[Result]) -> list[str]:
 
 
 def goals(results: list[Result]) -> list[str]:
-  """Returns a line for each goal, and whether it is met."""
+  """Returns a line for each goal that says whether it is met."""
   steps, peak = _steps(results), _peak(results)
   lines = []
 
@@ -234,7 +234,7 @@ def _failed(results: list[Result]) -> list[str]:
 
 
 def page(results: list[Result]) -> str:
-  """Returns the page of some results."""
+  """Formats results in Markdown."""
   failed = _failed(results)
   blocks = [
     '# On an accelerator',

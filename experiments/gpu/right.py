@@ -2,9 +2,8 @@
 
   python -m experiments.gpu.right f0 float32
 
-Each job is a process; `run` starts them side by side. Golden values are
-compared at full float32 precision; the error at the default precision of
-float32 products (TF32 on an Ampere or Hopper GPU) is recorded too.
+Golden values are compared at full float32 precision. The error at the default
+precision of float32 products (TF32 on Ampere and Hopper GPUs) is recorded too.
 """
 
 import argparse
@@ -34,19 +33,19 @@ from nfnets_jax.runtime import workdir as workdirs
 reference = importlib.import_module('tests.golden')
 
 _GOLDEN = pathlib.Path(str(reference.__file__)).parent
-# Relative errors. On a CPU, those of bfloat16 logits are 0.01 to 0.02.
+# Relative errors; those of bfloat16 logits on a CPU are 0.01 to 0.02.
 _LIMITS = {'float32': 1e-4, 'bfloat16': 0.05}
 _NETS = {
   'nf_resnet50': 'NF_ResNet/ResNet50@64',
   'resnet50': 'ResNet/ResNet50@64',
   'nf_regnet_b0': 'NF_RegNet/B0@64',
 }
-# Relative errors of update and loss, between this device and the CPU.
+# Relative errors of update and loss from those of the CPU.
 _STEP_LIMITS = {'float32': (1e-3, 1e-5), 'bfloat16': (0.1, 0.01)}
 
 
 def check_agc() -> None:
-  """Compares AGC with released values."""
+  """Compares clipped gradients with released values."""
   arrays = np.load(_GOLDEN / 'agc.npz')
 
   def part(prefix: str, dtype: Any) -> dict[str, jax.Array]:
@@ -153,7 +152,7 @@ def take_step(precision: str, path: pathlib.Path) -> None:
 
 
 def check_step(precision: str) -> None:
-  """Compares a step of F0 here and on the CPU, run side by side."""
+  """Compares a step of F0 on this device with one on the CPU."""
   folder = common.scratch()
   here = folder / f'step-{precision}-here.npz'
   there = folder / f'step-{precision}-cpu.npz'
@@ -180,7 +179,7 @@ def check_step(precision: str) -> None:
 
 
 def check_digits() -> None:
-  """Trains on digits, kills the run after a checkpoint, and resumes it."""
+  """Trains on digits, killed after a checkpoint and resumed."""
   folder = common.scratch() / 'digits'
   command = [
     sys.executable,
@@ -233,7 +232,7 @@ def check_digits() -> None:
 
 def main(argv: list[str] | None = None) -> None:
   """Runs one job."""
-  parser = argparse.ArgumentParser(description='Checks this device.')
+  parser = argparse.ArgumentParser(description='Checks results on this device.')
   jobs: dict[str, Callable[..., None]] = {
     'agc': check_agc,
     'f0': check_f0,

@@ -1,9 +1,8 @@
-r"""Checks and measures everything on an accelerator, most important first.
+r"""Runs all checks and measurements on an accelerator, most important first.
 
   python -m experiments.gpu.run --output=DIR            (or: make gpu)
 
-Four parts, each with a time limit; `--parts` chooses some, and `--seconds` is
-the limit of all:
+Each of the four parts has a time limit:
 
 1. correctness: golden values, a step beside the CPU's, a training run killed
    and resumed (2.5 minutes);
@@ -12,19 +11,17 @@ the limit of all:
 3. the paper's main effect: batch sizes with and without AGC (4 minutes);
 4. the best CIFAR-10 accuracy of an NFNet in the remaining time.
 
-DIR gets `results.jsonl`, `log.txt` and `report.md`, updated after each job, so
-if the machine is taken away, what was done remains; the kernels of F0's and
-F1's steps with their time, and their programs; and `cifar10.jsonl`. A failed
-job does not stop the others; the exit code is 1. `GPU_DRY_RUN=1` makes
-everything tiny, for a CPU.
+`results.jsonl`, `log.txt` and `report.md` in DIR are updated after each job, so
+what was done is kept if the machine is lost. DIR also gets the kernels of F0's
+and F1's steps with their times, their programs, and `cifar10.jsonl`. If a job
+fails, the others go on, and the exit code is 1. With `GPU_DRY_RUN=1` everything
+is tiny, for a CPU.
 
-Nothing is downloaded. On a machine with a network, `make gpu-pack` gathers
-CIFAR-10 and the wheels that a machine with jax, torch and timm lacks in the
-folder gpu-pack/. They are put on the path of the jobs, not installed into their
-Python.
+Nothing is downloaded. Where there is a network, `make gpu-pack` puts CIFAR-10
+and the wheels that a machine with jax, torch and timm lacks into gpu-pack/.
+They go on the path of the jobs and are not installed.
 
-On a machine with commands of ten minutes at most, which carries that folder
-along and returns the folder $OUT, run two commands:
+Where a command may take ten minutes at most, run two:
 
   python3 -m experiments.gpu.run --output=$OUT --scratch=/tmp/gpu \
     --parts=1,2 --seconds=440
@@ -33,222 +30,89 @@ along and returns the folder $OUT, run two commands:
 """
 
 import argparse
-import datetime
-import importlib.metadata
-import importlib.util
+import math
 import os
-import pathlib
-import platform
+import re
 import signal
-import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 
-from experiments.gpu import common
+from experiments.gpu import common, machine, pack
 from experiments.gpu.process import Job
 from experiments.gpu.runner import Runner
 from nfnets_jax import paths
 
 LIMITS = {1: 150.0, 2: 420.0, 3: 240.0, 4: 600.0}
-# Parts that run together: the second compiles beside the first, and measures or
-# trains after it.
+# Parts that run together: the second compiles in parallel with the first, and
+# measures or trains after it.
 _GROUPS = ((1, 2), (3, 4))
-# Jobs that compile at once in part 2. More of them would disturb each other's
+# How many jobs of part 2 compile at once; more would disturb each other's
 # autotuning.
 _COMPILING = 5
-# Seconds for the report at the end.
+# Seconds for the final report.
 _LAST = 5.0
-# Modules that a bare machine may lack.
-_PACKAGES = (
-  'haiku',
-  'jmp',
-  'ml_collections',
-  'grain',
-  'array_record',
-  'tensorflow_datasets',
-  'simplejpeg',
-  'tensorboardX',
-  'importlib_resources',
-  'tree',
-  'immutabledict',
-  'promise',
-  'simple_parsing',
-  'tensorflow_metadata',
-  'termcolor',
-  'toml',
+# Most important first. Of part 2, those that compile longest are first, then
+# what the goals need.
+_JOBS: dict[int, tuple[str, ...]] = {
+  1: (
+    'right agc',
+    'right f0 float32',
+    'right f0 bfloat16',
+    'right step float32',
+    'right step bfloat16',
+    'right digits',
+    'right net nf_resnet50',
+    'right net resnet50',
+    'right net nf_regnet_b0',
+  ),
+  2: (
+    'speed efficientnet_b7 32 ours',
+    'speed nfnet_f1 32 ours',
+    'peer nfnet_f1 compiled',
+    'speed nfnet_f0 32 ours',
+    'speed peak',
+    'peer nfnet_f0 compiled',
+    'peer nfnet_f0 eager',
+    'peer nfnet_f1 eager',
+    'speed nfnet_f0 largest ours',
+    'speed nfnet_f0 32 released',
+    'peer nfnet_f0 largest',
+    'speed nf_resnet50 32 ours',
+    'speed resnet50 32 ours',
+    'peer nf_resnet50 eager',
+    'peer resnet50 eager',
+    'speed nfnet_f1 largest ours',
+    'speed nfnet_f1 32 released',
+    'peer nfnet_f1 largest',
+  ),
+  3: tuple(f'effect {number}' for number in range(9)),
+  4: ('record',),
+}
+# Jobs of a dry run; the others run the same code.
+_DRY_RUN = re.compile(
+  'right (agc|f0 float32|step bfloat16|digits|net nf_resnet50)'
+  '|(speed|peer) (peak|nfnet_f0 .*)|effect [01]|record'
 )
-_VERSIONS = ('jax', 'jaxlib', 'numpy', 'dm-haiku', 'torch', 'timm')
 
 
 def jobs(part: int) -> list[Job]:
-  """Returns the jobs of a part, most important first.
-
-  Of part 2, those that compile longest are first, then what the goals need.
-  """
-  limit = 900.0 if common.dry_run() else LIMITS[part]
-  if part == 1:
-    words = [
-      'agc',
-      'f0 float32',
-      'f0 bfloat16',
-      'step float32',
-      'step bfloat16',
-      'digits',
-      'net nf_resnet50',
-      'net resnet50',
-      'net nf_regnet_b0',
-    ]
-    if common.dry_run():  # the others run the same code
-      words = words[:2] + words[4:7]
-    return [
-      Job(part, ('right', *x.split()), limit=limit, tuned=False) for x in words
-    ]
-  if part == 2:
-    words = [
-      'speed efficientnet_b7 32 ours',
-      'speed nfnet_f1 32 ours',
-      'peer nfnet_f1 compiled',
-      'speed nfnet_f0 32 ours',
-      'speed peak',
-      'peer nfnet_f0 compiled',
-      'peer nfnet_f0 eager',
-      'peer nfnet_f1 eager',
-      'speed nfnet_f0 largest ours',
-      'speed nfnet_f0 32 released',
-      'peer nfnet_f0 largest',
-      'speed nf_resnet50 32 ours',
-      'speed resnet50 32 ours',
-      'peer nf_resnet50 eager',
-      'peer resnet50 eager',
-      'speed nfnet_f1 largest ours',
-      'speed nfnet_f1 32 released',
-      'peer nfnet_f1 largest',
-    ]
-    if common.dry_run():  # the other nets run the same code
-      words = [x for x in words if x.split()[1] in ('peak', 'nfnet_f0')]
-    return [Job(part, tuple(x.split()), True, limit) for x in words]
-  if part == 3:
-    count = 2 if common.dry_run() else 9
-    return [
-      Job(part, ('effect', str(i)), limit=limit, tuned=False)
-      for i in range(count)
-    ]
-  return [Job(part, ('record',), True, limit)]
-
-
-def install_pack(python: str) -> pathlib.Path | None:
-  """Unpacks the wheels of the pack if packages are missing.
-
-  Returns:
-    The folder to put on the path; None if nothing is missing.
-
-  Raises:
-    SystemExit: if packages are missing and there is no pack.
-  """
-  missing = [x for x in _PACKAGES if importlib.util.find_spec(x) is None]
-  if not missing:
-    return None
-  wheels = sorted(map(str, (common.pack() / 'wheels').glob('*.whl')))
-  if not wheels:
-    sys.exit(
-      f'error: {python} lacks {", ".join(missing)}, and there are no wheels in '
-      f'{common.pack()}/wheels; run make gpu-pack where there is a network, or '
-      'make install and give GPU_PYTHON=.venv/bin/python'
-    )
-  site = common.scratch().absolute() / 'site'
-  if site.exists():  # from an earlier command
-    return site
-  partial = site.with_name('site-partial')
-  flags = (
-    '--quiet --no-index --no-deps --no-compile --no-cache-dir '
-    '--disable-pip-version-check --upgrade --target'
-  )
-  subprocess.run(
-    [python, '-m', 'pip', 'install', *flags.split(), str(partial), *wheels],
-    check=True,
-  )
-  partial.rename(site)
-  return site
-
-
-def unpack_data() -> None:
-  """Unpacks the data set of the pack, if there is one."""
-  name, folder = common.data_set()
-  archive = common.pack() / f'{name}.tar.gz'
-  if archive.exists() and not (folder / name).exists():
-    folder.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(archive) as opened:
-      opened.extractall(folder, filter='data')
-
-
-def describe(python: str, site: pathlib.Path | None) -> bool:
-  """Records the machine; returns whether it has an accelerator.
-
-  Args:
-    python: the interpreter of the jobs.
-    site: folder of packages installed from wheels, if any.
-  """
-  code = (
-    'import jax; x = jax.local_devices(); '
-    'print(x[0].platform, len(x), x[0].device_kind, sep="\\n")'
-  )
-  environment = {**os.environ, 'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}
+  """Returns the jobs of a part, most important first."""
+  names, limit = _JOBS[part], LIMITS[part]
   if common.dry_run():
-    environment['JAX_PLATFORMS'] = 'cpu'
-  done = subprocess.run(
-    [python, '-c', code], capture_output=True, text=True, env=environment
-  )
-  if done.returncode:
-    sys.exit(f'error: jax finds no device: {done.stderr.strip()[-500:]}')
-  where, count, kind = done.stdout.splitlines()[-3:]
-  common.add(
-    0,
-    'machine',
-    platform=where,
-    devices=int(count),
-    device=kind,
-    nvidia_smi=_nvidia_smi(),
-    cores=len(os.sched_getaffinity(0)),
-    versions=versions(site),
-    python=platform.python_version(),
-    dry_run=common.dry_run(),
-    date=datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
-  )
-  return where != 'cpu'
-
-
-def versions(site: pathlib.Path | None) -> dict[str, str | None]:
-  """Returns versions of packages, those in `site` before the machine's."""
-  path = [str(site or ''), *sys.path]
-  return {
-    name: next(
-      (
-        found.version
-        for found in importlib.metadata.distributions(name=name, path=path)
-      ),
-      None,
-    )
-    for name in _VERSIONS
-  }
-
-
-def _nvidia_smi() -> str | None:
-  fields = 'name,driver_version,memory.total,power.limit'
-  command = ['nvidia-smi', f'--query-gpu={fields}', '--format=csv,noheader']
-  try:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=10)
-  except (OSError, subprocess.TimeoutExpired):
-    return None  # no NVIDIA GPU
-  return done.stdout.strip() or None
+    names, limit = tuple(filter(_DRY_RUN.fullmatch, names)), math.inf
+  measures = part in (2, 4)
+  return [
+    Job(part, tuple(name.split()), measures, limit, tuned=measures)
+    for name in names
+  ]
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
   """Parses the command line."""
   parser = argparse.ArgumentParser(
     prog='python -m experiments.gpu.run',
-    description='Checks and measures everything on an accelerator.',
+    description='Runs all checks and measurements on an accelerator.',
   )
   parser.add_argument(
     '--output',
@@ -260,9 +124,14 @@ def parse(argv: list[str]) -> argparse.Namespace:
     default=os.environ.get('GPU_SCRATCH') or None,
     help='folder of runs and compiled programs (default: a temporary one)',
   )
-  parser.add_argument('--parts', default='1,2,3,4', help='such as 1,2')
   parser.add_argument(
-    '--seconds', type=float, default=870.0, help='limit of all parts'
+    '--parts', default='1,2,3,4', help='as in 1,2 (default: all)'
+  )
+  parser.add_argument(
+    '--seconds',
+    type=float,
+    default=870.0,
+    help='time limit of all parts (default: %(default)g)',
   )
   parser.add_argument('--pack', help='folder of the pack (default: gpu-pack)')
   parser.add_argument('--data_dir', help="folder of TFDS's data sets")
@@ -281,7 +150,7 @@ def main(argv: list[str] | None = None) -> None:
   """Runs the parts and prints what failed."""
   began = time.time()
   args = parse(sys.argv[1:] if argv is None else argv)
-  # As an interrupt, so that no job outlives this command.
+  # As for an interrupt, so that no job outlives this command.
   signal.signal(signal.SIGTERM, signal.default_int_handler)
   output = paths.local_literal(args.output, '--output')
   output.mkdir(parents=True, exist_ok=True)
@@ -295,13 +164,13 @@ def main(argv: list[str] | None = None) -> None:
   }
   os.environ.update({k: v for k, v in settings.items() if v})
   common.scratch().mkdir(parents=True, exist_ok=True)
-  site = install_pack(sys.executable)
-  if not describe(sys.executable, site) and not common.dry_run():
+  site = pack.install()
+  if not machine.record(site) and not common.dry_run():
     sys.exit(
-      'error: jax finds no accelerator here; GPU_DRY_RUN=1 tries it on a CPU'
+      'error: jax finds no accelerator; GPU_DRY_RUN=1 makes a dry run on a CPU'
     )
-  unpack_data()
-  runner = Runner(sys.executable, site)
+  pack.unpack_data()
+  runner = Runner(site)
   end = began + args.seconds - _LAST
   cores = max(2, len(os.sched_getaffinity(0)))
   for group in _GROUPS:

@@ -1,4 +1,4 @@
-"""Runs jobs side by side, those that measure one at a time.
+"""Runs jobs in parallel, and those that measure one at a time.
 
 The standard library alone, as `run` imports it before packages are installed.
 """
@@ -8,6 +8,7 @@ import dataclasses
 import os
 import pathlib
 import signal
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from experiments.gpu import common
 from experiments.gpu.process import Job, Log, Process, paused
 
-# Most of a compilation is autotuning. Without it, Triton's products are slow.
+# Autotuning takes most of the compile time. Untuned Triton products are slow.
 _UNTUNED = '--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false'
 
 
@@ -23,26 +24,24 @@ class Runner:
   """Runs jobs as processes.
 
   Attributes:
-    log: of the jobs, with those that failed.
+    log: log of the jobs and of those that failed.
   """
 
-  def __init__(self, python: str, site: pathlib.Path | None):
+  def __init__(self, site: pathlib.Path | None):
     """Sets the environment of the processes.
 
     Args:
-      python: the interpreter.
-      site: folder of packages installed from wheels, if any.
+      site: folder of unpacked wheels, if any.
     """
     self.log = Log()
-    self._python = python
-    # Held by the job that measures.
+    # Held while a job measures.
     self._device = threading.Lock()
     root = pathlib.Path(__file__).parents[2]
     # Packages from wheels take precedence over those of the machine.
     path = [str(root), str(site or ''), os.environ.get('PYTHONPATH', '')]
     compiled = common.scratch().absolute() / 'compiled'
     self._environment = {
-      # Jobs share the device; none may preallocate its memory.
+      # Jobs share the device, so none may preallocate its memory.
       'XLA_PYTHON_CLIENT_PREALLOCATE': 'false',
       'XLA_PYTHON_CLIENT_MEM_FRACTION': '0.92',
       'JAX_COMPILATION_CACHE_DIR': str(compiled),
@@ -66,10 +65,10 @@ class Runner:
     """Runs jobs, most important first.
 
     Args:
-      jobs: those that wait measure after all others have ended.
-      slots: number of concurrent jobs that do not wait.
-      compiling: number of concurrent jobs that prepare to measure.
-      end: time at which the last is stopped.
+      jobs: jobs; those that wait measure after all others have ended.
+      slots: how many jobs that do not wait run at once.
+      compiling: how many jobs that wait prepare at once.
+      end: time at which all are stopped.
     """
     began = time.time()
     processes: list[Process] = []
@@ -109,7 +108,7 @@ class Runner:
         self.log.info(f'part {job.part}: {job.name}: once more, tuned')
         execute(dataclasses.replace(job, tuned=True))
 
-    # Important jobs compile first.
+    # Important jobs compile first and with priority.
     queue = [
       create(job, niceness)
       for niceness, job in enumerate((x for x in jobs if x.waits), 1)
@@ -139,9 +138,9 @@ class Runner:
   def _measure_in_turn(
     self, processes: Sequence[Process], pool: concurrent.futures.Executor
   ) -> list[concurrent.futures.Future]:
-    """Lets jobs measure as they get ready, one at a time.
+    """Lets jobs measure one at a time, as they get ready.
 
-    They finish in `pool`, beside the next that measures.
+    They finish in `pool`, while the next one measures.
     """
     queue = list(processes)
     finished = []
@@ -158,7 +157,5 @@ class Runner:
     return finished + [pool.submit(process.finish) for process in queue]
 
   def _command(self, job: Job) -> list[str]:
-    python = self._python
-    if job.words[0] == 'peer':
-      python = os.environ.get('GPU_TIMM_PYTHON') or python
-    return [python, '-m', f'experiments.gpu.{job.words[0]}', *job.words[1:]]
+    module, *arguments = job.words
+    return [sys.executable, '-m', f'experiments.gpu.{module}', *arguments]

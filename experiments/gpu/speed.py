@@ -3,14 +3,12 @@
   python -m experiments.gpu.speed peak
   python -m experiments.gpu.speed nfnet_f0 32 ours
 
-A job compiles its programs, prints `ready`, and waits for a line on standard
-input, so jobs compile side by side on the host, and measure alone on the
-device. Steps are dispatched without waiting, as in training.
+Jobs compile in parallel on the host, and measure alone on the device. Steps are
+dispatched asynchronously, as in training.
 """
 
 import argparse
 import contextlib
-import statistics
 import time
 
 import jax
@@ -22,11 +20,8 @@ from nfnets_jax import devices
 from nfnets_jax.models import variants
 from nfnets_jax.training import fit
 
-_ROUNDS = 5
-# Minimum length of a round.
-_SECONDS = 0.3
-# Bytes per image to start the search for the largest batch from: temporaries
-# of a step on an H100 by its compiler.
+# Estimated bytes per image, where the search for the largest batch starts:
+# temporaries of a step by the compiler for an H100.
 _BYTES = {'nfnet_f0': 44e6, 'nfnet_f1': 130e6}
 # Fraction of device memory that a program may use.
 _USABLE = 0.9
@@ -38,7 +33,7 @@ class Program:
   Attributes:
     batch: number of images.
     compiled: the program.
-    compile_seconds: compile time, beside other jobs.
+    compile_seconds: compile time, in parallel with other jobs.
     memory: bytes of arguments, results and temporaries.
     temporaries: bytes of temporaries.
   """
@@ -50,7 +45,7 @@ class Program:
     size: int,
     form: str = 'ours',
   ):
-    """Compiles it, in a form of `measure`."""
+    """Compiles a step in a form of `measure`."""
     self.batch = batch
     context = (
       released.formulation if form == 'released' else contextlib.nullcontext
@@ -71,13 +66,6 @@ class Program:
       self._state, metrics = self.compiled(self._state, self._batch)
     jax.block_until_ready((self._state, metrics))
     return (time.perf_counter() - began) / count
-
-  def measure(self) -> list[float]:
-    """Warms up and returns the seconds of a step in each round."""
-    self.run(1)
-    self.run(1)
-    count = max(1, round(_SECONDS / self.run(1)))
-    return [self.run(count) for _ in range(_ROUNDS)]
 
 
 def measure_peak() -> None:
@@ -130,17 +118,17 @@ def measure(model: str, batch: int | None, form: str) -> None:
   )
   macs = programs.count_macs(config, size)
   common.wait_for_turn()
-  seconds = program.measure()
+  program.run(2)  # to warm up
+  times = common.measure_steps(program.run)
   stats = jax.local_devices()[0].memory_stats() or {}
   common.add(
     2,
     'step',
     **about,
-    seconds=statistics.median(seconds),
-    rounds=seconds,
-    images_per_second=program.batch / statistics.median(seconds),
+    **times,
+    images_per_second=program.batch / times['seconds'],
     # Three passes of two operations each.
-    tflops=6 * macs * program.batch / statistics.median(seconds) / 1e12,
+    tflops=6 * macs * program.batch / times['seconds'] / 1e12,
     memory=program.memory,
     peak_bytes_in_use=stats.get('peak_bytes_in_use'),
   )

@@ -1,19 +1,8 @@
-"""The data set `digits`, prepared once, and photographs for the tests here."""
+"""Photographs and golden files that may be beside a checkout."""
 
-import pathlib
 import tarfile
 
 import pytest
-
-from nfnets_jax.data import prepare
-
-
-@pytest.fixture(scope='session')
-def digits_dir(tmp_path_factory) -> pathlib.Path:
-  """A data_dir in which `digits` is prepared."""
-  path = tmp_path_factory.mktemp('data')
-  prepare.prepare('digits', path)
-  return path
 
 
 @pytest.fixture(scope='module')

@@ -1,6 +1,5 @@
-"""A net that compiles fast, prepared digits, and one compilation for all."""
+"""A small net on digits, and a compilation cache for all tests."""
 
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -10,12 +9,12 @@ from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import config_dict
 
 from experiments import digits
-from nfnets_jax.data import prepare
+from nfnets_jax.runtime import progress
 
 
 @pytest.fixture(scope='package', autouse=True)
 def compile_once(tmp_path_factory):
-  """Steps that several runs share are compiled by the first of them."""
+  """Compiles a step that several runs share once."""
   folder = str(tmp_path_factory.mktemp('compiled'))
   jax.config.update('jax_compilation_cache_dir', folder)
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
@@ -25,16 +24,16 @@ def compile_once(tmp_path_factory):
   compilation_cache.reset_cache()
 
 
-@pytest.fixture(scope='session')
-def data_dir(tmp_path_factory) -> pathlib.Path:
-  """A data_dir in which `digits` is prepared."""
-  path = tmp_path_factory.mktemp('data')
-  prepare.prepare('digits', path)
-  return path
+@pytest.fixture
+def said(monkeypatch) -> list[str]:
+  """What a test prints as progress."""
+  lines: list[str] = []
+  monkeypatch.setattr(progress, 'say', lines.append)
+  return lines
 
 
 @pytest.fixture(scope='session')
-def make_config(data_dir) -> Callable[..., config_dict.ConfigDict]:
+def make_config(digits_dir) -> Callable[..., config_dict.ConfigDict]:
   """Makes configs of short runs: `make_config(steps, {'field.name': value})`.
 
   An epoch is ten steps.
@@ -53,7 +52,7 @@ def make_config(data_dir) -> Callable[..., config_dict.ConfigDict]:
     config.model.stochdepth_rate = 0.0
     config.epochs = steps / 10
     config.batch_size = 32
-    config.data.data_dir = str(data_dir)
+    config.data.data_dir = str(digits_dir)
     config.data.train_split = 'train[:320]'
     config.data.image_size = 8
     config.data.eval_image_size = 8

@@ -4,17 +4,9 @@ import numpy as np
 import pytest
 
 from nfnets_jax.data import datasets, imagenet
-from nfnets_jax.runtime import progress
 from nfnets_jax.training import eval_state
 
 IDS, NAMES = imagenet.classes()
-
-
-@pytest.fixture
-def said(monkeypatch):
-  lines = []
-  monkeypatch.setattr(progress, 'say', lines.append)
-  return lines
 
 
 def _loaded(names, count=None):

@@ -42,8 +42,8 @@ def state(net):
 
 
 @pytest.fixture(scope='module')
-def test_set(data_dir):
-  return datasets.load('digits', 'test', data_dir)
+def test_set(digits_dir):
+  return datasets.load('digits', 'test', digits_dir)
 
 
 def _oracle(params, test_set, prefix):

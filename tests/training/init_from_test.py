@@ -9,7 +9,7 @@ import pytest
 
 from nfnets_jax import weights
 from nfnets_jax.data import imagenet
-from nfnets_jax.runtime import progress, workdir
+from nfnets_jax.runtime import workdir
 from nfnets_jax.training import build, evaluate, init_from, train, train_step
 
 # Its runs take minutes together.
@@ -24,13 +24,6 @@ def trained(make_config, tmp_path_factory):
   folder = tmp_path_factory.mktemp('first') / 'run'
   config = make_config(20, {**HALF, 'data.classes': '0-4', 'epochs': 1.0})
   return config, folder, train.train_and_evaluate(config, folder)
-
-
-@pytest.fixture
-def said(monkeypatch):
-  lines = []
-  monkeypatch.setattr(progress, 'say', lines.append)
-  return lines
 
 
 def test_average_of_a_run(trained, tmp_path):

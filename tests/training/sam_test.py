@@ -83,16 +83,6 @@ def test_invalid_arguments(rho, fraction, message):
     sam.check(rho, fraction)
 
 
-def _batch(size):
-  rng = np.random.default_rng(0)
-  return {
-    'image': rng.integers(256, size=(size, 8, 8, 3), dtype=np.uint8),
-    'label': rng.integers(10, size=size, dtype=np.int32),
-    'mix_label': rng.integers(10, size=size, dtype=np.int32),
-    'ratio': rng.random(size, np.float32),
-  }
-
-
 def _dense():
   def forward(images, is_training, image_index=None, standardized=False):
     x = jax.nn.gelu(hk.Linear(16)(hk.Flatten()(images)))
@@ -137,7 +127,7 @@ _SPLITS = list(itertools.product((1, 2, 8), (1, 2, 4)))
 )
 def test_step_does_not_depend_on_devices_and_micro_batches(make_config, splits):
   """Of 32 images six ascend, some devices have none, and dropout is on."""
-  config, net, batch = make_config(1, _RECIPE), _dense(), _batch(32)
+  config, net, batch = make_config(1, _RECIPE), _dense(), steps.random_batch(32)
   _, expected = _gradient(config, net, 1, 1, batch)
   for split in splits:
     _, gradient = _gradient(config, net, *split, batch)
@@ -147,7 +137,11 @@ def test_step_does_not_depend_on_devices_and_micro_batches(make_config, splits):
 @pytest.mark.thorough
 def test_alone_it_depends_on_the_devices_only(make_config):
   changes = {'optimizer.sam_per_device': True}
-  config, net, batch = make_config(1, _RECIPE | changes), _dense(), _batch(32)
+  config, net, batch = (
+    make_config(1, _RECIPE | changes),
+    _dense(),
+    steps.random_batch(32),
+  )
   found = {
     split: _gradient(config, net, *split, batch)[1]
     for split in ((1, 1), (2, 1), (2, 4))
@@ -161,7 +155,7 @@ def test_alone_it_depends_on_the_devices_only(make_config):
 def test_nor_does_that_of_an_nfnet(make_config, split):
   changes = {'model.drop_rate': 0.5, 'model.stochdepth_rate': 0.5}
   config = make_config(1, _RECIPE | changes)
-  net, batch = build.create_net(config, 10), _batch(32)
+  net, batch = build.create_net(config, 10), steps.random_batch(32)
   _, expected = _gradient(config, net, 1, 1, batch)
   _, gradient = _gradient(config, net, *split, batch)
   assert reference.relative_error(gradient, expected) <= 1e-5
@@ -183,7 +177,7 @@ def test_gradient_is_that_of_the_equations(make_config, per_device):
       'optimizer.sam_per_device': per_device,
     },
   )
-  net, batch = build.create_net(config, 10), _batch(16)
+  net, batch = build.create_net(config, 10), steps.random_batch(16)
   batch |= {'mix_label': batch['label'], 'ratio': np.ones(16, np.float32)}
   params, gradient = _gradient(config, net, 2, 2, batch)
 

@@ -25,16 +25,6 @@ from tests import steps
 DEVICES = 8
 
 
-def _batch(size, seed=0):
-  rng = np.random.default_rng(seed)
-  return {
-    'image': rng.integers(256, size=(size, 8, 8, 3), dtype=np.uint8),
-    'label': rng.integers(10, size=size, dtype=np.int32),
-    'mix_label': rng.integers(10, size=size, dtype=np.int32),
-    'ratio': rng.random(size, np.float32),
-  }
-
-
 def _create(config, micro_batches=1):
   """Net, train step and initial state, away from the SkipInit zeros."""
   net = build.create_net(config, num_classes=10)
@@ -72,7 +62,7 @@ def trained(make_config):
   metrics = []
   classifiers = [np.array(start.params['NFNet/~/linear']['w'])]
   for seed in (1, 2):
-    batch = _batch(16, seed)
+    batch = steps.random_batch(16, seed)
     eight, eight_metrics = on_eight(eight, parallel.shard(batch))
     one, one_metrics = on_one(one, jax.tree.map(lambda x: x[None], batch))
     metrics.append((eight_metrics, one_metrics))
@@ -148,7 +138,10 @@ def _dropout_step(config):
 def test_each_step_and_each_run_draws_anew(make_config):
   """The same images, of which other features are dropped."""
   step, start = _dropout_step(make_config(1, {'optimizer.clip': None}))
-  step, batch = _on_one_device(step), jax.tree.map(lambda x: x[None], _batch(2))
+  step, batch = (
+    _on_one_device(step),
+    jax.tree.map(lambda x: x[None], steps.random_batch(2)),
+  )
   losses = {
     float(step(state, batch)[1]['loss'])
     for state in (
@@ -164,7 +157,7 @@ def test_each_step_and_each_run_draws_anew(make_config):
 def test_devices_drop_different_features(make_config):
   """Each gets the same two images: one mask for all would be as one device."""
   step, state = _dropout_step(make_config(1, {'optimizer.clip': None}))
-  pair = _batch(2)
+  pair = steps.random_batch(2)
   eight = jax.tree.map(lambda x: np.stack([x] * DEVICES), pair)
   _, alone = _on_one_device(step)(state, jax.tree.map(lambda x: x[None], pair))
   _, together = parallel.parallel_train_step(step)(
@@ -190,7 +183,7 @@ def _split_step(config, devices, micro_batches):
   step = steps.constant_step(
     config, net, optimizer, micro_batches=micro_batches
   )
-  batch = _batch(64)
+  batch = steps.random_batch(64)
   if devices == 1:
     step, batch = _on_one_device(step), jax.tree.map(lambda x: x[None], batch)
   else:
@@ -247,7 +240,7 @@ def test_batch_that_cannot_be_split(make_config):
   net, optimizer = build.create_net(make_config(), 10), optax.sgd(0.1)
   state = train_step.init_state(net, optimizer, 0, image_size=8)
   step = steps.constant_step(make_config(), net, optimizer, micro_batches=3)
-  batch = jax.tree.map(lambda x: x[None], _batch(16))
+  batch = jax.tree.map(lambda x: x[None], steps.random_batch(16))
   with pytest.raises(
     ValueError, match='3 micro-batches do not divide a per-device batch of 16'
   ):
@@ -267,7 +260,7 @@ def test_state_of_the_network_goes_through_the_micro_batches(make_config):
   config = make_config(changes={'optimizer.clip': None})
   state = train_step.init_state(net, optimizer, 0, image_size=8)
   step = steps.constant_step(config, net, optimizer, micro_batches=4)
-  batch = jax.tree.map(lambda x: x[None], _batch(16))
+  batch = jax.tree.map(lambda x: x[None], steps.random_batch(16))
   before = float(state.model_state['~']['calls'])
   state, _ = _on_one_device(step)(state, batch)
   assert float(state.model_state['~']['calls']) == before + 4
@@ -300,7 +293,7 @@ def test_forgotten_mean_is_seen(make_config):
 
   state, metrics = parallel.parallel_train_step(faulty)(
     parallel.replicate(train_step.init_state(net, optimizer, 0, image_size=8)),
-    parallel.shard(_batch(16)),
+    parallel.shard(steps.random_batch(16)),
   )
   assert np.isfinite(metrics['loss'])  # nothing else shows it
   assert parallel.replica_spread(state.params) > 0
@@ -326,7 +319,7 @@ def test_step_learns_from_normalised_images_and_both_labels():
     return {'logits': hk.Linear(10)(hk.Flatten()(images))}
 
   net = hk.transform_with_state(forward)
-  batch = _batch(16)
+  batch = steps.random_batch(16)
   images = batch['image'] - np.array(normalize.IMAGENET_MEAN)
   images = (images / normalize.IMAGENET_STD).reshape(16, -1)
   ratio = batch['ratio'][:, None]
@@ -349,7 +342,7 @@ def test_step_learns_from_normalised_images_and_both_labels():
 def test_bfloat16_computes_but_does_not_remember(make_config, trained):
   _, step, start = _create(make_config(1, {'compute_dtype': 'bfloat16'}))
   state, metrics = parallel.parallel_train_step(step)(
-    parallel.replicate(start), parallel.shard(_batch(16, seed=1))
+    parallel.replicate(start), parallel.shard(steps.random_batch(16, seed=1))
   )
   for x in jax.tree.leaves((state, metrics)):
     assert x.dtype != jnp.bfloat16
@@ -384,7 +377,7 @@ def test_bfloat16_is_for_products_and_float32_for_sums(
   }
   config = make_config(1, changes)
   _, step, state = _create(config, micro_batches)
-  batch = _batch(16)
+  batch = steps.random_batch(16)
   jaxpr, (new_state, metrics) = jax.make_jaxpr(
     step, axis_env=[(parallel.AXIS, 1)], return_shape=True
   )(state, batch)

@@ -1,6 +1,6 @@
 """Commands of clusters for tests: sbatch, srun, scontrol and gcloud.
 
-python tests/cluster.py COMMAND ARGUMENTS
+python tests/experiments/launch/cluster.py COMMAND ARGUMENTS
 
 They accept the options that the scripts of experiments/launch use, and reject
 all others, as the real ones do. $CLUSTER is a JSON file:

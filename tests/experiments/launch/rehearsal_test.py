@@ -15,9 +15,9 @@ import time
 import pytest
 import yaml
 
-from tests import cluster as commands
 from tests import multi_process_test as runs
 from tests import network
+from tests.experiments.launch import cluster as commands
 from tests.multi_process_test import folders  # noqa: F401, a fixture
 from tests.network_test import CHANGES, STEPS, TIMEOUT, newest
 

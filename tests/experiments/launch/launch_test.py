@@ -1,6 +1,6 @@
 """The scripts of experiments/launch are valid, and what they start exists.
 
-`launch_rehearsal_test.py` runs them.
+`rehearsal_test.py` runs them.
 """
 
 import importlib.util
@@ -18,9 +18,9 @@ import yaml
 from absl import flags
 from ml_collections import config_flags
 
-from tests import cluster, jobset_schema
+from tests.commands import ROOT
+from tests.experiments.launch import cluster, jobset_schema
 
-ROOT = pathlib.Path(__file__).parents[1]
 LAUNCH = ROOT / 'experiments' / 'launch'
 SCRIPTS = ['slurm.sbatch', 'tpu_pod.sh']
 # Bash puts in what the user would; the commands that it takes are faked.

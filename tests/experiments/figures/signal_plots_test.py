@@ -1,17 +1,13 @@
 """The pictures of signal propagation, and the theory that they draw."""
 
 import math
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from experiments.figures import signal_plots, signal_theory
-
-ROOT = pathlib.Path(__file__).parents[1]
+from tests import commands
 
 _STAGE = {
   'width': (256,),
@@ -180,12 +176,7 @@ def test_picture_and_table(tmp_path):
 
 
 def _run(*args):
-  return subprocess.run(
-    [sys.executable, '-m', 'experiments.figures.signal_plots', *args],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-  )
+  return commands.run('experiments.figures.signal_plots', *args)
 
 
 @pytest.mark.thorough
