@@ -1,11 +1,11 @@
-"""Times a checkpoint of a state that all processes hold, by one or all writers.
+"""Times checkpoints of a replicated state, written by one or all processes.
 
-python -m experiments.benchmarks.checkpoints --gigabytes=1 --processes=4
+  python -m experiments.benchmarks.checkpoints --gigabytes=1 --processes=4
 
-`one`: process 0 writes all of it, as a run does. `all`: each process writes a
-slice of every array, by Orbax's replica-parallel saving, which synchronizes the
-processes. Local processes share one disk and its cores: compare the bytes and
-the CPU seconds of each process, and take seconds for an upper bound.
+`one`: process 0 writes all of it, as in a run. `all`: each process writes a
+slice of every array by Orbax's replica-parallel saving, which synchronizes the
+processes. Local processes share a disk and cores, so compare the bytes and CPU
+seconds of each process; seconds are an upper bound.
 """
 
 import argparse
@@ -24,7 +24,7 @@ import numpy as np
 
 
 def _state(gigabytes: float) -> dict[str, np.ndarray]:
-  """Returns float32 arrays of 64 MiB of noise, as a trained net's."""
+  """Returns float32 arrays of 64 MiB of noise, which compresses badly."""
   rng = np.random.default_rng(0)
   count = max(1, round(gigabytes * 1e9 / 2**26))
   return {
@@ -91,7 +91,7 @@ def _abstract(x):
 
 
 def _measure(writers: str, processes: int, gigabytes: float) -> list[dict]:
-  """Starts the processes; returns what each measured."""
+  """Starts the processes, and returns the measurements of each."""
   folder = pathlib.Path(tempfile.mkdtemp(prefix='checkpoints-'))
   with socket.socket() as listener:
     listener.bind(('localhost', 0))
@@ -118,7 +118,7 @@ def _measure(writers: str, processes: int, gigabytes: float) -> list[dict]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-  """Prints a line for each number of processes and kind of writers."""
+  """Prints a line for each number of processes and writers."""
   parser = argparse.ArgumentParser(description='Times checkpoints.')
   parser.add_argument('--gigabytes', type=float, default=1.0)
   parser.add_argument('--processes', type=int, default=4)

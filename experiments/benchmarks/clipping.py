@@ -1,9 +1,9 @@
-"""Times AGC beside optax's, and beside no clipping, on a net's gradients.
+"""Times AGC beside optax's, and beside no clipping, on the gradients of a net.
 
     python -m experiments.benchmarks.clipping --model=nfnet_f1
 
-Each is chained with SGD with momentum over all parameters, with donated state.
-The gradients are noise, of which about half of the units are clipped.
+Each is followed by SGD with momentum, with donated state. The gradients are
+noise, about half of whose units are clipped.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from nfnets_jax.training import fit
 
 
 def _draw(name: str) -> tuple[Any, Any]:
-  """Draws parameters, and gradients about as large as λ allows."""
+  """Draws parameters, and gradients about as large as AGC allows."""
   net = hk.transform_with_state(
     lambda images: models.create(name)(images, is_training=False)
   )
@@ -45,7 +45,7 @@ def _draw(name: str) -> tuple[Any, Any]:
 def _compile(
   clip: optax.GradientTransformation, params: Any, grads: Any
 ) -> tuple[Callable[[], Any], int]:
-  """Returns a function that updates its own copy, and its temporaries."""
+  """Returns a function that updates a copy of `params`, and its temporaries."""
   sgd = optax.sgd(0.1, momentum=0.9, nesterov=True)
   optimizer = optax.chain(clip, sgd)
 

@@ -1,9 +1,9 @@
-"""Estimates a net beside the released form by the compilers of TPUs and GPUs.
+"""Estimates a net beside its released form with the compilers of TPUs and GPUs.
 
     python -m experiments.benchmarks.compiled --topology=v3:2x2 h100
 
-Compiles the forward and backward pass for one device of each topology. All
-figures are estimates of the compiler, equal on every machine. `make
+Compiles the forward and backward pass for one device of each topology. The
+figures are estimates of the compiler, the same on every machine. `make
 bench-compiled` installs the compilers.
 """
 
@@ -49,7 +49,7 @@ def measure(
 
   Args:
     name: a variant.
-    topology: compiled for its first device.
+    topology: the devices, of which the first is compiled for.
     form: 'ours', or 'released' for `released.formulation` with parameters cast
       to the dtype of the images, as in the released code.
     batch: number of images.
@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument('--name', default='nfnet_f0', help='a variant')
-  parser.add_argument('--batch', type=int, default=32, help='per device')
+  parser.add_argument('--batch', type=int, default=32, help='number of images')
   parser.add_argument(
     '--image_size', type=int, help="pixels (default: variant's training size)"
   )

@@ -1,10 +1,10 @@
-r"""Times grouped convolutions with both gradients, beside XLA's own.
+"""Times grouped convolutions with both gradients, beside XLA's own.
 
   python -m experiments.benchmarks.convolutions --loop
 
-The shapes are those of EfficientNet-B0 at 224 pixels, with one channel a group,
-and of NF-RegNets, with eight. XLA:CPU compiles loops, such as that over
-micro-batches, differently; `--loop` times the convolutions in one.
+Shapes of EfficientNet-B0 at 224 pixels, with one channel per group, and of
+NF-RegNets, with eight. XLA:CPU compiles loops, such as that over micro-batches,
+differently; `--loop` times the convolutions in one.
 """
 
 import argparse

@@ -4,22 +4,21 @@ r"""Core-days of pre-training, from compiled steps, beside the paper's table 5.
     TOPOLOGY=v3:8x8 ARGS='--json --noevaluation' > f4plus.json
   python -m experiments.benchmarks.core_days f4plus.json
 
-reads the estimates of `nfnets_jax.compile --json`, for runs of any epochs and
-batch size, and scales them to --images, by default those of JFT-300M. They do
-not include the time of collectives, input and evaluation. Devices of TPU v2 and
-v3 are cores, those of later TPUs chips.
+reads estimates of `nfnets_jax.compile --json`, for any epochs and batch size,
+and scales them to --images, by default those of JFT-300M. Collectives, input
+and evaluation are not included. Devices are cores on TPU v2 and v3, chips on
+later TPUs.
 
 Source: Brock et al. 2021, table 5 and appendix A.5.
 """
 
 import argparse
-import json
-import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from experiments.benchmarks import estimates
 from experiments.figures import markdown
-from nfnets_jax import command_line, paths
+from nfnets_jax import command_line
 
 # The paper's JFT-300M, and 32 images on each of 128 cores.
 IMAGES = 300_000_000
@@ -32,9 +31,9 @@ class Row(NamedTuple):
 
   Attributes:
     top_1: on ImageNet, in %.
-    core_days: of TPUv3; None if not given.
-    epochs: of pre-training, if the paper gives its step time.
-    step_ms: milliseconds of a step, likewise.
+    core_days: TPUv3-core-days; None if not given.
+    epochs: epochs of pre-training, if the paper gives the time of a step.
+    step_ms: milliseconds of a step.
   """
 
   top_1: float
@@ -67,36 +66,11 @@ def core_days(
   return images * epochs / batch_size * seconds * devices / _DAY
 
 
-def read(path: pathlib.Path) -> dict[str, Any]:
-  """Reads an estimate of `nfnets_jax.compile --json`.
-
-  Raises:
-    ValueError: if the file is none, its step does not fit or has no time.
-  """
-  try:
-    result = json.loads(path.read_text())
-    result = result.get('result', result)  # of `make compile-table`
-    training = result.get('training')
-  except (AttributeError, ValueError) as error:
-    raise ValueError(
-      f'{path} is no JSON of nfnets_jax.compile --json: {error}'
-    ) from error
-  if training is None:
-    raise ValueError(
-      f'{path} has no training step: {result.get("reason", "none is recorded")}'
-    )
-  if not training['seconds']:
-    raise ValueError(
-      f'{path} has no time for {result["topology"]}; compile for a TPU or GPU'
-    )
-  return result
-
-
 def table(results: Iterable[Mapping[str, Any]], images: int) -> str:
   """Formats estimates and the paper's rows as Markdown.
 
   Args:
-    results: from `read`.
+    results: estimates.
     images: number of training images.
   """
   head = (
@@ -144,7 +118,9 @@ def main(argv: list[str] | None = None) -> None:
     prog='python -m experiments.benchmarks.core_days',
     description="Core-days of pre-training, beside the paper's table 5.",
   )
-  parser.add_argument('files', nargs='*', help='of nfnets_jax.compile --json')
+  parser.add_argument(
+    'files', nargs='*', help='output of nfnets_jax.compile --json'
+  )
   parser.add_argument(
     '--images', type=int, default=IMAGES, help='training images (%(default)s)'
   )
@@ -152,7 +128,7 @@ def main(argv: list[str] | None = None) -> None:
   if args.images < 1:
     parser.error(f'--images must be at least 1, got {args.images}')
   with command_line.telling():
-    results = [read(paths.existing(x, 'FILES', 'file')) for x in args.files]
+    results = [estimates.read(x) for x in args.files]
   print(f'{args.images:,} images; the paper has {IMAGES:,}\n')
   print(table(results, args.images))
 

@@ -3,18 +3,19 @@ r"""Times the input pipeline beside the same in tensorflow, on photographs.
   python -m experiments.benchmarks.input_pipeline --data_dir=DIR
   python -m experiments.benchmarks.input_pipeline --tar=ILSVRC2012_img_train.tar
 
-An image is two photographs, each decoded, cropped, resized and flipped; then
-mixed, and augmented by RandAugment 4x10: by the bare pipeline, through the
-loader, and by `tf.data` with the same operations. A single photograph up to its
-flip is timed too, then each stage of the bare pipeline, and an image of 16
+An image is two photographs, each decoded, cropped, resized and flipped, then
+mixed and augmented by RandAugment 4x10: by the bare pipeline, through the
+loader, and by `tf.data` with the same operations. Also timed are a single
+photograph up to its flip, each stage of the bare pipeline, and an image of 16
 pixels in memory (`pad_2`, flip, mix). JPEGs are in memory, so no disk counts.
 
-All run in turn, and ratios are taken per round. Each turn warms up with two
-batches and ends with no batch prefetched into another's turn.
+All alternate, and ratios are taken per round. Each starts with two batches to
+warm up, and prefetches nothing beyond its own time.
 """
 
 import contextlib
 import functools
+import itertools
 import json
 import os
 import statistics
@@ -41,17 +42,17 @@ from nfnets_jax.data import (
 _NAME = flags.DEFINE_string('name', 'imagenet2012', 'A prepared data set.')
 _DATA_DIR = flags.DEFINE_string('data_dir', None, 'Folder of the data sets.')
 _TAR = flags.DEFINE_string(
-  'tar', None, 'A tar of JPEGs, or of tars of JPEGs, instead.'
+  'tar', None, 'A tar of JPEGs, or of tars of JPEGs, instead of a data set.'
 )
 _IMAGES = flags.DEFINE_integer('images', 256, 'Number of photographs.')
 _SIZE = flags.DEFINE_integer('image_size', 224, 'Pixels.')
 _BATCH = flags.DEFINE_integer('batch', 32, 'Batch size.')
 _REPEATS = flags.DEFINE_integer('repeats', 7, 'Timed rounds.')
 _THREADS = flags.DEFINE_multi_integer(
-  'threads', None, 'Number of workers; by default 1, and the number of cores.'
+  'threads', None, 'Numbers of workers (default: 1 and the number of cores).'
 )
 _CPU_TIME = flags.DEFINE_bool(
-  'cpu_time', False, 'For busy machines: CPU time of one thread.'
+  'cpu_time', False, 'CPU time of one thread, for a busy machine.'
 )
 _TENSORFLOW = flags.DEFINE_bool('tensorflow', True, 'Time tf.data too.')
 _OUTPUT = flags.DEFINE_string('output', None, 'A JSON file for the figures.')
@@ -63,7 +64,7 @@ Batches = Callable[[], Iterator[Any]]
 
 
 def read_tar(file: IO[bytes]) -> Iterator[bytes]:
-  """Yields the files in a tar, and in tars inside."""
+  """Yields the files in a tar and in the tars in it."""
   with tarfile.open(fileobj=file) as tar:
     for member in tar:
       if (inner := tar.extractfile(member)) is not None:
@@ -74,7 +75,7 @@ def read_tar(file: IO[bytes]) -> Iterator[bytes]:
 
 
 def read_photos() -> list[bytes]:
-  """Reads the JPEGs chosen by the flags."""
+  """Reads the JPEGs that the flags choose."""
   if _TAR.value:
     with paths.existing(_TAR.value, '--tar', 'file').open('rb') as file:
       photos = list(read_tar(file))[: _IMAGES.value]
@@ -83,31 +84,29 @@ def read_photos() -> list[bytes]:
     count = min(_IMAGES.value, len(dataset))
     photos = [dataset.source[i]['image'] for i in range(count)]
   if not photos or not all(isinstance(x, bytes) for x in photos):
-    raise app.UsageError('there are no encoded images in the data set')
+    raise app.UsageError('the data set has no encoded images')
   return photos
 
 
 def bare_batches(photos: list[bytes], mixed: bool) -> Iterator[np.ndarray]:
-  """Yields batches of images, or of photographs up to their flip."""
-  make = (
-    _mixed_transform() if mixed else transforms.train_transform(_SIZE.value)
-  )
+  """Yields batches of mixed images, or of photographs up to their flip."""
+  plain = transforms.train_transform(_SIZE.value)
+  make = _mixed_transform() if mixed else plain
   rng = np.random.default_rng(0)
-  index = 0
 
-  def read(i: int) -> list[transforms.Example]:
-    example = {'image': photos[i % len(photos)], 'label': 0}
+  def read(index: int) -> list[transforms.Example]:
+    example = {'image': photos[index % len(photos)], 'label': 0}
     return [transforms.decode_example(example)]
 
-  while True:
-    images = []
-    for _ in range(_BATCH.value):
-      uniform = rng.random((1, transforms.NUM_DRAWS))
-      first = read(index)
-      second = read(index + 1) if mixed else first
-      images.append(make(first, second, uniform, np.array([index]))['image'])
-      index += 1
-    yield np.concatenate(images)
+  def image(index: int) -> np.ndarray:
+    first = read(index)
+    second = read(index + 1) if mixed else first
+    uniform = rng.random((1, transforms.NUM_DRAWS))
+    return make(first, second, uniform, np.array([index]))['image']
+
+  for start in itertools.count(step=_BATCH.value):
+    indices = range(start, start + _BATCH.value)
+    yield np.concatenate([image(index) for index in indices])
 
 
 def _mixed_transform() -> transforms.TrainTransform:
@@ -142,7 +141,7 @@ def tensorflow_batches(
   """Yields the same as `bare_batches`, by tf.data."""
   from experiments.benchmarks import tf_pipeline
 
-  policy = randaugment.parse_policy(_POLICY)
+  policy = randaugment.parse_policy(_POLICY)[:2]
   return tf_pipeline.batches(
     photos,
     batch_size=_BATCH.value,
@@ -150,29 +149,30 @@ def tensorflow_batches(
     threads=threads,
     mixup_alpha=_ALPHA if mixed else None,
     cutmix=mixed,
-    policy=(policy.num_layers, policy.magnitude) if mixed else None,
+    policy=policy if mixed else None,
   )
 
 
 def contenders(photos: list[bytes], threads: int) -> dict[str, Batches]:
-  """Returns the makers of batches by name."""
+  """Returns functions that create batches, by name."""
   load = functools.partial(loader_batches, photos, threads)
+  peer = functools.partial(tensorflow_batches, photos, threads)
   if threads > 1:
     result: dict[str, Batches] = {
       'loader, threads': lambda: load('threads'),
       'loader, processes': lambda: load('processes'),
+      'tf.data': lambda: peer(True),
     }
   else:
     result = {
       'photographs alone': lambda: bare_batches(photos, False),
       'pipeline': lambda: bare_batches(photos, True),
       'loader': lambda: load('threads'),
+      'tf.data, photographs': lambda: peer(False),
+      'tf.data': lambda: peer(True),
     }
-  if _TENSORFLOW.value:
-    peer = functools.partial(tensorflow_batches, photos, threads)
-    if threads == 1:
-      result['tf.data, photographs'] = lambda: peer(False)
-    result['tf.data'] = lambda: peer(True)
+  if not _TENSORFLOW.value:
+    return {k: v for k, v in result.items() if not k.startswith('tf.data')}
   return result
 
 
@@ -181,8 +181,8 @@ def clock() -> float:
   return time.process_time() if _CPU_TIME.value else time.perf_counter()
 
 
-def rate(make: Batches, num_batches: int) -> float:
-  """Returns images per second, after two batches to warm up."""
+def rate(make: Batches, num_batches: int, threads: int) -> float:
+  """Returns images per second and core, after two batches to warm up."""
   batches = make()
   with contextlib.ExitStack() as stack:
     if hasattr(batches, 'close'):  # not those of tf.data
@@ -192,19 +192,17 @@ def rate(make: Batches, num_batches: int) -> float:
     began = clock()
     for _ in range(num_batches):
       next(batches)
-    return num_batches * _BATCH.value / (clock() - began)
+    return num_batches * _BATCH.value / (clock() - began) / threads
 
 
 def compare(photos: list[bytes], threads: int) -> dict[str, Any]:
-  """Times all contenders in turn and prints a table."""
+  """Times all contenders alternately and prints a table."""
   num_batches = max(1, len(photos) // _BATCH.value)
-  rates = timing.in_turn(
-    {
-      name: lambda make=make: rate(make, num_batches) / threads  # type: ignore[misc]
-      for name, make in contenders(photos, threads).items()
-    },
-    _REPEATS.value,
-  )
+  measures = {
+    name: functools.partial(rate, make, num_batches, threads)
+    for name, make in contenders(photos, threads).items()
+  }
+  rates = timing.in_turn(measures, _REPEATS.value)
   print(f'\n{threads} thread{"s" * (threads > 1)}, images/s a core')
   print(f'{"":22}{"median":>10}{"min":>9}{"max":>9}')
   for name, values in rates.items():
@@ -245,7 +243,7 @@ def stages(photos: list[bytes]) -> dict[str, float]:
     randaugment.rand_augment(images[0], uniform[0], policy)
     at.append(clock())
     times.append(np.diff(at))
-  # Means, as operations differ by a factor of a hundred.
+  # Means, as the times of operations differ by a factor of a hundred.
   names = ('decode', 'crop, resize, flip', 'mix', 'RandAugment')
   return dict(zip(names, (1000 * np.mean(times, 0)).tolist(), strict=True))
 

@@ -3,15 +3,13 @@
     python -m experiments.benchmarks.large_data
     python -m experiments.benchmarks.large_data --workers 1 --batches 8
 
-Each row is a new process that opens the data, builds the first batch, at the
-start or resumed in the middle of epoch 3, and then some more, with partners as
-for mixing.
-`synthetic` has no files, so it shows the shuffle alone. `ArrayRecord` is a TFDS
-data set whose files are links to one file of tiny images: opened, indexed and
-read like real ones, but always in the page cache.
+Each row is a new process that opens the data and reads some batches, from the
+start or resumed in the middle of epoch 3, with partners as for mixing. The data
+are ArrayRecord files that are links to one file of tiny images: opened, indexed
+and read like real ones, but always in the page cache.
 
-Memory is the sum of the peaks of the process and its workers; `added` is what
-it is above that of one file.
+Memory is the sum of the peaks of the process and its workers, and what that
+adds to the peaks with a single file.
 """
 
 import argparse
@@ -27,6 +25,7 @@ import time
 from typing import Any
 
 import numpy as np
+import psutil
 import tensorflow_datasets as tfds
 from PIL import Image
 
@@ -34,21 +33,6 @@ from experiments.figures import markdown
 from nfnets_jax.data import datasets, loader, transforms
 
 _BATCH = 256
-_SYNTHETIC = 'synthetic'
-_FILES = 'ArrayRecord'
-
-
-class Synthetic:
-  """A source of a given length."""
-
-  def __init__(self, size: int):
-    self._size = size
-
-  def __len__(self) -> int:
-    return self._size
-
-  def __getitem__(self, index: int) -> dict[str, Any]:
-    return {'image': np.zeros((1, 1, 3), np.uint8), 'label': index % 10}
 
 
 class Tiny(tfds.core.GeneratorBasedBuilder):
@@ -81,7 +65,7 @@ class Tiny(tfds.core.GeneratorBasedBuilder):
 
 
 def write(data_dir: pathlib.Path, num_files: int, num_records: int) -> str:
-  """Writes a data set of equal files, and returns its folder."""
+  """Writes a data set of `num_files` equal files, and returns its folder."""
   builder = Tiny(data_dir=data_dir, size=num_records)
   builder.download_and_prepare(file_format='array_record')
   folder = pathlib.Path(builder.data_dir)
@@ -100,32 +84,27 @@ def write(data_dir: pathlib.Path, num_files: int, num_records: int) -> str:
 def labels(
   first: transforms.Examples, second: transforms.Examples, *numbers: Any
 ) -> transforms.Batch:
-  """The transform: labels alone."""
+  """A transform that returns the labels alone."""
   del numbers
   pairs = zip(first, second, strict=True)
   return {'label': np.array([[x['label'], y['label']] for x, y in pairs])}
 
 
 def measure(
-  source: str, num_workers: int, epoch: float, num_batches: int, folder: str
+  folder: str, num_workers: int, epoch: float, num_batches: int, small: str
 ) -> dict[str, float]:
   """Reads batches in this process, and returns seconds and bytes.
 
   Args:
-    source: the folder of a data set, or a number of synthetic examples.
-    num_workers: threads if 1, else processes.
-    epoch: where to start.
+    folder: folder of a data set.
+    num_workers: number of threads if 1, else of processes.
+    epoch: epoch at which to start.
     num_batches: number of batches.
-    folder: of any small data set, for the imports of TFDS.
+    small: folder of a small data set, opened first for the imports of TFDS.
   """
-  datasets.load(folder, 'train')
+  datasets.load(small, 'train')
   began, cpu = time.perf_counter(), time.process_time()
-  if source.isdigit():
-    dataset = datasets.Dataset(
-      _SYNTHETIC, 'train', Synthetic(int(source)), tuple('0123456789')
-    )
-  else:
-    dataset = datasets.load(source, 'train')
+  dataset = datasets.load(folder, 'train')
   opened, opened_cpu = time.perf_counter(), time.process_time()
   batches = loader.train_batches(
     dataset,
@@ -140,79 +119,68 @@ def measure(
   batches.set_state({'next_index': first_batch * _BATCH})
   next(batches)
   first = time.perf_counter()
-  workers = [x.pid for x in multiprocessing.active_children()]
-  processes = [os.getpid(), *(x for x in workers if x is not None)]
-  used = sum(map(_cpu_seconds, processes))
+  workers = multiprocessing.active_children()
+  processes = [psutil.Process(pid) for pid in (None, *(x.pid for x in workers))]
+
+  def cpu_seconds() -> float:
+    times = [x.cpu_times() for x in processes]
+    return sum(x.user + x.system for x in times)
+
+  used = cpu_seconds()
   for _ in range(num_batches - 1):
     next(batches)
-  used = sum(map(_cpu_seconds, processes)) - used
+  used = cpu_seconds() - used
   result = {
     'open': opened - began,
     'open_cpu': opened_cpu - cpu,
     'first_batch': first - opened,
     'read': used / (2 * _BATCH * (num_batches - 1)),
     'peak': sum(map(_peak_bytes, processes)),
-    'files': max(len(list(_proc(x).glob('fd/*'))) for x in processes),
+    'files': max(x.num_fds() for x in processes),
   }
   batches.close()
   return result
 
 
-def _proc(process: int) -> pathlib.Path:
-  return pathlib.Path(f'/proc/{process}')
-
-
-def _cpu_seconds(process: int) -> float:
-  """Returns the CPU time of a process so far."""
-  fields = (_proc(process) / 'stat').read_text().rpartition(')')[2].split()
-  return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
-
-
-def _peak_bytes(process: int) -> int:
-  """Returns the peak resident memory of a process so far."""
-  text = (_proc(process) / 'status').read_text()
+def _peak_bytes(process: psutil.Process) -> int:
+  """Returns the peak resident memory of a process."""
+  text = pathlib.Path(f'/proc/{process.pid}/status').read_text()
   match = re.search(r'VmHWM:\s+(\d+) kB', text)
   assert match is not None, text
   return 1024 * int(match[1])
 
 
 def report(args: argparse.Namespace, data_dir: pathlib.Path) -> str:
-  """Measures all rows, and returns a table."""
+  """Measures and prints all rows, and returns the table."""
   small = write(data_dir / 'small', 1, args.records)
   large = write(data_dir / 'large', args.files, args.records)
-  size = args.files * args.records
-  sources = {_SYNTHETIC: (str(args.records), str(size)), _FILES: (small, large)}
   context = multiprocessing.get_context('spawn')
   rows = []
-  for kind in args.sources:
-    few, many = sources[kind]
-    for workers in args.workers:
-      base = 0.0
-      for source, epoch in [(few, 0.0), *((many, x) for x in args.epochs)]:
-        # A process of its own each, so that peaks are its own.
-        with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
-          found = pool.submit(
-            measure, source, workers, epoch, args.batches, small
-          ).result()
-        base = base or found['peak']
-        rows.append(
-          (
-            kind,
-            f'{args.records if source == few else size:,}',
-            workers,
-            f'{epoch:g}',
-            f'{found["open"]:.2f} ({found["open_cpu"]:.2f})',
-            f'{found["first_batch"]:.2f}',
-            f'{1000 * found["read"]:.2f}',
-            f'{found["peak"] / 2**20:,.0f}',
-            f'{(found["peak"] - base) / 2**20:+,.0f}',
-            found['files'],
-          )
+  for workers in args.workers:
+    base = 0.0
+    for folder, epoch in [(small, 0.0), *((large, x) for x in args.epochs)]:
+      # A new process for each, as peaks do not go down.
+      with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
+        found = pool.submit(
+          measure, folder, workers, epoch, args.batches, small
+        ).result()
+      base = base or found['peak']
+      rows.append(
+        (
+          f'{args.records * (1 if folder == small else args.files):,}',
+          workers,
+          f'{epoch:g}',
+          f'{found["open"]:.2f} ({found["open_cpu"]:.2f})',
+          f'{found["first_batch"]:.2f}',
+          f'{1000 * found["read"]:.2f}',
+          f'{found["peak"] / 2**20:,.0f}',
+          f'{(found["peak"] - base) / 2**20:+,.0f}',
+          found['files'],
         )
-        print(*rows[-1], flush=True)
-  head = ['source', 'examples', 'workers', 'epoch', 'open (CPU), s']
-  head += ['first batch, s', 'CPU ms a read', 'peak, MiB', 'added, MiB']
-  head += ['open files']
+      )
+      print(*rows[-1], flush=True)
+  head = ['examples', 'workers', 'epoch', 'open (CPU), s', 'first batch, s']
+  head += ['CPU ms a read', 'peak, MiB', 'added, MiB', 'open files']
   return markdown.table(head, rows)
 
 
@@ -223,16 +191,14 @@ def main(argv: list[str] | None = None) -> None:
   )
   parser.add_argument('--files', type=int, default=30_000)
   parser.add_argument(
-    '--records', type=int, default=10_000, help='examples of a file'
+    '--records', type=int, default=10_000, help='examples in a file'
   )
-  kinds = [_SYNTHETIC, _FILES]
-  parser.add_argument('--sources', choices=kinds, nargs='+', default=kinds)
   parser.add_argument('--workers', type=int, nargs='+', default=[1, 16])
   parser.add_argument(
     '--epochs', type=float, nargs='+', default=[0.0, 3.5], help='where to start'
   )
   parser.add_argument(
-    '--batches', type=int, default=40, help=f'of {_BATCH}, 2 or more'
+    '--batches', type=int, default=40, help=f'batches of {_BATCH}, at least 2'
   )
   args = parser.parse_args(argv)
   with tempfile.TemporaryDirectory() as folder:

@@ -3,9 +3,9 @@ r"""Times tracing and lowering of a config's training step.
   python -m experiments.benchmarks.lowering \
     --config=experiments/nfnet_imagenet.py:F6
 
-Nothing is compiled and nothing runs, so any machine will do: this is Python's
-part of the start of a run, and the size of the program for the compiler. On a
-busy machine, CPU seconds say more than wall seconds; one thread does the work.
+Nothing is compiled or run: this is Python's part of starting a run, and the
+size of the program for the compiler. It uses one thread, so on a busy machine
+compare CPU seconds.
 """
 
 import functools
@@ -36,12 +36,12 @@ _OUTPUT = flags.DEFINE_string('output', None, 'A JSON file for the figures.')
 
 
 class Lowering(NamedTuple):
-  """The cost of making the program of a training step.
+  """The cost of lowering a training step.
 
   Attributes:
     shapes: wall and CPU seconds for the shapes of the initial state.
-    trace: the same from Python to a jaxpr.
-    lower: the same from the jaxpr to StableHLO.
+    trace: wall and CPU seconds from Python to a jaxpr.
+    lower: wall and CPU seconds from the jaxpr to StableHLO.
     size: bytes of the StableHLO text.
   """
 

@@ -1,4 +1,4 @@
-"""Compiled work of a net: inference, gradient, training step and its parts."""
+"""Compiled programs of a net: inference, gradient, training step, its parts."""
 
 import functools
 import importlib
@@ -27,10 +27,10 @@ class Program(NamedTuple):
   """A compiled program.
 
   Attributes:
-    run: runs it once, waits and returns its result.
+    run: runs it once, waits for the result and returns it.
     compile_seconds: time to trace, lower and compile.
-    temporaries: bytes beside arguments and results.
-    memory: bytes in all.
+    temporaries: bytes of temporaries.
+    memory: bytes of arguments, results and temporaries.
   """
 
   run: Callable[[], Any]
@@ -57,14 +57,14 @@ def recipe(model: str, precision: str) -> config_dict.ConfigDict:
 def programs(
   config: config_dict.ConfigDict, batch: int, size: int, kinds: Sequence[str]
 ) -> dict[str, Program]:
-  """Compiles the work of a net.
+  """Compiles programs of a net.
 
   Args:
     config: training config.
     batch: number of images.
     size: side of the images in pixels.
-    kinds: some of `KINDS`; 'update', the part of a step after the gradient;
-      'clip', AGC alone, skipped if the config does not clip.
+    kinds: some of `KINDS`, 'update' (the part of a step after the gradient) and
+      'clip' (AGC alone; skipped if the config does not clip).
 
   Returns:
     Programs by kind.
@@ -118,7 +118,7 @@ def programs(
 
 
 def _compile(function: Any, *args: Any, donate: bool = False) -> Program:
-  """Compiles a function; its result replaces a donated first argument."""
+  """Compiles a function whose result replaces its first argument if donated."""
   if not hasattr(function, 'lower'):
     function = jax.jit(function, donate_argnums=0 if donate else ())
   began = time.perf_counter()

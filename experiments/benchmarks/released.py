@@ -1,8 +1,8 @@
-"""The released code's formulation of a net, rewritten to measure against.
+"""The released formulation of a net, rewritten to measure against.
 
-`conv_general_dilated` for all convolutions, with `feature_group_count`, weights
+`conv_general_dilated` with `feature_group_count` for all convolutions, weights
 standardised over their three leading axes, `reduce_window` for average pooling,
-and JAX's GELU. The values are ours up to rounding.
+and JAX's GELU. The values equal ours up to rounding.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from nfnets_jax.models import (
 
 @contextlib.contextmanager
 def formulation() -> Iterator[None]:
-  """Makes nets traced inside compute as the released code does."""
+  """Gives nets traced inside it the released formulation."""
   gelu = {'gelu': (jax.nn.gelu, activations.gain('gelu'))}
   with (
     mock.patch.object(convolution, 'conv2d', conv2d),

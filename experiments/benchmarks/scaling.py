@@ -3,28 +3,28 @@
     python -m experiments.benchmarks.scaling
     python -m experiments.benchmarks.scaling --compiled runs/compiled/*.json
 
-Arithmetic, not measurement, from parameters, multiply-accumulates, and the
-stated speeds of devices and links. Latency, input, sums other than the
-gradient's and stragglers are ignored, so a real run is slower than the
-overlapped figure, and may be slower than the other.
+Arithmetic, not measurement, from parameters, multiply-accumulates, and assumed
+speeds of devices and links. Latency, input, stragglers and all sums but the
+gradient's are ignored, so a real run is slower than the overlapped figure, and
+may be slower than the other.
 
-A step has 6 operations for each multiply-accumulate of the forward pass: 2
+A step takes 6 operations for each multiply-accumulate of the forward pass: 2
 forward, 4 backward. Its float32 gradient is summed by rings: a reduce-scatter
 inside each node, an all-reduce of each device's shard between nodes, and an
 all-gather inside the node.
 
-With `--compiled`, arithmetic and collectives are the compiler's estimates, from
-the JSON of `nfnets_jax.compile` or the cells of `compile_table`; collectives
-that overlap with work in the compiled program are separated from the others.
+With `--compiled`, arithmetic and collectives are the estimates in the JSON of
+`nfnets_jax.compile` or the cells of `compile_table`, which know the collectives
+that overlap with work.
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from experiments.benchmarks import estimates
 from experiments.figures import markdown
-from nfnets_jax import command_line, paths, summary
+from nfnets_jax import command_line, summary
 from nfnets_jax.devices import start_or_exit
 from nfnets_jax.models import variants
 
@@ -37,14 +37,14 @@ _OPERATIONS_PER_MAC = 6
 
 
 class System(NamedTuple):
-  """Devices and the links between them; all speeds are assumptions.
+  """Devices and the links between them, at assumed speeds.
 
   Attributes:
     name: heading.
     flops: operations per second of a device, at the assumed utilisation.
-    node: number of devices that fast links join; 1 if all links are equal.
-    inside: bytes per second that a device sends inside its node.
-    outside: bytes per second that a device sends to other nodes while all do.
+    node: devices joined by fast links; 1 if all links are equal.
+    inside: bytes per second from a device to others of its node.
+    outside: bytes per second from a device to other nodes, while all send.
     source: origin of the speeds.
   """
 
@@ -62,8 +62,8 @@ _H100 = System(
   node=8,
   inside=450e9,
   outside=50e9,
-  source='H100: 989 TFLOP/s dense bfloat16 at 35 % utilisation (assumed); 450 '
-  'GB/s inside a node of 8, 50 GB/s a GPU between nodes',
+  source='989 TFLOP/s dense bfloat16 at 35 % utilisation (assumed); 450 GB/s '
+  'inside a node of 8, 50 GB/s a GPU between nodes',
 )
 SYSTEMS = (
   _H100,
@@ -80,15 +80,15 @@ SYSTEMS = (
     node=1,
     inside=140e9,
     outside=140e9,
-    source="TPUv3 core: 61.5 TFLOP/s at 34 %, as the paper's F1 reached (32 "
-    'images in 158.5 ms); a ring in both directions over links of 70 GB/s each '
-    '(assumed); a pod has 2,048 cores, so 4,096 is as if a pod went on',
+    source="61.5 TFLOP/s at 34 %, as the paper's F1 reached (32 images in "
+    '158.5 ms); a bidirectional ring over links of 70 GB/s each (assumed); a '
+    'pod has 2,048 cores, so 4,096 is an extrapolation',
   ),
 )
 
 
 class Work(NamedTuple):
-  """A variant, the bytes of its gradient, and operations per image."""
+  """A variant, the bytes of its gradient, and its operations per image."""
 
   name: str
   gradient: int
@@ -132,8 +132,12 @@ def reduce_seconds(size: float, system: System, devices: int) -> float:
 def efficiency(compute: float, reduce: float) -> tuple[float, float]:
   """Returns the fraction of time spent on arithmetic.
 
-  Takes the seconds of arithmetic and all-reduce in a step; returns the fraction
-  if one follows the other, and if they fully overlap.
+  Args:
+    compute: seconds of arithmetic in a step.
+    reduce: seconds of its all-reduce.
+
+  Returns:
+    The fraction if one follows the other, and if they fully overlap.
 
   Example:
     >>> efficiency(3.0, 1.0)
@@ -164,16 +168,12 @@ def report(works: Sequence[Work], images: int) -> str:
     for x in works
   ]
   sections = [
-    'Arithmetic, not measurement (`python -m experiments.benchmarks.scaling '
-    f'--images={images}`): {images} images a device, so batches of {batches}; '
-    f"the paper's 4,096 images are {4096 / images:g} devices. Latency and "
-    'input count as nothing.',
+    f'Arithmetic, not measurement: {images} images a device, so batches of '
+    f"{batches}; the paper's 4,096 images are {4096 / images:g} devices.",
     markdown.table(head, rows),
-    'Expected efficiency in %, all-reduce after the arithmetic / fully '
-    'overlapped with it, and the milliseconds of the all-reduce. With several '
-    'micro-batches the sum comes after the last one, so the first figure '
-    'holds. Devices that reach less of their peak wait longer for themselves '
-    'and less for each other.',
+    'Expected efficiency in %, with the all-reduce after the arithmetic / '
+    'fully overlapped with it, and the time of the all-reduce. With several '
+    'micro-batches it follows the last one, so the first figure applies.',
   ]
   for system in SYSTEMS:
     sections += [
@@ -197,7 +197,7 @@ def _efficiencies(work: Work, system: System, images: int) -> list[str]:
 
 
 def system_of(topology: str) -> System:
-  """Returns the devices and links of a topology of `nfnets_jax.compile`.
+  """Returns the system of a topology of `nfnets_jax.compile`.
 
   Raises:
     ValueError: if the speed of its links is unknown.
@@ -211,24 +211,22 @@ def system_of(topology: str) -> System:
   if topology.startswith('v3:'):
     return SYSTEMS[-1]
   raise ValueError(
-    f'the links of {topology} are not known here; give results for v3 or h100'
+    f'the speed of the links of {topology} is unknown; give results for v3 or '
+    'h100'
   )
 
 
 def compiled_report(results: Sequence[dict[str, Any]]) -> str:
-  """Returns the table of steps compiled by `nfnets_jax.compile --json`.
+  """Returns the table of compiled steps.
 
-  Collectives without work during them follow the arithmetic; the others
-  overlap with it.
+  Collectives that overlap with no work follow the arithmetic.
 
   Raises:
-    ValueError: if a step does not fit, or its links are unknown.
+    ValueError: if the links of a topology are unknown.
   """
   rows = []
   for result in results:
     name, topology = result['model'], result['topology']
-    if not result['fits']:
-      raise ValueError(f'{name} does not fit on {topology}')
     system, step = system_of(topology), result['training']
     seconds = step['cycle_seconds'] or step['seconds']
     total, overlapped = step['collective_bytes'], step['overlapped_bytes']
@@ -249,25 +247,6 @@ def compiled_report(results: Sequence[dict[str, Any]]) -> str:
   return markdown.table(head, rows) + '\n'
 
 
-def read_compiled(path: str) -> dict[str, Any]:
-  """Reads a result of `nfnets_jax.compile --json`, or of `compile_table`.
-
-  Raises:
-    ValueError: if it is neither.
-  """
-  message = f'{path} is not a result of nfnets_jax.compile --json'
-  text = paths.existing(path, '--compiled').read_text()
-  try:
-    result = json.loads(text)
-  except json.JSONDecodeError as error:
-    raise ValueError(message) from error
-  if isinstance(result, dict):
-    result = result.get('result', result)
-  if not isinstance(result, dict) or not {'topology', 'fits'} <= result.keys():
-    raise ValueError(message)
-  return result
-
-
 def _short(name: str) -> str:
   return name.removeprefix('nfnet_').upper()
 
@@ -284,14 +263,15 @@ def main(argv: list[str] | None = None) -> None:
     '--compiled',
     nargs='+',
     metavar='FILE',
-    help='results of nfnets_jax.compile --json, for their estimates',
+    help='use estimates of nfnets_jax.compile --json',
   )
   args = parser.parse_args(argv)
   if args.images < 1:
-    parser.error(f'--images is {args.images}; give 1 or more')
+    parser.error(f'--images must be at least 1, got {args.images}')
   if args.compiled:
     with command_line.telling():
-      print(compiled_report([read_compiled(x) for x in args.compiled]), end='')
+      results = [estimates.read(x) for x in args.compiled]
+      print(compiled_report(results), end='')
     return
   start_or_exit()
   print(report([work(name) for name in MODELS], args.images), end='')

@@ -3,13 +3,13 @@ r"""Times a net beside the released formulation, timm, or another net.
   python -m experiments.benchmarks.speed --model=nfnet_f0 --peer released timm \
     --peer_python=PYTHON --json=f0.json
 
-Three kinds of work on random images on one device: `forward` is inference,
+Three programs on random images on one device: `forward` is inference,
 `gradient` the forward and backward pass in training mode, and `step` the
-training step of the net's recipe without augmentation. Every round runs each of
+training step of the net's recipe without augmentation. Each round runs all of
 them once, and ratios are taken per round, so drift of the machine cancels.
 
-Operations are two for each multiply-accumulate of convolutions and matrix
-products, and three times as many with the backward pass. The peak is that of a
+A multiply-accumulate of a convolution or matrix product counts as two
+operations, and a backward pass as two forward passes. The peak is that of a
 large matrix product in the same run.
 """
 
@@ -99,7 +99,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _compile_net(name: str, args: argparse.Namespace) -> dict[str, Program]:
-  """Compiles our form or the released one, or another variant."""
+  """Compiles our or the released form of the net, or another variant."""
   model = args.model if name in ('ours', 'released') else name
   size = args.image_size or variants.get(model).train_size
   config = recipe(model, args.precision)
@@ -200,7 +200,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     '--peer',
     nargs='*',
     default=[],
-    help="'released', 'timm', or another variant",
+    help="any of 'released', 'timm' and other variants",
   )
   parser.add_argument('--peer_python', help='interpreter with torch and timm')
   parser.add_argument('--repeats', type=int, default=5, help='timed rounds')
@@ -219,13 +219,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
   except ValueError as error:
     parser.error(str(error))
   if 'timm' in args.peer and not args.peer_python:
-    parser.error('--peer timm needs --peer_python, which has torch and timm')
+    parser.error('--peer timm needs --peer_python with torch and timm')
   if 'timm' in args.peer and args.model not in timm_peer.NAMES:
     known = ', '.join(sorted(timm_peer.NAMES))
     parser.error(f'timm has no {args.model}; choose one of {known}')
   for name in ('batch', 'repeats'):
     if getattr(args, name) < 1:
-      parser.error(f'--{name} is {getattr(args, name)}; give 1 or more')
+      parser.error(f'--{name} must be at least 1, got {getattr(args, name)}')
   if args.json and args.json.exists():
     parser.error(f'{args.json} exists; choose another name or move it')
   return args

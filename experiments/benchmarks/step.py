@@ -1,4 +1,4 @@
-"""A training step of a config on one device, with random state and images."""
+"""A training step on one device, with random state and images."""
 
 import functools
 import math
@@ -20,8 +20,8 @@ class Step(NamedTuple):
   """A training step and its first inputs, on the host.
 
   Attributes:
-    run: mapped `(state, batch) → (state, metrics)`, which donates the state.
-    state: training state.
+    run: `(state, batch) → (state, metrics)` by pmap, which donates the state.
+    state: the training state.
     batch: arrays `[1, per-device batch, ...]`.
   """
 
@@ -59,9 +59,9 @@ def create(
 
 
 def _draw(shapes: steps.TrainState) -> steps.TrainState:
-  """Draws a state in which no branch is off.
+  """Draws a state in which no residual branch is zero.
 
-  Compiling the net's own initialisation takes a minute for F2, as long as its
+  The net's own initialisation takes a minute to compile for F2, as long as its
   gradient.
   """
   rng = np.random.default_rng(0)

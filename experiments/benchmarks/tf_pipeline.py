@@ -1,9 +1,8 @@
-"""The released input pipeline in tensorflow, to measure against.
+"""The released input pipeline in tensorflow, rewritten to measure against.
 
-A random box of the JPEG is decoded, resized and flipped, then optionally mixed
-with another by MixUp or CutMix and augmented by RandAugment, with the arguments
-and peculiarities of `nfnets_jax.data.operations`. Rewritten; a test compares
-the two.
+Decodes a random box of the JPEG, resizes and flips it, then optionally mixes it
+with another by MixUp or CutMix and applies RandAugment, with the arguments and
+peculiarities of `nfnets_jax.data.operations`. A test compares the two.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Times functions in turn, and formats the times."""
+"""Times functions alternately, and formats the times."""
 
 import statistics
 import time
@@ -9,7 +9,7 @@ Key = TypeVar('Key', bound=Hashable)
 
 
 def seconds(run: Callable[[], Any]) -> float:
-  """Returns the time of one call, which must wait for its result."""
+  """Returns the time of a call, which must wait for its result."""
   began = time.perf_counter()
   run()
   return time.perf_counter() - began
@@ -21,17 +21,17 @@ def in_turn(
   warmup: int = 1,
   rotate: bool = False,
 ) -> dict[Key, list[float]]:
-  """Calls all functions once a round.
+  """Calls each function once per round.
 
   Args:
-    measures: functions that return what they measured.
+    measures: functions that return a measurement.
     rounds: number of rounds that count.
-    warmup: number of rounds before these.
+    warmup: number of rounds before those.
     rotate: whether each round starts with the next function, as a program may
-      find the data of the one before it in the caches.
+      find data of its predecessor in the caches.
 
   Returns:
-    The measurements of each function, a number a round.
+    The measurements of each function, one per round.
 
   Example:
     >>> in_turn({'a': lambda: 1.0, 'b': lambda: 2.0}, rounds=2)

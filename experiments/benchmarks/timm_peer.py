@@ -1,4 +1,4 @@
-"""timm's nets in PyTorch, in another process."""
+"""A net of timm in PyTorch, in another process."""
 
 import json
 import os
@@ -18,11 +18,11 @@ NAMES = {
 
 
 class Peer:
-  """A net that runs work on demand.
+  """A net of timm that runs programs on demand.
 
   Attributes:
     about: name, versions, threads, device and number of parameters.
-    layout: the faster memory layout for each kind of work.
+    layout: the faster memory layout of each program.
   """
 
   def __init__(
@@ -37,7 +37,7 @@ class Peer:
       **task: arguments of `timm_worker.Net` other than the name.
 
     Raises:
-      RuntimeError: if it does not start; its own message is on stderr.
+      RuntimeError: if it does not start; its own error is on stderr.
     """
     self._python = python
     program = pathlib.Path(__file__).with_name('timm_worker.py')
@@ -69,7 +69,7 @@ class Peer:
     return min(best, key=best.__getitem__)
 
   def run(self, kind: str) -> float:
-    """Runs a kind of work once and returns its seconds."""
+    """Runs a program once and returns its seconds."""
     return self._run(kind, self.layout[kind])
 
   def _run(self, kind: str, layout: str) -> float:

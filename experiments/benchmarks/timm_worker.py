@@ -1,8 +1,8 @@
-"""Steps of timm's nets in PyTorch, as a module and as a program.
+"""Training steps of timm's nets in PyTorch.
 
-As a program, for an interpreter with torch and timm that `timm_peer` starts:
-its argument is a JSON object, and each line of its input, the kind of work and
-the memory layout, is answered with the seconds that it took.
+As a program, it is started by `timm_peer` in an interpreter with torch and
+timm. Its argument is the arguments of `Net` in JSON. To each line of its input,
+'KIND LAYOUT', it answers with the seconds that it took.
 """
 
 import json
@@ -111,13 +111,13 @@ class Net:
 
 
 def wait() -> None:
-  """Waits for the device."""
+  """Waits until the device has finished."""
   if DEVICE == 'cuda':
     torch.cuda.synchronize()
 
 
 def main() -> None:
-  """Answers until the input ends."""
+  """Answers requests until the input ends."""
   net = Net(**json.loads(sys.argv[1]))
 
   def answer(**values: object) -> None:

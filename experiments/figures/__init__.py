@@ -1,1 +1,1 @@
-"""Tables and pictures of the documents."""
+"""Tables and plots."""

@@ -1,4 +1,4 @@
-r"""Draws the curves of several runs in one picture.
+"""Plots the curves of several runs.
 
 python -m experiments.figures.compare_curves --output=curves.png NAME=WORKDIR …
 """
@@ -13,7 +13,7 @@ from nfnets_jax.runtime import logbook
 
 
 def draw(runs: dict[str, pathlib.Path], output: pathlib.Path) -> None:
-  """Draws training loss and test accuracy over the steps.
+  """Plots training loss and test accuracy against steps.
 
   Args:
     runs: work directories by label.

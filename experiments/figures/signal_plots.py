@@ -175,7 +175,7 @@ def read_photos(path: str | None, count: int) -> list[bytes | np.ndarray]:
 
 
 def table(measured: Signal, predicted: Signal) -> str:
-  """Formats a line for the stem and for each block."""
+  """Formats a line for the stem and each block."""
   lines = [
     f'{"after":>8}{"squared mean":>24}{"variance":>24}{"branch variance":>24}',
     ' ' * 8 + f'{"measured":>12}{"predicted":>12}' * 3,

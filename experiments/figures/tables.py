@@ -1,4 +1,4 @@
-"""Writes the table of all networks, their sizes beside the published ones.
+"""Writes the table of all networks, with their sizes and the published ones.
 
   make tables
 

@@ -50,20 +50,6 @@ def test_compiled_steps_beside_the_paper(tmp_path, capsys):
   assert _cells(capsys.readouterr().out)['nfnet_f4plus, 224 px'][-1] == '20'
 
 
-@pytest.mark.parametrize(
-  ('content', 'message'),
-  [
-    ('none', 'is no JSON of nfnets_jax.compile --json'),
-    ('[]', 'is no JSON of nfnets_jax.compile --json'),
-    ('{"reason": "too large"}', 'has no training step: too large'),
-    (
-      json.dumps(_RESULT | {'training': {'seconds': None}}),
-      'has no time for v3:8x8; compile for a TPU or GPU',
-    ),
-  ],
-)
-def test_other_files(tmp_path, content, message):
-  file = tmp_path / 'x.json'
-  file.write_text(content)
-  with pytest.raises(SystemExit, match=message):
-    core_days.main([str(file)])
+def test_a_file_without_an_estimate_is_an_error(tmp_path):
+  with pytest.raises(SystemExit, match='error: FILE: there is no file .*gone'):
+    core_days.main([str(tmp_path / 'gone.json')])

@@ -100,7 +100,6 @@ def _compiled(**changes):
   return {
     'model': 'nfnet_f0',
     'topology': 'v3:4x4',
-    'fits': True,
     'per_device_batch': 32,
     'training': step | changes,
   }
@@ -130,14 +129,8 @@ def test_compiled_results_are_read_from_files(tmp_path, capsys):
   scaling.main(['--compiled', *map(str, paths)])
   expected = scaling.compiled_report([result, result])
   assert capsys.readouterr().out == expected
-  for text in ('[]', '{}', 'x'):
-    paths[0].write_text(text)
-    with pytest.raises(ValueError, match='is not a result of nfnets_jax.comp'):
-      scaling.read_compiled(str(paths[0]))
 
 
-def test_compiled_steps_that_tell_nothing():
-  with pytest.raises(ValueError, match='nfnet_f0 does not fit on v3:4x4'):
-    scaling.compiled_report([_compiled() | {'fits': False}])
-  with pytest.raises(ValueError, match='the links of v5e:8x8 are not known'):
+def test_links_of_unknown_speed():
+  with pytest.raises(ValueError, match='the links of v5e:8x8 is unknown'):
     scaling.compiled_report([_compiled() | {'topology': 'v5e:8x8'}])

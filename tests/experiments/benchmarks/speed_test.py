@@ -68,7 +68,7 @@ def test_bench_measures_and_writes_everything(tmp_path, capsys):
       ['--model=nfnet_tiny', '--peer', 'timm', '--peer_python=python'],
       'timm has no nfnet_tiny; choose one of efficientnet_b0',
     ),
-    (['--batch=0'], '--batch is 0; give 1 or more'),
+    (['--batch=0'], '--batch must be at least 1, got 0'),
   ],
 )
 def test_wrong_arguments_are_named(argv, message, capsys):
