@@ -1,4 +1,4 @@
-"""The floors of the house: who may import whom."""
+"""The floors of the house: who may import whom, and where tests are."""
 
 import ast
 import functools
@@ -37,6 +37,24 @@ ALLOWED = {
   'data': {'extras', 'paths'},
   'weights': {'extras', 'models', 'paths'},
   'training': PARTS,
+}
+
+
+# Tests of a subject that is in several modules, or is none.
+SUBJECTS = {
+  'agc/docs_test.py',
+  'data/prepare/build_slow_test.py',
+  'experiments/configs_test.py',
+  'experiments/launch/launch_test.py',
+  'experiments/launch/rehearsal_test.py',
+  'experiments/examples/quickstart_test.py',
+  'experiments/rivals_test.py',
+  'floors_test.py',
+  'models/features_test.py',
+  'multi_process_test.py',
+  'network_test.py',
+  'readme_test.py',
+  'runtime/buckets_test.py',
 }
 
 
@@ -106,6 +124,19 @@ def test_there_is_something_to_look_at():
   }
   assert 'nfnets_jax.agc' in _imports(ROOT / 'nfnets_jax/training/optimizer.py')
   assert 'pmap' in _identifiers(ROOT / 'nfnets_jax/runtime/parallel.py')
+
+
+def test_tests_mirror_the_tree():
+  """`x/y.py` is tested by `tests/x/y_test.py`."""
+  tests = ROOT / 'tests'
+  paths = [path.relative_to(tests) for path in tests.rglob('*_test.py')]
+  alone = set()
+  for path in paths:
+    source = path.with_name(path.name.removesuffix('_test.py'))
+    found = [ROOT / 'nfnets_jax' / source, ROOT / source]
+    if not any(x.is_dir() or x.with_suffix('.py').exists() for x in found):
+      alone.add(path.as_posix())
+  assert alone == SUBJECTS
 
 
 @pytest.mark.parametrize('path', FILES, ids=_name)

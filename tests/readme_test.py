@@ -94,6 +94,25 @@ def test_links_lead_somewhere():
       assert target.exists(), f'{document} links to {link}'
 
 
+def test_files_and_modules_that_are_named_exist():
+  documents = {
+    *ROOT.glob('*.md'),
+    *(ROOT / 'docs').glob('*.md'),
+    *(ROOT / 'experiments').rglob('*.md'),
+  }
+  # The changelog names what is gone, too.
+  for document in documents - {ROOT / 'CHANGELOG.md'}:
+    text = document.read_text()
+    for path in re.findall(
+      r'(?<![\w/.])(?:tests|experiments|nfnets_jax|docs)/[\w/-]+\.\w+', text
+    ):
+      assert (ROOT / path).exists(), f'{document.name} names {path}'
+    for module in re.findall(
+      r'python -m\s+((?:experiments|nfnets_jax)[.\w]*\w)', text
+    ):
+      assert importlib.util.find_spec(module), f'{document.name}: {module}'
+
+
 def test_table_of_models_is_the_code():
   rows = re.findall(
     r'^\| (F\d) \| ([\d.]+) M \| ([\d.]+) G \| (\d+) / (\d+)',

@@ -16,8 +16,7 @@ from experiments.reproduce import nfnet, nfnet_report, paper
 from nfnets_jax.data import prepare
 from nfnets_jax.models import variants
 from nfnets_jax.training import check
-
-ROOT = pathlib.Path(__file__).parents[1]
+from tests import commands
 
 REPORT = {
   'steps': 112_603,
@@ -34,14 +33,8 @@ REPORT = {
 
 
 def _run(*arguments, **environment):
-  return subprocess.run(
-    [sys.executable, '-m', 'experiments.reproduce.nfnet', *arguments],
-    cwd=ROOT,
-    env={**os.environ, 'JAX_PLATFORMS': 'cpu', **environment},
-    capture_output=True,
-    text=True,
-    timeout=600,
-  )
+  environment = {'JAX_PLATFORMS': 'cpu', **environment}
+  return commands.run('experiments.reproduce.nfnet', *arguments, **environment)
 
 
 def _rows(page):
@@ -255,7 +248,7 @@ def test_the_photographs_can_be_learned_by_heart(shared, tmp_path):
       f'--config.data.data_dir={photos}',
       '--config.epochs=40.0',
     ],
-    cwd=ROOT,
+    cwd=commands.ROOT,
     env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''},
     check=True,
   )

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import pathlib
 
 import jax
 import numpy as np
@@ -22,8 +21,9 @@ from nfnets_jax.models import variants
 from nfnets_jax.training import build, check, train_step
 from nfnets_jax.training import config as defaults
 from tests import steps
+from tests.commands import ROOT
 
-STORED = pathlib.Path(__file__).parents[1] / 'experiments/reproduce/small'
+STORED = ROOT / 'experiments/reproduce/small'
 
 
 @functools.cache

@@ -3,14 +3,14 @@
 import base64
 import json
 import os
-import pathlib
 import re
 import subprocess
 import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[1]
+from tests.commands import ROOT
+
 NOTEBOOK = ROOT / 'experiments' / 'examples' / 'quickstart.ipynb'
 
 
