@@ -8,7 +8,6 @@ noise, about half of whose units are clipped.
 
 import argparse
 import functools
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -67,7 +66,6 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser = argparse.ArgumentParser(description=(__doc__ or '').split('\n')[0])
   parser.add_argument('--model', default='nfnet_f1', help='a variant')
   parser.add_argument('--repeats', type=int, default=15, help='timed rounds')
-  parser.add_argument('--json', action='store_true', help='print JSON')
   args = parser.parse_args(argv)
   devices.start_or_exit()
   variants.get(args.model)
@@ -85,10 +83,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     run, memory[name] = _compile(clip, params, grads)
     measures[name] = functools.partial(timing.seconds, run)
   seconds = timing.in_turn(measures, args.repeats, rotate=True)
-  if args.json:
-    result = {'model': args.model, 'seconds': seconds, 'temporaries': memory}
-    print(json.dumps(result))
-    return
   print(
     f'{args.model}, {hk.data_structures.tree_size(params):,} parameters, jax '
     f'{jax.__version__} on {jax.default_backend()}, {args.repeats} rounds\n'

@@ -1,11 +1,12 @@
-"""Compiles NFNets for TPUs and GPUs without one, and prints the table.
+"""Compiles NFNets for devices that are not here, and prints the table.
 
     python -m experiments.benchmarks.compile_table --output=runs/compiled
 
-Each cell is a run of `nfnets_jax.compile`, which on two cores takes minutes for
-F0 and tens of minutes for F6. Cells are stored as JSON in the folder, so the
-command can be stopped and repeated. The paper's times of a step of 32 images
-per TPUv3 core are measured; all others are estimates of the compilers.
+Every cell is one `python -m nfnets_jax.compile`, which on two cores takes
+minutes for F0 and tens of minutes for F6. Cells are kept in the folder as JSON
+files, so the command can be stopped and repeated. The table has the paper's
+measured times of a step of 32 images per TPUv3 core; all other times are
+estimates of the devices' compilers.
 """
 
 import argparse
@@ -44,7 +45,7 @@ _HEAD = (
 def command(
   variant: str, topology: str, batch_size: int, overrides: list[str]
 ) -> list[str]:
-  """Returns the arguments of Python that compile a cell."""
+  """Returns the arguments of Python that make a cell."""
   return [
     *('-m', 'nfnets_jax.compile', '--json', '--noevaluation'),
     f'--config=experiments/nfnet_imagenet.py:{variant}',
@@ -72,7 +73,7 @@ def sources_digest() -> str:
 def make(
   path: pathlib.Path, python: str, arguments: list[str]
 ) -> dict[str, Any]:
-  """Compiles a cell, or reads it if it exists.
+  """Makes a cell, or reads it if it exists.
 
   Args:
     path: from `cell_file`.
@@ -83,7 +84,7 @@ def make(
     The output of the command.
 
   Raises:
-    ValueError: if the file is of another command, or the command fails.
+    ValueError: if the file is the cell of another command, or it fails.
   """
   if path.exists():
     kept = json.loads(path.read_text())
@@ -112,7 +113,7 @@ def make(
 
 
 def report(cells: dict[tuple[str, str], dict[str, Any]]) -> str:
-  """Formats results by variant and topology in Markdown."""
+  """Returns the table of results by variant and topology, in Markdown."""
   rows = [_row(*key, result) for key, result in cells.items()]
   return markdown.table(_HEAD, rows)
 
@@ -164,7 +165,7 @@ def main(argv: list[str] | None = None) -> None:
       help=f'interpreter with {compiler} (default: that of `make compile`)',
     )
   parser.add_argument(
-    '--kept', action='store_true', help='print what exists, compile nothing'
+    '--kept', action='store_true', help='compile nothing, print what exists'
   )
   args, overrides = parser.parse_known_args(argv)
   for text in overrides:

@@ -10,7 +10,6 @@ compare CPU seconds.
 
 import functools
 import itertools
-import json
 import os
 import pathlib
 import time
@@ -22,7 +21,7 @@ from absl import app, flags
 from ml_collections import config_dict
 
 from experiments.benchmarks.step import NUM_CLASSES
-from nfnets_jax import command_line, devices, paths
+from nfnets_jax import command_line, devices
 from nfnets_jax.runtime import parallel
 from nfnets_jax.training import build, programs
 from nfnets_jax.training import train_step as steps
@@ -32,7 +31,6 @@ _CONFIG = command_line.define_config(
 )
 _BATCH = flags.DEFINE_integer('batch', 32, 'Per-device batch size.')
 _MICRO_BATCHES = flags.DEFINE_integer('micro_batches', 1, 'Micro-batches.')
-_OUTPUT = flags.DEFINE_string('output', None, 'A JSON file for the figures.')
 
 
 class Lowering(NamedTuple):
@@ -104,9 +102,6 @@ def main(argv: list[str]) -> None:
   ):
     print(f'{what:20}{wall:8.1f}{cpu:8.1f}')
   print(f'StableHLO text: {result.size / 1e6:.1f} MB')
-  if _OUTPUT.value:
-    text = json.dumps({**result._asdict(), 'load': load}, indent=2)
-    paths.local(_OUTPUT.value, '--output').write_text(f'{text}\n')
 
 
 if __name__ == '__main__':

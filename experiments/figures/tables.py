@@ -5,12 +5,12 @@
 Networks are only traced, at their test size.
 """
 
-from absl import app, flags
+import pathlib
 
-from nfnets_jax import devices, paths, summary
+from nfnets_jax import devices, summary
 from nfnets_jax.models import published, variants
 
-_FILE = flags.DEFINE_string('file', 'docs/models.md', 'The Markdown file.')
+_FILE = pathlib.Path(__file__).parents[2] / 'docs' / 'models.md'
 
 _HEAD = """# The networks and their sizes
 
@@ -47,15 +47,12 @@ def _beside(ours: float, theirs: float | None) -> tuple[str, str]:
   return f'{theirs:g}', f'{100 * (ours / theirs - 1):+.1f} %'
 
 
-def main(argv: list[str]) -> None:
-  del argv
+def main() -> None:
   devices.start_or_exit()
   lines = [row(name) for name in variants.VARIANTS]
-  path = paths.local(_FILE.value, '--file')
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(_HEAD + '\n'.join(lines) + '\n')
-  print(f'{len(lines)} networks in {path}')
+  _FILE.write_text(_HEAD + '\n'.join(lines) + '\n')
+  print(f'{len(lines)} networks in {_FILE}')
 
 
 if __name__ == '__main__':
-  app.run(main)
+  main()

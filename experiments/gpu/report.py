@@ -5,9 +5,9 @@
 prints the report of other results.
 """
 
+import math
 import pathlib
 import sys
-from collections.abc import Callable
 from typing import Any
 
 from experiments.figures import markdown
@@ -161,66 +161,68 @@ def _record(results: list[Result]) -> list[str]:
 def goals(results: list[Result]) -> list[str]:
   """Returns a line for each goal that says whether it is met."""
   steps, peak = _steps(results), _peak(results)
-  lines = []
-
-  def add(
-    goal: str, value: float | None, shown: str, met: Callable[[float], bool]
-  ) -> None:
-    verdict = 'not measured'
-    if value is not None:
-      text = shown.format(value)
-      verdict = f'{text}: {"met" if met(value) else "not met"}'
-    lines.append(f'* {goal}: {verdict}.')
-
-  def quotient(a: Result | None, b: Result | None) -> float | None:
-    return a['seconds'] / b['seconds'] if a and b else None
-
+  # Goal, value, its format, and the range in which the goal is met.
+  rows: list[tuple[str, float | None, str, tuple[float, float]]] = []
   for model, name in (('nfnet_f0', 'F0'), ('nfnet_f1', 'F1')):
-    timm = _fastest(steps, model, 'timm')
-    add(
-      f'{name} step ÷ the fastest of timm, at most 0.8',
-      quotient(_fastest(steps, model, 'ours'), timm),
-      '{:.3f}',
-      lambda x: x <= 0.8,
-    )
-    best = max(
+    ours = [x for x in steps if x['model'] == model and x['who'] == 'ours']
+    best = max((x['tflops'] for x in ours), default=None)
+    rows += [
       (
-        x['tflops'] for x in steps if x['model'] == model and x['who'] == 'ours'
+        f'{name} step ÷ the fastest of timm, at most 0.8',
+        _quotient(steps, (model, 'ours'), (model, 'timm')),
+        '{:.3f}',
+        (0.0, 0.8),
       ),
-      default=None,
-    )
-    add(
-      f'{name}, at least 40 % of the measured peak',
-      best / peak if best is not None and peak else None,
-      '{:.1%}',
-      lambda x: x >= 0.4,
-    )
-  b7 = _fastest(steps, 'efficientnet_b7', 'ours')
-  add(
-    f'F1 at least {_B7_GOAL} times as fast as EfficientNet-B7',
-    quotient(b7, _fastest(steps, 'nfnet_f1', 'ours')),
-    '{:.2f}',
-    lambda x: x >= _B7_GOAL,
-  )
+      (
+        f'{name}, at least 40 % of the measured peak',
+        best / peak if best is not None and peak else None,
+        '{:.1%}',
+        (0.4, math.inf),
+      ),
+    ]
   top_1 = {
     (x['labels']['net'], x['labels']['batch']): x['top_1']
     for x in results
     if x['part'] == 3 and x['what'] == 'run' and x['top_1'] is not None
   }
-  large, small = ('NF + AGC', 4096), ('BN', 256)
-  both = large in top_1 and small in top_1
-  add(
-    'AGC at 4096 within a point of BN at 256',
-    100 * (top_1[small] - top_1[large]) if both else None,
-    '{:.2f} points below',
-    lambda x: x <= 1,
-  )
-  best = max(
-    (x['top_1'] for x in results if x['what'] == 'cifar10' and x['top_1']),
-    default=None,
-  )
-  add('96 % on CIFAR-10', best, '{:.2%}', lambda x: x >= 0.96)
+  large, small = top_1.get(('NF + AGC', 4096)), top_1.get(('BN', 256))
+  cifar10 = [x['top_1'] for x in results if x['what'] == 'cifar10']
+  rows += [
+    (
+      f'F1 at least {_B7_GOAL} times as fast as EfficientNet-B7',
+      _quotient(steps, ('efficientnet_b7', 'ours'), ('nfnet_f1', 'ours')),
+      '{:.2f}',
+      (_B7_GOAL, math.inf),
+    ),
+    (
+      'AGC at 4096 within a point of BN at 256',
+      None if large is None or small is None else 100 * (small - large),
+      '{:.2f} points below',
+      (-math.inf, 1.0),
+    ),
+    (
+      '96 % on CIFAR-10',
+      max(filter(None, cifar10), default=None),
+      '{:.2%}',
+      (0.96, 1.0),
+    ),
+  ]
+  lines = []
+  for goal, value, shown, (low, high) in rows:
+    verdict = 'not measured'
+    if value is not None:
+      met = 'met' if low <= value <= high else 'not met'
+      verdict = f'{shown.format(value)}: {met}'
+    lines.append(f'* {goal}: {verdict}.')
   return lines
+
+
+def _quotient(
+  steps: list[Result], above: tuple[str, str], below: tuple[str, str]
+) -> float | None:
+  """Divides the times of two steps, each of a model by someone."""
+  a, b = _fastest(steps, *above), _fastest(steps, *below)
+  return a['seconds'] / b['seconds'] if a and b else None
 
 
 def _failed(results: list[Result]) -> list[str]:

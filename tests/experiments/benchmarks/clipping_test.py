@@ -1,4 +1,4 @@
-import json
+import re
 
 import pytest
 
@@ -10,9 +10,12 @@ def test_clipping_is_timed_beside_optax():
   out = commands.output(
     'experiments.benchmarks.clipping', '--model=nfnet_tiny', '--repeats=2'
   )
-  rows = [line for line in out.splitlines() if line.startswith('ours')]
-  assert len(rows) == 2
-  args = ('--model=nfnet_tiny', '--repeats=2', '--json')
-  result = json.loads(commands.output('experiments.benchmarks.clipping', *args))
-  assert {*result['temporaries']} == {*result['seconds']}
-  assert all(len(times) == 2 for times in result['seconds'].values())
+  pattern = r'^(none|optax|ours|ours, statistics) +([0-9.]+) .* \([0-9.]+ to'
+  rows = re.findall(pattern, out, re.M)
+  assert [name for name, _ in rows] == [
+    'none',
+    'optax',
+    'ours',
+    'ours, statistics',
+  ]
+  assert all(float(seconds) > 0 for _, seconds in rows)
