@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -20,7 +21,6 @@ from experiments import (
 from nfnets_jax.runtime import parallel
 from nfnets_jax.training import build, train_step
 from tests import steps
-from tests.commands import ROOT
 
 CONFIGS = {
   'nf_resnet': (nf_resnet_imagenet, '50'),
@@ -270,7 +270,7 @@ def test_recipe_learns_digits_by_override(family, tmp_path):
       f'--workdir={tmp_path / "run"}',
       *(f'--config.{field}={value}' for field, value in fields.items()),
     ],
-    cwd=ROOT,
+    cwd=pathlib.Path(__file__).parents[2],
     env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''},
     check=True,
   )

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import pathlib
 
 import jax
 import numpy as np
@@ -21,9 +22,8 @@ from nfnets_jax.models import variants
 from nfnets_jax.training import build, check, train_step
 from nfnets_jax.training import config as defaults
 from tests import steps
-from tests.commands import ROOT
 
-STORED = ROOT / 'experiments/reproduce/small'
+STORED = pathlib.Path(__file__).parents[3] / 'experiments/reproduce/small'
 
 
 @functools.cache

@@ -16,7 +16,8 @@ from experiments.reproduce import nfnet, nfnet_report, paper
 from nfnets_jax.data import prepare
 from nfnets_jax.models import variants
 from nfnets_jax.training import check
-from tests import commands
+
+ROOT = pathlib.Path(__file__).parents[3]
 
 REPORT = {
   'steps': 112_603,
@@ -33,8 +34,14 @@ REPORT = {
 
 
 def _run(*arguments, **environment):
-  environment = {'JAX_PLATFORMS': 'cpu', **environment}
-  return commands.run('experiments.reproduce.nfnet', *arguments, **environment)
+  return subprocess.run(
+    [sys.executable, '-m', 'experiments.reproduce.nfnet', *arguments],
+    cwd=ROOT,
+    env={**os.environ, 'JAX_PLATFORMS': 'cpu', **environment},
+    capture_output=True,
+    text=True,
+    timeout=600,
+  )
 
 
 def _rows(page):
@@ -248,7 +255,7 @@ def test_the_photographs_can_be_learned_by_heart(shared, tmp_path):
       f'--config.data.data_dir={photos}',
       '--config.epochs=40.0',
     ],
-    cwd=commands.ROOT,
+    cwd=ROOT,
     env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''},
     check=True,
   )

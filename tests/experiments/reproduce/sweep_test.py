@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import subprocess
 import sys
 
@@ -15,7 +16,6 @@ from experiments.reproduce import claim, results, runner, sweep
 from experiments.reproduce.claims import CLAIMS, latency
 from nfnets_jax.data import prepare
 from nfnets_jax.training import fit, train
-from tests.commands import ROOT
 
 
 def test_half_a_line_is_not_a_result(tmp_path):
@@ -96,8 +96,9 @@ with runner.Runner(pathlib.Path(), {}, jobs=jobs)._workers() as workers:
 @pytest.mark.slow
 def test_workers_end_with_a_killed_sweep():
   """Also where there are more of them than cores."""
+  root = pathlib.Path(__file__).parents[3]
   command = [sys.executable, '-c', _WORKER]
-  with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as parent:
+  with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE) as parent:
     worker = psutil.Process(int(parent.stdout.readline()))
     assert worker.is_running()
     parent.kill()
