@@ -48,12 +48,12 @@ SUBJECTS = {
   'experiments/launch/launch_test.py',
   'experiments/launch/rehearsal_test.py',
   'experiments/examples/quickstart_test.py',
-  'experiments/rivals_test.py',
   'floors_test.py',
   'models/features_test.py',
   'multi_process_test.py',
   'network_test.py',
   'readme_test.py',
+  'rivals_test.py',
   'runtime/buckets_test.py',
 }
 

@@ -97,7 +97,7 @@ def test_links_lead_somewhere():
 def test_files_and_modules_that_are_named_exist():
   documents = {
     *ROOT.glob('*.md'),
-    *(ROOT / 'docs').glob('*.md'),
+    *(ROOT / 'docs').rglob('*.md'),
     *(ROOT / 'experiments').rglob('*.md'),
   }
   # The changelog names what is gone, too.

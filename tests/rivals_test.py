@@ -270,7 +270,7 @@ def test_recipe_learns_digits_by_override(family, tmp_path):
       f'--workdir={tmp_path / "run"}',
       *(f'--config.{field}={value}' for field, value in fields.items()),
     ],
-    cwd=pathlib.Path(__file__).parents[2],
+    cwd=pathlib.Path(__file__).parents[1],
     env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''},
     check=True,
   )
