@@ -1,4 +1,4 @@
-"""Times AGC beside optax's, and beside no clipping, on the gradients of a net.
+"""Compares the speed of AGC with optax's, and with no clipping, on a net.
 
     python -m experiments.benchmarks.clipping --model=nfnet_f1
 

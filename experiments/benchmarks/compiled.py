@@ -1,4 +1,4 @@
-"""Estimates a net beside its released form with the compilers of TPUs and GPUs.
+"""Compares a net with its released form by estimates of TPU and GPU compilers.
 
     python -m experiments.benchmarks.compiled --topology=v3:2x2 h100
 

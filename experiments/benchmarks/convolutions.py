@@ -1,4 +1,4 @@
-"""Times grouped convolutions with both gradients, beside XLA's own.
+"""Compares grouped convolutions, with both gradients, with XLA's own.
 
   python -m experiments.benchmarks.convolutions --loop
 

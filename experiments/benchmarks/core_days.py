@@ -1,4 +1,4 @@
-r"""Core-days of pre-training, from compiled steps, beside the paper's table 5.
+r"""Core-days of pre-training, of compiled steps and of the paper's table 5.
 
   make -s compile CONFIG=experiments/pretrain.py:nfnet_f4plus,imagenet2012 \
     TOPOLOGY=v3:8x8 ARGS='--json --noevaluation' > f4plus.json
@@ -116,7 +116,7 @@ def table(results: Iterable[Mapping[str, Any]], images: int) -> str:
 def main(argv: list[str] | None = None) -> None:
   parser = argparse.ArgumentParser(
     prog='python -m experiments.benchmarks.core_days',
-    description="Core-days of pre-training, beside the paper's table 5.",
+    description="Core-days of pre-training, and the paper's table 5.",
   )
   parser.add_argument(
     'files', nargs='*', help='output of nfnets_jax.compile --json'

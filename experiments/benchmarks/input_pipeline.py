@@ -1,4 +1,4 @@
-r"""Times the input pipeline beside the same in tensorflow, on photographs.
+r"""Compares the input pipeline with the same in tensorflow, on photographs.
 
   python -m experiments.benchmarks.input_pipeline --data_dir=DIR
   python -m experiments.benchmarks.input_pipeline --tar=ILSVRC2012_img_train.tar
@@ -288,8 +288,8 @@ def main(argv: list[str]) -> None:
   parts = results['milliseconds'] = stages(photos)
   print('\nmilliseconds of an image')
   for name, value in parts.items():
-    share = 100 * value / sum(parts.values())
-    print(f'{name:22}{value:9.3f}{share:8.1f} %')
+    percent = 100 * value / sum(parts.values())
+    print(f'{name:22}{value:9.3f}{percent:8.1f} %')
   small = results['small_microseconds'] = small_images()
   print(f'\nin memory, 16 px: {small:.1f} microseconds an image')
   if _OUTPUT.value:

@@ -241,10 +241,10 @@ def compiled_report(results: Sequence[dict[str, Any]]) -> str:
       f'{total / 1e6:,.1f} ({overlapped / 1e6:,.1f})',
     ]
     for devices in DEVICES:
-      beside = reduce_seconds(overlapped, system, devices)
+      during = reduce_seconds(overlapped, system, devices)
       after = reduce_seconds(total - overlapped, system, devices)
-      fraction = seconds / (max(seconds, beside) + after)
-      row.append(f'{100 * fraction:.1f} % ({1000 * (beside + after):.1f} ms)')
+      fraction = seconds / (max(seconds, during) + after)
+      row.append(f'{100 * fraction:.1f} % ({1000 * (during + after):.1f} ms)')
     rows.append(row)
   head = ['step', 'images a device', 'arithmetic, ms']
   head += ['collectives, MB (overlapped)', *_HEADS]

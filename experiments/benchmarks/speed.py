@@ -1,4 +1,4 @@
-r"""Times a net beside the released formulation, timm, or another net.
+r"""Compares the speed of a net with the released form, timm, or another net.
 
   python -m experiments.benchmarks.speed --model=nfnet_f0 --peer released timm \
     --peer_python=PYTHON --json=f0.json
@@ -168,10 +168,10 @@ def table(x: dict[str, Any]) -> str:
 def _row(x: dict[str, Any], kind: str, name: str) -> str:
   times = x['seconds'][name][kind]
   median = statistics.median(times)
-  speed = share = seconds = memory = ratio = ''
+  speed = of_peak = seconds = memory = ratio = ''
   if name in ('ours', 'released', 'timm'):  # another net has other operations
     tflops = x['flops'][kind] / median / 1e12
-    speed, share = f'{tflops:.3f}', f'{tflops / x["peak_tflops"]:.0%}'
+    speed, of_peak = f'{tflops:.3f}', f'{tflops / x["peak_tflops"]:.0%}'
   if name in x['programs']:
     figures = x['programs'][name][kind]
     seconds = f'{figures["compile_seconds"]:.1f}'
@@ -180,7 +180,7 @@ def _row(x: dict[str, Any], kind: str, name: str) -> str:
     ratio = timing.spread(x['ratios'][name][kind])
   return (
     f'{kind:10}{name:14}{timing.columns(times)}{x["batch"] / median:10.2f}'
-    f'{speed:>9}{share:>9}{seconds:>11}{memory:>8}  {ratio}'
+    f'{speed:>9}{of_peak:>9}{seconds:>11}{memory:>8}  {ratio}'
   )
 
 

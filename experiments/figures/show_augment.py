@@ -167,6 +167,6 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  # Not above, so that tests can import this beside other commands.
+  # Here, so that tests can import this with other commands.
   flags.mark_flags_as_required(['config', 'output'])
   app.run(main, flags_parser=command_line.parse_flags)

@@ -1,4 +1,4 @@
-r"""Draws the signal of four nets at initialisation beside the theory.
+r"""Plots the signal of four nets at initialisation against the theory.
 
   make signal-plots
   python -m experiments.figures.signal_plots --output_dir=DIR --photos=FOLDER

@@ -50,7 +50,7 @@ class Signal:
 
 
 def normaliser_free(arguments: Mapping[str, Any], measured: Signal) -> Signal:
-  """Predicts the variance that every β is made for, and no mean.
+  """Predicts the variance that every β assumes, and no mean.
 
   Example:
     >>> arguments = {'depth': (2, 1), 'alpha': 0.2}

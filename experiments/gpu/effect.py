@@ -61,10 +61,10 @@ def main(argv: list[str] | None = None) -> None:
   fields: dict[str, Any] = {'num_workers': 2, 'worker_type': 'threads'}
   if common.dry_run():
     fields = {'num_workers': 0}
-  made = runner.Runner(folder, data.fields() | fields)
+  runs = runner.Runner(folder, data.fields() | fields)
   run = create_run(number)
   try:
-    result = made.make(run)
+    result = runs.make(run)
   except interrupt.StoppedError as error:
     (workdir,) = (folder / 'runs').glob(f'{run.name},*')
     lines = logbook.read(workdir)

@@ -4,10 +4,10 @@ r"""Runs all checks and measurements on an accelerator, most important first.
 
 Each of the four parts has a time limit:
 
-1. correctness: golden values, a step beside the CPU's, a training run killed
-   and resumed (2.5 minutes);
-2. speed of training steps beside the released formulation and timm (7 minutes,
-   with part 1);
+1. correctness: golden values, a step compared with the CPU's, a training run
+   killed and resumed (2.5 minutes);
+2. speed of training steps, compared with the released formulation and timm (7
+   minutes, with part 1);
 3. the paper's main effect: batch sizes with and without AGC (4 minutes);
 4. the best CIFAR-10 accuracy of an NFNet in the remaining time.
 
