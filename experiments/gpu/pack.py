@@ -125,7 +125,7 @@ def install() -> pathlib.Path | None:
 
 
 def _installed(package: str) -> bool:
-  return next(importlib.metadata.distributions(name=package), None) is not None
+  return any(importlib.metadata.distributions(name=package))
 
 
 def unpack_data() -> None:
