@@ -9,7 +9,6 @@ bench-compiled` installs the compilers.
 
 import argparse
 import contextlib
-import json
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +19,8 @@ import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
 from experiments.benchmarks import released
-from nfnets_jax import command_line, hlo, models, paths, topologies
+from experiments.figures import markdown
+from nfnets_jax import command_line, hlo, models, topologies
 from nfnets_jax.models import variants
 from nfnets_jax.training import figures, fit, losses, train_step
 
@@ -108,24 +108,15 @@ def measure(
   }
 
 
-def row(name: str, cells: Sequence[str]) -> str:
-  """Formats a line of the table."""
-  return f'{name:10}' + ''.join(
-    f'{cell:>{len(heading) + 2}}'
-    for cell, (_, heading, _) in zip(cells, _COLUMNS, strict=True)
-  )
-
-
-def cells(figures: dict[str, Any]) -> list[str]:
-  """Formats the figures of a form."""
-  values = [(figures[key], unit) for key, _, unit in _COLUMNS]
-  return ['' if x is None else f'{x / unit:.2f}' for x, unit in values]
-
-
-def ratios(ours: dict[str, Any], peer: dict[str, Any]) -> list[str]:
-  """Formats our figures divided by those of the released form."""
-  pairs = [(ours[key], peer[key]) for key, _, _ in _COLUMNS]
-  return [f'{a / b:.3f}' if a and b else '' for a, b in pairs]
+def table(released: dict[str, Any], ours: dict[str, Any]) -> str:
+  """Formats the figures of both forms, and our figures over the released."""
+  rows: list[list[str]] = [['released'], ['ours'], ['ratio']]
+  for key, _, unit in _COLUMNS:
+    a, b = released[key], ours[key]
+    for row, value in zip(rows, (a, b), strict=False):
+      row.append('' if value is None else f'{value / unit:.2f}')
+    rows[2].append(f'{b / a:.3f}' if a and b else '')
+  return markdown.table(['', *(heading for _, heading, _ in _COLUMNS)], rows)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -141,7 +132,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     '--dtype', default='bfloat16', choices=('bfloat16', 'float32')
   )
   parser.add_argument('--topology', nargs='+', default=['v3:2x2'])
-  parser.add_argument('--output', help='JSON file for the figures')
   args = parser.parse_args(argv)
   with command_line.telling():
     size = args.image_size
@@ -150,20 +140,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     for flag, value in (('batch', args.batch), ('image_size', size)):
       if value < 1:
         raise ValueError(f'--{flag} must be at least 1, got {value}')
-    output = args.output and paths.local(args.output, '--output')
-    if output:
-      paths.existing(output.parent, '--output', 'folder')
-    results: dict[str, dict[str, Any]] = {}
     for name in args.topology:
       topology = topologies.get(name)
       print(
         f'{args.name}, {args.batch} images of {size} px, {args.dtype}, one '
-        f'device of {name}, jax {jax.__version__}: estimates\n'
-        + row('', [heading for _, heading, _ in _COLUMNS])
+        f'device of {name}, jax {jax.__version__}: estimates\n',
+        flush=True,
       )
-      results[name] = {}
-      for form in ('released', 'ours'):
-        results[name][form] = measure(
+      found = {
+        form: measure(
           args.name,
           topology,
           form=form,
@@ -171,14 +156,9 @@ def main(argv: Sequence[str] | None = None) -> None:
           image_size=size,
           compute_dtype=args.dtype,
         )
-        print(row(form, cells(results[name][form])), flush=True)
-      print(
-        row('ratio', ratios(results[name]['ours'], results[name]['released']))
-        + '\n',
-        flush=True,
-      )
-    if output:
-      output.write_text(json.dumps(results, indent=2) + '\n')
+        for form in ('released', 'ours')
+      }
+      print(f'{table(**found)}\n', flush=True)
 
 
 if __name__ == '__main__':
