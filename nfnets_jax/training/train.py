@@ -33,6 +33,7 @@ from nfnets_jax.training import (
   evaluate,
   init_from,
   programs,
+  schedules,
   train_step,
 )
 from nfnets_jax.training import config as configs
@@ -85,7 +86,7 @@ def train_and_evaluate(
   config = configs.derive(config, len(train_set), jax.device_count())
   check.check_batch(config, jax.device_count(), len(train_set))
   epoch_steps = len(train_set) / config.batch_size
-  total_steps = build.count_steps(config.epochs, epoch_steps)
+  total_steps = schedules.count_steps(config.epochs, epoch_steps)
   data = build.describe_data(train_set, test_set)
   processes.agree('the data set', data)
   same_run &= workdirs.check_data(folder, data, allow_config_change)
