@@ -170,8 +170,8 @@ def _factors(
   may underflow.
   """
   (g_scale, g_norm), (w_scale, w_norm) = grads, weights
-  w_norm = jnp.maximum(w_norm / w_scale, eps)
-  max_norm = clipping * w_norm
+  w_norm = jnp.maximum(w_norm / w_scale, eps)  # ‖W_i‖*
+  max_norm = clipping * w_norm  # λ ‖W_i‖*
   limit = max_norm * g_scale
   # A non-finite unit becomes NaN as a whole.
   is_finite = jnp.isfinite(g_norm) & jnp.isfinite(w_norm)

@@ -25,9 +25,6 @@ from nfnets_jax.training import (
   train_step,
 )
 
-# Fields of `config.optimizer` that are inputs of the compiled step.
-_HYPERPARAMS = ('learning_rate_per_256', 'clipping', 'max_norm')
-
 
 def load_data(
   config: config_dict.ConfigDict,
@@ -197,12 +194,9 @@ def initial_hyperparams(
   config: config_dict.ConfigDict,
 ) -> train_step.Hyperparams:
   """Returns the learning rate and clipping thresholds, inputs of the step."""
-  fields = config.optimizer
-  return {
-    name: np.float32(fields[name])
-    for name in _HYPERPARAMS
-    if fields.get(name) is not None
-  }
+  names = ('learning_rate_per_256', 'clipping', 'max_norm')
+  fields = {name: config.optimizer.get(name) for name in names}
+  return {name: np.float32(x) for name, x in fields.items() if x is not None}
 
 
 def create_schedule(
