@@ -6,10 +6,11 @@ Instructions are in scheduled order. Loops of constant length count once per
 iteration, others once; conditionals count all their branches.
 """
 
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
+
+from nfnets_jax.hlo_text import Instruction, called, parse
 
 # Gathers and scatters of fewer elements are negligible.
 LARGE = 10_000
@@ -38,21 +39,6 @@ _FREE = {
   'tuple',
   'while',
 }
-
-
-class Instruction(NamedTuple):
-  """An HLO instruction.
-
-  Names have no percent sign; `bytes` and `elements` are the size of the result;
-  `attributes` is the rest of the line.
-  """
-
-  name: str
-  opcode: str
-  bytes: int
-  elements: int
-  operands: tuple[str, ...]
-  attributes: str
 
 
 class Collective(NamedTuple):
@@ -122,85 +108,6 @@ def read(text: str) -> Program:
   )
 
 
-def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
-  """Parses a program to instructions by computation, and the entry's name.
-
-  Raises:
-    ValueError: if there is no entry computation.
-
-  Example:
-    >>> computations, entry = parse('''
-    ... ENTRY %main (x: f32[8]) -> f32[8] {
-    ...   %x = f32[8]{0} parameter(0)
-    ...   ROOT %y = f32[8]{0} add(%x, %x)
-    ... }
-    ... ''')
-    >>> computations[entry][1].opcode, computations[entry][1].operands
-    ('add', ('x', 'x'))
-  """
-  computations: dict[str, list[Instruction]] = {}
-  entry, current = None, None
-  for line in text.splitlines():
-    if current is None:
-      head = re.match(r'(ENTRY )?%?([\w.\-]+) .*\{$', line)
-      if head and not line.startswith('HloModule'):
-        current = computations.setdefault(head[2], [])
-        entry = head[2] if head[1] else entry
-    elif line.startswith('}'):
-      current = None
-    elif instruction := _instruction(line):
-      current.append(instruction)
-  if entry is None:
-    raise ValueError('the text of the program has no entry computation')
-  return computations, entry
-
-
-def _instruction(line: str) -> Instruction | None:
-  head = re.match(r'\s+(?:ROOT )?%?([\w.\-]+) = ', line)
-  if head is None:
-    return None
-  line = re.sub(r'/\*.*?\*/', '', line[head.end() :])
-  shape = _until_balanced(line) if line.startswith('(') else line.split(' ')[0]
-  rest = line[len(shape) :].lstrip()
-  opcode, _, rest = rest.partition('(')
-  inside = _until_balanced(f'({rest}')[1:-1]
-  operands = re.findall(r'%([\w.\-]+)', inside)
-  if opcode == 'constant':
-    operands = [inside]  # its value
-  size, elements = _size(shape)
-  return Instruction(
-    head[1], opcode, size, elements, tuple(operands), rest[len(inside) + 1 :]
-  )
-
-
-def _until_balanced(text: str) -> str:
-  depth = 0
-  for match in re.finditer(r'[()]', text):
-    depth += 1 if match[0] == '(' else -1
-    if not depth:
-      return text[: match.end()]
-  return text
-
-
-def _size(shape: str) -> tuple[int, int]:
-  """Returns bytes and elements of an array, or of all arrays of a tuple."""
-  size = elements = 0
-  arrays = re.findall(r'([a-z]+)(\d*)[a-z\d]*\[([\d,]*)\]', shape)
-  for kind, bits, dims in arrays:
-    count = math.prod(int(x) for x in dims.split(',') if x)
-    width = 1 if kind == 'pred' else int(bits or 0) / 8
-    size += math.ceil(count * width)
-    elements += count
-  return size, elements
-
-
-def _called(instruction: Instruction, attribute: str) -> list[str]:
-  match = re.search(
-    rf'{attribute}=(\{{[^}}]*\}}|%?[\w.\-]+)', instruction.attributes
-  )
-  return re.findall(r'[\w.\-]+', match[1]) if match else []
-
-
 def _executed(
   computations: Mapping[str, list[Instruction]], name: str, times: int = 1
 ) -> Iterator[tuple[str, int]]:
@@ -210,15 +117,15 @@ def _executed(
     inner: list[str] = []
     trips = 1
     if instruction.opcode == 'while':
-      inner = _called(instruction, 'body')
+      inner = called(instruction, 'body')
       trips = _trips(instruction, computations)
     elif instruction.opcode == 'call':
-      inner = _called(instruction, 'to_apply')
+      inner = called(instruction, 'to_apply')
     elif instruction.opcode == 'conditional':
       inner = [
         name
         for attribute in ('branch', 'true', 'false')
-        for name in _called(instruction, rf'{attribute}_computations?')
+        for name in called(instruction, rf'{attribute}_computations?')
       ]
     for each in inner:
       yield from _executed(computations, each, times * trips)
@@ -233,7 +140,7 @@ def _trips(
   )
   if known:
     return int(known[1])
-  (condition,) = _called(loop, 'condition')
+  (condition,) = called(loop, 'condition')
   lines = computations[condition]
   last = lines[-1]
   if last.opcode != 'compare' or 'direction=LT' not in last.attributes:
@@ -277,8 +184,8 @@ def _collectives(
   for start, instruction in enumerate(instructions):
     opcode = instruction.opcode.removesuffix('-start')
     if opcode == 'async':
-      (called,) = _called(instruction, 'calls')
-      opcodes = [x.opcode for x in computations[called]]
+      (name,) = called(instruction, 'calls')
+      opcodes = [x.opcode for x in computations[name]]
       opcode = next((x for x in opcodes if x.startswith(_COLLECTIVES)), 'async')
     if opcode not in _COLLECTIVES:
       continue

@@ -31,12 +31,12 @@ _MODE = flags.DEFINE_enum(
 _ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
   'allow_config_change',
   False,
-  'Go on with a run that began with another config or with other data.',
+  'Resume a run of another config or other data.',
 )
 _PROFILE = flags.DEFINE_integer(
   'profile',
   0,
-  'Trace this many training steps for the profiler of TensorBoard.',
+  'Number of training steps to trace, for the profiler of TensorBoard.',
   lower_bound=0,
 )
 _DEBUG_NANS = flags.DEFINE_bool(
@@ -56,22 +56,22 @@ _LABEL_SETS = flags.DEFINE_string(
 _COORDINATOR_ADDRESS = flags.DEFINE_string(
   'coordinator_address',
   None,
-  'host:port of process 0, of several. Without this and the next two, the '
-  'environment of a TPU pod, SLURM, Open MPI or Kubernetes tells them.',
+  'host:port of process 0. Without this and the next two flags, processes are '
+  'detected from the environment of a TPU pod, SLURM, Open MPI or Kubernetes.',
 )
 _NUM_PROCESSES = flags.DEFINE_integer(
-  'num_processes', None, 'How many processes there are; 1 runs one by itself.'
+  'num_processes', None, 'Number of processes; 1 ignores the environment.'
 )
 _PROCESS_ID = flags.DEFINE_integer(
-  'process_id', None, 'Which of the processes this is, from 0.'
+  'process_id', None, 'Index of this process, from 0.'
 )
 _START_TIMEOUT = flags.DEFINE_integer(
-  'start_timeout', 300, 'Seconds to wait at the start for other processes.'
+  'start_timeout', 300, 'Seconds to wait for the other processes to start.'
 )
 _HEARTBEAT_TIMEOUT = flags.DEFINE_integer(
   'heartbeat_timeout',
   60,
-  'Seconds without a sign of life from a process until the others end.',
+  'Seconds without a heartbeat after which a process counts as dead.',
 )
 flags.mark_flags_as_required(['config', 'workdir'])
 
@@ -134,7 +134,7 @@ def start() -> paths.Path:
 
 
 def _check_workdir(workdir: paths.Path) -> None:
-  """Checks that the folder is there, or can be made."""
+  """Checks that the folder exists or can be created."""
   if paths.in_bucket(workdir):
     bucket = [workdir, *workdir.parents][-3]  # below '/' and its scheme
     if not bucket.exists():

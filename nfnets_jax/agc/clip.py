@@ -15,6 +15,7 @@ Reference:
   Brock et al. 2021, section 4.1, equation 3.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,17 +23,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nfnets_jax.agc import checks, norms, paths
+from nfnets_jax.agc import checks, paths
 from nfnets_jax.agc import units as layouts
-from nfnets_jax.agc.leaves import Leaf, Leaves, stack
+from nfnets_jax.agc.leaves import Leaf, Leaves, scale_units
 from nfnets_jax.agc.state import AGCState, unit_statistics
 
 # Guards the division by a zero gradient norm; the released value.
 _DIV_EPS = 1e-6
 
 Number = float | jax.Array
-# Whether units are clipped, and their ratios.
-Units = tuple[jax.Array, jax.Array]
 Schedule = Callable[[jax.Array], Number]
 
 
@@ -139,7 +138,8 @@ def adaptive_grad_clip(
       return x is None
 
     jax.tree_util.tree_map_with_path(choose, updates, params, is_leaf=is_none)
-    results, groups = _clip(leaves, max_ratio, min_norm)
+    equation = functools.partial(_factors, clipping=max_ratio, eps=min_norm)
+    results, groups = scale_units(leaves, equation)
     clipped = jax.tree_util.tree_map_with_path(
       lambda keys, grad: results.get(keys, grad), updates, is_leaf=is_none
     )
@@ -158,54 +158,20 @@ def adaptive_grad_clip(
   return optax.GradientTransformation(init, update)
 
 
-def _clip(
-  leaves: Leaves, clipping: Number, eps: Number
-) -> tuple[dict[tuple, jax.Array], dict[str, list[Units]]]:
-  """Clips all leaves; also returns the units of each group."""
-  results: dict[tuple, jax.Array] = {}
-  groups: dict[str, list[Units]] = {}
-  # The units of all leaves are one vector: on a GPU, a kernel for each leaf and
-  # operation takes longer to start than to run.
-  for stacks in stack(leaves):
-    sums = [x.sums() for x in stacks]
-    g, w = (
-      norms.scaled_norm(jnp.concatenate([x.ravel() for x in each]))
-      for each in zip(*sums, strict=True)
-    )
-    factors, is_clipped, ratios = _unit_factors(*g, *w, clipping, eps)
-    units: dict[str, list[Units]] = {}
-    stop = 0
-    for x, (total, _) in zip(stacks, sums, strict=True):
-      start, stop = stop, stop + total.size
-      of_units = is_clipped[start:stop], ratios[start:stop]
-      units.setdefault(x.group, []).append(of_units)
-      pair = [each[start:stop].reshape(total.shape) for each in factors]
-      for i, key in enumerate(x.keys):
-        first, second = pair if len(x.keys) == 1 else (y[i] for y in pair)
-        grad = leaves[key].grad
-        updates = norms.widen(grad) * first * second
-        results[key] = updates.astype(norms.canonical_dtype(grad))
-    for group, parts in units.items():
-      masks, values = (jnp.concatenate(x) for x in zip(*parts, strict=True))
-      groups.setdefault(group, []).append((masks, values))
-  return results, groups
-
-
-def _unit_factors(
-  g_scale: jax.Array,
-  g_norm: jax.Array,
-  w_scale: jax.Array,
-  w_norm: jax.Array,
+def _factors(
+  grads: tuple[jax.Array, jax.Array],
+  weights: tuple[jax.Array, jax.Array],
   clipping: Number,
   eps: Number,
 ) -> tuple[tuple[jax.Array, jax.Array], jax.Array, jax.Array]:
-  """Returns equation 3's factors, whether each unit is clipped, its ratio.
+  """Returns equation 3's factor, whether each unit is clipped, and its ratio.
 
-  Norms are multiplied by their scales. A gradient is multiplied by two factors,
-  as their product may underflow.
+  Takes `norms.scaled_norm` of the units. The factor is a product of two, which
+  may underflow.
   """
-  w_norm = jnp.maximum(w_norm / w_scale, eps)
-  max_norm = clipping * w_norm
+  (g_scale, g_norm), (w_scale, w_norm) = grads, weights
+  w_norm = jnp.maximum(w_norm / w_scale, eps)  # ‖W_i‖*
+  max_norm = clipping * w_norm  # λ ‖W_i‖*
   limit = max_norm * g_scale
   # A non-finite unit becomes NaN as a whole.
   is_finite = jnp.isfinite(g_norm) & jnp.isfinite(w_norm)

@@ -1,7 +1,7 @@
-"""Leaves to clip, of which small ones are stacked."""
+"""Scales the units of all leaves, of which small ones are stacked."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -30,18 +30,15 @@ class Leaf(NamedTuple):
 
 # By the keys of their paths.
 Leaves = dict[tuple, Leaf]
+# Whether units are clipped, and their ratios.
+Units = tuple[jax.Array, jax.Array]
 
 
-class Stack(NamedTuple):
+class _Stack(NamedTuple):
   """Leaves stacked along a new first axis, or a single leaf as it is."""
 
   keys: tuple[tuple, ...]
   leaf: Leaf
-
-  @property
-  def group(self) -> str:
-    """The group of its leaves."""
-    return self.leaf.group
 
   def sums(self) -> tuple[jax.Array, jax.Array]:
     """Returns `norms.sums` of the gradient and of the weights."""
@@ -52,7 +49,45 @@ class Stack(NamedTuple):
     )
 
 
-def stack(leaves: Leaves) -> Iterable[list[Stack]]:
+def scale_units(
+  leaves: Leaves, equation: Callable[[tuple, tuple], tuple]
+) -> tuple[dict[tuple, jax.Array], dict[str, list[Units]]]:
+  """Scales the gradient of each unit by two factors.
+
+  `equation` maps `norms.scaled_norm` of the gradients and of the weights, for a
+  vector of units, to the factors, whether units are clipped, and their ratios.
+  Returns the scaled gradients, and the units of each group.
+  """
+  results: dict[tuple, jax.Array] = {}
+  groups: dict[str, list[Units]] = {}
+  # The units of all leaves are one vector: on a GPU, a kernel for each leaf and
+  # operation takes longer to start than to run.
+  for stacks in _stack_small(leaves):
+    sums = [x.sums() for x in stacks]
+    grads, weights = (
+      norms.scaled_norm(jnp.concatenate([x.ravel() for x in each]))
+      for each in zip(*sums, strict=True)
+    )
+    factors, is_clipped, ratios = equation(grads, weights)
+    units: dict[str, list[Units]] = {}
+    stop = 0
+    for x, (total, _) in zip(stacks, sums, strict=True):
+      start, stop = stop, stop + total.size
+      of_units = is_clipped[start:stop], ratios[start:stop]
+      units.setdefault(x.leaf.group, []).append(of_units)
+      pair = [each[start:stop].reshape(total.shape) for each in factors]
+      for i, key in enumerate(x.keys):
+        first, second = pair if len(x.keys) == 1 else (y[i] for y in pair)
+        grad = leaves[key].grad
+        updates = norms.widen(grad) * first * second
+        results[key] = updates.astype(norms.canonical_dtype(grad))
+    for group, parts in units.items():
+      masks, values = (jnp.concatenate(x) for x in zip(*parts, strict=True))
+      groups.setdefault(group, []).append((masks, values))
+  return results, groups
+
+
+def _stack_small(leaves: Leaves) -> Iterable[list[_Stack]]:
   """Stacks scalars and vectors of equal shape.
 
   Yields lists of stacks whose units may be joined: of equal dtypes, varying
@@ -74,13 +109,13 @@ def stack(leaves: Leaves) -> Iterable[list[Stack]]:
     yield [_stack(keys, leaves) for keys in kinds.values()]
 
 
-def _stack(keys: list[tuple], leaves: Leaves) -> Stack:
+def _stack(keys: list[tuple], leaves: Leaves) -> _Stack:
   first = leaves[keys[0]]
   if len(keys) == 1:
-    return Stack((keys[0],), first)
+    return _Stack((keys[0],), first)
   grad, param = (
     jnp.stack([norms.widen(x) for x in each])
     for each in zip(*(leaves[key][:2] for key in keys), strict=True)
   )
   axes = tuple(axis + 1 for axis in first.axes)
-  return Stack(tuple(keys), first._replace(grad=grad, param=param, axes=axes))
+  return _Stack(tuple(keys), first._replace(grad=grad, param=param, axes=axes))

@@ -260,33 +260,3 @@ def check_workers(num_workers: int | None, worker_type: str | None) -> None:
       f'worker_type must be one of {", ".join(workers.WORKER_TYPES)}, got '
       f'{worker_type!r}'
     )
-
-
-def check_batch_size(
-  batch_size: int, num_images: int, divisor: int = 1
-) -> None:
-  """Checks that a batch is not larger than the training data.
-
-  Args:
-    batch_size: over all devices.
-    num_images: number of training images.
-    divisor: number of devices; the suggestion is a multiple of it.
-
-  Raises:
-    ValueError: if a batch would contain an image more than once.
-
-  Example:
-    >>> check_batch_size(2048, 48, divisor=8)
-    Traceback (most recent call last):
-      ...
-    ValueError: batch_size 2048 is larger than the 48 training images; use ...
-  """
-  if batch_size > num_images:
-    most = num_images // divisor * divisor
-    remedy = (
-      f'use at most {most}' if most else f'use fewer than {divisor} devices'
-    )
-    raise ValueError(
-      f'batch_size {batch_size} is larger than the {num_images:,} training '
-      f'images; {remedy}'
-    )

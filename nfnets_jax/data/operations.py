@@ -24,28 +24,31 @@ Reference:
 
 import itertools
 import math
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
 
-OPERATIONS = (
-  'AutoContrast',
-  'Equalize',
-  'Invert',
-  'Rotate',
-  'Posterize',
-  'Solarize',
-  'Color',
-  'Contrast',
-  'Brightness',
-  'Sharpness',
-  'ShearX',
-  'ShearY',
-  'TranslateX',
-  'TranslateY',
-  'Cutout',
-  'SolarizeAdd',
-)
+# The argument of each operation at magnitude 10 · level.
+_ARGUMENTS: dict[str, Callable[[float], float]] = {
+  'AutoContrast': lambda level: 0.0,  # unused
+  'Equalize': lambda level: 0.0,
+  'Invert': lambda level: 0.0,
+  'Rotate': lambda level: level * 30,  # degrees
+  'Posterize': lambda level: float(int(level * 4)),  # bits kept
+  'Solarize': lambda level: float(int(level * 256)),  # threshold, modulo 256
+  'Color': lambda level: level * 1.8 + 0.1,  # factor, 1 is the identity
+  'Contrast': lambda level: level * 1.8 + 0.1,
+  'Brightness': lambda level: level * 1.8 + 0.1,
+  'Sharpness': lambda level: level * 1.8 + 0.1,
+  'ShearX': lambda level: level * 0.3,  # pixels per pixel
+  'ShearY': lambda level: level * 0.3,
+  'TranslateX': lambda level: level * 100,  # pixels
+  'TranslateY': lambda level: level * 100,
+  'Cutout': lambda level: float(int(level * 40)),  # pixels, half the side
+  'SolarizeAdd': lambda level: float(int(level * 110)),  # to levels below 128
+}
+OPERATIONS = tuple(_ARGUMENTS)
 
 # Operations whose argument has a random sign.
 SIGNED = ('Rotate', 'ShearX', 'ShearY', 'TranslateX', 'TranslateY')
@@ -61,20 +64,6 @@ MAX_MAGNITUDE = 20  # above it Posterize would keep more than 8 bits
 
 def argument(name: str, magnitude: int) -> float:
   """Converts a magnitude, a common scale, to the argument of an operation.
-
-  | operation              | argument                        |   5 |  10 |  15 |
-  |------------------------|---------------------------------|-----|-----|-----|
-  | Rotate                 | degrees                         |  15 |  30 |  45 |
-  | ShearX, ShearY         | pixels per pixel                | .15 |  .3 | .45 |
-  | TranslateX, TranslateY | pixels                          |  50 | 100 | 150 |
-  | Color, Contrast,       |                                 |     |     |     |
-  | Brightness, Sharpness  | factor, 1 for the image as is   |   1 | 1.9 | 2.8 |
-  | Posterize              | bits kept                       |   2 |   4 |   6 |
-  | Solarize               | threshold, modulo 256           | 128 | 256 | 384 |
-  | SolarizeAdd            | levels added to those below 128 |  55 | 110 | 165 |
-  | Cutout                 | pixels, half the side           |  20 |  40 |  60 |
-
-  AutoContrast, Equalize and Invert have no argument: 0.
 
   Args:
     name: one of `OPERATIONS`.
@@ -92,27 +81,9 @@ def argument(name: str, magnitude: int) -> float:
   """
   if not 0 <= magnitude <= MAX_MAGNITUDE:
     raise ValueError(f'magnitude {magnitude} is not in 0..{MAX_MAGNITUDE}')
-  level = magnitude / 10
-  match name:
-    case 'AutoContrast' | 'Equalize' | 'Invert':
-      return 0.0
-    case 'Rotate':
-      return level * 30
-    case 'ShearX' | 'ShearY':
-      return level * 0.3
-    case 'TranslateX' | 'TranslateY':
-      return level * 100
-    case 'Color' | 'Contrast' | 'Brightness' | 'Sharpness':
-      return level * 1.8 + 0.1
-    case 'Posterize':
-      return float(int(level * 4))
-    case 'Solarize':
-      return float(int(level * 256))
-    case 'SolarizeAdd':
-      return float(int(level * 110))
-    case 'Cutout':
-      return float(int(level * 40))
-  raise ValueError(f'{name!r} is not one of {", ".join(OPERATIONS)}')
+  if name not in _ARGUMENTS:
+    raise ValueError(_unknown(name))
+  return _ARGUMENTS[name](magnitude / 10)
 
 
 def apply(
@@ -177,7 +148,11 @@ def apply(
       image = image.copy()
       image[max(y - half, 0) : y + half, max(x - half, 0) : x + half] = FILL
       return image
-  raise ValueError(f'{name!r} is not one of {", ".join(OPERATIONS)}')
+  raise ValueError(_unknown(name))
+
+
+def _unknown(name: str) -> str:
+  return f'{name!r} is not one of {", ".join(OPERATIONS)}'
 
 
 def _look_up(image: np.ndarray, table: np.ndarray) -> np.ndarray:

@@ -28,7 +28,7 @@ _STRIP = 64  # pixels
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
   """Resizes uint8 `[H, W, 3]` to uint8 `[height, width, 3]`.
 
-  Rounds and clips the result of `resize_float`.
+  Rounds and clips the result of `interpolate`.
 
   Example:
     >>> image = np.full((5, 7, 3), 200, np.uint8)
@@ -40,31 +40,6 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
   resized = np.empty((height, width, image.shape[-1]), np.uint8)
   _copy_by_rows(images[0], resized)
   return resized
-
-
-def resize_float(image: np.ndarray, height: int, width: int) -> np.ndarray:
-  """Resizes an image by bicubic interpolation.
-
-  Keys' cubic convolution with a = -0.5, sampled at pixel centres. The kernel
-  spans four input pixels at any scale (no antialiasing). At the edges, weights
-  outside the image are dropped and the others rescaled to sum to one. This is
-  the released pipeline's method; it costs two passes of four multiplications.
-
-  Args:
-    image: `[H, W, C]`, any real dtype.
-    height: new height in pixels.
-    width: new width in pixels.
-
-  Returns:
-    float32 `[height, width, C]`; negative lobes of the kernel may exceed the
-    input's range by about an eighth.
-
-  Example:
-    >>> edge = np.array([0, 0, 100, 100])[None, :, None]
-    >>> resize_float(edge, 1, 8).round().ravel().tolist()
-    [0.0, -2.0, -7.0, 20.0, 80.0, 107.0, 102.0, 100.0]
-  """
-  return _interpolate(image[None], height, width)[0]
 
 
 def same_shape(images: Sequence[np.ndarray]) -> bool:
@@ -109,15 +84,35 @@ def _resize_by_columns(
   """Resizes uint8 `[n, H, W, C]`; the result may be column-major."""
   if images.shape[1:3] == (height, width):
     return images
-  levels = _interpolate(images, height, width)
+  levels = interpolate(images, height, width)
   np.rint(levels, out=levels)
   pixels = levels.astype(np.int16)  # half the size, for speed
   np.clip(pixels, 0, 255, out=pixels)
   return pixels.astype(np.uint8)
 
 
-def _interpolate(images: np.ndarray, height: int, width: int) -> np.ndarray:
-  """Applies `resize_float` to `[n, H, W, C]`; the result is column-major."""
+def interpolate(images: np.ndarray, height: int, width: int) -> np.ndarray:
+  """Resizes images by bicubic interpolation.
+
+  Keys' cubic convolution with a = -0.5, sampled at pixel centres. The kernel
+  spans four input pixels at any scale (no antialiasing). At the edges, weights
+  outside the image are dropped and the others rescaled to sum to one. This is
+  the released pipeline's method; it costs two passes of four multiplications.
+
+  Args:
+    images: `[n, H, W, C]`, any real dtype.
+    height: new height in pixels.
+    width: new width in pixels.
+
+  Returns:
+    float32 `[n, height, width, C]`, column-major; negative lobes of the kernel
+    may exceed the input's range by about an eighth.
+
+  Example:
+    >>> edge = np.array([0, 0, 100, 100])[None, None, :, None]
+    >>> interpolate(edge, 1, 8).round().ravel().tolist()
+    [0.0, -2.0, -7.0, 20.0, 80.0, 107.0, 102.0, 100.0]
+  """
   used_rows, row_weights = _interpolation(images.shape[1], height)
   used_columns, column_weights = _interpolation(images.shape[2], width)
   # Bounds the float32 memory for large images.

@@ -67,6 +67,7 @@ def leaky_relu(x: jax.Array) -> jax.Array:
   return jax.nn.leaky_relu(x)
 
 
+@jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
   """Returns x·Φ(x) in its tanh approximation, as the released nets do.
 
@@ -77,16 +78,11 @@ def gelu(x: jax.Array) -> jax.Array:
   The backward pass needs only x; `jax.nn.gelu` saves two more arrays of that
   size, a quarter of the memory of a training step.
   """
-  return _gelu(x)
-
-
-@jax.custom_vjp
-def _gelu(x: jax.Array) -> jax.Array:
   return lax.platform_dependent(x, tpu=jax.nn.gelu, default=_wide_gelu)
 
 
 def _gelu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-  return _gelu(x), x
+  return gelu(x), x
 
 
 def _gelu_backward(x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
@@ -102,7 +98,7 @@ def _gelu_backward(x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
   return (dx,)
 
 
-_gelu.defvjp(_gelu_forward, _gelu_backward)
+gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
 def _gelu_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
@@ -222,16 +218,7 @@ _TABLE: dict[str, tuple[Activation, float]] = {
 
 
 def gain(name: str) -> float:
-  """Returns γ of the nonlinearity `name`.
-
-  Args:
-    name: one of `checks.ACTIVATIONS`.
-
-  Returns:
-    The gain γ.
-
-  Raises:
-    ValueError: if `name` is not one of `checks.ACTIVATIONS`.
+  """Returns γ of a nonlinearity, by its name in `checks.ACTIVATIONS`.
 
   Example:
     >>> round(gain('relu'), 3)
@@ -243,14 +230,8 @@ def gain(name: str) -> float:
 def scaled(name: str) -> Activation:
   """Returns the variance-preserving nonlinearity x ↦ γ·f(x).
 
-  Args:
-    name: one of `checks.ACTIVATIONS`.
-
-  Returns:
-    An elementwise function of an array of any shape that keeps its dtype.
-
-  Raises:
-    ValueError: if `name` is not one of `checks.ACTIVATIONS`.
+  `name` is one of `checks.ACTIVATIONS`, else a ValueError is raised. The
+  function is elementwise and keeps the dtype.
 
   Example:
     >>> z = jax.random.normal(jax.random.key(0), (100_000,))
@@ -262,21 +243,7 @@ def scaled(name: str) -> Activation:
 
 
 def unscaled(name: str) -> Activation:
-  """Returns the nonlinearity itself, for nets that normalise.
-
-  Args:
-    name: one of `checks.ACTIVATIONS`.
-
-  Returns:
-    An elementwise function of an array of any shape that keeps its dtype.
-
-  Raises:
-    ValueError: if `name` is not one of `checks.ACTIVATIONS`.
-
-  Example:
-    >>> float(unscaled('relu')(jnp.asarray(2.0)))
-    2.0
-  """
+  """Returns the nonlinearity itself, for nets that normalise; see `scaled`."""
   return _lookup(name)[0]
 
 

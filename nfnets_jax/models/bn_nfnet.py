@@ -117,26 +117,7 @@ class _BNAct:
 
 
 class BNNFNet(residual_net.ResidualNet):
-  """NFNet with batch normalisation.
-
-  Example:
-    >>> import jax.numpy as jnp
-    >>> def forward(images):
-    ...   settings = NFNetSettings(
-    ...     width=(64,), depth=(2,), strides=(1,), group_width=(32,),
-    ...     drop_rate=0.0, norm='batch')
-    ...   return BNNFNet(10, settings)(images, is_training=True)
-    >>> net = hk.transform_with_state(forward)
-    >>> images = jnp.ones((2, 32, 32, 3))
-    >>> params, state = jax.jit(net.init)(jax.random.key(0), images)
-    >>> key = jax.random.key(1)
-    >>> outputs, state = jax.jit(net.apply)(params, state, key, images)
-    >>> outputs['logits'].shape
-    (2, 10)
-
-  Reference:
-    Brock et al. 2021, table 2.
-  """
+  """NFNet with batch normalisation."""
 
   def __init__(
     self,

@@ -134,25 +134,7 @@ class _ConvBN:
 
 
 class EfficientNet(residual_net.ResidualNet):
-  """EfficientNet.
-
-  Example:
-    >>> import jax.numpy as jnp
-    >>> def forward(images):
-    ...   settings = EfficientNetSettings(
-    ...     width=(16,), depth=(2,), strides=(1,), kernel_sizes=(3,),
-    ...     expansions=(2,), stem_width=8, final_width=32, drop_rate=0.0)
-    ...   return EfficientNet(10, settings)(images, is_training=False)
-    >>> net = hk.transform_with_state(forward)
-    >>> images = jnp.ones((2, 16, 16, 3))
-    >>> params, state = jax.jit(net.init)(jax.random.key(0), images)
-    >>> outputs, state = jax.jit(net.apply)(params, state, None, images)
-    >>> outputs['logits'].shape
-    (2, 10)
-
-  Reference:
-    Tan and Le 2019, section 4, table 1.
-  """
+  """EfficientNet."""
 
   def __init__(
     self,

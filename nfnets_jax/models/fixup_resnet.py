@@ -116,22 +116,7 @@ class FixupBlock(hk.Module):
 
 
 class FixupResNet(residual_net.ResidualNet):
-  """Pre-activation ResNet with FixUp initialisation.
-
-  Example:
-    >>> def forward(images):
-    ...   settings = BottleneckSettings(
-    ...     width=(64,), depth=(2,), strides=(1,), stem_width=16)
-    ...   return FixupResNet(10, settings)(images, is_training=False)
-    >>> net = hk.transform(forward)
-    >>> images = jnp.ones((2, 32, 32, 3))
-    >>> params = jax.jit(net.init)(jax.random.key(0), images)
-    >>> jax.jit(net.apply)(params, None, images)['logits'].shape
-    (2, 10)
-
-  Reference:
-    Zhang, Dauphin and Ma 2019, https://arxiv.org/abs/1901.09321.
-  """
+  """Pre-activation ResNet with FixUp initialisation."""
 
   def __init__(
     self,

@@ -58,11 +58,10 @@ class WSConv2D(hk.Module):
       name: name of the Haiku module.
 
     Raises:
-      ValueError: if `groups` does not divide `output_channels`, or the padding
-        is unknown.
+      ValueError: if the padding is unknown; in a call, if `groups` does not
+        divide the channels.
     """
     super().__init__(name=name)
-    _check_groups(output_channels, groups)
     checks.padding(padding)
     self.output_channels = output_channels
     self.kernel_size = kernel_size
@@ -98,13 +97,10 @@ class WSConv2D(hk.Module):
 
   def _weights(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The weight, in the dtype of `x`, and the bias."""
-    _check_input_groups(x.shape[3], self.groups)
-    k, channels = self.kernel_size, self.output_channels
-    w = _parameter(
-      'w',
-      (k, k, x.shape[3] // self.groups, channels),
-      hk.initializers.VarianceScaling(1.0, 'fan_in', 'normal'),
-    )
+    channels = self.output_channels
+    shape = _kernel_shape(x, self.kernel_size, channels, self.groups)
+    init = hk.initializers.VarianceScaling(1.0, 'fan_in', 'normal')
+    w = _parameter('w', shape, init)
     if not self.standardized:
       gain = _parameter('gain', (channels,), hk.initializers.Constant(1.0))
       w = standardization.standardize_weight(w, gain)
@@ -143,10 +139,9 @@ class Conv2D(hk.Module):
       name: name of the Haiku module.
 
     Raises:
-      ValueError: if `groups` does not divide `output_channels`.
+      ValueError: in a call, if `groups` does not divide the channels.
     """
     super().__init__(name=name)
-    _check_groups(output_channels, groups)
     self.output_channels = output_channels
     self.kernel_size = kernel_size
     self.stride = stride
@@ -156,13 +151,10 @@ class Conv2D(hk.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Convolves `x` `[B, H, W, I]`; returns `[B, H', W', O]` of its dtype."""
-    _check_input_groups(x.shape[3], self.groups)
-    k, channels = self.kernel_size, self.output_channels
-    w = _parameter(
-      'w',
-      (k, k, x.shape[3] // self.groups, channels),
-      self.w_init or hk.initializers.VarianceScaling(2.0, 'fan_in', 'normal'),
-    )
+    channels = self.output_channels
+    shape = _kernel_shape(x, self.kernel_size, channels, self.groups)
+    he_normal = hk.initializers.VarianceScaling(2.0, 'fan_in', 'normal')
+    w = _parameter('w', shape, self.w_init or he_normal)
     out = convolution.conv2d(x, w.astype(x.dtype), self.stride, self.groups)
     if not self.with_bias:
       return out
@@ -260,19 +252,15 @@ class Linear(hk.Module):
     return (product + b.reshape(1, -1)).astype(x.dtype)
 
 
-def _check_groups(output_channels: int, groups: int) -> None:
-  if groups < 1 or output_channels % groups:
-    raise ValueError(
-      f'{output_channels} output channels cannot be split into {groups} '
-      'groups; give a multiple of the number of groups'
-    )
-
-
-def _check_input_groups(channels: int, groups: int) -> None:
-  if channels % groups:
-    raise ValueError(
-      f'{channels} input channels cannot be split into {groups} groups'
-    )
+def _kernel_shape(
+  x: jax.Array, size: int, output_channels: int, groups: int
+) -> tuple[int, ...]:
+  for kind, channels in (('input', x.shape[3]), ('output', output_channels)):
+    if groups < 1 or channels % groups:
+      raise ValueError(
+        f'{channels} {kind} channels cannot be split into {groups} groups'
+      )
+  return size, size, x.shape[3] // groups, output_channels
 
 
 def _parameter(

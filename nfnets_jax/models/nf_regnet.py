@@ -118,23 +118,7 @@ def _nearest(channels: float, group_width: int) -> int:
 
 
 class NFRegNet(residual_net.ResidualNet):
-  """Normaliser-free RegNet.
-
-  Example:
-    >>> import jax.numpy as jnp
-    >>> def forward(images):
-    ...   settings = NFRegNetSettings(
-    ...     width=(16,), depth=(2,), strides=(2,), drop_rate=0.0)
-    ...   return NFRegNet(10, settings)(images, is_training=False)
-    >>> net = hk.transform(forward)
-    >>> images = jnp.ones((2, 32, 32, 3))
-    >>> params = jax.jit(net.init)(jax.random.key(0), images)
-    >>> jax.jit(net.apply)(params, None, images)['logits'].shape
-    (2, 10)
-
-  Reference:
-    Brock, De and Smith 2021, https://arxiv.org/abs/2101.08692, section 5.
-  """
+  """Normaliser-free RegNet."""
 
   def __init__(
     self,

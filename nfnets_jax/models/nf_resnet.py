@@ -117,23 +117,7 @@ class NFResBlock(hk.Module):
 
 
 class NFResNet(residual_net.ResidualNet):
-  """Normaliser-free ResNet.
-
-  Example:
-    >>> import jax.numpy as jnp
-    >>> def forward(images):
-    ...   settings = NFResNetSettings(
-    ...     width=(64,), depth=(2,), strides=(1,), stem_width=16)
-    ...   return NFResNet(10, settings)(images, is_training=False)
-    >>> net = hk.transform(forward)
-    >>> images = jnp.ones((2, 32, 32, 3))
-    >>> params = jax.jit(net.init)(jax.random.key(0), images)
-    >>> jax.jit(net.apply)(params, None, images)['logits'].shape
-    (2, 10)
-
-  Reference:
-    Brock, De and Smith 2021, https://arxiv.org/abs/2101.08692.
-  """
+  """Normaliser-free ResNet."""
 
   def __init__(
     self,

@@ -117,24 +117,7 @@ class NFBlock(hk.Module):
 
 
 class NFNet(residual_net.ResidualNet):
-  """Normaliser-Free Net.
-
-  Example:
-    >>> import jax.numpy as jnp
-    >>> def forward(images):
-    ...   settings = NFNetSettings(
-    ...     width=(64,), depth=(2,), strides=(1,), group_width=(32,),
-    ...     drop_rate=0.0)
-    ...   return NFNet(10, settings)(images, is_training=False)
-    >>> net = hk.transform(forward)
-    >>> images = jnp.ones((2, 32, 32, 3))
-    >>> params = jax.jit(net.init)(jax.random.key(0), images)
-    >>> jax.jit(net.apply)(params, None, images)['logits'].shape
-    (2, 10)
-
-  Reference:
-    Brock et al. 2021, section 3, table 1.
-  """
+  """Normaliser-Free Net."""
 
   def __init__(
     self,

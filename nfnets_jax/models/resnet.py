@@ -124,24 +124,7 @@ class _NormAct:
 
 
 class ResNet(residual_net.ResidualNet):
-  """Pre-activation ResNet, with batch normalisation or without.
-
-  Example:
-    >>> import jax.numpy as jnp
-    >>> def forward(images):
-    ...   settings = ResNetSettings(
-    ...     width=(64,), depth=(2,), strides=(1,), stem_width=16)
-    ...   return ResNet(10, settings)(images, is_training=True)
-    >>> net = hk.transform_with_state(forward)
-    >>> images = jnp.ones((2, 32, 32, 3))
-    >>> params, state = jax.jit(net.init)(jax.random.key(0), images)
-    >>> outputs, state = jax.jit(net.apply)(params, state, None, images)
-    >>> outputs['logits'].shape
-    (2, 10)
-
-  Reference:
-    He et al. 2016, https://arxiv.org/abs/1603.05027.
-  """
+  """Pre-activation ResNet, with batch normalisation or without."""
 
   def __init__(
     self,

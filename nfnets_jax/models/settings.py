@@ -43,9 +43,19 @@ class Settings(abc.ABC):
     """Raises a ValueError that names the first invalid setting."""
     checks.stages(width=self.width, depth=self.depth, strides=self.strides)
     checks.rates(drop_rate=self.drop_rate, stochdepth_rate=self.stochdepth_rate)
+    # Settings of the same name mean the same in all families.
+    fields = vars(self)
+    factors = ('expansion', 'se_ratio', 'alpha')
+    checks.factors(**{x: fields[x] for x in factors if x in fields})
+    if 'activation' in fields:
+      checks.activation(fields['activation'])
+    if 'padding' in fields:
+      checks.padding(fields['padding'])
+    if 'norm' in fields:
+      checks.norm(fields['norm'], fields['cross_replica_axis'])
     for field in dataclasses.fields(self):
       if field.type is bool:
-        checks.choice(field.name, getattr(self, field.name), (True, False))
+        checks.choice(field.name, fields[field.name], (True, False))
 
   @property
   @abc.abstractmethod
@@ -100,11 +110,6 @@ class NFNetSettings(Settings):
       'convolution', stem_width=self.stem_width, stem_strides=self.stem_strides
     )
     checks.counts(final_conv_mult=self.final_conv_mult)
-    checks.factors(
-      expansion=self.expansion, se_ratio=self.se_ratio, alpha=self.alpha
-    )
-    checks.activation(self.activation)
-    checks.norm(self.norm, self.cross_replica_axis)
 
   @property
   def stem_maps(self) -> list[FeatureMap]:
@@ -141,7 +146,6 @@ class BottleneckSettings(Settings):
   def __post_init__(self):
     super().__post_init__()
     checks.counts(stem_width=self.stem_width, stem_stride=self.stem_stride)
-    checks.factors(expansion=self.expansion)
 
   @property
   def stem_maps(self) -> list[FeatureMap]:
@@ -175,12 +179,6 @@ class NFResNetSettings(BottleneckSettings):
   activation: str = 'relu'
   padding: str = 'same'
   pool_shortcut: bool = False
-
-  def __post_init__(self):
-    super().__post_init__()
-    checks.factors(se_ratio=self.se_ratio, alpha=self.alpha)
-    checks.activation(self.activation)
-    checks.padding(self.padding)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -224,11 +222,6 @@ class NFRegNetSettings(Settings):
       stem_stride=self.stem_stride,
       final_width=self.last_channels,
     )
-    checks.factors(
-      expansion=self.expansion, se_ratio=self.se_ratio, alpha=self.alpha
-    )
-    checks.activation(self.activation)
-    checks.padding(self.padding)
     checks.choice('rounding', self.rounding, ('down', 'nearest'))
 
   @property
@@ -252,8 +245,7 @@ class ResNetSettings(BottleneckSettings):
   Attributes:
     norm: 'batch' for batch normalisation; None for convolutions with biases
       instead.
-    cross_replica_axis: mapped axis of devices to average batch statistics over;
-      None keeps them per device.
+    cross_replica_axis: as in `NFNetSettings`.
     use_se: whether the blocks have squeeze-excite gates, as in SENet.
     se_ratio: hidden channels of the gates relative to the stage's width.
     skipinit: whether each branch has a learnable scale, initially zero.
@@ -264,11 +256,6 @@ class ResNetSettings(BottleneckSettings):
   use_se: bool = False
   se_ratio: float = 0.25
   skipinit: bool = False
-
-  def __post_init__(self):
-    super().__post_init__()
-    checks.factors(se_ratio=self.se_ratio)
-    checks.norm(self.norm, self.cross_replica_axis)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -286,8 +273,7 @@ class EfficientNetSettings(Settings):
     stem_stride: of the stem's convolution.
     se_ratio: hidden channels of the squeeze-excite gate relative to the block's
       input.
-    cross_replica_axis: mapped axis of devices to average batch statistics over;
-      None keeps them per device.
+    cross_replica_axis: as in `NFNetSettings`.
   """
 
   strides: Sequence[int] = (1, 2, 2, 2, 1, 2, 1)
@@ -312,7 +298,6 @@ class EfficientNetSettings(Settings):
       stem_stride=self.stem_stride,
       final_width=self.final_width,
     )
-    checks.factors(se_ratio=self.se_ratio)
 
   @property
   def stem_maps(self) -> list[FeatureMap]:

@@ -4,7 +4,6 @@ Reference:
   Brock et al. 2021, section 2, equation 1.
 """
 
-import functools
 from collections.abc import MutableMapping
 
 import haiku as hk
@@ -12,25 +11,23 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-# Guards the standard deviation of a constant filter; published value.
+# ε, which guards the standard deviation of a constant filter; as published.
 WS_EPS = 1e-4
 # Elements of a filter that give a first estimate of its mean.
 _NEAR_MEAN = 32
 
 
-def standardize_weight(
-  w: jax.Array, gain: jax.Array, eps: float = WS_EPS
-) -> jax.Array:
+@jax.custom_vjp
+def standardize_weight(w: jax.Array, gain: jax.Array) -> jax.Array:
   """Standardises a convolution's weight over its fan-in N and scales it.
 
-  Ŵ_i = gain_i · (W_i − μ_i) / √max(N·σ²_i, eps), with the mean and (biased)
+  Ŵ_i = gain_i · (W_i − μ_i) / √max(N·σ²_i, ε), with the mean and (biased)
   variance of each output channel i. Independent inputs of unit variance then
   give outputs of variance gain².
 
   Args:
     w: weights `[kh, kw, I, O]`.
     gain: gains `[O]`.
-    eps: lower bound of N·σ².
 
   Returns:
     The standardised weights `[kh, kw, I, O]`.
@@ -44,16 +41,11 @@ def standardize_weight(
   Reference:
     Brock et al. 2021, section 2, equation 1.
   """
-  return _standardize(w, gain, eps)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _standardize(w: jax.Array, gain: jax.Array, eps: float) -> jax.Array:
-  return _standardize_forward(w, gain, eps)[0]
+  return _standardize_forward(w, gain)[0]
 
 
 def _standardize_forward(
-  w: jax.Array, gain: jax.Array, eps: float
+  w: jax.Array, gain: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
   # As a matrix: XLA for CPU takes ten times as long for the gradient of sums
   # over leading axes of length one, which 1×1 convolutions have.
@@ -66,17 +58,16 @@ def _standardize_forward(
   shift = jnp.mean(shifted, axis=0, keepdims=True)
   power = jnp.sum(jnp.square(shifted), axis=0, keepdims=True)
   power = power - fan_in * jnp.square(shift)
-  scale = lax.rsqrt(jnp.maximum(power, eps))
+  scale = lax.rsqrt(jnp.maximum(power, WS_EPS))
   out = (shifted - shift) * (scale * gain.reshape(1, -1))
-  return out.reshape(w.shape), (w, gain, origin, shift, scale, power > eps)
+  return out.reshape(w.shape), (w, gain, origin, shift, scale, power > WS_EPS)
 
 
 def _standardize_backward(
-  eps: float, kept: tuple[jax.Array, ...], dy: jax.Array
+  kept: tuple[jax.Array, ...], dy: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  del eps
   # With û = (W − μ)·s, of length one, dgain = Σ dy·û and
-  # dW = gain·s·(dy − mean(dy) − û·dgain), without the last term if N·σ² < eps.
+  # dW = gain·s·(dy − mean(dy) − û·dgain), without the last term if N·σ² < ε.
   w, gain, origin, shift, scale, varies = kept
   flat, dy_flat = (x.reshape(-1, x.shape[3]) for x in (w, dy))
   unit = (flat - origin - shift) * scale
@@ -87,7 +78,7 @@ def _standardize_backward(
   return dw.reshape(w.shape), dgain.reshape(gain.shape)
 
 
-_standardize.defvjp(_standardize_forward, _standardize_backward)
+standardize_weight.defvjp(_standardize_forward, _standardize_backward)
 
 
 def fold(params: hk.MutableParams) -> hk.MutableParams:

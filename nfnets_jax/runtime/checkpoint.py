@@ -9,45 +9,32 @@ A bucket has no rename: there a checkpoint is complete once it has the object
 cannot write to `s3://`, so there a checkpoint is written to local disk and
 copied in the background.
 
-Bit flips on disk can go unnoticed by Orbax, so each checkpoint stores a
-fingerprint of the state, which `restore` verifies. A corrupt checkpoint is
-reported, and the previous one is used.
+Each checkpoint stores a fingerprint of the state, which `restore` verifies. A
+corrupt checkpoint is reported, and the previous one is used.
 
 Orbax takes about a millisecond per array, and most arrays of a net are gains
 and biases: small arrays of the same dtype are stored as one.
 """
 
-import concurrent.futures
 import contextlib
-import itertools
 import math
-import os
 import shutil
-import tempfile
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
 
 from nfnets_jax import paths
+from nfnets_jax.runtime import checkpoint_files as stored
 from nfnets_jax.runtime import (
   files,
   integrity,
   parallel,
   processes,
   progress,
+  uploads,
 )
-
-# Subfolders of a checkpoint.
-_STATE, _LOADER, _FINGERPRINT = 'state', 'loader', 'fingerprint'
-
-
-class CorruptError(Exception):
-  """A checkpoint is corrupt."""
 
 
 def steps(directory: paths.Path) -> list[int]:
@@ -84,11 +71,8 @@ class Checkpointer:
     self._template: Any = None
     self._failed = False
     self._manager: ocp.CheckpointManager | None = None
-    self._stack = contextlib.ExitStack()
-    # Where Orbax writes, and what copies from there.
-    self._written = self._directory
-    self._copying: concurrent.futures.Future | None = None
-    self._copier: concurrent.futures.Executor | None = None
+    self._written = self._directory  # where Orbax writes
+    self._uploader: uploads.Uploader | None = None
     processes.check_shared(self._directory)
     processes.agree(f'what is in {self._directory}', self._steps())
 
@@ -107,13 +91,10 @@ class Checkpointer:
     FileNotFoundError if there is no checkpoint or no such array.
     """
     if self.latest_step is not None:
-      step = self._directory / str(self.latest_step)
-      with _local(step) as folder:
-        jsons = ocp.JsonCheckpointHandler()
-        arrays = jsons.restore(folder / _FINGERPRINT)['arrays']
-      for path, (_, shape) in arrays.items():
+      shapes = stored.array_shapes(self._directory / str(self.latest_step))
+      for path, shape in shapes.items():
         if path.endswith(name):
-          return tuple(shape)
+          return shape
     raise FileNotFoundError(
       f'there is no checkpoint with {name} in {self._directory}; train first'
     )
@@ -154,41 +135,30 @@ class Checkpointer:
         args=ocp.args.Composite(
           **{
             # Single-process Orbax needs numpy arrays in a multi-process run.
-            _STATE: ocp.args.StandardSave(jax.device_get(packed)),
-            _LOADER: ocp.args.JsonSave(loader_state),
-            _FINGERPRINT: ocp.args.JsonSave(fingerprint),
+            stored.STATE: ocp.args.StandardSave(jax.device_get(packed)),
+            stored.LOADER: ocp.args.JsonSave(loader_state),
+            stored.FINGERPRINT: ocp.args.JsonSave(fingerprint),
           }
         ),
       )
-      if self._copier is not None:
-        self._copying = self._copier.submit(self._copy, step)
-
-  def _copy(self, step: int) -> None:
-    """Copies a checkpoint to the bucket once it is written."""
-    assert self._manager is not None
-    self._manager.wait_until_finished()
-    target = self._directory / str(step)
-    if not files.is_committed(target):
-      files.upload(self._written / str(step), target)
-    for old in self._steps()[: -self._keep]:
-      files.remove(self._directory / str(old))
+      if self._uploader is not None:
+        self._uploader.start(step, self._manager.wait_until_finished)
 
   def _open(self) -> ocp.CheckpointManager:
     """Renames corrupt checkpoints and removes partial ones."""
     self._directory.mkdir(parents=True, exist_ok=True)
-    if _is_copied(self._directory):
-      name = tempfile.TemporaryDirectory(prefix='nfnets_jax-')
-      self._written = epath.Path(self._stack.enter_context(name))
-      self._copier = concurrent.futures.ThreadPoolExecutor(1)
-      self._stack.callback(self._copier.shutdown)
     for step in self._corrupt:
       folder = self._directory / str(step)
       if folder.is_dir():
-        moved = _free_name(f'{folder}.corrupt')
-        files.move(folder, moved)
+        moved = stored.set_aside(folder)
         progress.say(f'renamed the corrupt checkpoint {folder} to {moved.name}')
     self._corrupt = []
-    self._remove_partial()
+    stored.remove_partial(self._directory)
+    if stored.is_copied(self._directory):
+      self._uploader = uploads.Uploader(
+        self._directory, self._keep, self._steps
+      )
+      self._written = self._uploader.local
     # A single process for Orbax, so that it waits for no other.
     alone = ocp.options.MultiprocessingOptions(
       primary_host=0, active_processes={0}, barrier_sync_key_prefix='process_0'
@@ -196,33 +166,22 @@ class Checkpointer:
     return ocp.CheckpointManager(
       self._written,
       options=ocp.CheckpointManagerOptions(
-        max_to_keep=1 if self._copier else self._keep,
+        max_to_keep=1 if self._uploader else self._keep,
         create=False,
         enable_async_checkpointing=True,
         lightweight_initialize=True,  # does not read old checkpoints
         multiprocessing_options=alone,
       ),
       item_handlers={
-        _STATE: ocp.StandardCheckpointHandler(multiprocessing_options=alone),
-        _LOADER: ocp.JsonCheckpointHandler(multiprocessing_options=alone),
-        _FINGERPRINT: ocp.JsonCheckpointHandler(multiprocessing_options=alone),
+        stored.STATE: ocp.StandardCheckpointHandler(
+          multiprocessing_options=alone
+        ),
+        stored.LOADER: ocp.JsonCheckpointHandler(multiprocessing_options=alone),
+        stored.FINGERPRINT: ocp.JsonCheckpointHandler(
+          multiprocessing_options=alone
+        ),
       },
     )
-
-  def _remove_partial(self) -> None:
-    if paths.in_bucket(self._directory):
-      for path in self._directory.iterdir() if self._directory.is_dir() else ():
-        if path.name.isdecimal() and not files.is_committed(path):
-          files.remove(path)
-      return
-    # After an error, Orbax's other threads may still be adding files.
-    for _ in range(100):
-      folders = list(self._directory.glob('*.orbax-checkpoint-tmp*'))
-      if not folders:
-        return
-      for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)
-      time.sleep(0.01)
 
   @contextlib.contextmanager
   def _explain_errors(self) -> Iterator[None]:
@@ -232,7 +191,7 @@ class Checkpointer:
     except Exception as error:
       self._failed = True
       with contextlib.suppress(Exception):  # the next run tries again
-        self._remove_partial()
+        stored.remove_partial(self._directory)
       needed = sum(
         math.prod(x.shape) * x.dtype.itemsize
         for x in jax.tree.leaves(self._template)
@@ -256,8 +215,8 @@ class Checkpointer:
 
   def _newest_intact(self) -> int | None:
     for step in reversed(self._steps()):
-      with contextlib.suppress(CorruptError):
-        self._read(step, self._template)
+      with contextlib.suppress(stored.CorruptError):
+        stored.read(self._directory / str(step), self._template)
         return step
     return None
 
@@ -265,10 +224,11 @@ class Checkpointer:
     """Raises like `save` if the last write failed; does not block."""
     if self._manager is None:
       return
-    if self._copying is not None:
-      busy = not self._copying.done()
-    else:
-      busy = self._manager.is_saving_in_progress()
+    busy = (
+      self._uploader.is_busy()
+      if self._uploader
+      else self._manager.is_saving_in_progress()
+    )
     if not busy:
       self.wait()
 
@@ -276,8 +236,8 @@ class Checkpointer:
     """Waits until the last checkpoint is on disk; raises like `save`."""
     if self._manager is not None:
       with self._explain_errors():
-        if self._copying is not None:
-          self._copying.result()
+        if self._uploader is not None:
+          self._uploader.wait()
         self._manager.wait_until_finished()
         # Orbax only logs some errors of its background threads.
         if self._step is not None and self._step not in self._steps():
@@ -295,8 +255,9 @@ class Checkpointer:
           manager.close()
         if self._failed:
           with contextlib.suppress(Exception):  # as above
-            self._remove_partial()
-      self._stack.close()
+            stored.remove_partial(self._directory)
+      if self._uploader is not None:
+        self._uploader.close()
 
   def restore(self, template: Any) -> tuple[Any, dict[str, Any]]:
     """Reads the newest intact checkpoint; call it in all processes.
@@ -320,9 +281,9 @@ class Checkpointer:
     for step in reversed(self._steps()):
       folder = self._directory / str(step)
       try:
-        state, loader_state = self._read(step, template)
+        state, loader_state = stored.read(folder, template)
         problem = None
-      except CorruptError as error:
+      except stored.CorruptError as error:
         problem = str(error)
       if processes.all_agree(problem is None):
         return parallel.replicate(state), loader_state
@@ -335,96 +296,3 @@ class Checkpointer:
       'all checkpoints are corrupt; move them away to start over:\n  '
       + '\n  '.join(reports)
     )
-
-  def _read(self, step: int, template: Any) -> tuple[Any, dict[str, Any]]:
-    """Reads a checkpoint into numpy arrays, in this process only."""
-    with _local(self._directory / str(step)) as folder:
-      return self._read_from(folder, template)
-
-  def _read_from(
-    self, folder: epath.Path, template: Any
-  ) -> tuple[Any, dict[str, Any]]:
-    states, jsons = ocp.StandardCheckpointHandler(), ocp.JsonCheckpointHandler()
-    try:
-      fingerprint = jsons.restore(folder / _FINGERPRINT)
-      loader_state = jsons.restore(folder / _LOADER)
-      description = integrity.describe(states.metadata(folder / _STATE).tree)
-    except MemoryError:
-      raise
-    except Exception as error:
-      folder.exists()  # raises if the bucket cannot be reached
-      raise CorruptError(_brief(error)) from error
-    stored, arrays = fingerprint.get('arrays'), integrity.describe(template)
-    if fingerprint.get('description') != integrity.digest(stored):
-      raise CorruptError('its description differs from what was written')
-    _check_arrays(folder, stored, arrays)
-    empty = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), template)
-    packed = integrity.pack(empty)
-    if description != integrity.describe(packed):
-      raise CorruptError('its metadata differ from what was written')
-    try:
-      packed = states.restore(
-        folder / _STATE, args=ocp.args.StandardRestore(packed)
-      )
-    except MemoryError:
-      raise
-    except Exception as error:
-      folder.exists()  # raises if the bucket cannot be reached
-      raise CorruptError(_brief(error)) from error
-    content = integrity.fingerprint(arrays, packed, loader_state)
-    if fingerprint.get('content') != content:
-      raise CorruptError('its content differs from what was written')
-    return integrity.unpack(packed, empty), loader_state
-
-
-def _check_arrays(
-  folder: paths.Path, stored: dict[str, list], wanted: dict[str, list]
-) -> None:
-  """Raises a ValueError that lists the differences, if any."""
-
-  def text(name: str, arrays: dict[str, list]) -> str:
-    dtype, shape = arrays[name]
-    return f'{dtype} {tuple(shape)}'
-
-  problems = [
-    *(f'missing: {name}' for name in wanted.keys() - stored.keys()),
-    *(f'unexpected: {name}' for name in stored.keys() - wanted.keys()),
-    *(
-      f'shape: {name} is {text(name, stored)}, not {text(name, wanted)}'
-      for name in wanted.keys() & stored.keys()
-      if stored[name] != wanted[name]
-    ),
-  ]
-  if problems:
-    shown = sorted(problems)[:20]
-    raise ValueError(
-      f'{folder} is of another model or optimizer:\n  '
-      + '\n  '.join(shown)
-      + f'\n{len(problems)} differences, {len(shown)} shown'
-    )
-
-
-def _is_copied(folder: paths.Path) -> bool:
-  """Returns whether Orbax cannot reach a folder."""
-  return os.fspath(folder).startswith('s3://')
-
-
-@contextlib.contextmanager
-def _local(folder: epath.Path) -> Iterator[epath.Path]:
-  """Yields a folder that Orbax can read, perhaps a copy."""
-  if _is_copied(folder):
-    with files.downloaded(folder) as copy:
-      yield copy
-  else:
-    yield folder
-
-
-def _free_name(name: str) -> epath.Path:
-  """Returns the name, with a numeric suffix if it exists."""
-  candidates = (f'{name}.{number}' for number in itertools.count(2))
-  names = map(epath.Path, itertools.chain([name], candidates))
-  return next(path for path in names if not path.exists())
-
-
-def _brief(error: Exception) -> str:
-  return (str(error) or type(error).__name__).splitlines()[0][:300]

@@ -19,24 +19,31 @@ import numpy as np
 AXIS = 'devices'
 
 
-def parallel_train_step(step: Callable, *inputs: chex.ArrayTree) -> Callable:
-  """Maps `step(state, batch, *inputs) → (state, metrics)` over all devices.
+def parallel_train_step(
+  step: Callable, inputs: int = 0, devices: Sequence[jax.Device] | None = None
+) -> Any:
+  """Maps `step(state, batch, *inputs) → (state, metrics)` over devices.
 
-  `step` averages over `AXIS`. `inputs` are replicated, not constants.
-
-  Returns:
-    A function of a replicated state, donated, and a batch from `shard`.
+  `step` averages over `AXIS`. The state is replicated and donated, the batch
+  comes from `shard`, and the further inputs, a number of them, are replicated.
   """
-  mapped = _map_train_step(step, len(inputs), None)
-  if not inputs:
-    return mapped
-  copies = replicate(inputs)
-  return lambda state, batch: mapped(state, batch, *copies)
+  return jax.pmap(
+    step,
+    axis_name=AXIS,
+    in_axes=(None, 0, *[None] * inputs),
+    out_axes=(None, None),
+    donate_argnums=0,
+    devices=devices,
+  )
 
 
-def parallel_eval_step(step: Callable) -> Callable:
-  """Maps `step(state, batch) → sums` over all devices, without donation."""
-  return _map_eval_step(step, None)
+def parallel_eval_step(
+  step: Callable, devices: Sequence[jax.Device] | None = None
+) -> Any:
+  """Maps `step(state, batch) → sums` over devices, without donation."""
+  return jax.pmap(
+    step, axis_name=AXIS, in_axes=(None, 0), out_axes=None, devices=devices
+  )
 
 
 def lower_train_step(
@@ -46,13 +53,13 @@ def lower_train_step(
   *inputs: chex.ArrayTree,
   devices: Sequence[jax.Device] | None = None,
 ) -> jax.stages.Lowered:
-  """Lowers the mapped step of `parallel_train_step`; donates nothing.
+  """Lowers the step mapped by `parallel_train_step`; keeps `state`.
 
   With several processes, `state` must be replicated arrays; else shapes
   suffice. `batch` are shapes `[devices, n, ...]`, for the devices of this
   process, or for all of `devices` if given, which need not be attached.
   """
-  mapped = _map_train_step(step, len(inputs), devices)
+  mapped = parallel_train_step(step, len(inputs), devices)
   return _lower(mapped, devices, state, batch, *inputs)
 
 
@@ -62,8 +69,8 @@ def lower_eval_step(
   batch: chex.ArrayTree,
   devices: Sequence[jax.Device] | None = None,
 ) -> jax.stages.Lowered:
-  """Lowers the mapped step of `parallel_eval_step`; see `lower_train_step`."""
-  return _lower(_map_eval_step(step, devices), devices, state, batch)
+  """Lowers the step mapped by `parallel_eval_step`; see `lower_train_step`."""
+  return _lower(parallel_eval_step(step, devices), devices, state, batch)
 
 
 class Program:
@@ -89,29 +96,6 @@ class Program:
         batch,
       )
     return self.compiled(state, batch, *self._inputs)
-
-
-def _map_train_step(
-  step: Callable, inputs: int, devices: Sequence[jax.Device] | None
-) -> Any:
-  return jax.pmap(
-    step,
-    axis_name=AXIS,
-    in_axes=(None, 0, *[None] * inputs),
-    out_axes=(None, None),
-    donate_argnums=0,
-    devices=devices,
-  )
-
-
-def _map_eval_step(step: Callable, devices: Sequence[jax.Device] | None) -> Any:
-  return jax.pmap(
-    step,
-    axis_name=AXIS,
-    in_axes=(None, 0),
-    out_axes=None,
-    devices=devices,
-  )
 
 
 def _lower(

@@ -1,7 +1,6 @@
 """Builds the parts of a run from its config: data, net, optimizer, steps."""
 
 import functools
-import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -25,9 +24,6 @@ from nfnets_jax.training import (
   schedules,
   train_step,
 )
-
-# Fields of `config.optimizer` that are inputs of the compiled step.
-_HYPERPARAMS = ('learning_rate_per_256', 'clipping', 'max_norm')
 
 
 def load_data(
@@ -154,19 +150,6 @@ def describe_data(
   }
 
 
-def count_steps(epochs: float, epoch_steps: float) -> int:
-  """Returns the whole steps of a run, rounded down as in the released code.
-
-  Example:
-    >>> count_steps(360.0, 1_281_167 / 4096)
-    112602
-    >>> count_steps(15_000 / (50_000 / 2048), 50_000 / 2048)
-    15000
-  """
-  # Epochs computed from steps carry a rounding error.
-  return math.floor(epochs * epoch_steps + 1e-6)
-
-
 def create_net(
   config: config_dict.ConfigDict, num_classes: int
 ) -> hk.TransformedWithState:
@@ -211,12 +194,9 @@ def initial_hyperparams(
   config: config_dict.ConfigDict,
 ) -> train_step.Hyperparams:
   """Returns the learning rate and clipping thresholds, inputs of the step."""
-  fields = config.optimizer
-  return {
-    name: np.float32(fields[name])
-    for name in _HYPERPARAMS
-    if fields.get(name) is not None
-  }
+  names = ('learning_rate_per_256', 'clipping', 'max_norm')
+  fields = {name: config.optimizer.get(name) for name in names}
+  return {name: np.float32(x) for name, x in fields.items() if x is not None}
 
 
 def create_schedule(
@@ -234,7 +214,7 @@ def create_schedule(
     fields['schedule'],
     fields['learning_rate_per_256'] * config.batch_size / 256,
     fields['warmup_epochs'] * epoch_steps,
-    count_steps(config.epochs, epoch_steps),
+    schedules.count_steps(config.epochs, epoch_steps),
     end=fields['end_learning_rate'],
     decay_rate=fields['decay_rate'],
     decay_steps=fields['decay_epochs'] * epoch_steps,
@@ -265,6 +245,14 @@ def create_optimizer(
     skip_nonfinite=fields['skip_nonfinite'],
     depth=config.model.depth,
   )
+
+
+def state_shapes(
+  config: config_dict.ConfigDict, net: hk.TransformedWithState
+) -> train_step.TrainState:
+  """Returns the shapes and dtypes of the config's train state."""
+  optimizer = create_optimizer(config, lambda step: 0.0)
+  return train_step.state_shapes(net, optimizer, config.data.image_size)
 
 
 def create_train_step(

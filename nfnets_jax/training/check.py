@@ -55,8 +55,15 @@ def check_batch(
   Devices and micro-batches must divide the batch, and it must not be larger
   than the `num_images` of training, if given.
   """
-  if num_images is not None:
-    loaders.check_batch_size(config.batch_size, num_images, devices)
+  if num_images is not None and config.batch_size > num_images:
+    most = num_images // devices * devices
+    remedy = (
+      f'use at most {most}' if most else f'use fewer than {devices} devices'
+    )
+    raise ValueError(
+      f'batch_size {config.batch_size} is larger than the {num_images:,} '
+      f'training images; {remedy}'
+    )
   _check_divisible('batch_size', config.batch_size, devices)
   per_device, count = config.batch_size // devices, config.micro_batches
   valid = fit.valid_micro_batches(per_device)

@@ -19,7 +19,6 @@ from nfnets_jax.training import (
   fit,
   programs,
   sam,
-  train_step,
 )
 from nfnets_jax.training import config as configs
 
@@ -160,9 +159,9 @@ def fit_training(
   """
   count = len(topology.devices)
   net = build.create_net(config, num_classes)
-  optimizer = build.create_optimizer(config, lambda step: 0.0)
-  state = train_step.state_shapes(net, optimizer, config.data.image_size)
-  batch = programs.batch_shapes(config, count, _several(topology))
+  state = build.state_shapes(config, net)
+  processes = {device.process_index for device in topology.devices}
+  batch = programs.batch_shapes(config, count, len(processes) > 1)
   if counts is None and config.micro_batches is not None:
     counts = [config.micro_batches]
   elif counts is None:
@@ -203,8 +202,7 @@ def fit_evaluation(
   """Compiles the evaluation step like `fit_training`."""
   count = len(topology.devices)
   net = build.create_net(config, num_classes)
-  optimizer = build.create_optimizer(config, lambda step: 0.0)
-  state = train_step.state_shapes(net, optimizer, config.data.image_size)
+  state = build.state_shapes(config, net)
   batch = programs.eval_batch_shapes(config, count)
   _log(f'compiling the evaluation step for {topology.name}')
   return fit.compile_fewest(
@@ -217,10 +215,6 @@ def fit_evaluation(
     options=topology.options,
     remedy=fit.EVALUATION_REMEDY,
   )
-
-
-def _several(topology: topologies.Topology) -> bool:
-  return len({device.process_index for device in topology.devices}) > 1
 
 
 def _remedy(
@@ -236,11 +230,12 @@ def _remedy(
   valid = fit.valid_micro_batches(device_batch)
   tried = config.micro_batches or device_batch
   for remat in dict.fromkeys([config.remat, 'block']):
-    counts = valid if remat != config.remat else [x for x in valid if x > tried]
-    candidate = config.copy_and_resolve_references()
-    candidate.remat = remat
+    same = remat == config.remat
+    counts = [x for x in valid if x > tried] if same else valid
     if not counts:
       continue
+    candidate = config.copy_and_resolve_references()
+    candidate.remat = remat
     try:
       best = fit_training(
         candidate,
@@ -249,7 +244,7 @@ def _remedy(
         num_classes,
         epoch_steps,
         counts,
-        before if remat == config.remat else None,
+        before if same else None,
       )
     except fit.TooLargeError:
       continue

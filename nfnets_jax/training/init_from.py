@@ -206,9 +206,7 @@ def restore(
     # The classifier: gates of the same name are nested deeper.
     (num_classes,) = checkpoints.shape_of('Net/~/linear.b')
     net = build.create_net(config, num_classes)
-    optimizer = build.create_optimizer(config, lambda step: 0.0)
-    shapes = train_step.state_shapes(net, optimizer, config.data.image_size)
-    state, _ = checkpoints.restore(shapes)
+    state, _ = checkpoints.restore(build.state_shapes(config, net))
   return state, num_classes
 
 

@@ -1,7 +1,5 @@
 """Normalisation of pixel values."""
 
-from collections.abc import Sequence
-
 import jax
 from jax import numpy as jnp
 from jax.typing import DTypeLike
@@ -11,21 +9,14 @@ IMAGENET_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 IMAGENET_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 
 
-def normalize(
-  images: jax.Array,
-  mean: Sequence[float] = IMAGENET_MEAN,
-  std: Sequence[float] = IMAGENET_STD,
-  dtype: DTypeLike = jnp.float32,
-) -> jax.Array:
-  """Normalises each channel: `(x − mean) / std`.
+def normalize(images: jax.Array, dtype: DTypeLike = jnp.float32) -> jax.Array:
+  """Normalises each channel by the statistics of ImageNet: (x − mean) / std.
 
   Computed in float32 and rounded once, since bfloat16 has only 8 bits.
 
   Args:
-    images: `[..., C]`, any integer or floating dtype, values in 0..255.
-    mean: mean per channel, in 0..255.
-    std: standard deviation per channel, on the same scale.
-    dtype: floating dtype of the result, `[..., C]`.
+    images: RGB `[..., 3]`, any integer or floating dtype, values in 0..255.
+    dtype: floating dtype of the result, `[..., 3]`.
 
   Example:
     >>> white = jnp.full((1, 2, 2, 3), 255, jnp.uint8)
@@ -35,7 +26,7 @@ def normalize(
   Reference:
     Brock et al. 2021, appendix A.
   """
-  channels = (1,) * (images.ndim - 1) + (len(mean),)
-  offset = jnp.asarray(mean, jnp.float32).reshape(channels)
-  scale = jnp.asarray(std, jnp.float32).reshape(channels)
+  channels = (1,) * (images.ndim - 1) + (3,)
+  offset = jnp.asarray(IMAGENET_MEAN, jnp.float32).reshape(channels)
+  scale = jnp.asarray(IMAGENET_STD, jnp.float32).reshape(channels)
   return ((images.astype(jnp.float32) - offset) / scale).astype(dtype)

@@ -4,9 +4,8 @@ The update as released: gradient of the whole batch → AGC on all parameters bu
 the classifier's weights → L2 decay → Nesterov momentum → −learning rate.
 """
 
-import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import chex
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from nfnets_jax import agc
+from nfnets_jax.training import groups
 from nfnets_jax.training.schedules import Schedule, check_known
 
 
@@ -47,7 +47,7 @@ def create_optimizer(
     unclipped: regular expression searched in 'module/parameter' for what AGC
       excludes, in the paper the classifier's weights; None excludes nothing.
     max_norm: threshold of 'global_norm'; may be traced.
-    learning_rate_groups: as in `parse_groups`, or None.
+    learning_rate_groups: as in `groups.parse`, or None.
     skip_nonfinite: maximum consecutive non-finite gradients, skipped through
       `optax.apply_if_finite`; skipped steps advance the schedule.
     depth: blocks per stage, for `clipping_metrics`.
@@ -69,7 +69,7 @@ def create_optimizer(
   optimizer = _base_optimizer(name, schedule, momentum, weight_decay)
   if learning_rate_groups is not None:
     optimizer = optax.chain(
-      optimizer, scale_groups(parse_groups(learning_rate_groups))
+      optimizer, groups.scale(groups.parse(learning_rate_groups))
     )
   if skip_nonfinite:
     optimizer = _skip_nonfinite(optimizer, skip_nonfinite)
@@ -136,7 +136,7 @@ def _adaptive_grad_clip(
 
   def init(params: chex.ArrayTree) -> Any:
     if pattern is not None:
-      _check_matches('unclipped', pattern, params)
+      groups.check_matches('unclipped', pattern, params)
     return clip.init(params)
 
   return optax.GradientTransformation(init, clip.update)
@@ -148,7 +148,10 @@ def decay_mask(params: chex.ArrayTree) -> chex.ArrayTree:
   These are all weights, including classifier and squeeze-excite; gains, biases
   and SkipInit scalars do not decay.
   """
-  return _mark(params, lambda module, name: name == 'w')
+  return {
+    module: {name: name == 'w' for name in leaves}
+    for module, leaves in params.items()
+  }
 
 
 def global_norm(grads: chex.ArrayTree) -> jax.Array:
@@ -211,16 +214,6 @@ def _part(module: str, depth: Sequence[int]) -> str:
   return f'stage_{stage + 1}'
 
 
-def _mark(
-  params: chex.ArrayTree, rule: Callable[[str, str], Any]
-) -> chex.ArrayTree:
-  def at(path: tuple, _) -> Any:
-    module, name = (key.key for key in path)
-    return rule(module, name)
-
-  return jax.tree_util.tree_map_with_path(at, params)
-
-
 def _skip_nonfinite(
   optimizer: optax.GradientTransformation, max_consecutive: int
 ) -> optax.GradientTransformation:
@@ -247,59 +240,6 @@ def _skip_nonfinite(
   return optax.GradientTransformation(inner.init, update)
 
 
-def parse_groups(text: str) -> list[tuple[re.Pattern[str], float]]:
-  """Parses 'PATTERN=FACTOR,...', learning rate factors of parameters.
-
-  Patterns are regular expressions without commas, factors at least 0; other
-  syntax raises a ValueError.
-
-  Example:
-    >>> parse_groups('/linear/=1,.=0')
-    [(re.compile('/linear/'), 1.0), (re.compile('.'), 0.0)]
-  """
-  groups = []
-  for part in text.split(','):
-    pattern, equals, factor = part.rpartition('=')
-    try:
-      groups.append((re.compile(pattern), float(factor)))
-      valid = bool(equals and pattern) and 0 <= groups[-1][1] < math.inf
-    except (re.error, ValueError):
-      valid = False
-    if not valid:
-      raise ValueError(
-        f'optimizer.learning_rate_groups has the part {part!r}; write '
-        'PATTERN=FACTOR, a regular expression and a number of at least 0'
-      )
-  return groups
-
-
-def scale_groups(
-  groups: Sequence[tuple[re.Pattern[str], float]],
-) -> optax.GradientTransformation:
-  """Scales the updates of some parameters; 0 freezes them.
-
-  The first pattern found in 'module/parameter' applies. Chain it last, on a
-  Haiku tree; it raises a ValueError if a pattern matches no parameter.
-  """
-
-  def factor(module: str, name: str) -> float:
-    path = f'{module}/{name}'
-    return next((f for p, f in groups if p.search(path)), 1.0)
-
-  def update(updates: chex.ArrayTree, params: Any = None) -> chex.ArrayTree:
-    del params
-    for pattern, _ in groups:
-      _check_matches('learning_rate_groups', pattern, updates)
-    # Frozen parameters stay frozen if an update is not finite.
-    return jax.tree.map(
-      lambda x, scale: x * scale if scale else jnp.zeros_like(x),
-      updates,
-      _mark(updates, factor),
-    )
-
-  return optax.stateless(update)
-
-
 def _check_pattern(text: str | None) -> None:
   try:
     re.compile(text or '')
@@ -307,14 +247,3 @@ def _check_pattern(text: str | None) -> None:
     raise ValueError(
       f'optimizer.unclipped {text!r} is no regular expression: {error}'
     ) from error
-
-
-def _check_matches(
-  field: str, pattern: re.Pattern[str], params: chex.ArrayTree
-) -> None:
-  paths = [f'{m}/{name}' for m, leaves in params.items() for name in leaves]
-  if not any(pattern.search(path) for path in paths):
-    raise ValueError(
-      f'optimizer.{field}: {pattern.pattern!r} is found in no parameter; some '
-      f'are {", ".join(sorted(paths)[:3])}'
-    )

@@ -1,6 +1,7 @@
 """Learning rate schedules with linear warm-up."""
 
 import difflib
+import math
 from collections.abc import Callable, Iterable
 
 import chex
@@ -129,6 +130,19 @@ def _after_warmup(
     return jnp.where(t < warmup_steps, warmup, decayed(t))
 
   return schedule
+
+
+def count_steps(epochs: float, epoch_steps: float) -> int:
+  """Returns the whole steps of a run, rounded down as in the released code.
+
+  Example:
+    >>> count_steps(360.0, 1_281_167 / 4096)
+    112602
+    >>> count_steps(15_000 / (50_000 / 2048), 50_000 / 2048)
+    15000
+  """
+  # Epochs computed from steps carry a rounding error.
+  return math.floor(epochs * epoch_steps + 1e-6)
 
 
 def check_known(field: str, value: str | None, known: Iterable) -> None:

@@ -33,6 +33,7 @@ from nfnets_jax.training import (
   evaluate,
   init_from,
   programs,
+  schedules,
   train_step,
 )
 from nfnets_jax.training import config as configs
@@ -85,7 +86,7 @@ def train_and_evaluate(
   config = configs.derive(config, len(train_set), jax.device_count())
   check.check_batch(config, jax.device_count(), len(train_set))
   epoch_steps = len(train_set) / config.batch_size
-  total_steps = build.count_steps(config.epochs, epoch_steps)
+  total_steps = schedules.count_steps(config.epochs, epoch_steps)
   data = build.describe_data(train_set, test_set)
   processes.agree('the data set', data)
   same_run &= workdirs.check_data(folder, data, allow_config_change)
@@ -165,6 +166,12 @@ def train_and_evaluate(
     bar = stack.enter_context(
       progress.Progress(start, total_steps, config.batch_size)
     )
+
+    def log(step: int, split: str, values: dict[str, float]) -> None:
+      bar.show(step, step / epoch_steps, values)
+      if writer:
+        writer.write(step, split, values)
+
     signals = stack.enter_context(interrupt.Signals())
     stack.enter_context(_advice(checkpoints, folder))
     results: dict[str, float] = {}
@@ -189,20 +196,12 @@ def train_and_evaluate(
         if held:
           held.check()
         means = window.summarize()
-        # Once per report: it reads all parameters and blocks.
-        pair = jax.tree.map(
-          parallel.local_copy, (state.ema_params, state.params)
-        )
-        means['ema_distance'] = float(ema.distance(*pair))
-        bar.show(step, step / epoch_steps, means)
-        if writer:
-          writer.write(step, 'train', means)
+        means['ema_distance'] = _ema_distance(state)
+        log(step, 'train', means)
       if last or step % eval_every == 0:
         with window.paused('evaluation'):
           results = evaluate.evaluate(eval_fn, state, test_batches())
-        bar.show(step, step / epoch_steps, results)
-        if writer:
-          writer.write(step, 'test', results)
+        log(step, 'test', results)
       # Last, so that all metrics up to the checkpoint are on disk.
       if save:
         if writer:
@@ -264,6 +263,12 @@ def _describe(config: config_dict.ConfigDict) -> dict[str, Any]:
     'devices': jax.device_count(),
     'device_kind': jax.devices()[0].device_kind,
   }
+
+
+def _ema_distance(state: train_step.TrainState) -> float:
+  """Returns `ema.distance`; reads all parameters, and blocks."""
+  pair = (state.ema_params, state.params)
+  return float(ema.distance(*jax.tree.map(parallel.local_copy, pair)))
 
 
 @contextlib.contextmanager

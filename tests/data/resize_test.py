@@ -37,7 +37,7 @@ def test_resize_is_keys_interpolation(old, new):
     image.astype(np.float64),
     keys_matrix(old[1], new[1]),
   )
-  resized = resize.resize_float(image, *new)
+  resized = resize.interpolate(image[None], *new)[0]
   assert resized.dtype == np.float32
   np.testing.assert_allclose(resized, expected, atol=1e-3)
   levels = resize.resize(image, *new)
@@ -48,7 +48,7 @@ def test_resize_is_keys_interpolation(old, new):
 def test_resize_to_its_own_size_changes_nothing():
   image = random_image(6, 9)
   np.testing.assert_array_equal(resize.resize(image, 6, 9), image)
-  np.testing.assert_array_equal(resize.resize_float(image, 6, 9), image)
+  np.testing.assert_array_equal(resize.interpolate(image[None], 6, 9)[0], image)
 
 
 def test_resize_equals_the_released_kernel(reference):
@@ -57,7 +57,7 @@ def test_resize_equals_the_released_kernel(reference):
   assert names
   for name in names:
     image = golden['in/' + name.removeprefix('out/').split('->')[0]]
-    resized = resize.resize_float(image, *golden[name].shape[:2])
+    resized = resize.interpolate(image[None], *golden[name].shape[:2])[0]
     np.testing.assert_allclose(resized, golden[name], atol=1e-3, rtol=0)
 
 
@@ -82,5 +82,5 @@ def test_a_strong_reduction_is_keys_interpolation(old):
     keys_matrix(old[1], 30),
     optimize=True,
   )
-  resized = resize.resize_float(image, 20, 30)
+  resized = resize.interpolate(image[None], 20, 30)[0]
   np.testing.assert_allclose(resized, expected, atol=1e-3)

@@ -26,7 +26,14 @@ from experiments import (
 )
 from nfnets_jax import models
 from nfnets_jax.data import transforms
-from nfnets_jax.training import build, check, init_from, optimizer, train
+from nfnets_jax.training import (
+  build,
+  check,
+  groups,
+  init_from,
+  schedules,
+  train,
+)
 from nfnets_jax.training import config as defaults
 
 # The paper's table 1: dropout, training and test size, RandAugment.
@@ -354,7 +361,7 @@ def test_finetune_is_the_papers_recipe(name, regularised, size):
   check.check_config(config, devices=8)
   epoch_steps = 1_281_167 / config.batch_size
   assert config.batch_size == 2048
-  assert build.count_steps(config.epochs, epoch_steps) == 15_000
+  assert schedules.count_steps(config.epochs, epoch_steps) == 15_000
   warmup = config.optimizer.warmup_epochs * epoch_steps
   assert warmup == pytest.approx(5_000)
   peak = config.optimizer.learning_rate_per_256 * config.batch_size / 256
@@ -389,7 +396,7 @@ def test_pretrain_is_the_papers_recipe(name, epochs, batch, peak, decay, steps):
   check.check_config(config, devices=128)
   assert (config.epochs, config.batch_size) == (epochs, batch)
   epoch_steps = 300_000_000 / batch
-  assert build.count_steps(config.epochs, epoch_steps) == steps
+  assert schedules.count_steps(config.epochs, epoch_steps) == steps
   warmup = config.optimizer.warmup_epochs * epoch_steps
   assert warmup == pytest.approx(5_000)
   rate = config.optimizer.learning_rate_per_256 * batch / 256
@@ -479,11 +486,13 @@ def test_finetune_trains_the_head_alone():
   assert finetune.get_config().optimizer.learning_rate_groups is None
   head = finetune.get_config('nfnet_f4plus,folder,head')
   assert head.init_new_head is None
-  groups = optimizer.parse_groups(head.optimizer.learning_rate_groups)
-  assert [factor for _, factor in groups] == [1.0, 0.0]
-  assert groups[0][0].search('NFNet/~/linear/w')
+  (classifier, rate), (_, frozen) = groups.parse(
+    head.optimizer.learning_rate_groups
+  )
+  assert (rate, frozen) == (1.0, 0.0)
+  assert classifier.search('NFNet/~/linear/w')
   gate = 'NFNet/~/nf_block/~/squeeze_excite/~/linear/w'
-  assert not groups[0][0].search(gate)
+  assert not classifier.search(gate)
 
 
 @pytest.mark.parametrize('argument', ['nfnet_f0', 'nfnet_f0,', 'a,digits,b'])

@@ -82,10 +82,11 @@ def test_inputs_are_the_same_on_every_device_and_no_constants():
     )
 
   batch = parallel.shard(np.arange(16, dtype=np.float32))
-  program = parallel.parallel_train_step(step, {'rate': np.float32(2)})
+  program = parallel.parallel_train_step(step, inputs=1)
+  inputs = parallel.replicate({'rate': np.float32(2)})
   state = parallel.replicate(np.float32(1))
   for expected in (3, 5):
-    state, mean = program(state, batch)
+    state, mean = program(state, batch, inputs)
     assert float(state) == expected
     np.testing.assert_array_equal(mean, [14, 16])
   assert all(isinstance(x['rate'], jax.core.Tracer) for x in traced)

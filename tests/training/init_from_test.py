@@ -204,33 +204,6 @@ def test_facts_of_a_run(trained, tmp_path):
     init_from.load_average(tmp_path)
 
 
-@pytest.mark.parametrize('text', ['x', '=1', 'a=-1', 'a=b', '(=1', 'a=inf', ''])
-def test_groups_written_otherwise(text):
-  from nfnets_jax.training import optimizer
-
-  with pytest.raises(ValueError, match='write PATTERN=FACTOR'):
-    optimizer.parse_groups(text)
-
-
-def test_groups_scale_updates():
-  from nfnets_jax.training import optimizer
-
-  groups = optimizer.parse_groups('conv=0.5,/b$=0')
-  scale = optimizer.scale_groups(groups)
-  ones = np.ones(2, np.float32)
-  updates = {
-    'net/conv': {'w': ones, 'b': ones},
-    'net/linear': {'w': ones, 'b': ones * np.nan},
-  }
-  found, _ = scale.update(updates, scale.init(updates))
-  assert jax.tree.map(lambda x: float(x[0]), found) == {
-    'net/conv': {'w': 0.5, 'b': 0.5},
-    'net/linear': {'w': 1.0, 'b': 0.0},
-  }
-  with pytest.raises(ValueError, match="'conv' is found in no parameter"):
-    scale.update({'net/linear': {'w': ones}}, scale.init(updates))
-
-
 @pytest.mark.parametrize(
   'names', [None, 7, 'ab', ['cat', 7], {'cat': 0}], ids=repr
 )
