@@ -1,4 +1,4 @@
-"""A run of several hosts whose network, processes and speed fail."""
+"""A run of several hosts, in a bucket, whose network and processes fail."""
 
 import re
 import signal
@@ -8,8 +8,10 @@ import jax
 import numpy as np
 import pytest
 
+from nfnets_jax import paths
+from nfnets_jax.runtime import checkpoint
+from tests import buckets, network
 from tests import multi_process_test as runs
-from tests import network
 from tests.multi_process_test import folders  # noqa: F401, a fixture
 
 STEPS = 80
@@ -31,10 +33,11 @@ def hosts(tmp_path_factory):
     yield found
 
 
-@pytest.fixture
-def workdir(tmp_path):
-  """A run folder that all hosts reach."""
-  return tmp_path / 'run'
+@pytest.fixture(scope='module')
+def workdir(hosts):
+  """A run folder in a bucket that all hosts reach."""
+  with buckets.served('gs', hosts.gateway):
+    yield paths.expand('gs://bucket/run')
 
 
 def start(folders, workdir, hosts, numbers, devices=1):  # noqa: F811
@@ -62,9 +65,8 @@ def wait_until(processes, workdir, steps):
 
 
 def newest(workdir):
-  folder = workdir / 'checkpoints'
-  names = [x.name for x in folder.iterdir()] if folder.is_dir() else []
-  return max((int(x) for x in names if x.isdecimal()), default=0)
+  """The step of the newest complete checkpoint, or 0."""
+  return max(checkpoint.steps(workdir / 'checkpoints'), default=0)
 
 
 def fail(processes, least):

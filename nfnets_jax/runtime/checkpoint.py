@@ -241,25 +241,25 @@ class Checkpointer:
       if not paths.in_bucket(self._written):
         size = shutil.disk_usage(self._written).free
         free = f', and {size / 1e6:,.1f} MB are free'
-      intact = self._newest_intact()
       raise OSError(
         f'cannot write the checkpoint of step {self._step} into '
         f'{self._directory}: {error}\nIt takes up to {needed / 1e6:,.1f} MB'
-        f'{free}. '
-        + (
-          'There is no earlier checkpoint'
-          if intact is None
-          else f'The checkpoint of step {intact} is intact; the run goes on '
-          'from there when it is started again'
-        )
+        f'{free}. {self._describe_earlier()}'
       ) from error
 
-  def _newest_intact(self) -> int | None:
-    for step in reversed(self._steps()):
-      with contextlib.suppress(CorruptError):
-        self._read(step, self._template)
-        return step
-    return None
+  def _describe_earlier(self) -> str:
+    """Names the newest intact checkpoint, for a message."""
+    try:
+      for step in reversed(self._steps()):
+        with contextlib.suppress(CorruptError):
+          self._read(step, self._template)
+          return (
+            f'The checkpoint of step {step} is intact; the run goes on from '
+            'there when it is started again'
+          )
+    except Exception as error:  # must not hide the write error
+      return f'Earlier checkpoints cannot be read now: {_brief(error)}'
+    return 'There is no earlier checkpoint'
 
   def check(self) -> None:
     """Raises like `save` if the last write failed; does not block."""
