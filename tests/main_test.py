@@ -30,7 +30,9 @@ def _start(arguments, config=DIGITS, cache=None):
   environment = {
     **os.environ,
     'JAX_PLATFORMS': 'cpu',
-    'XLA_FLAGS': '--xla_backend_optimization_level=0',
+    # The last of two equal flags counts.
+    'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} '
+    '--xla_force_host_platform_device_count=1',
   }
   if cache:
     environment['JAX_COMPILATION_CACHE_DIR'] = str(cache)

@@ -282,6 +282,7 @@ class Checkpointer:
         # Orbax only logs some errors of its background threads.
         if self._step is not None and self._step not in self._steps():
           raise FileNotFoundError('its folder is not there')
+      self._step = None
 
   def close(self) -> None:
     """Waits for pending writes and closes Orbax; raises like `save`."""

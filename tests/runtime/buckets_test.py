@@ -197,9 +197,10 @@ def test_lock(bucket, capsys):
   with lock.hold(bucket, beat=0.2, lapse=0.5) as mine:
     assert 'no heartbeat of process 7 on elsewhere' in capsys.readouterr().out
     mine.check()
-    # It comes back, after it was silent for too long.
+
+  # A holder that was silent for too long finds out.
+  with lock.hold(bucket, beat=60.0) as mine:
     _pretend(bucket, 3.0)
-    time.sleep(0.5)  # some heartbeats
     with pytest.raises(lock.LostError, match='process 7 on elsewhere'):
       mine.check()
   assert (bucket / lock.NAME).exists()
@@ -209,14 +210,14 @@ def test_lock(bucket, capsys):
 def test_one_of_several_processes_takes_the_lock(bucket, lapsed):
   if lapsed:
     _pretend(bucket, 1.0)
-  with _holders(bucket, 4) as processes:
-    deadline = time.monotonic() + 100
+  with _holders(bucket, 3) as processes:
+    deadline = time.monotonic() + 300
     while len([x for x in processes if x.poll() is None]) > 1:
       assert time.monotonic() < deadline
       time.sleep(0.1)
     printed = [process.communicate()[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * 4
+    assert [process.returncode for process in processes] == [0] * 3
   held = [text for text in printed if 'held\n' in text]
   refused = [text for text in printed if 'refused: ' in text]
-  assert (len(held), len(refused)) == (1, 3), printed
+  assert (len(held), len(refused)) == (1, 2), printed
   assert not (bucket / lock.NAME).exists()
