@@ -23,7 +23,7 @@ CHANGES = {
 # Long enough for four processes that start at once on two cores.
 HEARTBEAT = 20
 # Of a run, in seconds, beside others on the same cores.
-TIMEOUT = 600
+TIMEOUT = 1200
 
 
 @pytest.fixture(scope='module')
@@ -72,7 +72,7 @@ def newest(workdir):
 def fail(processes, least):
   """Waits until all have ended by themselves; returns the seconds and texts."""
   begun = time.monotonic()
-  printed = runs.outputs(processes, timeout=HEARTBEAT + 60)
+  printed = runs.outputs(processes, timeout=HEARTBEAT + 180)
   seconds = time.monotonic() - begun
   for process, text in zip(processes, printed, strict=True):
     assert process.returncode != 0, text
