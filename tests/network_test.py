@@ -60,7 +60,7 @@ def wait_until(processes, workdir, steps):
   while newest(workdir) < steps:
     assert time.monotonic() < deadline
     for process in processes:
-      assert process.poll() is None, process.communicate()[0]
+      assert process.poll() is None, process.stdout.read()
     time.sleep(0.05)
 
 

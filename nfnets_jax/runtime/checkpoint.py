@@ -55,9 +55,11 @@ def steps(directory: paths.Path) -> list[int]:
 
   The folder need not exist, and is empty if a run was killed early.
   """
-  if not directory.is_dir():
+  # Not `is_dir` first: a folder in a bucket may vanish with its last object.
+  try:
+    found = [x for x in directory.iterdir() if x.name.isdecimal()]
+  except (FileNotFoundError, NotADirectoryError):
     return []
-  found = [x for x in directory.iterdir() if x.name.isdecimal()]
   return sorted(int(x.name) for x in found if files.is_committed(x))
 
 
