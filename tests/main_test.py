@@ -252,8 +252,10 @@ def _kept(workdir):
 
 def _half_written(workdir):
   """The folders that Orbax has not yet renamed or, in a bucket, marked."""
-  folder = workdir / 'checkpoints'
-  names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+  try:
+    names = {path.name for path in (workdir / 'checkpoints').iterdir()}
+  except FileNotFoundError:
+    return set()
   return {name for name in names if name not in map(str, _kept(workdir))}
 
 
