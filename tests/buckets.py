@@ -5,6 +5,7 @@ The fixture `bucket` needs the packages of the extra 'dev'.
 
 import contextlib
 import importlib.util
+import pathlib
 import socket
 import subprocess
 import sys
@@ -22,11 +23,13 @@ _SERVERS = {
 }
 
 
-def _command(scheme, port):
+_GCS = pathlib.Path(__file__).with_name('gcs.py')
+
+
+def _command(scheme, host, port):
   if scheme == 's3':
-    return ['moto.server', f'--port={port}']
-  options = ['--host=127.0.0.1', f'--port={port}', '--in-memory']
-  return ['gcp_storage_emulator', 'start', *options, '--default-bucket=bucket']
+    return ['-m', 'moto.server', f'--host={host}', f'--port={port}']
+  return [_GCS, host, str(port)]
 
 
 def _environment(scheme, address):
@@ -48,42 +51,72 @@ def _environment(scheme, address):
 
 
 @contextlib.contextmanager
-def _serving(scheme):
-  with socket.create_server(('127.0.0.1', 0)) as free:
+def _process(scheme, host):
+  """Yields a new server and its address."""
+  with socket.create_server((host, 0)) as free:
     port = free.getsockname()[1]
-  address = f'http://127.0.0.1:{port}'
+  address = f'http://{host}:{port}'
   with subprocess.Popen(
-    [sys.executable, '-m', *_command(scheme, port)],
+    [sys.executable, *_command(scheme, host, port)],
     stdout=subprocess.DEVNULL,
     stderr=subprocess.DEVNULL,
   ) as process:
     try:
       deadline = time.monotonic() + 100
-      while time.monotonic() < deadline and process.poll() is None:
+      while True:
+        assert process.poll() is None and time.monotonic() < deadline
         with contextlib.suppress(OSError):
           urllib.request.urlopen(f'{address}/', timeout=10).close()
           break
         time.sleep(0.05)
-      yield address
+      yield process, address
     finally:
       process.kill()
 
 
-@pytest.fixture(scope='session', params=['gs', 's3'])
-def _server(request):
-  scheme = request.param
+def _forget_clients(scheme):
+  """Removes the clients, with the address of a server, that libraries keep."""
+  import fsspec
+  from etils.epath import backend
+
+  backend.fsspec_backend._get_filesystem.cache_clear()
+  fsspec.get_filesystem_class(scheme).clear_instance_cache()
+
+
+@contextlib.contextmanager
+def served(scheme, host='127.0.0.1'):
+  """Serves an empty `<scheme>://bucket` to this process and its children.
+
+  Args:
+    scheme: 'gs' or 's3'.
+    host: address of this machine that clients reach.
+
+  Yields:
+    The process that serves.
+  """
   for package in _SERVERS[scheme]:
     if importlib.util.find_spec(package) is None:
       pytest.skip(f'{package} is not installed; it comes with the extra dev')
-  with _serving(scheme) as address, pytest.MonkeyPatch.context() as patch:
+  with (
+    _process(scheme, host) as (process, address),
+    pytest.MonkeyPatch.context() as patch,
+  ):
     for name, value in _environment(scheme, address).items():
       patch.setenv(name, value)
+    _forget_clients(scheme)
     if scheme == 's3':
       paths.expand('s3://bucket/a')  # sets up fsspec
       import s3fs
 
       s3fs.S3FileSystem().mkdir('bucket')
-    yield scheme
+    yield process
+  _forget_clients(scheme)
+
+
+@pytest.fixture(scope='session', params=['gs', 's3'])
+def _server(request):
+  with served(request.param):
+    yield request.param
 
 
 @pytest.fixture

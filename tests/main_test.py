@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from experiments import digits
-from nfnets_jax import command_line, main, predict, weights
+from nfnets_jax import command_line, main, paths, predict, weights
 from nfnets_jax.runtime import checkpoint, logbook, meters
 from nfnets_jax.runtime import workdir as workdirs
 from nfnets_jax.training import init_from
@@ -25,19 +26,21 @@ ROOT = pathlib.Path(__file__).parents[1]
 DIGITS = 'experiments/digits.py'
 
 
-def _start(arguments, config=DIGITS, cache=None):
+def _start(arguments, config=DIGITS, cache=None, module='nfnets_jax.main'):
   """Starts the command on one device, compiling fast."""
   environment = {
     **os.environ,
     'JAX_PLATFORMS': 'cpu',
-    'XLA_FLAGS': '--xla_backend_optimization_level=0',
+    # The last of two equal flags counts.
+    'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} '
+    '--xla_force_host_platform_device_count=1',
   }
   if cache:
     environment['JAX_COMPILATION_CACHE_DIR'] = str(cache)
   if config:
     arguments = [f'--config={config}', *arguments]
   return subprocess.Popen(
-    [sys.executable, '-m', 'nfnets_jax.main', *arguments],
+    [sys.executable, '-m', module, *arguments],
     cwd=ROOT,
     env=environment,
     stdout=subprocess.PIPE,
@@ -48,7 +51,7 @@ def _start(arguments, config=DIGITS, cache=None):
 
 def _run(arguments, **kwargs):
   process = _start(arguments, **kwargs)
-  out, err = process.communicate(timeout=300)
+  out, err = process.communicate(timeout=900)
   return process.returncode, out, err
 
 
@@ -249,8 +252,10 @@ def _kept(workdir):
 
 def _half_written(workdir):
   """The folders that Orbax has not yet renamed or, in a bucket, marked."""
-  folder = workdir / 'checkpoints'
-  names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+  try:
+    names = {path.name for path in (workdir / 'checkpoints').iterdir()}
+  except FileNotFoundError:
+    return set()
   return {name for name in names if name not in map(str, _kept(workdir))}
 
 
@@ -274,10 +279,11 @@ def _kill_at_random(process, workdir, rng, when):
   if when == 'starting':
     wait_until(lambda: False, rng.uniform(0, 6), 0.01)
   else:
-    wait_until(trains, 100, 0.05)
-    wait_until(lambda: False, rng.uniform(0, 3), 0.01)
+    wait_until(trains, 300, 0.05)
+    wait_until(lambda: False, rng.uniform(0, 1), 0.01)
     if when == 'writing':
-      wait_until(lambda: _half_written(workdir) - left, 60, 0.0002)
+      pause = 0.02 if paths.in_bucket(workdir) else 0.0002
+      wait_until(lambda: _half_written(workdir) - left, 60, pause)
   process.send_signal(signal.SIGKILL)
   process.communicate()
   assert process.returncode == -signal.SIGKILL, 'the run ended too early'
@@ -365,29 +371,49 @@ def test_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, norm):
 
 
 @pytest.mark.slow
+def test_weights_and_compiled_steps_in_a_bucket(tmp_path, bucket, monkeypatch):
+  """`compile` fills the cache; the second run starts from the first."""
+  monkeypatch.setenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+  # XLA's own caches are local folders, whose names are in jax's keys.
+  monkeypatch.setenv('JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES', 'none')
+  monkeypatch.setenv('JAX_DEBUG_LOG_MODULES', 'jax._src.compiler')
+  cache = bucket / 'compiled'
+  flags = _flags(tmp_path, compilation_cache=cache)
+  code, _, err = _run(flags, cache=cache, module='nfnets_jax.compile')
+  assert code == 0, err
+  keys = {x.name.removesuffix('-cache') for x in cache.iterdir()}
+  steps = {key for key in keys if key.startswith('jit__fun-')}  # of pmap
+  assert len(steps) == 2, keys
+  for name in ('first', 'second'):
+    code, out, err = _run([f'--workdir={bucket / name}', *flags])
+    assert code == 0, err
+    found = re.findall(r"cache hit for 'jit__fun' with key '(.*)'", err)
+    assert steps <= set(found), err
+    flags.append(f'--config.init_from={bucket / "first"}')
+  assert 'initialised from nfnet_tiny' in out
+
+
+@pytest.mark.slow
 def test_twenty_kills_at_random_moments_change_nothing(tmp_path):
-  _check_kills(tmp_path, tmp_path / 'killed')
+  _check_kills(tmp_path, tmp_path / 'killed', epochs=400)
 
 
 @pytest.mark.slow
 def test_twenty_kills_of_a_run_in_a_bucket_change_nothing(tmp_path, bucket):
-  _check_kills(tmp_path, bucket)
+  # Few steps: a checkpoint takes longer there than all steps before the next.
+  _check_kills(tmp_path, bucket, epochs=200)
 
 
-def _check_kills(tmp_path, workdir, kills=20, epochs=400):
+def _check_kills(tmp_path, workdir, epochs, kills=20):
   """Not one bit of the parameters, and each example is seen just as often."""
   rng = random.Random(0)
-  # A state of some size, so that writing it takes a while.
-  flags = _flags(
-    tmp_path,
-    **{
-      'model.width': '(512,)',
-      'epochs': float(epochs),
-      'log_every_steps': 1,
-      'checkpoint_every_epochs': 5.0,
-      'eval_every_epochs': epochs / 2,
-    },
-  )
+  changes = {
+    'epochs': float(epochs),
+    'log_every_steps': 1,
+    'checkpoint_every_epochs': 2.5,
+    'eval_every_epochs': epochs / 2,
+  }
+  flags = _flags(tmp_path, **changes)
   cache = tmp_path / 'compiled'
   straight = tmp_path / 'straight'
   code, _, err = _run([f'--workdir={straight}', *flags], cache=cache)

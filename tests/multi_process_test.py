@@ -51,7 +51,8 @@ def started(arguments, devices, compiled=None, on=lambda index, words: words):
   environment = {
     **os.environ,
     'JAX_PLATFORMS': 'cpu',
-    'XLA_FLAGS': '--xla_backend_optimization_level=0 '
+    # The last of two equal flags counts.
+    'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} '
     f'--xla_force_host_platform_device_count={devices}',
   }
   if compiled:

@@ -1,4 +1,4 @@
-"""A run of several hosts whose network, processes and speed fail."""
+"""A run of several hosts, in a bucket, whose network and processes fail."""
 
 import re
 import signal
@@ -8,8 +8,10 @@ import jax
 import numpy as np
 import pytest
 
+from nfnets_jax import paths
+from nfnets_jax.runtime import checkpoint
+from tests import buckets, network
 from tests import multi_process_test as runs
-from tests import network
 from tests.multi_process_test import folders  # noqa: F401, a fixture
 
 STEPS = 80
@@ -21,7 +23,7 @@ CHANGES = {
 # Long enough for four processes that start at once on two cores.
 HEARTBEAT = 20
 # Of a run, in seconds, beside others on the same cores.
-TIMEOUT = 600
+TIMEOUT = 1200
 
 
 @pytest.fixture(scope='module')
@@ -31,10 +33,11 @@ def hosts(tmp_path_factory):
     yield found
 
 
-@pytest.fixture
-def workdir(tmp_path):
-  """A run folder that all hosts reach."""
-  return tmp_path / 'run'
+@pytest.fixture(scope='module')
+def workdir(hosts):
+  """A run folder in a bucket that all hosts reach."""
+  with buckets.served('gs', hosts.gateway):
+    yield paths.expand('gs://bucket/run')
 
 
 def start(folders, workdir, hosts, numbers, devices=1):  # noqa: F811
@@ -57,20 +60,19 @@ def wait_until(processes, workdir, steps):
   while newest(workdir) < steps:
     assert time.monotonic() < deadline
     for process in processes:
-      assert process.poll() is None, process.communicate()[0]
+      assert process.poll() is None, process.stdout.read()
     time.sleep(0.05)
 
 
 def newest(workdir):
-  folder = workdir / 'checkpoints'
-  names = [x.name for x in folder.iterdir()] if folder.is_dir() else []
-  return max((int(x) for x in names if x.isdecimal()), default=0)
+  """The step of the newest complete checkpoint, or 0."""
+  return max(checkpoint.steps(workdir / 'checkpoints'), default=0)
 
 
 def fail(processes, least):
   """Waits until all have ended by themselves; returns the seconds and texts."""
   begun = time.monotonic()
-  printed = runs.outputs(processes, timeout=HEARTBEAT + 60)
+  printed = runs.outputs(processes, timeout=HEARTBEAT + 180)
   seconds = time.monotonic() - begun
   for process, text in zip(processes, printed, strict=True):
     assert process.returncode != 0, text

@@ -1,7 +1,7 @@
 #!/bin/bash
 # One run on all hosts of a Cloud TPU pod slice, from a workstation with gcloud:
 #
-#   TPU=my-slice ZONE=us-central2-b WORKDIR=/mnt/runs/f1 \
+#   TPU=my-slice ZONE=us-central2-b WORKDIR=gs://my-bucket/runs/f1 \
 #     experiments/launch/tpu_pod.sh
 #
 # README.md here lists what the hosts need. Arguments are passed on:
@@ -11,7 +11,7 @@ set -euo pipefail
 
 TPU=${TPU:?name of the slice}
 ZONE=${ZONE:?zone of the slice}
-WORKDIR=${WORKDIR:?folder shared by all hosts, such as a mounted bucket}
+WORKDIR=${WORKDIR:?folder that all hosts share, such as gs://BUCKET/FOLDER}
 CONFIG=${CONFIG:-experiments/nfnet_imagenet.py:F1}
 DATA_DIR=${DATA_DIR:-/mnt/data/tensorflow_datasets}
 # The repository, with its environment, on every host.

@@ -42,9 +42,11 @@ def steps(directory: paths.Path) -> list[int]:
 
   The folder need not exist, and is empty if a run was killed early.
   """
-  if not directory.is_dir():
+  # Not `is_dir` first: a folder in a bucket may vanish with its last object.
+  try:
+    found = [x for x in directory.iterdir() if x.name.isdecimal()]
+  except (FileNotFoundError, NotADirectoryError):
     return []
-  found = [x for x in directory.iterdir() if x.name.isdecimal()]
   return sorted(int(x.name) for x in found if files.is_committed(x))
 
 
@@ -200,25 +202,25 @@ class Checkpointer:
       if not paths.in_bucket(self._written):
         size = shutil.disk_usage(self._written).free
         free = f', and {size / 1e6:,.1f} MB are free'
-      intact = self._newest_intact()
       raise OSError(
         f'cannot write the checkpoint of step {self._step} into '
         f'{self._directory}: {error}\nIt takes up to {needed / 1e6:,.1f} MB'
-        f'{free}. '
-        + (
-          'There is no earlier checkpoint'
-          if intact is None
-          else f'The checkpoint of step {intact} is intact; the run goes on '
-          'from there when it is started again'
-        )
+        f'{free}. {self._describe_earlier()}'
       ) from error
 
-  def _newest_intact(self) -> int | None:
-    for step in reversed(self._steps()):
-      with contextlib.suppress(stored.CorruptError):
-        stored.read(self._directory / str(step), self._template)
-        return step
-    return None
+  def _describe_earlier(self) -> str:
+    """Names the newest intact checkpoint, for a message."""
+    try:
+      for step in reversed(self._steps()):
+        with contextlib.suppress(stored.CorruptError):
+          stored.read(self._directory / str(step), self._template)
+          return (
+            f'The checkpoint of step {step} is intact; the run goes on from '
+            'there when it is started again'
+          )
+    except Exception as error:  # must not hide the write error
+      return f'Earlier checkpoints cannot be read now: {_brief(error)}'
+    return 'There is no earlier checkpoint'
 
   def check(self) -> None:
     """Raises like `save` if the last write failed; does not block."""
@@ -242,6 +244,7 @@ class Checkpointer:
         # Orbax only logs some errors of its background threads.
         if self._step is not None and self._step not in self._steps():
           raise FileNotFoundError('its folder is not there')
+      self._step = None
 
   def close(self) -> None:
     """Waits for pending writes and closes Orbax; raises like `save`."""

@@ -217,8 +217,8 @@ def keep_compiled(config: config_dict.ConfigDict, workdir: paths.Path) -> None:
     is_full = paths.in_bucket(cache) or cache.is_absolute()
     folder = cache if is_full else paths.absolute(workdir) / cache
     jax.config.update(name, str(folder))
-    if paths.in_bucket(folder):
-      # XLA's own caches are local folders.
-      jax.config.update('jax_persistent_cache_enable_xla_caches', 'none')
     # jax decides at the first compilation whether to use a cache.
     compilation_cache.reset_cache()
+  if paths.in_bucket(getattr(jax.config, name) or ''):
+    # XLA's own caches are local folders.
+    jax.config.update('jax_persistent_cache_enable_xla_caches', 'none')

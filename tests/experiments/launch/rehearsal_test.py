@@ -68,7 +68,7 @@ def environment(folders, hosts, tmp_path):  # noqa: F811
     'CLUSTER': str(path),
     'PATH': f'{programs}:{os.environ["PATH"]}',
     'JAX_PLATFORMS': 'cpu',
-    'XLA_FLAGS': '--xla_backend_optimization_level=0 '
+    'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} '
     '--xla_force_host_platform_device_count=1',
     'CONFIG': 'experiments/digits.py',
     'DATA_DIR': str(folders[0]),
