@@ -81,8 +81,8 @@ def test_time_of_the_paper_on_tpu():
 
 def test_report():
   text = scaling.report([WORK], images=32)
-  assert text.startswith('Arithmetic, not measurement')
-  assert 'batches of 256, 2,048, 16,384, 131,072' in text
+  assert text.startswith('Calculated, not measured')
+  assert 'batch sizes are 256, 2,048, 16,384, 131,072' in text
   assert '| F0 | 8,000.0 | 14,000.0 | 15,996.1 | 1,000.0 | 32.00 |' in text
   tables = [line for line in text.splitlines() if line.startswith('| F0')]
   assert len(tables) == 1 + len(scaling.SYSTEMS)

@@ -57,21 +57,21 @@ class System(NamedTuple):
 
 
 _H100 = System(
-  'H100, NVLink and 400 Gbit/s a GPU',
+  'H100, NVLink and 400 Gbit/s per GPU',
   flops=0.35 * 989e12,
   node=8,
   inside=450e9,
   outside=50e9,
   source='H100: 989 TFLOP/s dense bfloat16 at 35 % utilisation (assumed); 450 '
-  'GB/s inside a node of 8, 50 GB/s a GPU between nodes',
+  'GB/s inside a node of 8, 50 GB/s per GPU between nodes',
 )
 SYSTEMS = (
   _H100,
   _H100._replace(
-    name='H100, NVLink and 100 Gbit/s Ethernet a node',
+    name='H100, NVLink and 100 Gbit/s Ethernet per node',
     outside=12.5e9 / 8,
     source=_H100.source.replace(
-      '50 GB/s a GPU', '12.5 GB/s a node, that is 1.6 GB/s a GPU,'
+      '50 GB/s per GPU', '12.5 GB/s per node, or 1.6 GB/s per GPU,'
     ),
   ),
   System(
@@ -81,8 +81,8 @@ SYSTEMS = (
     inside=140e9,
     outside=140e9,
     source="TPUv3 core: 61.5 TFLOP/s at 34 %, as the paper's F1 reached (32 "
-    'images in 158.5 ms); a ring in both directions over links of 70 GB/s each '
-    '(assumed); a pod has 2,048 cores, so 4,096 is as if a pod went on',
+    'images in 158.5 ms); a bidirectional ring over links of 70 GB/s each '
+    '(assumed); a pod has 2,048 cores, so 4,096 is an extrapolation',
   ),
 )
 
@@ -164,16 +164,16 @@ def report(works: Sequence[Work], images: int) -> str:
     for x in works
   ]
   sections = [
-    'Arithmetic, not measurement (`python -m experiments.benchmarks.scaling '
-    f'--images={images}`): {images} images a device, so batches of {batches}; '
-    f"the paper's 4,096 images are {4096 / images:g} devices. Latency and "
-    'input count as nothing.',
+    'Calculated, not measured (`python -m experiments.benchmarks.scaling '
+    f'--images={images}`). With {images} images per device, the batch sizes '
+    f"are {batches}; the paper's 4,096 images are {4096 / images:g} devices. "
+    'Latency and input are ignored.',
     markdown.table(head, rows),
-    'Expected efficiency in %, all-reduce after the arithmetic / fully '
-    'overlapped with it, and the milliseconds of the all-reduce. With several '
-    'micro-batches the sum comes after the last one, so the first figure '
-    'holds. Devices that reach less of their peak wait longer for themselves '
-    'and less for each other.',
+    'Expected efficiency in %, with the all-reduce after the arithmetic / '
+    'fully overlapped with it, and the time of the all-reduce in ms. With '
+    'several micro-batches, the all-reduce follows the last one, so the first '
+    'figure applies. At a lower utilisation, arithmetic takes longer and the '
+    'all-reduce matters less.',
   ]
   for system in SYSTEMS:
     sections += [

@@ -7,6 +7,7 @@ and `<!-- end -->` after it. The rest of the page is left as it is. The parts
 are made from `experiments/reproduce/small` and `experiments/gpu/results`.
 """
 
+import functools
 import pathlib
 import re
 import statistics
@@ -26,27 +27,30 @@ _GPU = ROOT / 'experiments' / 'gpu' / 'results'
 _PART = re.compile(r'(<!-- begin (.+?) -->\n).*?(<!-- end -->)', re.S)
 
 
+@functools.cache
 def _found(scale: str) -> results.Results:
   return results.read(ROOT / 'experiments' / 'reproduce' / scale)
 
 
-def _statements(
-  name: str, scale: str, found: results.Results
-) -> list[claims_lib.Statement]:
+@functools.cache
+def _measured(name: str, scale: str) -> claims_lib.Measured:
+  return claims_lib.Measured(CLAIMS[name], scale, _found(scale))
+
+
+@functools.cache
+def _statements(name: str, scale: str) -> list[claims_lib.Statement]:
   if name == 'latency':
-    return latency.statements(scale, found)
-  return CLAIMS[name].statements(
-    claims_lib.Measured(CLAIMS[name], scale, found)
-  )
+    return latency.statements(scale, _found(scale))
+  return CLAIMS[name].statements(_measured(name, scale))
 
 
 def verdicts(scale: str) -> str:
   """Returns the table of all claims at a scale."""
-  found, rows = _found(scale), []
+  rows = []
   texts = {name: x.text for name, x in CLAIMS.items()}
   texts['latency'] = latency.TEXT
   for name, text in texts.items():
-    statements = _statements(name, scale, found)
+    statements = _statements(name, scale)
     holds = [x for s in statements for x in s.holds.values()]
     rows.append(
       [
@@ -62,8 +66,8 @@ def verdicts(scale: str) -> str:
 
 def claim(name: str, scale: str) -> str:
   """Returns the machine, figure, table and verdicts of a claim at a scale."""
-  found = _found(scale)
   if name == 'latency':
+    found = _found(scale)
     used = {
       model: found[latency.name_of(scale, model)]
       for model in latency.MODELS
@@ -71,14 +75,14 @@ def claim(name: str, scale: str) -> str:
     }
     body, made = _latencies(used), list(used.values())
   else:
-    measured = claims_lib.Measured(CLAIMS[name], scale, found)
+    measured = _measured(name, scale)
     body, made = _accuracies(CLAIMS[name], measured), measured.results
   figure = f'../../experiments/reproduce/{scale}/{name}-{scale}.png'
   blocks = [
     f'`make reproduce-{name} SCALE={scale}`. {_machines(made)}',
     f'![{name} at {scale}]({figure})',
     body,
-    '\n'.join(_lines(_statements(name, scale, found))),
+    '\n'.join(_lines(_statements(name, scale))),
   ]
   return '\n\n'.join(blocks)
 
