@@ -60,7 +60,7 @@ def verdicts(scale: str) -> str:
         f'{sum(map(bool, holds))} of {len(holds)}',
       ]
     )
-  head = ['claim', 'the paper', f'at {scale}', 'statements that hold']
+  head = ['claim', 'the paper', f'at {scale}', 'cases that hold']
   return markdown.table(head, rows)
 
 
