@@ -1,9 +1,9 @@
-# An image with this repository in /nfnets_jax and its environment:
+# An image for CPUs, with this repository in /nfnets_jax and its environment:
 #
 #   docker build --tag nfnets_jax .
-#   docker build --tag nfnets_jax --build-arg EXTRA=cuda .
+#   docker build --tag nfnets_jax --build-arg EXTRA=tpu .
 #
-# EXTRA is an extra of setup.py: train for CPUs, cuda for GPUs, tpu for TPUs.
+# EXTRA is an extra of setup.py. Dockerfile.cuda is for NVIDIA GPUs.
 FROM debian:trixie-slim
 
 RUN apt-get update \

@@ -3,7 +3,7 @@
 Source: the paper's ImageNet recipe, shortened; it has no CIFAR-10.
 Command:
   python -m nfnets_jax.main --config=experiments/cifar10.py --workdir=DIR
-Expected: see experiments/README.md.
+Expected: see docs/results/cifar10.md.
 """
 
 from ml_collections import config_dict

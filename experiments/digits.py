@@ -3,7 +3,7 @@
 Source: scikit-learn's 1,797 images of 8×8 pixels; every fifth is for testing.
 Command: make train
 Expected: above 98 % top-1 in about two minutes on two cores; see
-experiments/README.md.
+docs/results/cifar10.md.
 """
 
 from ml_collections import config_dict

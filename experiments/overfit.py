@@ -7,7 +7,7 @@ mismatched labels or missing gradients.
 Command: make imagenet IMAGENET_DIR=DIR with the tars of a sample, then
   python -m nfnets_jax.main --config=experiments/overfit.py --workdir=DIR
 Expected: training accuracy above 90 % in about two minutes on two cores; see
-experiments/README.md.
+docs/results/rehearsals.md.
 """
 
 from ml_collections import config_dict

@@ -5,7 +5,7 @@ a small batch and few images. Accuracies mean nothing here.
 
 Command: make rehearse-f1
 Expected: three steps of sixteen images on one to eight devices, in under ten
-minutes on two cores; see experiments/README.md.
+minutes on two cores; see docs/results/rehearsals.md.
 """
 
 from ml_collections import config_dict

@@ -5,7 +5,7 @@ trains at learning rates at which it would diverge.
 Command:
   python -m experiments.examples.flax_agc --output=docs/flax_agc.png
 Expected: without clipping the net diverges at a rate of about 0.1; see
-experiments/README.md.
+docs/results/clipping.md.
 
 The rate is doubled until the net without AGC diverges with all seeds. λ is the
 paper's for large batches.

@@ -138,7 +138,7 @@ def _machines(used: Sequence[Mapping[str, Any]]) -> str:
   )
   minutes = sum(x['seconds'] for x in used) / 60
   runs = '; '.join(f'{count} runs on {x}' for x, count in machines.items())
-  return f'{runs}; {minutes:.0f} minutes in all.'
+  return f'{runs}; {minutes:.0f} minutes summed over all runs.'
 
 
 def _section(

@@ -24,7 +24,7 @@ def conv2d(
 
   TPU and GPU use XLA's convolution, which fuses with its neighbours; the CPU
   uses `cpu_convolution`. Both agree up to rounding. `experiments/benchmarks`
-  measures them; `experiments/README.md` has the results.
+  measures them; `docs/results/benchmarks.md` has the results.
 
   Args:
     x: inputs `[B, H, W, I]`.
