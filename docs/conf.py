@@ -39,6 +39,7 @@ html_static_path = ['_static']
 html_css_files = ['site.css']
 html_theme_options = {
   'home_page_in_toc': True,
+  'navbar_persistent': [],
   'show_toc_level': 2,
   'use_download_button': False,
   'use_fullscreen_button': False,
@@ -167,7 +168,9 @@ def _math(self, node):
   """Writes MathML, which needs neither a script nor a network."""
   block = node.tagname == 'math_block'
   element = latex2mathml.tex2mathml(node.astext(), as_block=block)
-  self.body.append(f'<div class="math">{element}</div>' if block else element)
+  if block:
+    element = f'<div class="equation">{element}</div>'
+  self.body.append(element)
   raise nodes.SkipNode
 
 
