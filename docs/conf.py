@@ -46,6 +46,7 @@ html_theme_options = {
 }
 html_math_renderer = 'mathml'
 
+python_maximum_signature_line_length = 72
 autodoc_member_order = 'bysource'
 autodoc_typehints_format = 'short'
 autoclass_content = 'both'
