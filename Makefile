@@ -5,10 +5,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # What only one target needs has an environment of its own, named after the
 # extra: tensorflow to prepare data, timm as the peer of a bench, the notebook's
-# Jupyter, and the compilers of TPUs (684 MB) and GPUs (4.5 GB).
+# Jupyter, the site's Sphinx, and the compilers of TPUs (684 MB) and GPUs (4.5 GB).
 TF_BIN := $(VENV)-tensorflow/bin
 TF_STAMP := $(VENV)-tensorflow/.installed
 NOTEBOOK_BIN := $(VENV)-notebook/bin
+DOCS_BIN := $(VENV)-docs/bin
 TOPOLOGY ?= v3:4x4
 COMPILE_VENV := $(VENV)$(if $(filter v%,$(TOPOLOGY)),-tpu)$(if $(filter h100%,$(TOPOLOGY)),-cuda)
 CONFIG ?= experiments/nfnet_imagenet.py:F1
@@ -24,7 +25,7 @@ config_data_dir = $(if $(DATA_DIR),--config.data.data_dir='$(DATA_DIR)')
 
 .DEFAULT_GOAL := help
 .PHONY: help install train test test-thorough test-slow lint format bench \
-  bench-compiled bench-input show-augment signal-plots tables notebook prepare imagenet clean \
+  bench-compiled bench-input show-augment signal-plots tables notebook docs prepare imagenet clean \
   gpu gpu-pack compile compile-table check-topology \
   $(VARIANTS:%=reproduce-%) $(VARIANTS:%=rehearse-%) reproduce report \
   $(CLAIMS:%=reproduce-%)
@@ -158,6 +159,10 @@ notebook: $(VENV)-notebook/.installed  ## Execute the notebook and keep its outp
 	$(NOTEBOOK_BIN)/python -m nbconvert --to notebook --execute --inplace \
 	  --ExecutePreprocessor.record_timing=False experiments/examples/quickstart.ipynb
 
+docs: $(VENV)-docs/.installed  ## Build the site in docs/_build/html; warnings are errors.
+	$(DOCS_BIN)/python -m sphinx --fail-on-warning --keep-going --builder html \
+	  docs docs/_build/html $(ARGS)
+
 signal-plots: WORKDIR ?= runs/signal-plots
 signal-plots: $(STAMP)  ## Draw the signal at initialisation beside the theory.
 	$(BIN)/python -m experiments.figures.signal_plots --output_dir='$(WORKDIR)' $(ARGS)
@@ -172,5 +177,5 @@ gpu-pack: $(STAMP)  ## Gather wheels and CIFAR-10 for a machine without a networ
 	  $(if $(DATA_NAME),--data_name='$(DATA_NAME)') $(ARGS)
 
 clean:  ## Remove the environment and caches; runs and data stay.
-	rm -rf $(VENV) $(addprefix $(VENV)-,notebook tensorflow timm tpu cuda) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(addprefix $(VENV)-,notebook docs tensorflow timm tpu cuda) build dist docs/_build *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

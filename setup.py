@@ -49,6 +49,13 @@ _TEST = [
 _TENSORFLOW = ['tensorflow-cpu>=2.19']
 # Only to execute the notebook.
 _NOTEBOOK = ['ipykernel>=6.29', 'nbconvert>=7.16']
+# Only to build the site.
+_DOCS = [
+  'myst-parser>=5',
+  'sphinx>=8.2',
+  'sphinx-book-theme>=1.1.4',
+  'sphinx-copybutton>=0.5.2',
+]
 # Only as the peer of a bench.
 _TIMM = ['timm>=1.0.20', 'torch>=2.9']
 # Only for the compilers of devices that are not here; each has jax's own pin.
@@ -91,6 +98,7 @@ setuptools.setup(
     'models': _MODELS,
     'train': _MODELS + _TRAIN,
     'notebook': _MODELS + _TRAIN + _NOTEBOOK,
+    'docs': _MODELS + _TRAIN + _DOCS,
     'tensorflow': _MODELS + _TRAIN + _TENSORFLOW,
     'timm': _TIMM,
     'tpu': _MODELS + _TRAIN + _TPU,

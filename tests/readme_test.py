@@ -1,5 +1,6 @@
-"""What the README tells people to type exists, and its Python runs."""
+"""What the documents tell people to type exists, and their Python runs."""
 
+import functools
 import importlib.util
 import pathlib
 import re
@@ -16,15 +17,14 @@ from nfnets_jax import command_line, main
 from nfnets_jax.models import variants
 
 ROOT = pathlib.Path(__file__).parents[1]
-PYTHONS = ['.venv/bin/python', '.venv-tensorflow/bin/python']
+PYTHON = '.venv/bin/python'
+PYTHONS = [PYTHON, '.venv-tensorflow/bin/python']
+# `tests/launch_test.py` has those of experiments/launch/README.md.
 DOCUMENTS = [
   'README.md',
   'CONTRIBUTING.md',
   'experiments/README.md',
-  'docs/training.md',
-  'docs/weights.md',
-  'docs/photographs.md',
-  'docs/compile.md',
+  *sorted(str(x.relative_to(ROOT)) for x in (ROOT / 'docs').rglob('*.md')),
 ]
 
 
@@ -33,12 +33,26 @@ def _blocks(document, language):
   return re.findall(rf'^```{language}\n(.*?)^```', text, re.M | re.S)
 
 
+def _lines(text):
+  for line in text.replace('\\\n', ' ').splitlines():
+    if words := shlex.split(line, comments=True):
+      yield words
+
+
 def _commands():
+  found = {}
   for document in DOCUMENTS:
     for block in _blocks(document, 'bash'):
-      for line in block.replace('\\\n', ' ').splitlines():
-        if words := shlex.split(line, comments=True):
-          yield pytest.param(words, id=' '.join(words)[:60])
+      for words in _lines(block):
+        found.setdefault(' '.join(words), words)
+  return [pytest.param(words, id=line[:60]) for line, words in found.items()]
+
+
+def _snippets():
+  # `tests/agc/docs_test.py` has those of the guide to AGC.
+  documents = [x for x in DOCUMENTS if x != 'docs/agc.md']
+  codes = [code for x in documents for code in _blocks(x, 'python')]
+  return list(dict.fromkeys(codes))
 
 
 def _make_targets():
@@ -47,23 +61,67 @@ def _make_targets():
   )
 
 
-@pytest.mark.parametrize('words', list(_commands()))
+@pytest.mark.parametrize('words', _commands())
 def test_command_exists(words, monkeypatch):
   program, *arguments = words
-  if program.rpartition('/')[2] == 'nfnets-jax':
-    module, first, _ = command._COMMANDS[arguments[0]]
-    program = PYTHONS[0]
-    arguments = ['-m', f'nfnets_jax.{module}', *first, *arguments[1:]]
   if program == 'make':
-    targets = [word for word in arguments if '=' not in word]
-    assert set(targets) <= _make_targets()
+    for words in _recipe(tuple(arguments)):
+      _check_python(words, monkeypatch)
+  elif program.rpartition('/')[2] == 'nfnets-jax':
+    module, first, _ = command._COMMANDS[arguments[0]]
+    module = f'nfnets_jax.{module}'
+    _check_python(['-m', module, *first, *arguments[1:]], monkeypatch)
   elif program in PYTHONS and arguments[1] != 'pip':
-    assert arguments[0] == '-m'
-    assert importlib.util.find_spec(arguments[1]) is not None
-    if arguments[1] == 'nfnets_jax.main':
-      _parse_config(arguments[2:], monkeypatch)
+    _check_python(arguments, monkeypatch)
+  elif program == 'docker':
+    (argument,) = re.findall(
+      '^ARG (.+)=', (ROOT / 'Dockerfile').read_text(), re.M
+    )
+    assert any(word.startswith(f'{argument}=') for word in arguments)
   elif program not in (*PYTHONS, 'pip'):
     assert (ROOT / program).exists()
+
+
+@functools.cache
+def _recipe(arguments):
+  """The arguments of our Python commands that make would run."""
+  done = subprocess.run(
+    ['make', '--dry-run', *arguments],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  ours = re.findall(
+    r'python (-m (?:nfnets_jax|experiments)\..*)',
+    done.stdout.replace('\\\n', ' '),
+  )
+  return [shlex.split(line) for line in ours]
+
+
+def _check_python(arguments, monkeypatch):
+  dash, module, *arguments = arguments
+  assert dash == '-m'
+  assert importlib.util.find_spec(module) is not None
+  if module == 'nfnets_jax.main':
+    _parse_config(arguments, monkeypatch)
+    return
+  for argument in arguments:
+    flag = re.match(r'--([\w-]+)', argument)
+    if flag and not argument.startswith('--config'):
+      assert re.fullmatch(_flags(module), flag[1]), f'{module} has no {flag[0]}'
+
+
+@functools.cache
+def _flags(module):
+  """A pattern of the flags that a command or the modules beside it declare."""
+  path = pathlib.Path(importlib.util.find_spec(module).origin)
+  text = ''.join(x.read_text() for x in path.parent.glob('*.py'))
+  absl = re.findall(r"DEFINE_\w+\(\s*'(\w+)'", text)
+  # One of argparse may be made of a variable: f'--{name}_python'.
+  others = re.findall(r"'--([\w{}-]+)'", text)
+  names = [re.sub(r'{\w+}', r'\\w+', name) for name in others]
+  return '|'.join([*absl, *(f'no{name}' for name in absl), *names])
 
 
 def _parse_config(arguments, monkeypatch):
@@ -81,9 +139,9 @@ def _parse_config(arguments, monkeypatch):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize('code', _blocks('README.md', 'python'))
+@pytest.mark.parametrize('code', _snippets())
 def test_python_runs(code):
-  exec(compile(code, 'README.md', 'exec'), {})
+  exec(compile(code, 'snippet', 'exec'), {})
 
 
 def test_links_lead_somewhere():
@@ -116,7 +174,7 @@ def test_files_and_modules_that_are_named_exist():
 def test_table_of_models_is_the_code():
   rows = re.findall(
     r'^\| (F\d) \| ([\d.]+) M \| ([\d.]+) G \| (\d+) / (\d+)',
-    (ROOT / 'README.md').read_text(),
+    (ROOT / 'docs/networks.md').read_text(),
     re.M,
   )
   assert len(rows) == 7
