@@ -117,6 +117,12 @@ class Point:
       step = re.search(r'at step (\d+)', result['message'])
       self.diverged.append(int(step[1]) if step else 0)
 
+  def keep_best(self, count: int) -> 'Point':
+    """Returns the best `count` runs; one that diverged is below all others."""
+    top_1 = sorted(self.top_1, reverse=True)[:count]
+    diverged = self.diverged[: count - len(top_1)]
+    return dataclasses.replace(self, top_1=top_1, diverged=diverged)
+
   @property
   def mean(self) -> float | None:
     """Mean accuracy of the runs that finished, in %."""
@@ -225,6 +231,8 @@ class Measured:
         labels = {k: v for k, v in run.labels.items() if k != 'seed'}
         points.setdefault(tuple(labels.items()), Point(labels)).add(result)
     self.points = list(points.values())
+    if claim.counted is not None and scale == 'paper':
+      self.points = [x.keep_best(claim.counted) for x in self.points]
 
   def select(self, **labels: Any) -> list[Point]:
     """Returns the points with these labels."""
@@ -255,6 +263,8 @@ class Claim:
     axes: the labels along x and by color.
     panels: the label with one panel for each value, or None.
     paper: returns the paper's curve beside a scale; None has no numbers.
+    counted: at `paper`, how many runs of a point count, the best; None counts
+      all.
     words: what the paper says beside its numbers, or instead.
     table: the paper's numbers, headings first.
   """
@@ -267,5 +277,6 @@ class Claim:
   axes: tuple[str, str]
   panels: str | None = None
   paper: Callable[[str], Curve] | None = None
+  counted: int | None = None
   words: str = ''
   table: Table = ()
