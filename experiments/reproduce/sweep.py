@@ -55,7 +55,11 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
   parser.add_argument(
     '--data_dir', type=paths.literal_argument, help='folder of TFDS data sets'
   )
-  parser.add_argument('--data_name', help='name of CIFAR-10 there')
+  parser.add_argument(
+    '--data_name',
+    help='name of CIFAR-10 there; at paper of what stands in for JFT-300M, '
+    'where folder:DIR is a folder of photographs',
+  )
   parser.add_argument('--num_workers', type=int, help='workers that decode')
   parser.add_argument(
     '--jobs', type=int, help='runs at a time; default: the cores on CPU, else 1'
