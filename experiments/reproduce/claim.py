@@ -1,6 +1,7 @@
 """The parts of a claim: its runs, their results, and the verdict on them."""
 
 import dataclasses
+import functools
 import json
 import re
 import statistics
@@ -60,15 +61,20 @@ def fingerprint(run: Run, results: Results) -> str:
     invalidates no result.
   """
   name = run.config.model.name
-  default = defaults.get_config()
-  default.model = defaults.model(name)
-  difference = workdirs.changes(default.to_dict(), run.config.to_dict())
+  difference = workdirs.changes(_default(name), run.config.to_dict())
   fields = {key: new for key, (_, new) in difference.items()}
   before = results.get(run.after) if run.after else None
   text = json.dumps(
     [name, fields, run.held_out, before and before['fingerprint']]
   )
   return f'{zlib.crc32(text.encode()):08x}'
+
+
+@functools.cache
+def _default(model: str) -> dict[str, Any]:
+  config = defaults.get_config()
+  config.model = defaults.model(model)
+  return config.to_dict()
 
 
 def find(run: Run, results: Results) -> Mapping[str, Any] | None:
