@@ -162,33 +162,31 @@ def test_cost_counts_with_the_cells_that_exist(tmp_path):
   assert cost.cost('microbatch', tmp_path).counted == 0
 
 
-def _outputs(config):
-  net = build.create_net(config, num_classes=10)
-  size = config.data.image_size
-  images = jax.ShapeDtypeStruct((1, 2, size, size, 3), config.compute_dtype)
-
-  def forward(key: jax.Array, images: jax.Array):
-    params, state = net.init(key, images[0], is_training=True)
-    return jax.vmap(
-      lambda x: net.apply(params, state, key, x, is_training=True)[0],
-      axis_name='devices',
-    )(images)
-
-  return jax.eval_shape(forward, jax.random.key(0), images)
-
-
 @pytest.mark.thorough
 def test_each_net_is_built():
-  """All distinct ones, at the size of the paper, without computing."""
-  built = set()
+  """All distinct ones, without computing."""
+  built = {}
   for run in cost.distinct().values():
     config = cost.derived(run.config)
     check.check_config(config, devices=1)
-    key = json.dumps([config.model.to_dict(), config.data.image_size])
-    if key not in built:
-      built.add(key)
-      assert _outputs(config)['logits'].shape == (1, 2, 10)
-  assert len(built) > 30
+    config.model.drop_rate = config.model.stochdepth_rate = 0.25
+    key = json.dumps(config.model.to_dict())
+    if key in built:
+      continue
+    net = build.create_net(config, num_classes=10)
+    size = config.data.image_size
+    params, _ = jax.eval_shape(
+      functools.partial(net.init, is_training=True),
+      jax.random.key(0),
+      jax.ShapeDtypeStruct((2, size, size, 3), config.compute_dtype),
+    )
+    (built[key],) = (
+      leaves['w'].shape[-1]
+      for name, leaves in params.items()
+      if name.endswith('/~/linear') and 'squeeze' not in name
+    )
+  assert {*built.values()} == {10}
+  assert len(built) == 8 + 4 * 5 + 2  # ResNets, the ablation, F5 and F6
 
 
 def _shrunk(config):
