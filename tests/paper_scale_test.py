@@ -9,7 +9,14 @@ import optax
 import pytest
 
 from experiments.benchmarks import compile_nets
-from experiments.reproduce import claim, cost, run_config, runner, scales
+from experiments.reproduce import (
+  claim,
+  cost,
+  run_config,
+  runner,
+  scales,
+  step_latency,
+)
 from experiments.reproduce.claims import CLAIMS
 from nfnets_jax.models import variants
 from nfnets_jax.training import build, check, train_step
@@ -262,3 +269,12 @@ def test_shrunk_step(name):
 def test_all_shrunk_steps():
   for config in _shrunk_steps():
     _take_step(config)
+
+
+@pytest.mark.slow
+def test_latency_of_a_whole_step():
+  result = step_latency.measure('nfnet_tiny', 2, steps=3, image_size=16)
+  assert (result['devices'], result['micro_batches']) == (8, 1)
+  seconds = result['step_seconds']
+  assert seconds == sorted(seconds) and seconds[0] > 0
+  assert len(result['gradient_seconds']) == 20
