@@ -13,11 +13,12 @@ class Net(NamedTuple):
   """What a row compiles.
 
   Attributes:
-    name: of the row and of the file.
+    name: of the file and the row.
     config: of `--config`.
     batch: over all devices, or as `per_device` says.
     per_device: whether `batch` is that of one device.
     overrides: further arguments.
+    title: of the row, if not the name.
   """
 
   name: str
@@ -25,6 +26,7 @@ class Net(NamedTuple):
   batch: int
   per_device: bool = False
   overrides: Sequence[str] = ()
+  title: str = ''
 
   def batch_on(self, topology: str) -> int:
     """Returns the batch over all devices."""
@@ -91,6 +93,7 @@ def claim_nets() -> list[Net]:
       cost.derived(run.config).batch_size,
       # The same number of images, but no data set to open.
       overrides=['--config.data.name=fake', '--config.data.train_split=train'],
+      title=run.name,
     )
     for key, run in cost.distinct().items()
   ]

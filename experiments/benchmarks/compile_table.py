@@ -252,10 +252,11 @@ def main(argv: list[str] | None = None) -> None:
       python = args.cuda_python if gpu else args.tpu_python
       arguments = command(net, topology, overrides)
       try:
-        cells[net.name, topology] = make(path, python, arguments)
+        result = make(path, python, arguments)
+        cells[net.title or net.name, topology] = result
       except ValueError as error:
         failed.append(f'{net.name} on {topology}: {error}')
-  order = {net.name: i for i, net in enumerate(nets)}
+  order = {net.title or net.name: i for i, net in enumerate(nets)}
   print(report(dict(sorted(cells.items(), key=lambda x: order[x[0][0]]))))
   if failed:
     sys.exit('\n  '.join(['error: these cells could not be made:', *failed]))

@@ -79,7 +79,7 @@ class Cost(NamedTuple):
     """
     if not self.compiled:
       return 'not compiled'
-    text = f'{self.days:,.0f}'
+    text = f'{self.days:,.0f}' if self.days > 10 else f'{self.days:.2g}'
     if self.counted < self.runs:
       text += f' for {self.counted} of {self.runs} runs'
     if self.compiled < self.programs:
