@@ -169,7 +169,7 @@ def test_cost_counts_with_the_cells_that_exist(tmp_path):
   assert cost.cost('microbatch', tmp_path).counted == 0
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_each_net_is_built():
   """All distinct ones, without computing."""
   built = {}
