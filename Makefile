@@ -148,7 +148,7 @@ compile: check-topology $(COMPILE_VENV)/.installed  ## Compile CONFIG's steps fo
 	$(COMPILE_VENV)/bin/python -m nfnets_jax.compile --config='$(CONFIG)' --topology='$(TOPOLOGY)' $(ARGS)
 
 compile-table: WORKDIR ?= runs/compiled
-compile-table: $(VENV)-tpu/.installed $(VENV)-cuda/.installed  ## Estimate F0 to F6 on TPUs and GPUs, cell by cell; hours.
+compile-table: $(VENV)-tpu/.installed $(VENV)-cuda/.installed  ## Estimate nets on TPUs and GPUs, cell by cell; also ARGS=--latency or --claims; hours.
 	$(VENV)-tpu/bin/python -m experiments.benchmarks.compile_table --output='$(WORKDIR)' \
 	  --tpu_python=$(VENV)-tpu/bin/python --cuda_python=$(VENV)-cuda/bin/python $(ARGS)
 

@@ -1,24 +1,34 @@
-"""Compiles NFNets for devices that are not here, and prints the table.
+"""Compiles nets for devices that are not here, and prints the table.
 
     python -m experiments.benchmarks.compile_table --output=runs/compiled
 
+compiles NFNets with the paper's batch of 4096. With `--latency`, instead, all
+nets of the paper's table 3 and NF-ResNets with 32 images a device, for the
+columns of `make reproduce-latency`; with `--claims`, each distinct training
+step of the claims at the paper's scale, for `experiments.reproduce.cost`.
+
 Every cell is one `python -m nfnets_jax.compile`, which on two cores takes
 minutes for F0 and tens of minutes for F6. Cells are kept in the folder as JSON
-files, so the command can be stopped and repeated. The table has the paper's
-measured times of a step of 32 images per TPUv3 core; all other times are
-estimates of the devices' compilers.
+files, so the command can be stopped and repeated. A cell that fails is reported
+at the end and made again next time. The table has the paper's measured times of
+a step of 32 images per TPUv3 core; all other times are estimates of the
+devices' compilers.
 """
 
 import argparse
 import hashlib
+import itertools
 import json
 import pathlib
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
+from experiments.benchmarks import compile_nets
 from experiments.figures import markdown
-from experiments.reproduce import paper
+from experiments.reproduce import cost, paper
+from experiments.reproduce.claims import latency
 from nfnets_jax import command_line, paths
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -40,26 +50,21 @@ _HEAD = (
   'compiled in, s',
   'by',
 )
+_SHORT = [f'F{n}' for n in range(8)]
 
 
 def command(
-  variant: str, topology: str, batch_size: int, overrides: list[str]
+  net: compile_nets.Net, topology: str, overrides: Sequence[str]
 ) -> list[str]:
   """Returns the arguments of Python that make a cell."""
   return [
     *('-m', 'nfnets_jax.compile', '--json', '--noevaluation'),
-    f'--config=experiments/nfnet_imagenet.py:{variant}',
+    f'--config={net.config}',
     f'--topology={topology}',
-    f'--config.batch_size={batch_size}',
+    f'--config.batch_size={net.batch_on(topology)}',
+    *net.overrides,
     *overrides,
   ]
-
-
-def cell_file(
-  output: pathlib.Path, variant: str, topology: str
-) -> pathlib.Path:
-  """Returns the file of a cell."""
-  return output / f'{variant},{topology.replace(":", "_")}.json'
 
 
 def sources_digest() -> str:
@@ -76,7 +81,7 @@ def make(
   """Makes a cell, or reads it if it exists.
 
   Args:
-    path: from `cell_file`.
+    path: from `cost.cell_file`.
     python: interpreter with the topology's compiler.
     arguments: from `command`.
 
@@ -113,13 +118,13 @@ def make(
 
 
 def report(cells: dict[tuple[str, str], dict[str, Any]]) -> str:
-  """Returns the table of results by variant and topology, in Markdown."""
+  """Returns the table of results by name and topology, in Markdown."""
   rows = [_row(*key, result) for key, result in cells.items()]
   return markdown.table(_HEAD, rows)
 
 
-def _row(variant: str, topology: str, x: dict[str, Any]) -> list[Any]:
-  first = [variant, f'{topology}: {x["devices"]} × {x["per_device_batch"]}']
+def _row(name: str, topology: str, x: dict[str, Any]) -> list[Any]:
+  first = [name, f'{topology}: {x["devices"]} × {x["per_device_batch"]}']
   if not x['fits']:
     remedy = x['remedy']
     text = 'none'
@@ -129,7 +134,8 @@ def _row(variant: str, topology: str, x: dict[str, Any]) -> list[Any]:
     return row + [''] * (len(_HEAD) - len(row))
   step = x['training']
   seconds, cycles = step['seconds'], step['cycle_seconds']
-  published = paper.LATENCY.get(f'nfnet_{variant.lower()}')
+  model = f'nfnet_{name.lower()}' if name in _SHORT else name
+  published = paper.LATENCY.get(model)
   return [
     *first,
     x['micro_batches'],
@@ -148,15 +154,46 @@ def _row(variant: str, topology: str, x: dict[str, Any]) -> list[Any]:
   ]
 
 
-def main(argv: list[str] | None = None) -> None:
+def _nets(
+  args: argparse.Namespace,
+) -> tuple[list[compile_nets.Net], pathlib.Path]:
+  """Returns what to compile, and the subfolder of its cells."""
+  if args.claims:
+    return compile_nets.claim_nets(), pathlib.Path('claims')
+  if args.latency:
+    return compile_nets.latency_nets(
+      args.nets or latency.COMPILED
+    ), pathlib.Path('latency')
+  nets = [
+    compile_nets.Net(x, compile_nets.config_of(x), args.batch_size)
+    for x in args.nets or VARIANTS
+  ]
+  return nets, pathlib.Path()
+
+
+def _parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
   parser = argparse.ArgumentParser(
     prog='python -m experiments.benchmarks.compile_table',
-    description='Compiles NFNets for TPUs and GPUs, and prints the table.',
+    description='Compiles nets for TPUs and GPUs, and prints the table.',
     epilog='--config.field=value overrides a field of the configs.',
   )
   parser.add_argument('--output', required=True, help='folder of the cells')
-  parser.add_argument('--variants', nargs='+', default=VARIANTS)
-  parser.add_argument('--topologies', nargs='+', default=TOPOLOGIES)
+  parser.add_argument(
+    '--nets', nargs='+', help=f'F0 or any model (default: {" ".join(VARIANTS)})'
+  )
+  kinds = parser.add_mutually_exclusive_group()
+  kinds.add_argument(
+    '--latency', action='store_true', help='32 images a device, as in table 3'
+  )
+  kinds.add_argument(
+    '--claims', action='store_true', help='all steps of the claims at paper'
+  )
+  parser.add_argument(
+    '--topologies',
+    nargs='+',
+    help=f'default: {" ".join(TOPOLOGIES)}; with --latency v3:4x4 h100, with '
+    '--claims v3:4x4',
+  )
   parser.add_argument('--batch_size', type=int, default=4096)
   for name, compiler in (('tpu', 'libtpu'), ('cuda', "CUDA's plugin")):
     parser.add_argument(
@@ -171,21 +208,58 @@ def main(argv: list[str] | None = None) -> None:
   for text in overrides:
     if not text.startswith('--config.'):
       parser.error(f'unrecognized argument: {text}')
-  cells = {}
+  if args.claims and args.nets:
+    parser.error('--claims takes no --nets')
+  if args.topologies is None:
+    args.topologies = (
+      latency.TOPOLOGIES
+      if args.latency
+      else [cost.TOPOLOGY]
+      if args.claims
+      else TOPOLOGIES
+    )
+  return args, overrides
+
+
+def main(argv: list[str] | None = None) -> None:
+  args, overrides = _parse(argv)
+  cells, failed = {}, []
   with command_line.telling():
-    output = paths.local_literal(args.output, '--output')
+    nets, subfolder = _nets(args)
+    output = paths.local_literal(args.output, '--output') / subfolder
     output.mkdir(parents=True, exist_ok=True)
-    for variant in args.variants:
-      for topology in args.topologies:
-        path = cell_file(output, variant, topology)
-        if args.kept and not path.exists():
-          continue
-        gpu = topology.startswith('h100')
-        python = args.cuda_python if gpu else args.tpu_python
-        print(f'{variant} on {topology}', file=sys.stderr, flush=True)
-        arguments = command(variant, topology, args.batch_size, overrides)
-        cells[variant, topology] = make(path, python, arguments)
-  print(report(cells))
+    # A whole topology first: half a table of one is more than half of each.
+    for topology, (i, net) in itertools.product(
+      args.topologies, enumerate(nets, start=1)
+    ):
+      path = cost.cell_file(output, net.name, topology)
+      if args.kept and not path.exists():
+        continue
+      devices = compile_nets.count_devices(topology)
+      if net.batch_on(topology) % devices:
+        print(
+          f'{net.name}, {net.config}: {net.batch} images are not divisible by '
+          f'the {devices} devices of {topology}',
+          file=sys.stderr,
+        )
+        continue
+      print(
+        f'{topology}, {i} of {len(nets)}: {net.name}, {net.config}',
+        file=sys.stderr,
+        flush=True,
+      )
+      gpu = topology.startswith('h100')
+      python = args.cuda_python if gpu else args.tpu_python
+      arguments = command(net, topology, overrides)
+      try:
+        result = make(path, python, arguments)
+        cells[net.title or net.name, topology] = result
+      except ValueError as error:
+        failed.append(f'{net.name} on {topology}: {error}')
+  order = {net.title or net.name: i for i, net in enumerate(nets)}
+  print(report(dict(sorted(cells.items(), key=lambda x: order[x[0][0]]))))
+  if failed:
+    sys.exit('\n  '.join(['error: these cells could not be made:', *failed]))
 
 
 if __name__ == '__main__':

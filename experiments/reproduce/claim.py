@@ -1,6 +1,7 @@
 """The parts of a claim: its runs, their results, and the verdict on them."""
 
 import dataclasses
+import functools
 import json
 import re
 import statistics
@@ -60,15 +61,20 @@ def fingerprint(run: Run, results: Results) -> str:
     invalidates no result.
   """
   name = run.config.model.name
-  default = defaults.get_config()
-  default.model = defaults.model(name)
-  difference = workdirs.changes(default.to_dict(), run.config.to_dict())
+  difference = workdirs.changes(_default(name), run.config.to_dict())
   fields = {key: new for key, (_, new) in difference.items()}
   before = results.get(run.after) if run.after else None
   text = json.dumps(
     [name, fields, run.held_out, before and before['fingerprint']]
   )
   return f'{zlib.crc32(text.encode()):08x}'
+
+
+@functools.cache
+def _default(model: str) -> dict[str, Any]:
+  config = defaults.get_config()
+  config.model = defaults.model(model)
+  return config.to_dict()
 
 
 def find(run: Run, results: Results) -> Mapping[str, Any] | None:
@@ -116,6 +122,12 @@ class Point:
     else:  # after a run that diverged it does not start
       step = re.search(r'at step (\d+)', result['message'])
       self.diverged.append(int(step[1]) if step else 0)
+
+  def keep_best(self, count: int) -> 'Point':
+    """Returns the best `count` runs; one that diverged is below all others."""
+    top_1 = sorted(self.top_1, reverse=True)[:count]
+    diverged = self.diverged[: count - len(top_1)]
+    return dataclasses.replace(self, top_1=top_1, diverged=diverged)
 
   @property
   def mean(self) -> float | None:
@@ -225,6 +237,8 @@ class Measured:
         labels = {k: v for k, v in run.labels.items() if k != 'seed'}
         points.setdefault(tuple(labels.items()), Point(labels)).add(result)
     self.points = list(points.values())
+    if claim.counted is not None and scale == 'paper':
+      self.points = [x.keep_best(claim.counted) for x in self.points]
 
   def select(self, **labels: Any) -> list[Point]:
     """Returns the points with these labels."""
@@ -255,6 +269,8 @@ class Claim:
     axes: the labels along x and by color.
     panels: the label with one panel for each value, or None.
     paper: returns the paper's curve beside a scale; None has no numbers.
+    counted: at `paper`, how many runs of a point count, the best; None counts
+      all.
     words: what the paper says beside its numbers, or instead.
     table: the paper's numbers, headings first.
   """
@@ -267,5 +283,6 @@ class Claim:
   axes: tuple[str, str]
   panels: str | None = None
   paper: Callable[[str], Curve] | None = None
+  counted: int | None = None
   words: str = ''
   table: Table = ()

@@ -242,9 +242,10 @@ def draw_latency(
       short = {'resnet50': 'ResNet-50', 'senet50': 'SENet-50'}
       labels[net] = short.get(net, net.removeprefix(prefix).upper())
   axis.plot([], [], 'D--', color='#888888', ms=4, mfc='none', label='the paper')
+  timed = 'forward and backward pass' if scale == 'small' else 'step'
   axis.set(
     xscale='log',
-    xlabel="forward and backward pass over NFNet-F1's",
+    xlabel=f"{timed} over NFNet-F1's",
     ylabel="the paper's top-1, %",
     title=f'latency, {scale}',
   )

@@ -20,7 +20,7 @@ import matplotlib
 import matplotlib.figure
 
 from experiments.reproduce import claim as claims_lib
-from experiments.reproduce import figures, paper, results, scales
+from experiments.reproduce import figures, latency_table, results, scales
 from experiments.reproduce.claims import CLAIMS, latency
 from nfnets_jax import paths
 
@@ -221,19 +221,6 @@ def latency_section(
     for model, x in used.items()
     if 'ratios' in x
   }
-  lines = [
-    (
-      'net',
-      "parameters, M (paper's)",
-      "GMACs at test size (paper's)",
-      'pixels',
-      'seconds',
-      '÷ F1, range',
-      "paper's ÷ F1 (TPUv3, ms)",
-      "paper's top-1, %",
-    ),
-    *(_latency_line(model, result) for model, result in used.items()),
-  ]
   results_used = list(used.values())
   batch = results_used[0]['labels']['batch']
   parts = [
@@ -242,36 +229,12 @@ def latency_section(
       output / f'latency-{scale}.png',
       'Dashed: the latencies of the paper. All accuracies are its own.',
     ),
-    _table(lines),
+    _table(latency_table.table(scale, used)),
     f'<p>{html.escape(_machines(results_used))} Batches of {batch}.</p>',
   ]
   statements = latency.statements(scale, found)
   return _section(
     'latency', scale, latency.TEXT, latency.SOURCE, statements, parts
-  )
-
-
-def _latency_line(model: str, result: Mapping[str, Any]) -> tuple[str, ...]:
-  known = paper.LATENCY.get(model)
-  seconds, ratio = result.get('message', ''), ''
-  if 'ratios' in result:
-    ratios = result['ratios']
-    seconds = f'{statistics.median(result["step_seconds"]):.2f}'
-    ratio = (
-      f'{statistics.median(ratios):.2f} ({min(ratios):.2f} to '
-      f'{max(ratios):.2f})'
-    )
-  params, gmacs = result['params'] / 1e6, result['gmacs_test']
-  theirs = latency.published_ratio(model)
-  return (
-    model,
-    f'{params:.2f}' + (f' ({known.params})' if known else ''),
-    f'{gmacs:.2f}' + (f' ({known.gmacs})' if known else ''),
-    str(result['size']),
-    seconds,
-    ratio,
-    f'{theirs:.2f} ({known.tpu_ms})' if known else '',
-    f'{known.top_1}' if known else '',
   )
 
 

@@ -18,12 +18,13 @@ from absl import logging as absl_logging
 from ml_collections import config_dict
 
 from experiments.reproduce import claim as claims_lib
-from experiments.reproduce import results
+from experiments.reproduce import results, scales
 from nfnets_jax.data import workers
 from nfnets_jax.runtime import lock
 from nfnets_jax.training import build, check, evaluate, fit, host_memory, train
 
 CIFAR10 = 'cifar10'
+_FOLDER = 'folder:'  # of a data set's name; TFDS has name:version
 
 
 class Runner:
@@ -46,7 +47,8 @@ class Runner:
     Args:
       output: folder of the results and of the runs.
       data: fields of the config's `data` on this machine, such as `data_dir`;
-        `name` is the name of CIFAR-10 there.
+        `name` is the name of CIFAR-10 there, at `paper` of the data set that
+        stands in for JFT-300M; 'folder:DIR' is a folder of photographs.
       part: which of how many slices, from (1, n) to (n, n).
       jobs: runs at a time, each in a process pinned to one core; 1 runs in this
         process on all cores and devices.
@@ -219,9 +221,12 @@ class Runner:
     config = run.config.copy_and_resolve_references()
     data = dict(self._data)
     name = data.pop('name', None)
-    if config.data.name == CIFAR10:
-      config.data.name = name or CIFAR10
     config.data.update(data)
+    if name is not None and config.data.name in (CIFAR10, scales.STAND_IN):
+      config.data.name = name
+      if name.startswith(_FOLDER):
+        config.data.name = 'folder'
+        config.data.data_dir = name.removeprefix(_FOLDER)
     config.compilation_cache = str(self._output.absolute() / 'compiled')
     return config
 

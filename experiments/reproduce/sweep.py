@@ -55,7 +55,16 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
   parser.add_argument(
     '--data_dir', type=paths.literal_argument, help='folder of TFDS data sets'
   )
-  parser.add_argument('--data_name', help='name of CIFAR-10 there')
+  parser.add_argument(
+    '--data_name',
+    help='name of CIFAR-10 there; at paper of what stands in for JFT-300M, '
+    'where folder:DIR is a folder of photographs',
+  )
+  parser.add_argument(
+    '--latency_steps',
+    type=int,
+    help='timed steps of a net; default: 100 at gpu, 5,000 at paper',
+  )
   parser.add_argument('--num_workers', type=int, help='workers that decode')
   parser.add_argument(
     '--jobs', type=int, help='runs at a time; default: the cores on CPU, else 1'
@@ -89,7 +98,7 @@ def _execute(
         if name != 'latency':
           left += sweep.execute(CLAIMS[name], args.scale)
         elif args.slice[0] == 1:
-          latency.execute(args.output, args.scale)
+          latency.execute(args.output, args.scale, steps=args.latency_steps)
     except KeyboardInterrupt as error:  # the workers have saved their runs
       raise interrupt.StoppedError(
         'stopped; the same command resumes'

@@ -23,8 +23,7 @@ Crops of `eval_crop`:
 Differences:
   * The released random crop requires 8 % of the area and also 10 % of the
     object, which it sets to the whole image: 10 % in effect, the default of
-    `min_area` here. EfficientNet's official code does the same; its config
-    here uses 8 %, `random_resized_0.08`.
+    `min_area` here. EfficientNet's official code does the same.
 
 Reference:
   Brock, De, Smith, Simonyan, "High-Performance Large-Scale Image Recognition

@@ -5,6 +5,8 @@ Pillow is used where it agrees with the released code, numpy elsewhere.
 Differences from the released code:
   * AutoContrast is exact; the released code is off by up to one level, from
     rounding in float32.
+  * Posterize keeps all bits above magnitude 20, where the released code shifts
+    by a negative number; no NFNet has such a magnitude.
 
 As in the released code, and unlike Pillow or the papers:
   * Contrast blends with the constant `H · W / 256`, at most 255, instead of the
@@ -59,7 +61,7 @@ IN_PIXELS = ('TranslateX', 'TranslateY', 'Cutout')
 FILL = 128  # level of pixels from outside the image and of Cutout's box
 LEVELS = np.arange(256, dtype=np.int16)
 
-MAX_MAGNITUDE = 20  # above it Posterize would keep more than 8 bits
+MAX_MAGNITUDE = 30
 
 
 def argument(name: str, magnitude: int) -> float:

@@ -26,7 +26,7 @@ class Policy(NamedTuple):
 
   Attributes:
     num_layers: operations per image, at least 1.
-    magnitude: strength, 0 to 20.
+    magnitude: strength, 0 to 30.
     size: reference size in pixels: translations and the box of Cutout are
       multiplied by `min(H, W) / size` and rounded. None does not scale them, as
       in the released code.

@@ -8,7 +8,7 @@ Differences:
   * The original's drop connect is stochastic depth with kept branches rescaled,
     in blocks with a skip connection.
   * Batch statistics are per device, or with `cross_replica_axis` of all; the
-    original averages them over groups of devices with 128 images together.
+    original averages them over an eighth of the devices, at least eight.
   * The two layers of the gate are linear layers, equally initialised; the
     original has 1×1 convolutions.
 

@@ -236,6 +236,7 @@ def create_optimizer(
     schedule,
     momentum=fields['momentum'],
     weight_decay=fields['weight_decay'],
+    decayed=fields['decayed'],
     clip=fields['clip'],
     clipping=fields['clipping'],
     clip_eps=fields['clip_eps'],

@@ -116,6 +116,8 @@ def get_config() -> config_dict.ConfigDict:
   config.optimizer.decay_epochs = 2.4
   config.optimizer.momentum = 0.9
   config.optimizer.weight_decay = 2e-5
+  # Regular expression searched in 'module/parameter' for what decays.
+  config.optimizer.decayed = '/w$'
   config.optimizer.clip = config_dict.placeholder(str)
   config.optimizer.clip = 'agc'  # or 'global_norm', or None
   config.optimizer.clipping = 0.01  # λ of AGC

@@ -4,6 +4,7 @@ The update as released: gradient of the whole batch → AGC on all parameters bu
 the classifier's weights → L2 decay → Nesterov momentum → −learning rate.
 """
 
+import functools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,8 @@ import optax
 from nfnets_jax import agc
 from nfnets_jax.training import groups
 from nfnets_jax.training.schedules import Schedule, check_known
+
+DECAYED = '/w$'  # all weights
 
 
 def create_optimizer(
@@ -32,6 +35,7 @@ def create_optimizer(
   learning_rate_groups: str | None,
   skip_nonfinite: int,
   depth: Sequence[int],
+  decayed: str = DECAYED,
 ) -> optax.GradientTransformation:
   """Builds an optimizer.
 
@@ -51,13 +55,15 @@ def create_optimizer(
     skip_nonfinite: maximum consecutive non-finite gradients, skipped through
       `optax.apply_if_finite`; skipped steps advance the schedule.
     depth: blocks per stage, for `clipping_metrics`.
+    decayed: regular expression of what decays, as in `decay_mask`.
 
   Returns:
     A transformation of the gradient of the whole batch into the update. Its
     `init` raises a ValueError if `unclipped` matches no parameter.
 
   Raises:
-    ValueError: for an unknown `name` or `clip`, or an invalid `unclipped`.
+    ValueError: for an unknown `name` or `clip`, or an invalid `unclipped` or
+      `decayed`.
   """
   clips = {
     None: optax.identity,
@@ -65,8 +71,9 @@ def create_optimizer(
     'global_norm': lambda: optax.clip_by_global_norm(max_norm),
   }
   check_known('clip', clip, clips)
-  _check_pattern(unclipped)
-  optimizer = _base_optimizer(name, schedule, momentum, weight_decay)
+  _check_pattern('unclipped', unclipped or '')
+  _check_pattern('decayed', decayed)
+  optimizer = _base_optimizer(name, schedule, momentum, weight_decay, decayed)
   if learning_rate_groups is not None:
     optimizer = optax.chain(
       optimizer, groups.scale(groups.parse(learning_rate_groups))
@@ -78,10 +85,15 @@ def create_optimizer(
 
 
 def _base_optimizer(
-  name: str, schedule: Schedule, momentum: float, weight_decay: float
+  name: str,
+  schedule: Schedule,
+  momentum: float,
+  weight_decay: float,
+  decayed: str,
 ) -> optax.GradientTransformation:
   """Returns an optimizer with its weight decay, without clipping."""
-  l2 = optax.add_decayed_weights(weight_decay, decay_mask)
+  mask = functools.partial(decay_mask, decayed=decayed)
+  l2 = optax.add_decayed_weights(weight_decay, mask)
   optimizers = {
     'sgd': lambda: optax.chain(
       l2, optax.sgd(schedule, momentum, nesterov=True)
@@ -104,14 +116,14 @@ def _base_optimizer(
     'lars': lambda: optax.lars(
       schedule,
       weight_decay=weight_decay,
-      weight_decay_mask=decay_mask,
-      trust_ratio_mask=decay_mask,
+      weight_decay_mask=mask,
+      trust_ratio_mask=mask,
       momentum=momentum,
       nesterov=True,
     ),
     'adam': lambda: optax.chain(l2, optax.adam(schedule)),
     'adamw': lambda: optax.adamw(
-      schedule, weight_decay=weight_decay, mask=decay_mask
+      schedule, weight_decay=weight_decay, mask=mask
     ),
   }
   check_known('name', name, optimizers)
@@ -142,14 +154,18 @@ def _adaptive_grad_clip(
   return optax.GradientTransformation(init, clip.update)
 
 
-def decay_mask(params: chex.ArrayTree) -> chex.ArrayTree:
-  """Marks the parameters to decay: those named `w` in a Haiku tree.
+def decay_mask(
+  params: chex.ArrayTree, decayed: str = DECAYED
+) -> chex.ArrayTree:
+  """Marks the parameters of a Haiku tree to decay.
 
-  These are all weights, including classifier and squeeze-excite; gains, biases
-  and SkipInit scalars do not decay.
+  `decayed` is searched in 'module/parameter'. By default these are the
+  parameters `w`, all weights, including classifier and squeeze-excite; gains,
+  biases and SkipInit scalars do not decay.
   """
+  pattern = re.compile(decayed)
   return {
-    module: {name: name == 'w' for name in leaves}
+    module: {name: bool(pattern.search(f'{module}/{name}')) for name in leaves}
     for module, leaves in params.items()
   }
 
@@ -240,10 +256,10 @@ def _skip_nonfinite(
   return optax.GradientTransformation(inner.init, update)
 
 
-def _check_pattern(text: str | None) -> None:
+def _check_pattern(field: str, text: str) -> None:
   try:
-    re.compile(text or '')
+    re.compile(text)
   except re.error as error:
     raise ValueError(
-      f'optimizer.unclipped {text!r} is no regular expression: {error}'
+      f'optimizer.{field} {text!r} is no regular expression: {error}'
     ) from error

@@ -77,9 +77,9 @@ def test_arguments_are_those_of_the_recipe(name, at_5, at_10, at_15):
 
 
 def test_argument_rejects_what_it_does_not_know():
-  with pytest.raises(ValueError, match=r'magnitude 21 is not in 0\.\.20'):
-    operations.argument('Rotate', 21)
-  with pytest.raises(ValueError, match=r'magnitude -1 is not in 0\.\.20'):
+  with pytest.raises(ValueError, match=r'magnitude 31 is not in 0\.\.30'):
+    operations.argument('Rotate', 31)
+  with pytest.raises(ValueError, match=r'magnitude -1 is not in 0\.\.30'):
     operations.argument('Rotate', -1)
   with pytest.raises(ValueError, match="'Blur' is not one of AutoContrast"):
     operations.argument('Blur', 5)

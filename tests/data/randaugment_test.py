@@ -39,7 +39,7 @@ def test_parse_policy(policy, expected):
     ('4x1.5', "policy '4x1.5' is not"),
     (' 4x10', "policy ' 4x10' is not"),
     ('0x10', 'at least 1 layer, not 0'),
-    ('4x21', r'magnitude 21 is not in 0\.\.20'),
+    ('4x31', r'magnitude 31 is not in 0\.\.30'),
     ('4x5@', "policy '4x5@' is not"),
     ('4x5@0', 'images of 0 pixels'),
   ],

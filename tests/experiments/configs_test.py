@@ -26,11 +26,13 @@ from experiments import (
 )
 from nfnets_jax import models
 from nfnets_jax.data import transforms
+from nfnets_jax.runtime import parallel
 from nfnets_jax.training import (
   build,
   check,
   groups,
   init_from,
+  optimizer,
   schedules,
   train,
 )
@@ -76,6 +78,7 @@ def test_nfnet_imagenet_is_the_paper(name, plus):
     'decay_epochs': 2.4,
     'momentum': 0.9,
     'weight_decay': 2e-5,
+    'decayed': '/w$',
     'clip': 'agc',
     'clipping': 0.01,
     'clip_eps': 1e-3,
@@ -159,8 +162,9 @@ def test_net_is_built_from_the_config(config):
     params, state = net.init(key, images, is_training=True)
     return net.apply(params, state, key, images, is_training=True)[0]
 
-  outputs = jax.eval_shape(forward, jax.random.key(0), images)
-  assert outputs['logits'].shape == (2, 10)
+  mapped = jax.vmap(forward, (None, None), axis_name=parallel.AXIS, axis_size=1)
+  outputs = jax.eval_shape(mapped, jax.random.key(0), images)
+  assert outputs['logits'].shape == (1, 2, 10)
   # Every argument is written out: none is left for an override to miss.
   assert set(config.model) == {'name', *models.arguments(config.model.name)}
 
@@ -339,9 +343,34 @@ def test_recipes_of_the_rivals_are_the_published():
   assert config.data.image_size == config.data.eval_image_size == 600
   # A tenth of the area at least, as the original code has in effect.
   assert config.data.crop == defaults.get_config().data.crop == 'random_resized'
-  assert config.augment.rand_augment == '2x10'
   assert config.optimizer.name == 'rmsprop'
   assert config.optimizer.schedule == 'exponential'
+  # Micro-batches are normalized together on all devices.
+  assert config.model.cross_replica_axis == parallel.AXIS
+  policies = [
+    efficientnet_imagenet.get_config(f'B{n}').augment.rand_augment
+    for n in range(9)
+  ]
+  assert policies == ['2x10'] * 5 + ['2x17'] * 2 + ['2x28'] * 2
+
+
+def test_efficientnet_decays_all_but_batch_normalization():
+  config = efficientnet_imagenet.get_config('B0')
+  config.model.cross_replica_axis = None
+  config.model.depth = (1,) * 7
+  net = build.create_net(config, num_classes=10)
+  image = jax.ShapeDtypeStruct((2, 32, 32, 3), 'float32')
+  params, _ = jax.eval_shape(
+    lambda key, image: net.init(key, image, is_training=True),
+    jax.random.key(0),
+    image,
+  )
+  mask = optimizer.decay_mask(params, config.optimizer.decayed)
+  names = {True: set(), False: set()}
+  for leaves in mask.values():
+    for name, decays in leaves.items():
+      names[decays].add(name)
+  assert names == {True: {'w', 'b'}, False: {'scale', 'offset'}}
 
 
 @pytest.mark.parametrize(

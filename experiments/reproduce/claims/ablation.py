@@ -2,7 +2,10 @@
 
 Source: Brock et al. 2021, table 2, with the last two rows of its appendix.
 Varied: the rows of experiments/ablation_imagenet.py, each on top of the one
-  before; the last two change the full recipe of `cutmix`.
+  before; the last two change the full recipe of `cutmix`. The paper does
+  not say how many images MixUp mixes in `mixup` and `rand_augment`: here all.
+  At `paper` also an NF-ResNet-50 with RandAugment, without AGC and with it, at
+  its batch of 1024 and with F1's policy, which the paper does not give.
 Scales:
   small  a narrow F0 (0.42 million parameters) without dropout and stochastic
          depth, 2,560 images, 20 epochs at batch 64, AGC with λ and ε 0.1, half
@@ -16,11 +19,12 @@ Verdict at small (2026-11-26): not reproduced. The second convolution adds half
 
 import itertools
 
-from experiments import ablation_imagenet
+from experiments import ablation_imagenet, nf_resnet_imagenet
 from experiments.reproduce import claim, scales
 from experiments.reproduce.results import Results
 
 _NETS = ('F0', 'F1', 'F2', 'F3')
+_PREDECESSORS = {'RandAugment': None, 'RandAugment, AGC': 'agc'}
 _PUBLISHED = {
   'baseline': (80.4, 81.7, 82.0, 82.3),
   'modified_width': (80.9, 81.8, 82.0, 82.3),
@@ -50,6 +54,22 @@ def _runs(scale: str, results: Results) -> list[claim.Run]:
         labels = {'row': row, 'net': net, 'seed': seed}
         name = claim.run_name(scale, 'ablation', labels)
         runs.append(claim.Run(name, labels, config))
+  return runs + (_predecessors() if scale == 'paper' else [])
+
+
+def _predecessors() -> list[claim.Run]:
+  """Returns NF-ResNets with RandAugment, the failure that AGC mends."""
+  runs = []
+  for row, clip in _PREDECESSORS.items():
+    for seed in scales.SEEDS['paper'][:3]:
+      config = nf_resnet_imagenet.get_config('50')
+      config.seed = seed
+      config.augment.rand_augment = '4x10'
+      config.optimizer.clip = clip
+      config.max_loss = scales.MAX_LOSS
+      labels = {'row': row, 'net': 'NF-ResNet-50', 'seed': seed}
+      name = claim.run_name('paper', 'ablation', labels)
+      runs.append(claim.Run(name, labels, config))
   return runs
 
 
@@ -77,7 +97,17 @@ def _statements(measured: claim.Measured) -> list[claim.Statement]:
       ('matches or beats', 'batch_norm', claim.Point.matches),
     )
   ]
-  return added + changed
+  if measured.scale != 'paper':
+    return added + changed
+  without, clipped = (at(row, 'NF-ResNet-50') for row in _PREDECESSORS)
+  return [
+    *added,
+    *changed,
+    claim.Statement(
+      'With RandAugment, an NF-ResNet fails without AGC and trains with it.',
+      {'without': without.fails, 'with': clipped.trains},
+    ),
+  ]
 
 
 def _paper(scale: str) -> claim.Curve:
@@ -99,6 +129,7 @@ CLAIM = claim.Claim(
   statements=_statements,
   axes=('row', 'net'),
   paper=_paper,
+  words='NF-ResNets did not train with RandAugment, and do with AGC.',
   table=[
     ('top-1, %', *_NETS),
     *((row, *map(str, values)) for row, values in _PUBLISHED.items()),

@@ -4,9 +4,7 @@ import functools
 import json
 import pathlib
 
-import jax
 import numpy as np
-import optax
 import pytest
 
 from experiments.reproduce import (
@@ -18,10 +16,7 @@ from experiments.reproduce import (
   scales,
 )
 from experiments.reproduce.claims import CLAIMS, latency
-from nfnets_jax.models import variants
-from nfnets_jax.training import build, check, train_step
-from nfnets_jax.training import config as defaults
-from tests import steps
+from nfnets_jax.training import build, check
 
 STORED = pathlib.Path(__file__).parents[3] / 'experiments/reproduce/small'
 
@@ -65,82 +60,6 @@ def test_different_runs_have_different_names():
       if run.after is None:
         found = claim.fingerprint(run, {})
         assert fingerprints.setdefault(run.name, found) == found
-
-
-def _shrunk(config):
-  """The same net and recipe with one block a stage, few channels and pixels."""
-  config = config.copy_and_resolve_references()
-  model = config.model
-  stages = len(model.depth)
-  # What is excluded from AGC is given by the indices of blocks.
-  if config.optimizer.unclipped == defaults.get_config().optimizer.unclipped:
-    model.depth = (1,) * stages
-  model.width = (32,) * stages
-  if 'group_width' in model:
-    model.group_width = (16,) * stages
-    model.stem_width = (8,) * len(model.stem_width)
-  else:
-    model.stem_width = 8
-  config.batch_size = 8
-  config.data.image_size = config.data.eval_image_size = 32
-  return config
-
-
-def _paper_configs():
-  """One config for each kind of training at the paper's scale."""
-  found = {}
-  for name in CLAIMS:
-    for run in _runs('paper', name):
-      config = _shrunk(run.config)
-      config.seed = 0
-      # λ, the rate and the data do not change what is built.
-      config.optimizer.clipping = 0.01
-      config.optimizer.learning_rate_per_256 = 0.1
-      config.optimizer.max_norm = 1.0
-      config.data.classes = None
-      config.data.train_split = 'train'
-      config.init_new_head = False
-      config.optimizer.weight_decay = 1e-4
-      if config.optimizer.learning_rate_groups is not None:
-        config.optimizer.learning_rate_groups = '/w$=1,.=0.1'
-      # Nor do depth, now that it is 1, and the strength of augmentation.
-      family = variants.get(config.model.name).family
-      config.model.name = {
-        'nf_resnet': 'nf_resnet50',
-        'resnet': 'resnet50',
-        'nfnet': 'nfnet_f0',
-      }[family]
-      if config.model.get('drop_rate'):
-        config.model.drop_rate = 0.2
-      if config.augment.rand_augment is not None:
-        config.augment.rand_augment = '2x5'
-      found.setdefault(config.to_json(sort_keys=True), (run.name, config))
-  return list(found.values())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-  'config', [pytest.param(c, id=name) for name, c in _paper_configs()]
-)
-def test_a_shrunk_step_of_the_paper(config):
-  net = build.create_net(config, 10)
-  optimizer = build.create_optimizer(config, lambda step: 0.01)
-  state = train_step.init_state(net, optimizer, 0, config.data.image_size)
-  step = steps.constant_step(config, net, optimizer)
-  count = config.batch_size
-  rng = np.random.default_rng(0)
-  shape = (1, count, config.data.image_size, config.data.image_size, 3)
-  batch = {
-    'image': rng.integers(256, size=shape, dtype=np.uint8),
-    'label': np.arange(count, dtype=np.int32)[None] % 10,
-    'mix_label': np.zeros((1, count), np.int32),
-    'ratio': np.full((1, count), 0.7, np.float32),
-  }
-  mapped = jax.vmap(step, in_axes=(None, 0), out_axes=None, axis_name='devices')
-  new, metrics = jax.jit(mapped)(state, batch)
-  assert np.isfinite(metrics['loss'])
-  moved = optax.tree.norm(optax.tree.sub(new.params, state.params))
-  assert float(moved) > 0
 
 
 def _result(run, top_1=0.5, held_out=None, others=None):
