@@ -4,8 +4,7 @@ Source: Brock et al. 2021, section 4.1 and figure 2b.
 Varied: λ (0.01 to 0.16) and the batch size, with one seed.
 Scales: those of batch_size.py, with which it shares runs.
 Command: make reproduce-clipping SCALE=small
-Verdict at small (2026-11-26): partly reproduced. 0.08 and 0.16 diverge at batch
-  512 alone, where 0.01 is best; up to 256 the best λ does not fall steadily.
+At small: see ../small_scale.py and its rule, ../preregistered.
 """
 
 import itertools

@@ -8,8 +8,7 @@ Scales:
   small  two images, float32, three rounds
   gpu    32 images, bfloat16, 20 rounds; `paper` likewise
 Command: make reproduce-latency SCALE=small
-Verdict at small (2026-11-26): partly reproduced. On two CPU cores F1 is 4.0
-  times as fast as EfficientNet-B7, not 8.7 times.
+At small: see ../small_scale.py and its rule, ../preregistered.
 """
 
 import pathlib

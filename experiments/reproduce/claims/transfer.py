@@ -11,8 +11,7 @@ Scales:
   Two seeds. Weight decay is 1e-5 and then 0; fine-tuning has a tenth of the
   learning rate.
 Command: make reproduce-transfer SCALE=small
-Verdict at small (2026-11-26): partly reproduced. Fine-tuned, NF beats BN at 11
-  and 20 layers but not at 38; BN gains nothing from so little pre-training.
+At small: see ../small_scale.py and its rule, ../preregistered.
 """
 
 from collections.abc import Iterator, Sequence
