@@ -1,14 +1,14 @@
 """The table at the top of the report: each claim and all evidence for it.
 
-The compilers' estimates come from the cells of compiled.py, GPU results from
-`experiments/gpu/results`, and everything else from the folder of results.
+GPU results come from `experiments/gpu/results`, those at `small` from the
+folder of results.
 """
 
 import json
 import pathlib
 import re
 import statistics
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from experiments.reproduce import claim as claims_lib
@@ -18,45 +18,56 @@ from experiments.reproduce.claims import CLAIMS, latency
 _GPU = pathlib.Path(__file__).parents[1] / 'gpu' / 'results'
 
 
-def table(found: results.Results, anchors: Collection[str]) -> list[page.Block]:
+def table(
+  found: results.Results,
+  anchors: Collection[str],
+  compiled: Mapping[str, str],
+  costs: Mapping[str, str],
+) -> list[page.Block]:
   """Returns the table, a row for each claim.
 
   Args:
     found: results by name.
     anchors: of the sections that the page has.
+    compiled: the compilers' estimate of an effect, by claim.
+    costs: device-days at the scale `paper`, by claim.
   """
-  rows: list[list[page.Cell]] = [
-    ['claim', 'the paper', 'small scale', 'effect (95 %)', 'others', 'one GPU',
-     'paper scale']
-  ]  # fmt: skip
+  head = (
+    'claim',
+    'the paper',
+    'small scale',
+    'effect (95 %)',
+    'others',
+    'compilers',
+    'one GPU',
+    'paper scale',
+    'its device-days',
+  )
+  rows: list[Sequence[page.Cell]] = [head]
   texts = {name: x.text for name, x in CLAIMS.items()}
   texts['latency'] = latency.TEXT
   gpu = gpu_results()
   for name, text in texts.items():
     anchor = f'{name}-small'
-    link = page.Link(name, anchor if anchor in anchors else 'overview', text)
-    judged = small(name, found)
-    first = judged[0]
+    first, *others = small(name, found)
     rows.append(
-      [
-        link,
+      (
+        page.Link(name, anchor if anchor in anchors else 'overview', text),
         protocol.read(name).paper,
         page.Verdict(first.verdict),
         first.effect,
-        _counts(judged[1:]),
+        _counts(others),
+        compiled.get(name, '–' if name != 'latency' else 'not compiled'),
         gpu.get(name, 'not run'),
         page.Code(f'make reproduce-{name} SCALE=paper'),
-      ]
+        costs.get(name, 'not compiled'),
+      )
     )
-  return [
-    page.Table(rows),
-    page.Text(
-      [
-        "Verdict and effect are those of a claim's first hypothesis; the "
-        'others are counted.'
-      ]
-    ),
-  ]
+  note = (
+    "Verdict and effect are those of a claim's first hypothesis; the others "
+    'are counted.'
+  )
+  return [page.Table(rows), page.Text([note])]
 
 
 def small(name: str, found: results.Results) -> list[protocol.Judgement]:

@@ -310,7 +310,7 @@ def write(output: pathlib.Path) -> pathlib.Path:
   if any(x.get('rehearsal') for x in found.values()):
     notes.insert(0, _REHEARSAL)
   anchors = {section.anchor for section in drawn}
-  table = overview.table(found, anchors)
+  table = overview.table(found, anchors, compiled={}, costs={})
   first = page.Section('Overview', 'overview', [page.Text(notes), *table])
   html = output / 'report.html'
   html.write_text(page.as_html(_TITLE, [first, *drawn]))
