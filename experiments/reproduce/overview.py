@@ -133,7 +133,7 @@ def _gpu_latency(lines: list[Mapping[str, Any]]) -> str:
   steps = {
     x['model']: x['seconds']
     for x in lines
-    if x['what'] == 'step' and x['form'] == 'ours' and x['batch'] == 32
+    if x['what'] == 'step' and x.get('form') == 'ours' and x['batch'] == 32
   }
   f1, b7 = steps.get('nfnet_f1'), steps.get('efficientnet_b7')
   if f1 is None:

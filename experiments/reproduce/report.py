@@ -75,7 +75,8 @@ def _hypotheses(
       (each.text, each.rule, found.effect, f'{found.count}', verdict)
     )
   yield page.Table(lines)
-  if curves := text.overfits and points.at(**text.overfits).curves:
+  curves = points.at(**text.overfits).curves if text.overfits else []
+  if curves:
     yield page.Text([_overfitting(text.overfits, curves)])
   note = (
     f'The rule is in preregistered/{text.name}.md (digest {text.digest}), with '
@@ -242,7 +243,7 @@ def latency_section(
     if scale == 'small'
     else _statements(latency.statements(scale, found))
   )
-  parts = [
+  parts: list[page.Block] = [
     *judged,
     page.picture(
       lambda: figures.draw_latency(ratios, scale),
