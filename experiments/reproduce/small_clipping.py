@@ -9,12 +9,11 @@ from typing import Any
 
 from experiments.reproduce import claim, scales, small_nets
 from experiments.reproduce.results import Results
-from experiments.reproduce.small_nets import HELD_OUT, SEEDS
+from experiments.reproduce.small_nets import CLIPPINGS, HELD_OUT, SEEDS
 from nfnets_jax.training import config as defaults
 
 # Of `batch-size` at the largest batch.
 MANY_SEEDS = (0, 1, 2, 3, 4)
-CLIPPINGS = (0.01, 0.04, 0.16)  # of the paper's list
 BATCHES = (32, 128, 512)  # the paper's 256, 1024 and 4096, at its rates
 _LARGEST = BATCHES[-1]
 

@@ -11,15 +11,17 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from experiments import ablation_imagenet, nfnet_imagenet
+from experiments import ablation_imagenet
 from experiments.reproduce import claim, small_clipping, small_nets
 from experiments.reproduce.results import Results
-from experiments.reproduce.small_nets import HELD_OUT, SEEDS
+from experiments.reproduce.small_nets import CLIPPINGS, HELD_OUT, SEEDS
 
 _DEPTHS: Mapping[int, tuple[int, ...]] = {11: (1, 1, 1), 20: (2, 2, 2)}
 # At batch 256, by factors of about three around a tenth of that of
 # pre-training, 0.8.
 _TUNED_RATES = (0.024, 0.08, 0.24, 0.8)
+# The row of the ablation without augmentation, also that of `regularisation`.
+_BASELINE = 'second_conv'
 
 
 def _transfer(results: Results) -> list[claim.Run]:
@@ -80,15 +82,36 @@ def _fine_tuned(
   ]
 
 
+def _row(row: str, seed: int, clipping: float) -> claim.Run:
+  """Returns a run of `ablation`, evaluated on held-out images."""
+  config = ablation_imagenet.get_config(f'F0,{row}')
+  labels = {'row': row, 'net': 'F0'}
+  named = {**labels, 'clipping': clipping, 'seed': seed}
+  return claim.Run(
+    claim.run_name('small', 'ablation', named),
+    {**labels, 'seed': seed},
+    small_nets.nfnet(config, seed, clipping),
+    held_out=HELD_OUT,
+  )
+
+
+def _sweep(results: Results) -> tuple[list[claim.Run], float | None]:
+  """Returns runs of the baseline with each λ, and the best λ if known."""
+  sweep = [_row(_BASELINE, SEEDS[0], x) for x in CLIPPINGS]
+  ranked = claim.rank(sweep, results)
+  if not ranked:
+    return sweep, None
+  others = [
+    dataclasses.replace(x, labels={**x.labels, 'part': 0}) for x in ranked[1:]
+  ]
+  return others, ranked[0].config.optimizer.clipping
+
+
 def _ablation(results: Results) -> list[claim.Run]:
-  del results
-  runs = []
-  for row in ablation_imagenet.ROWS:
-    for seed in SEEDS:
-      config = small_nets.nfnet(ablation_imagenet.get_config(f'F0,{row}'), seed)
-      labels = {'row': row, 'net': 'F0', 'seed': seed}
-      name = claim.run_name('small', 'ablation', labels)
-      runs.append(claim.Run(name, labels, config))
+  runs, clipping = _sweep(results)
+  if clipping is not None:
+    for row in ablation_imagenet.ROWS:
+      runs += [_row(row, seed, clipping) for seed in SEEDS]
   return runs
 
 
@@ -101,28 +124,28 @@ _KINDS: Mapping[str, Mapping[str, Any]] = {
 
 
 def _regularisation(results: Results) -> list[claim.Run]:
-  del results
-  runs = []
+  runs, clipping = _sweep(results)
+  baseline = {'net': 'wide', 'kind': 'none'}
+  runs = [dataclasses.replace(x, labels={**x.labels, **baseline}) for x in runs]
+  if clipping is None:
+    return runs
   for net in ('narrow', 'wide'):
     for kind, changes in _KINDS.items():
       for seed in SEEDS:
-        config = nfnet_imagenet.get_config('F0')
-        config.augment.mixup_alpha = None
-        config.augment.cutmix = False
-        config.augment.rand_augment = None
-        small_nets.nfnet(config, seed)
-        if net == 'narrow':
-          config.model.width = tuple(x // 2 for x in config.model.width)
-          # A group is at most as wide as the first stage's bottleneck.
-          first, *others = config.model.group_width
-          config.model.group_width = (first // 2, *others)
-        config.update_from_flattened_dict(dict(changes))
+        run = _row(_BASELINE, seed, clipping)
         labels = {'net': net, 'kind': kind, 'seed': seed}
+        if labels.items() >= baseline.items():
+          runs.append(dataclasses.replace(run, labels=labels))
+          continue
+        if net == 'narrow':
+          model = run.config.model
+          model.width = tuple(x // 2 for x in model.width)
+          # A group is at most as wide as the first stage's bottleneck.
+          first, *others = model.group_width
+          model.group_width = (first // 2, *others)
+        run.config.update_from_flattened_dict(dict(changes))
         name = claim.run_name('small', 'regularisation', labels)
-        if (net, kind) == ('wide', 'none'):
-          shared = {'row': 'second_conv', 'net': 'F0', 'seed': seed}
-          name = claim.run_name('small', 'ablation', shared)
-        runs.append(claim.Run(name, labels, config))
+        runs.append(claim.Run(name, labels, run.config))
   return runs
 
 
