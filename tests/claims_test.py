@@ -463,6 +463,6 @@ def test_the_report_shows_whether_the_baseline_overfits(tmp_path):
   )
   assert (
     'wide, none should overfit: final training accuracies 98.0, 98.0, '
-    in (str(section))
+    in str(section)
   )
   assert 'test loss 1.50 at its least and 2.00 at the end' in str(section)
