@@ -150,7 +150,7 @@ def test_the_runs_are_those_that_were_written_down(name):
   judged = text.judge(measured)
   assert {x.verdict for x in judged} <= {'seen', 'not seen', 'undecided'}
   if name == 'batch-size':
-    assert judged[0].count == len(small_clipping.MANY_SEEDS) == 5
+    assert judged[0].seeds == len(small_clipping.MANY_SEEDS) == 5
   for run in runs:
     fields = run.config.to_dict()
     flat = {

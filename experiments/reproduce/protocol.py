@@ -75,12 +75,12 @@ class Judgement(NamedTuple):
   Attributes:
     verdict: 'seen', 'not seen', 'undecided' or 'incomplete'.
     effect: the mean and its interval, or the runs that fail.
-    count: number of seeds.
+    seeds: number of seeds in it.
   """
 
   verdict: str
   effect: str
-  count: int
+  seeds: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +136,7 @@ class Hypothesis:
     )
 
   def judge(
-    self, measured: claim.Measured, seeds: int, chance: float
+    self, measured: claim.Points, seeds: int, chance: float
   ) -> Judgement:
     """Returns the verdict on the results of a claim.
 
@@ -174,7 +174,7 @@ class Hypothesis:
       verdict = 'undecided'
     return Judgement(verdict, _effect(found, self.b is not None), len(common))
 
-  def _judge_failure(self, measured: claim.Measured, needed: int) -> Judgement:
+  def _judge_failure(self, measured: claim.Points, needed: int) -> Judgement:
     points = measured.select(**(self.fails or self.trains or {}))
     counts = [len(x.by_seed) for x in points]
     failed = [
@@ -222,7 +222,7 @@ class Protocol:
   overfits: Labels = dataclasses.field(default_factory=dict)
   config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-  def judge(self, measured: claim.Measured) -> list[Judgement]:
+  def judge(self, measured: claim.Points) -> list[Judgement]:
     """Returns the verdict on each hypothesis, in order."""
     return [x.judge(measured, self.seeds, self.chance) for x in self.hypotheses]
 

@@ -72,7 +72,7 @@ def _hypotheses(
   for each, found in zip(text.hypotheses, judged, strict=True):
     verdict = page.Verdict(found.verdict)
     lines.append(
-      (each.text, each.rule, found.effect, f'{found.count}', verdict)
+      (each.text, each.rule, found.effect, f'{found.seeds}', verdict)
     )
   yield page.Table(lines)
   curves = points.at(**text.overfits).curves if text.overfits else []
