@@ -109,19 +109,29 @@ class Point:
     labels: what the runs share.
     top_1: test accuracy of the runs that finished, in %.
     diverged: the steps at which the others diverged.
+    by_seed: the accuracy of each seed, None if it diverged.
+    curves: the metrics at each evaluation, for each run that has them.
   """
 
   labels: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   top_1: list[float] = dataclasses.field(default_factory=list)
   diverged: list[int] = dataclasses.field(default_factory=list)
+  by_seed: dict[int, float | None] = dataclasses.field(default_factory=dict)
+  curves: list[list[Mapping[str, Any]]] = dataclasses.field(
+    default_factory=list
+  )
 
-  def add(self, result: Mapping[str, Any]) -> None:
-    """Adds a run."""
+  def add(self, result: Mapping[str, Any], seed: int) -> None:
+    """Adds the run of a seed."""
+    if curve := result.get('curve'):
+      self.curves.append(curve)
     if result['status'] == 'finished':
       self.top_1.append(100 * result['top_1'])
+      self.by_seed[seed] = self.top_1[-1]
     else:  # after a run that diverged it does not start
       step = re.search(r'at step (\d+)', result['message'])
       self.diverged.append(int(step[1]) if step else 0)
+      self.by_seed[seed] = None
 
   def keep_best(self, count: int) -> 'Point':
     """Returns the best `count` runs; one that diverged is below all others."""
@@ -212,8 +222,8 @@ class Curve(NamedTuple):
   note: str
 
 
-class Measured:
-  """The results of a claim at a scale.
+class Points:
+  """Points, and the number of runs without a result."""
 
   Attributes:
     scale: one of `scales.SCALES`.
@@ -253,6 +263,37 @@ class Measured:
     """Returns the most accurate point with these labels that trains."""
     points = [x for x in self.select(**labels) if x.trains]
     return max(points, key=lambda x: x.mean or 0.0, default=Point(labels))
+
+
+class Measured(Points):
+  """The results of a claim at a scale.
+
+  Attributes:
+    scale: one of `scales.SCALES`.
+    points: what is drawn.
+    results: all results of the claim, with those that only prepare others.
+    missing: number of runs without a result.
+  """
+
+  def __init__(self, claim: 'Claim', scale: str, results: Results):
+    self.scale = scale
+    self.results: list[Mapping[str, Any]] = []
+    missing = 0
+    points: dict[tuple, Point] = {}
+    for run in claim.runs(scale, results):
+      result = find(run, results)
+      if result is None:
+        missing += 1
+        continue
+      self.results.append(result)
+      if 'part' not in run.labels:
+        labels = {k: v for k, v in run.labels.items() if k != 'seed'}
+        point = points.setdefault(tuple(labels.items()), Point(labels))
+        point.add(result, run.config.seed)
+    kept = list(points.values())
+    if claim.counted is not None and scale == 'paper':
+      kept = [x.keep_best(claim.counted) for x in kept]
+    super().__init__(kept, missing)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,133 +1,113 @@
-"""Writes `report.html`: a verdict, a figure and the numbers of each claim.
+"""Writes the report: a verdict, a figure and the numbers of each claim.
 
   python -m experiments.reproduce.report --output=runs/reproduce
 
-The page needs no other file; each figure is also written as a PNG.
+`report.html` needs no other file; `report.md` is the same beside the figures,
+which are PNGs. At `small` a claim is judged by the rule that was written down
+before (protocol.py), elsewhere by its statements.
 """
 
 import argparse
-import base64
 import collections
-import html
-import io
 import pathlib
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
-
-import matplotlib
-import matplotlib.figure
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from experiments.reproduce import claim as claims_lib
-from experiments.reproduce import figures, latency_table, results, scales
+from experiments.reproduce import (
+  cost,
+  figures,
+  latency_table,
+  overview,
+  page,
+  protocol,
+  results,
+  scales,
+)
 from experiments.reproduce.claims import CLAIMS, latency
 from nfnets_jax import paths
 
-_STYLE = """\
-:root { color-scheme: light dark; --fg: #1c2026; --bg: #fff; --dim: #667;
-  --line: #d5d9df; --code: #f1f3f5; --yes: #1a7f37; --part: #9a6700;
-  --no: #cf222e; --link: #0759c9; }
-@media (prefers-color-scheme: dark) { :root { --fg: #d8dce2; --bg: #15181d;
-  --dim: #9aa1ab; --line: #363c45; --code: #22272e; --yes: #3fb950;
-  --part: #d29922; --no: #f85149; --link: #6cb0ff; } }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--fg);
-  background: var(--bg); max-width: 58em; margin: 2em auto; padding: 0 1em; }
-h2 { border-top: 1px solid var(--line); margin-top: 2.5em; padding-top: 1em; }
-a { color: var(--link); }
-div { overflow-x: auto; }
-table { border-collapse: collapse; margin: 1em 0; font-size: 0.9em; }
-td, th { border: 1px solid var(--line); padding: 0.25em 0.7em;
-  text-align: left; }
-img { max-width: 100%; }
-code { background: var(--code); padding: 0.1em 0.3em; border-radius: 3px; }
-small, figcaption { color: var(--dim); font-size: 0.85em; }
-figure { margin: 1em 0; }
-summary { cursor: pointer; }
-ul.statements { list-style: none; padding-left: 0; }
-b { font-weight: 600; white-space: nowrap; }
-.reproduced { color: var(--yes); } .partly { color: var(--part); }
-.not { color: var(--no); } .incomplete { color: var(--dim); }
-"""
-_SYMBOLS = {'reproduced': '✓', 'partly': '◐', 'not': '✗', 'incomplete': '?'}
-_INTRODUCTION = (
-  '<p>Brock et al. 2021, <a href="https://arxiv.org/abs/2102.06171">'
-  'arXiv:2102.06171</a>. Each claim is split into statements that results can '
-  'decide. A net <em>beats</em> another if its worst seed is above the '
-  "other's best, and <em>matches</em> it if their ranges overlap. Below the "
-  "scale <em>paper</em> the nets and the data are not the paper's: compare "
-  'effects, not accuracies.</p>'
+_TITLE = 'The claims of the paper, reproduced'
+_SOURCE = (
+  'Brock et al. 2021, https://arxiv.org/abs/2102.06171. Below the scale paper '
+  "the nets and the data are not the paper's: compare effects, not accuracies. "
+  'Intervals are 95 % t intervals over seeds.'
 )
+_REHEARSAL = 'A rehearsal: no number here means anything.'
 
 
-class Section(NamedTuple):
-  """A claim at a scale: what the contents say, and the part of the page."""
-
-  name: str
-  scale: str
-  text: str
-  statements: Sequence[claims_lib.Statement]
-  body: str
-
-
-def _badge(verdict: str) -> str:
-  kind = verdict.partition(' ')[0]
-  return f'<b class="{kind}">{_SYMBOLS[kind]} {verdict}</b>'
-
-
-def _where(holds: Mapping[Any, bool | None]) -> str:
-  """Returns where a statement holds, unless it is the same everywhere."""
-  if len(set(holds.values())) < 2:
-    return ''
-  parts = []
-  for value, word in ((True, 'holds'), (False, 'fails'), (None, 'not run')):
-    names = [str(x) for x, hold in holds.items() if hold is value]
-    if names:
-      parts.append(f'{word}: {", ".join(names)}')
-  return f' <small>({html.escape("; ".join(parts))})</small>'
-
-
-def _list(statements: Sequence[claims_lib.Statement]) -> str:
-  items = [
-    f'<li>{_badge(x.verdict)}: {html.escape(x.text)}{_where(x.holds)}</li>'
-    for x in statements
-  ]
-  return '\n'.join(['<ul class="statements">', *items, '</ul>'])
-
-
-def _table(lines: claims_lib.Table, summary: str = '') -> str:
-  """Returns a table, folded under its `summary` if there is one."""
-  rows = []
-  for line, tag in zip(lines, ['th', *['td'] * len(lines)], strict=False):
-    cells = ''.join(f'<{tag}>{html.escape(x)}</{tag}>' for x in line)
-    rows.append(f'<tr>{cells}</tr>')
-  table = '\n'.join(['<div><table>', *rows, '</table></div>'])
-  if not summary:
-    return table
-  return f'<details><summary>{summary}</summary>{table}</details>'
-
-
-def _figure(
-  draw: Callable[[], matplotlib.figure.Figure],
-  path: pathlib.Path,
-  caption: str,
-) -> str:
-  """Draws for a light and a dark page; only the former is kept as a file."""
-  images = {}
-  for theme, settings in figures.THEMES.items():
-    image = io.BytesIO()
-    with matplotlib.rc_context(settings):
-      draw().savefig(image, dpi=120)
-    encoded = base64.b64encode(image.getvalue()).decode()
-    images[theme] = f'data:image/png;base64,{encoded}'
-    if theme == 'light':
-      path.parent.mkdir(parents=True, exist_ok=True)
-      path.write_bytes(image.getvalue())
-  return (
-    '<figure><picture><source media="(prefers-color-scheme: dark)" '
-    f'srcset="{images["dark"]}"><img alt="{path.stem}" src="{images["light"]}">'
-    f'</picture><figcaption>{html.escape(caption)}</figcaption></figure>'
+def _statements(
+  statements: Sequence[claims_lib.Statement],
+) -> Iterator[page.Block]:
+  """Yields the verdict and the statements of a scale without a protocol."""
+  yield page.Text([page.Verdict(claims_lib.verdict(statements))])
+  lines: list[Sequence[page.Cell]] = [('statement', 'verdict', 'where')]
+  for x in statements:
+    where = []
+    if len(set(x.holds.values())) > 1:
+      for value, word in ((True, 'holds'), (False, 'fails'), (None, 'not run')):
+        names = [str(k) for k, holds in x.holds.items() if holds is value]
+        where += [f'{word}: {", ".join(names)}'] if names else []
+    lines.append((x.text, page.Verdict(x.verdict), '; '.join(where)))
+  yield page.Table(lines)
+  yield page.Text(
+    [
+      'A net beats another if its worst seed is above the best of the other, '
+      'and matches it if their ranges overlap.'
+    ]
   )
+
+
+def _hypotheses(
+  text: protocol.Protocol,
+  points: claims_lib.Points,
+  used: Sequence[Mapping[str, Any]],
+) -> Iterator[page.Block]:
+  """Yields the verdicts by the rule written down before."""
+  lines: list[Sequence[page.Cell]] = [
+    ('hypothesis', 'rule', 'effect (95 %)', 'seeds', 'verdict')
+  ]
+  judged = text.judge(points)
+  for each, found in zip(text.hypotheses, judged, strict=True):
+    verdict = page.Verdict(found.verdict)
+    lines.append(
+      (each.text, each.rule, found.effect, f'{found.seeds}', verdict)
+    )
+  yield page.Table(lines)
+  curves = points.at(**text.overfits).curves if text.overfits else []
+  if curves:
+    yield page.Text([_overfitting(text.overfits, curves)])
+  note = (
+    f'The rule is in preregistered/{text.name}.md (digest {text.digest}), with '
+    'the setting and its reasons.'
+  )
+  others = collections.Counter(
+    digest for x in used if (digest := _digest(x, text.name)) != text.digest
+  )
+  for digest, count in others.items():
+    made = f'when its digest was {digest}' if digest else 'without it'
+    note += f' {count} of {len(used)} results were made {made}.'
+  yield page.Text([note])
+
+
+def _overfitting(
+  labels: protocol.Labels, curves: Sequence[Sequence[Mapping[str, Any]]]
+) -> str:
+  name = ', '.join(map(str, labels.values()))
+  train = ', '.join(f'{100 * x[-1]["train_top_1"]:.1f}' for x in curves)
+  least = statistics.fmean(min(y['loss'] for y in x) for x in curves)
+  last = statistics.fmean(x[-1]['loss'] for x in curves)
+  return (
+    f'{name} should overfit: final training accuracies {train} %; test loss '
+    f'{least:.2f} at its least and {last:.2f} at the end.'
+  )
+
+
+def _digest(result: Mapping[str, Any], name: str) -> str | None:
+  """Returns the digest of a claim's text when a result was made."""
+  return result.get('preregistered', {}).get(name)
 
 
 def _machines(used: Sequence[Mapping[str, Any]]) -> str:
@@ -146,18 +126,34 @@ def _section(
   scale: str,
   text: str,
   source: str,
-  statements: Sequence[claims_lib.Statement],
-  parts: Sequence[str],
-) -> Section:
+  parts: Sequence[page.Block],
+) -> page.Section:
   head = [
-    f'<h2 id="{name}-{scale}">{name}, {scale}</h2>',
-    f'<p>{html.escape(text)} <em>({html.escape(source)})</em></p>',
-    f'<p>{_badge(claims_lib.verdict(statements))}</p>',
-    _list(statements),
-    f'<p><code>make reproduce-{name} SCALE={scale}</code></p>',
+    page.Text([f'{text} ({source})']),
+    page.Text([page.Code(f'make reproduce-{name} SCALE={scale}')]),
   ]
-  body = '\n'.join([*head, *parts])
-  return Section(name, scale, text, statements, body)
+  return page.Section(f'{name}, {scale}', f'{name}-{scale}', [*head, *parts])
+
+
+def _earlier(
+  name: str, text: str, source: str, found: results.Results
+) -> page.Section | None:
+  """Returns the section of a claim at `small` with earlier results alone."""
+  old = {k: x for k, x in found.items() if _digest(x, name) is None}
+  for folder in (name, 'resnet'):  # of runs that several claims shared
+    earlier = [x for k, x in old.items() if k.startswith(f'small/{folder}/')]
+    if earlier:
+      break
+  else:
+    return None
+  dates = sorted({x['date'] for x in earlier})
+  note = (
+    f'Not run yet by the method of preregistered/{name}.md (digest '
+    f'{protocol.read(name).digest}). The {len(earlier)} stored results of '
+    f'{dates[0]} to {dates[-1]} are of an earlier method and are not judged.'
+  )
+  parts = [page.Text([page.Verdict('incomplete'), note])]
+  return _section(name, 'small', text, source, parts)
 
 
 def claim_section(
@@ -165,11 +161,18 @@ def claim_section(
   scale: str,
   found: results.Results,
   output: pathlib.Path,
-) -> Section | None:
+) -> page.Section | None:
   """Returns a claim's section and writes its figure; None without results."""
   measured = claims_lib.Measured(claim, scale, found)
   if not measured.points:
-    return None
+    if scale != 'small':
+      return None
+    return _earlier(claim.name, claim.text, claim.source, found)
+  judged = (
+    _hypotheses(protocol.read(claim.name), measured, measured.results)
+    if scale == 'small'
+    else _statements(claim.statements(measured))
+  )
   labels = list(dict.fromkeys(k for x in measured.points for k in x.labels))
   lines = [
     (*labels, 'test top-1, %'),
@@ -186,34 +189,33 @@ def claim_section(
     if None in curve.top_1.values():
       caption += ' ▽: it fails.'
   missing = f' {measured.missing} runs are missing.' if measured.missing else ''
-  parts = [
-    _figure(
+  parts: list[page.Block] = [
+    *judged,
+    page.picture(
       lambda: figures.draw(claim, measured),
       output / f'{claim.name}-{scale}.png',
       caption,
     ),
-    _table(lines, 'Results'),
-    f'<p>{html.escape(_machines(measured.results))}{missing}</p>',
-    '<h3>The paper</h3>',
-    f'<p>{html.escape(claim.words)}</p>' if claim.words else '',
-    _table(claim.table) if claim.table else '',
+    page.Table(lines, 'Results'),
+    page.Text([f'{_machines(measured.results)}{missing}']),
   ]
-  return _section(
-    claim.name,
-    scale,
-    claim.text,
-    claim.source,
-    claim.statements(measured),
-    parts,
-  )
+  if claim.words:
+    parts.append(page.Text([f'The paper: {claim.words}']))
+  if claim.table:
+    parts.append(page.Table(claim.table, "The paper's numbers"))
+  return _section(claim.name, scale, claim.text, claim.source, parts)
 
 
 def latency_section(
   scale: str, found: results.Results, output: pathlib.Path
-) -> Section | None:
+) -> page.Section | None:
   """Returns the section of `latency` and writes its figure, or None."""
   names = {x: latency.name_of(scale, x) for x in latency.MODELS}
   used = {model: found[x] for model, x in names.items() if x in found}
+  if scale == 'small' and all(
+    _digest(x, 'latency') is None for x in used.values()
+  ):
+    return _earlier('latency', latency.TEXT, latency.SOURCE, found)
   if not used:
     return None
   ratios = {
@@ -223,41 +225,46 @@ def latency_section(
   }
   results_used = list(used.values())
   batch = results_used[0]['labels']['batch']
-  parts = [
-    _figure(
+  points = overview.latency_points(scale, found)
+  judged = (
+    _hypotheses(protocol.read('latency'), points, results_used)
+    if scale == 'small'
+    else _statements(latency.statements(scale, found))
+  )
+  parts: list[page.Block] = [
+    *judged,
+    page.picture(
       lambda: figures.draw_latency(ratios, scale),
       output / f'latency-{scale}.png',
       'Dashed: the latencies of the paper. All accuracies are its own.',
     ),
-    _table(latency_table.table(scale, used)),
-    f'<p>{html.escape(_machines(results_used))} Batches of {batch}.</p>',
+    page.Table(latency_table.table(scale, used)),
+    page.Text([f'{_machines(results_used)} Batches of {batch}.']),
   ]
-  statements = latency.statements(scale, found)
-  return _section(
-    'latency', scale, latency.TEXT, latency.SOURCE, statements, parts
-  )
+  return _section('latency', scale, latency.TEXT, latency.SOURCE, parts)
 
 
-def _contents(sections: Sequence[Section]) -> str:
-  rows = ['<tr><th>claim</th><th>scale</th><th>verdict</th></tr>']
-  for x in sections:
-    badge = _badge(claims_lib.verdict(x.statements))
-    rows.append(
-      f'<tr><td><a href="#{x.name}-{x.scale}">{x.name}</a><br>'
-      f'<small>{html.escape(x.text)}</small></td><td>{x.scale}</td>'
-      f'<td>{badge}</td></tr>'
+def _compiled() -> dict[str, str]:
+  """Returns the compilers' estimates of effects, by claim."""
+  parts = []
+  for topology in latency.TOPOLOGIES:
+    f1, b7 = (
+      latency_table.estimated_ms(x, topology)
+      for x in (latency.REFERENCE, 'efficientnet_b7')
     )
-  return '\n'.join(['<nav><table>', *rows, '</table></nav>'])
+    if f1 is not None and b7 is not None:
+      parts.append(f'{topology}: B7 {b7 / f1:.2f} times as slow as F1')
+  return {'latency': ', '.join(parts)} if parts else {}
 
 
 def write(output: pathlib.Path) -> pathlib.Path:
-  """Writes the page and the figures.
+  """Writes the page, as HTML and as Markdown, and the figures.
 
   Args:
     output: folder with results.
 
   Returns:
-    The page.
+    The page of HTML.
 
   Raises:
     FileNotFoundError: if the folder has no results.
@@ -277,23 +284,24 @@ def write(output: pathlib.Path) -> pathlib.Path:
       f'no results in {output}; make some with make reproduce-batch-size '
       'SCALE=small'
     )
-  page = output / 'report.html'
-  page.write_text(
-    '<!doctype html><html lang="en"><meta charset="utf-8">'
-    '<meta name="viewport" content="width=device-width">'
-    '<title>NFNets: the claims of the paper, reproduced</title>'
-    f'<style>{_STYLE}</style><h1>The claims of the paper, reproduced</h1>'
-    + '\n'.join([_INTRODUCTION, _contents(drawn), *(x.body for x in drawn)])
-    + '</html>\n'
-  )
-  return page
+  notes = [_SOURCE]
+  if any(x.get('rehearsal') for x in found.values()):
+    notes.insert(0, _REHEARSAL)
+  anchors = {section.anchor for section in drawn}
+  costs = {name: str(cost.cost(name)) for name in CLAIMS}
+  table = overview.table(found, anchors, _compiled(), costs)
+  first = page.Section('Overview', 'overview', [page.Text(notes), *table])
+  html = output / 'report.html'
+  html.write_text(page.as_html(_TITLE, [first, *drawn]))
+  html.with_suffix('.md').write_text(page.as_markdown(_TITLE, [first, *drawn]))
+  return html
 
 
 def main(argv: list[str] | None = None) -> None:
   """Writes the page of the results that the command line, or `argv`, names."""
   parser = argparse.ArgumentParser(
     prog='python -m experiments.reproduce.report',
-    description='Write report.html: every claim that has results.',
+    description='Write report.html and .md: every claim with results.',
   )
   parser.add_argument(
     '--output', type=paths.argument, default=pathlib.Path('runs/reproduce')

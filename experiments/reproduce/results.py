@@ -1,6 +1,8 @@
 """Results on disk: one JSON object per line, one file per machine."""
 
 import datetime
+import functools
+import hashlib
 import json
 import os
 import pathlib
@@ -9,6 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+
+# What was written down before claims were run; see protocol.py.
+PREREGISTERED = pathlib.Path(__file__).parent / 'preregistered'
 
 # By name of the run.
 Results = Mapping[str, Mapping[str, Any]]
@@ -37,7 +42,7 @@ def read(output: pathlib.Path) -> dict[str, dict[str, Any]]:
 
 
 def append(path: pathlib.Path, result: Mapping[str, Any]) -> None:
-  """Appends a result and this machine's `machine` to a file, in one write.
+  """Appends a result, `machine` and `digests` to a file, in one write.
 
   Removes an incomplete last line, left by a killed process.
   """
@@ -46,7 +51,17 @@ def append(path: pathlib.Path, result: Mapping[str, Any]) -> None:
     if whole[2]:
       os.truncate(path, len(whole[0] + whole[1]))
   with path.open('a') as file:
-    file.write(f'{json.dumps({**result, **machine()})}\n')
+    line = {**result, **machine(), 'preregistered': digests()}
+    file.write(f'{json.dumps(line)}\n')
+
+
+@functools.cache
+def digests() -> dict[str, str]:
+  """Returns 12 hexadecimal digits of the text of each claim."""
+  return {
+    path.stem: hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    for path in sorted(PREREGISTERED.glob('*.md'))
+  }
 
 
 def machine() -> dict[str, Any]:

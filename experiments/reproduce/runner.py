@@ -18,12 +18,13 @@ from absl import logging as absl_logging
 from ml_collections import config_dict
 
 from experiments.reproduce import claim as claims_lib
-from experiments.reproduce import results, scales
+from experiments.reproduce import results, scales, small_nets
 from nfnets_jax.data import workers
-from nfnets_jax.runtime import lock
+from nfnets_jax.runtime import lock, logbook
 from nfnets_jax.training import build, check, evaluate, fit, host_memory, train
 
 CIFAR10 = 'cifar10'
+_HELD_OUT = 'train[64:128]'  # of a rehearsal
 _FOLDER = 'folder:'  # of a data set's name; TFDS has name:version
 
 
@@ -41,6 +42,8 @@ class Runner:
     data: Mapping[str, Any],
     part: tuple[int, int] = (1, 1),
     jobs: int = 1,
+    minutes: float | None = None,
+    rehearse: bool = False,
   ):
     """Reads nothing yet.
 
@@ -52,11 +55,23 @@ class Runner:
       part: which of how many slices, from (1, n) to (n, n).
       jobs: runs at a time, each in a process pinned to one core; 1 runs in this
         process on all cores and devices.
+      minutes: after which a claim starts no more runs; None is no limit.
+      rehearse: make each run with `small_nets.shrink`.
+
+    Raises:
+      ValueError: if the folder has results of a rehearsal and this is none, or
+        the other way round.
     """
     self._output = output
     self._data = dict(data)
     self._number, self._slices = part
     self._jobs = jobs
+    self._minutes = minutes
+    self._rehearse = rehearse
+    kinds = {x.get('rehearsal', False) for x in results.read(output).values()}
+    if kinds - {rehearse}:
+      kind = 'real results' if rehearse else 'results of a rehearsal'
+      raise ValueError(f'{output} has {kind}; use another --output')
     self.refused: dict[str, str] = {}
     name = f'-{part[0]}-of-{part[1]}' if part[1] > 1 else ''
     self._path = output / f'results{name}.jsonl'
@@ -84,7 +99,8 @@ class Runner:
       scale: one of `scales.SCALES`.
 
     Returns:
-      The number of runs left to other slices; refused runs do not count.
+      The number of runs left to other slices, or for want of time; refused runs
+      do not count.
     """
     began, done = time.monotonic(), 0
     running: dict[futures.Future, claims_lib.Run] = {}
@@ -97,6 +113,14 @@ class Runner:
         started = {run.name for run in running.values()}
         todo = [x for x in missing if self.owns(x) and x.name not in started]
         todo.sort(key=_order)
+        minutes = (time.monotonic() - began) / 60
+        if self._minutes is not None and minutes >= self._minutes and todo:
+          print(
+            f'{claim.name}: {len(todo)} runs are left after '
+            f'{self._minutes:g} minutes',
+            flush=True,
+          )
+          todo = []
         if not todo and not running:
           return len(missing)
         for run in todo:
@@ -160,6 +184,8 @@ class Runner:
     made = results.read(self._output)
     before = made[run.after] if run.after else None
     config = self.localize(run)
+    if self._rehearse:
+      small_nets.shrink(config)
     fingerprint = claims_lib.fingerprint(run, made)
     folder = self._output / 'runs' / f'{run.name},{fingerprint}'
     began = time.monotonic()
@@ -170,6 +196,8 @@ class Runner:
       'data': config.data.name,
       'workdir': str(folder.relative_to(self._output)),
     }
+    if self._rehearse:
+      result['rehearsal'] = True
     try:
       check.check_config(config, jax.device_count())
     except ValueError as error:
@@ -209,9 +237,14 @@ class Runner:
       report = train.train_and_evaluate(config, folder)
     # Without an EMA, the metrics of the EMA are those of the weights.
     top_1 = report['ema_eval_top_1']
-    result = {'status': 'finished', 'report': report, 'top_1': top_1}
+    result = {
+      'status': 'finished',
+      'report': report,
+      'top_1': top_1,
+      'curve': _curve(folder),
+    }
     if held_out is not None:
-      config.data.test_split = held_out
+      config.data.test_split = _HELD_OUT if self._rehearse else held_out
       metrics = evaluate.evaluate_checkpoint(config, folder)
       result['held_out_top_1'] = metrics['ema_eval_top_1']
     return result
@@ -229,6 +262,21 @@ class Runner:
         config.data.data_dir = name.removeprefix(_FOLDER)
     config.compilation_cache = str(self._output.absolute() / 'compiled')
     return config
+
+
+def _curve(folder: pathlib.Path) -> list[dict[str, Any]]:
+  """Returns the metrics at each evaluation, with the last training accuracy."""
+  curve: list[dict[str, Any]] = []
+  train_top_1 = None
+  for line in logbook.read(folder):
+    if line['split'] == 'train':
+      train_top_1 = round(line['top_1'], 4)
+    elif 'ema_eval_top_1' in line:
+      point = {'step': line['step'], 'train_top_1': train_top_1}
+      for name in ('top_1', 'loss'):
+        point[name] = round(line[f'ema_eval_{name}'], 4)
+      curve.append(point)
+  return curve
 
 
 def _order(run: claims_lib.Run) -> tuple[float, ...]:

@@ -10,6 +10,9 @@ same folder.
 
 On CPU there are as many runs at a time as cores, each on a core of its own:
 small nets gain little from a second one.
+
+`--rehearse` makes every run with a few images of one epoch: minutes for all
+claims, into a folder of its own.
 """
 
 import argparse
@@ -73,6 +76,14 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     '--slice', type=_slice, default=(1, 1), help='1/4 is the first quarter'
   )
   parser.add_argument(
+    '--minutes',
+    type=float,
+    help='start no run of a claim after so many; the same command resumes',
+  )
+  parser.add_argument(
+    '--rehearse', action='store_true', help='make tiny runs, not results'
+  )
+  parser.add_argument(
     '--list', action='store_true', help='list the runs and exit'
   )
   return parser.parse_args(argv)
@@ -98,7 +109,10 @@ def _execute(
         if name != 'latency':
           left += sweep.execute(CLAIMS[name], args.scale)
         elif args.slice[0] == 1:
-          latency.execute(args.output, args.scale, steps=args.latency_steps)
+          if args.rehearse:
+            print('latency has no rehearsal')
+          else:
+            latency.execute(args.output, args.scale, steps=args.latency_steps)
     except KeyboardInterrupt as error:  # the workers have saved their runs
       raise interrupt.StoppedError(
         'stopped; the same command resumes'
@@ -131,12 +145,17 @@ def main(argv: list[str] | None = None) -> None:
     except (OSError, ValueError) as error:
       sys.exit(f'error: {error}')
   runner.start()
-  sweep = runner.Runner(args.output, data, args.slice, jobs)
+  try:
+    sweep = runner.Runner(
+      args.output, data, args.slice, jobs, args.minutes, args.rehearse
+    )
+  except ValueError as error:
+    sys.exit(f'error: {error}')
   left = _execute(names, args, sweep)
   if left:
     print(
-      f'{left} runs are left to other slices; repeat this command when they '
-      'are done, as more runs may depend on them'
+      f'{left} runs are left; repeat this command, after other slices if there '
+      'are any, as more runs may depend on them'
     )
   if sweep.refused:
     reasons = [f'{name}: {why}' for name, why in sweep.refused.items()]

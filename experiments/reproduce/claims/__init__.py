@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from experiments.reproduce import claim
+from experiments.reproduce import claim, small_scale
 from experiments.reproduce.claims import (
   ablation,
   batch_size,
@@ -16,7 +16,7 @@ from experiments.reproduce.claims import (
 
 # All but `latency`, which trains nothing.
 CLAIMS: Mapping[str, claim.Claim] = {
-  module.CLAIM.name: module.CLAIM
+  module.CLAIM.name: small_scale.at_small(module.CLAIM)
   for module in (
     batch_size,
     clipping,

@@ -13,8 +13,7 @@ Scales:
   gpu    half of F0's width, 15 epochs of CIFAR-10 at batch 256, two seeds
   paper  F0 to F3 on ImageNet, three seeds
 Command: make reproduce-ablation SCALE=small
-Verdict at small (2026-11-26): not reproduced. The second convolution adds half
-  a point, within the seeds; 800 steps are too few for augmentation to help.
+At small: see ../small_scale.py and its rule, ../preregistered.
 """
 
 import itertools

@@ -11,9 +11,7 @@ Scales:
   paper  ResNet-50 and -200 on ImageNet, batches 256 to 4096, five seeds, of
          which the best four count, as in the paper
 Command: make reproduce-batch-size SCALE=small
-Verdict at small (2026-11-26): partly reproduced. Without AGC the net diverges
-  with both seeds at 512 and with one at 256; with AGC it always trains, but is
-  1.2 to 2.4 points below BN from 128 on.
+At small: see ../small_scale.py and its rule, ../preregistered.
 """
 
 import dataclasses

@@ -4,8 +4,7 @@ Source: Brock et al. 2021, section 4.1.
 Varied: what is excluded from AGC, at the largest batch, λ 0.01, three seeds.
 Scales: those of batch_size.py, with which it shares runs.
 Command: make reproduce-clip-layers SCALE=small
-Verdict at small (2026-11-26): partly reproduced. With no stage clipped the net
-  fails, but stage 1 alone need not be clipped; the first convolution must be.
+At small: see ../small_scale.py and its rule, ../preregistered.
 """
 
 import dataclasses

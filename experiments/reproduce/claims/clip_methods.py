@@ -8,8 +8,7 @@ Varied: the method and its threshold, at a medium and at the largest batch. One
   best rates of LARS.
 Scales: those of batch_size.py, with which it shares runs.
 Command: make reproduce-clip-methods SCALE=small
-Verdict at small (2026-11-26): partly reproduced. At batch 512 a norm of 1, the
-  best at 128, ends at 20 %; LARS never diverges, but is not less accurate.
+At small: see ../small_scale.py and its rule, ../preregistered.
 """
 
 from collections.abc import Mapping

@@ -5,8 +5,7 @@ Varied: λ (0.01 to 0.16) and the batch size, with one seed.
 Scales: those of batch_size.py, with which it shares runs; at `paper` also its
   ResNet-200 (figure 7) and its five seeds, of which the best four count.
 Command: make reproduce-clipping SCALE=small
-Verdict at small (2026-11-26): partly reproduced. 0.08 and 0.16 diverge at batch
-  512 alone, where 0.01 is best; up to 256 the best λ does not fall steadily.
+At small: see ../small_scale.py and its rule, ../preregistered.
 """
 
 import itertools

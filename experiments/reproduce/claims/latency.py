@@ -16,8 +16,7 @@ Scales:
   paper  the paper's method; ARGS=--latency_steps=N for other than 5,000
 Command: make reproduce-latency SCALE=small
   make compile-table ARGS=--latency WORKDIR=experiments/reproduce/cells
-Verdict at small (2026-11-26): partly reproduced. On two CPU cores F1 is 4.0
-  times as fast as EfficientNet-B7, not 8.7 times.
+At small: see ../small_scale.py and its rule, ../preregistered.
 """
 
 import pathlib

@@ -10,8 +10,7 @@ Scales:
   paper  ResNet-50 on ImageNet, both nets with stochastic depth 0.1
   Two seeds.
 Command: make reproduce-microbatch SCALE=small
-Verdict at small (2026-11-26): reproduced. At a batch of 4 NF is as accurate as
-  at 16, and BN three points below it.
+At small: see ../small_scale.py and its rule, ../preregistered.
 """
 
 from experiments.reproduce import claim, scales

@@ -9,8 +9,7 @@ Scales:
   gpu    likewise, with the F0 of that scale
   paper  F0, F1, F5 and F6 on ImageNet, two seeds
 Command: make reproduce-regularisation SCALE=small
-Verdict at small (2026-11-26): not reproduced. In 800 steps the nets do not
-  overfit: no kind helps, and the wide net loses more by dropout.
+At small: see ../small_scale.py and its rule, ../preregistered.
 """
 
 from typing import Any

@@ -15,8 +15,7 @@ Scales:
   Else two seeds; weight decay is 1e-5 and then 0, and fine-tuning has a tenth
   of the learning rate.
 Command: make reproduce-transfer SCALE=small
-Verdict at small (2026-11-26): partly reproduced. Fine-tuned, NF beats BN at 11
-  and 20 layers but not at 38; BN gains nothing from so little pre-training.
+At small: see ../small_scale.py and its rule, ../preregistered.
 """
 
 import itertools

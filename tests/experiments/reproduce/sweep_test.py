@@ -149,6 +149,26 @@ def test_a_sweep_ends_with_what_it_could_not_make(tmp_path, monkeypatch):
     sweep.main([*args, *places])
 
 
+def test_a_claim_without_time_left_starts_no_run(tmp_path, capsys):
+  made = runner.Runner(tmp_path, {}, minutes=0.0)
+  assert made.execute(_digits_row(tmp_path), 'small') == 5
+  assert (
+    'microbatch: 5 runs are left after 0 minutes' in capsys.readouterr().out
+  )
+  assert not results.read(tmp_path)
+
+
+def test_a_rehearsal_and_results_have_folders_of_their_own(tmp_path):
+  results.append(tmp_path / 'results.jsonl', {'name': 'a'})
+  with pytest.raises(ValueError, match='has real results; use another'):
+    runner.Runner(tmp_path, {}, rehearse=True)
+  (tmp_path / 'b').mkdir()
+  line = {'name': 'a', 'rehearsal': True}
+  results.append(tmp_path / 'b' / 'results.jsonl', line)
+  with pytest.raises(ValueError, match='has results of a rehearsal'):
+    runner.Runner(tmp_path / 'b', {})
+
+
 @pytest.mark.slow
 def test_a_sweep_makes_what_is_missing_and_no_more(tmp_path, capsys):
   prepare.prepare('digits', tmp_path / 'data')
@@ -165,6 +185,7 @@ def test_a_sweep_makes_what_is_missing_and_no_more(tmp_path, capsys):
   ]
   assert 0 <= found['first']['held_out_top_1'] <= 1
   assert found['first']['top_1'] == found['first']['report']['ema_eval_top_1']
+  assert found['first']['curve'][-1]['top_1'] == found['first']['top_1']
   assert 'step' in found['bad']['message']
   assert made.refused.keys() == {'odd'}
   assert '60 is not divisible by 8' in made.refused['odd']
