@@ -4,8 +4,8 @@ Source: the paper's ImageNet recipe, shortened; it has no CIFAR-10.
 Command:
   python -m nfnets_jax.main --config=experiments/cifar10.py --workdir=DIR
   python -m nfnets_jax.main --config=experiments/cifar10.py:1h --workdir=DIR
-Expected: see docs/results/cifar10.md. 77.5 % in four epochs without `in_memory`;
-the one-hour version has not been run.
+Expected: see docs/results/cifar10.md. 77.5 % in four epochs without
+`in_memory`; the one-hour version has not been run.
 
 The epochs are those of 358 images/s without `in_memory` (two idle cores,
 2026-11-23), or about 400 with it: 5 · 50,000 / 400 s is 10.4 minutes, and 28

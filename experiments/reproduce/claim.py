@@ -225,30 +225,9 @@ class Curve(NamedTuple):
 class Points:
   """Points, and the number of runs without a result."""
 
-  Attributes:
-    scale: one of `scales.SCALES`.
-    points: what is drawn.
-    results: all results of the claim, with those that only prepare others.
-    missing: number of runs without a result.
-  """
-
-  def __init__(self, claim: 'Claim', scale: str, results: Results):
-    self.scale = scale
-    self.results: list[Mapping[str, Any]] = []
-    self.missing = 0
-    points: dict[tuple, Point] = {}
-    for run in claim.runs(scale, results):
-      result = find(run, results)
-      if result is None:
-        self.missing += 1
-        continue
-      self.results.append(result)
-      if 'part' not in run.labels:
-        labels = {k: v for k, v in run.labels.items() if k != 'seed'}
-        points.setdefault(tuple(labels.items()), Point(labels)).add(result)
-    self.points = list(points.values())
-    if claim.counted is not None and scale == 'paper':
-      self.points = [x.keep_best(claim.counted) for x in self.points]
+  def __init__(self, points: Iterable[Point], missing: int = 0):
+    self.points = list(points)
+    self.missing = missing
 
   def select(self, **labels: Any) -> list[Point]:
     """Returns the points with these labels."""
