@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # What only one target needs has an environment of its own, named after the
 # extra: tensorflow to prepare data, timm as the peer of a bench, the notebook's
-# Jupyter, the site's Sphinx, and the compilers of TPUs (684 MB) and GPUs (4.5 GB).
+# Jupyter, the site's Sphinx, and the compilers of TPUs (684 MB) and GPUs (3.9 GB).
 TF_BIN := $(VENV)-tensorflow/bin
 TF_STAMP := $(VENV)-tensorflow/.installed
 NOTEBOOK_BIN := $(VENV)-notebook/bin
@@ -152,8 +152,9 @@ compile-table: $(VENV)-tpu/.installed $(VENV)-cuda/.installed  ## Estimate nets 
 	$(VENV)-tpu/bin/python -m experiments.benchmarks.compile_table --output='$(WORKDIR)' \
 	  --tpu_python=$(VENV)-tpu/bin/python --cuda_python=$(VENV)-cuda/bin/python $(ARGS)
 
-tables: $(STAMP)  ## Write the table of all networks, docs/models.md.
+tables: $(STAMP)  ## Write the tables of docs/models.md and docs/results from code and results.
 	$(BIN)/python -m experiments.figures.tables $(ARGS)
+	$(BIN)/python -m experiments.figures.results
 
 notebook: $(VENV)-notebook/.installed  ## Execute the notebook and keep its outputs.
 	$(NOTEBOOK_BIN)/python -m nbconvert --to notebook --execute --inplace \

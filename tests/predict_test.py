@@ -192,10 +192,10 @@ def test_bad_arguments(argv, message, drawing, weight_file, tmp_path):
   names['EMPTY'] = folder
   for name, path in names.items():
     argv = [x.replace(name, str(path)) for x in argv]
-  start = time.monotonic()
+  start = time.process_time()
   with pytest.raises(SystemExit, match=message):
     predict.main(argv)
-  assert time.monotonic() - start < 5
+  assert time.process_time() - start < 5
 
 
 ANIMALS = ('cat', 'hot air', 'Eichhörnchen', *'0123456')
@@ -318,10 +318,10 @@ def test_names_that_are_no_text_are_printed(tiny, tmp_path, capsys):
 )
 def test_targets_are_checked_first(argv, message, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  start = time.monotonic()
+  start = time.process_time()
   with pytest.raises(SystemExit, match=message):
     convert.main(['random', *argv, '--model=nfnet_f6'])
-  assert time.monotonic() - start < 5
+  assert time.process_time() - start < 5
   assert not list(tmp_path.iterdir())
 
 
