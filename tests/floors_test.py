@@ -50,6 +50,7 @@ SUBJECTS = {
   'experiments/launch/launch_test.py',
   'experiments/launch/rehearsal_test.py',
   'experiments/examples/quickstart_test.py',
+  'experiments/reproduce/paper_scale_test.py',
   'floors_test.py',
   'models/features_test.py',
   'multi_process_test.py',

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import itertools
 import pathlib
 import re
 import shlex
@@ -74,10 +75,11 @@ def test_command_exists(words, monkeypatch):
   elif program in PYTHONS and arguments[1] != 'pip':
     _check_python(arguments, monkeypatch)
   elif program == 'docker':
-    (argument,) = re.findall(
-      '^ARG (.+)=', (ROOT / 'Dockerfile').read_text(), re.M
-    )
-    assert any(word.startswith(f'{argument}=') for word in arguments)
+    options = dict(itertools.pairwise(arguments))
+    text = (ROOT / options.get('--file', 'Dockerfile')).read_text()
+    if '--build-arg' in options:
+      name = options['--build-arg'].partition('=')[0]
+      assert re.search(f'^ARG {name}=', text, re.M)
   elif program not in (*PYTHONS, 'pip'):
     assert (ROOT / program).exists()
 

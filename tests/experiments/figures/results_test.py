@@ -18,12 +18,6 @@ def test_tables_are_those_of_the_results(path):
   )
 
 
-def test_every_claim_is_on_the_page():
-  page = (results.PAGES / 'claims.md').read_text()
-  parts = re.findall(r'<!-- begin claim (\S+) small -->', page)
-  assert sorted(parts) == sorted([*results.CLAIMS, 'latency'])
-
-
 def test_links_lead_somewhere():
   for path in PAGES:
     for link in re.findall(r'\]\((?!http)([^)#]+)', path.read_text()):
