@@ -229,6 +229,14 @@ def adapt_nfnet(
   return config
 
 
+def halve_width(config: config_dict.ConfigDict) -> None:
+  """Halves the width of an NFNet and its first stage's groups."""
+  config.model.width = tuple(x // 2 for x in config.model.width)
+  # A group is at most as wide as the first stage's bottleneck.
+  first, *others = config.model.group_width
+  config.model.group_width = (first // 2, *others)
+
+
 def _use_cifar10(config: config_dict.ConfigDict, scale: str) -> None:
   """Changes an ImageNet config into one for CIFAR-10."""
   small = scale == 'small'

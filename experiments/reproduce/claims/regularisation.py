@@ -54,10 +54,7 @@ def _runs(scale: str, results: Results) -> list[claim.Run]:
           config.augment.rand_augment = None
         scales.adapt_nfnet(config, scale, seed)
         if net == 'narrow':
-          config.model.width = tuple(x // 2 for x in config.model.width)
-          # A group is at most as wide as the first stage's bottleneck.
-          first, *others = config.model.group_width
-          config.model.group_width = (first // 2, *others)
+          scales.halve_width(config)
         config.update_from_flattened_dict(changes)
         labels = {'net': net, 'kind': kind, 'seed': seed}
         name = claim.run_name(scale, 'regularisation', labels)
