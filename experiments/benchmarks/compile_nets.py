@@ -91,7 +91,7 @@ def claim_nets() -> list[Net]:
       key,
       f'experiments/reproduce/run_config.py:{run.name}',
       cost.derived(run.config).batch_size,
-      # The same number of images, but no data set to open.
+      # No data set to open. The number of images does not change the step.
       overrides=['--config.data.name=fake', '--config.data.train_split=train'],
       title=run.name,
     )

@@ -285,7 +285,8 @@ class Claim:
     source: where.
     runs: returns the runs at a scale, given the results so far; runs that
       depend on results are added when these are there.
-    statements: returns what the results are judged by.
+    statements: returns what the results are judged by; at `small` they are by
+      protocol.py.
     axes: the labels along x and by color.
     panels: the label with one panel for each value, or None.
     paper: returns the paper's curve beside a scale; None has no numbers.

@@ -30,7 +30,7 @@ def table(
     found: results by name.
     anchors: of the sections that the page has.
     compiled: the compilers' estimate of an effect, by claim.
-    costs: device-days at the scale `paper`, by claim.
+    costs: device-days at the scale `paper`, by claim; latency has none.
   """
   head = (
     'claim',
@@ -57,10 +57,10 @@ def table(
         page.Verdict(first.verdict),
         first.effect,
         _counts(others),
-        compiled.get(name, '–' if name != 'latency' else 'not compiled'),
+        compiled.get(name, '–'),
         gpu.get(name, 'not run'),
         page.Code(f'make reproduce-{name} SCALE=paper'),
-        costs.get(name, 'not compiled'),
+        costs.get(name, '–'),
       )
     )
   note = (

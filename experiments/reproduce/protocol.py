@@ -200,7 +200,6 @@ class Protocol:
 
   Attributes:
     name: of the claim.
-    text: in Markdown, without the rule.
     digest: of the file, 12 hexadecimal digits.
     seeds: at least, of each side of a comparison.
     minutes: the row may take, on two idle cores.
@@ -212,7 +211,6 @@ class Protocol:
   """
 
   name: str
-  text: str
   digest: str
   seeds: int
   minutes: float
@@ -238,8 +236,7 @@ def read(name: str) -> Protocol:
     ValueError: if the text has no rule or a field does not exist.
   """
   path = results.PREREGISTERED / f'{name}.md'
-  text = path.read_text()
-  blocks = _RULE.findall(text)
+  blocks = _RULE.findall(path.read_text())
   if len(blocks) != 1:
     raise ValueError(f'{path} has {len(blocks)} blocks of TOML, not 1')
   try:
@@ -247,7 +244,6 @@ def read(name: str) -> Protocol:
     hypotheses = [Hypothesis(**x) for x in rule.pop('hypothesis')]
     return Protocol(
       name=name,
-      text=_RULE.sub('', text).strip(),
       digest=results.digests()[name],
       hypotheses=hypotheses,
       **rule,

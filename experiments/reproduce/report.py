@@ -254,7 +254,7 @@ def _compiled() -> dict[str, str]:
     )
     if f1 is not None and b7 is not None:
       parts.append(f'{topology}: B7 {b7 / f1:.2f} times as slow as F1')
-  return {'latency': ', '.join(parts)} if parts else {}
+  return {'latency': ', '.join(parts) or 'not compiled'}
 
 
 def write(output: pathlib.Path) -> pathlib.Path:

@@ -2,7 +2,7 @@
 
 * `small`: CPU. CIFAR-10 at 16 × 16 pixels, 10,240 training images (1,024 for
   NFNets), nets of 0.06 to 0.4 million parameters. Batch sizes are an eighth of
-  the paper's, with the paper's learning rates. See small_scale.py.
+  the paper's, with the paper's learning rates. The runs are in small_scale.py.
 * `gpu`: one accelerator. CIFAR-10 at 32 × 32 pixels, 15 epochs, the paper's
   batch sizes.
 * `paper`: ImageNet with the paper's nets, recipes and batch sizes; needs a pod.
@@ -18,17 +18,19 @@ from ml_collections import config_dict
 
 from experiments import nf_resnet_imagenet, resnet_imagenet
 from experiments.reproduce import claim
+from nfnets_jax.training import config as defaults
 
 SCALES = ('small', 'gpu', 'paper')
-SEEDS = {'small': (0, 1), 'gpu': (0, 1), 'paper': (0, 1, 2, 3, 4)}
+SEEDS = {'gpu': (0, 1), 'paper': (0, 1, 2, 3, 4)}
 # λ of AGC, as in figure 2b.
 CLIPPINGS = (0.01, 0.02, 0.04, 0.08, 0.16)
+# What the paper excludes from AGC; see `unclipped`.
+EXCLUDED = 'the classifier (paper)'
 
 _BATCH_SIZES = (256, 512, 1024, 2048, 4096)
 _SHRINK = {'small': 8, 'gpu': 1, 'paper': 1}
-_EPOCHS = {'small': 8.0, 'gpu': 15.0}
 # Training images, and held-out images for choosing a λ or a threshold.
-_SPLITS = {
+SPLITS = {
   'small': ('train[:10240]', 'train[48000:]'),
   'gpu': ('train[:48000]', 'train[48000:]'),
   'paper': ('train[10000:]', 'train[:10000]'),
@@ -113,6 +115,7 @@ def resnet(
     config.model.strides = (1, 2, 2)
   if scale != 'paper' and net != 'BN':
     config.model.stochdepth_rate = 0.0
+  if scale == 'gpu' and net != 'BN':
     # AGC with the paper's ε hardly moves a zero-initialized gain in so few
     # steps.
     config.model.skipinit = False
@@ -145,9 +148,55 @@ def resnet_run(
   else:
     config = resnet(net, scale, batch, seed, layers, changes)
     named = {'depth': layers, **named}
-  config.data.train_split, held_out = _SPLITS[scale]
+  config.data.train_split, held_out = SPLITS[scale]
   run = claim.Run(claim.run_name(scale, 'resnet', named), named, config)
   return dataclasses.replace(run, held_out=held_out, labels=labels or named)
+
+
+def clip_changes(
+  method: str, threshold: float, scale: str, batch: int
+) -> dict[str, Any]:
+  """Returns the fields of a way to clip, by dotted name.
+
+  Args:
+    method: 'none', 'AGC', 'global norm' or 'LARS'.
+    threshold: λ, the largest norm, or the peak learning rate of LARS.
+    scale: one of `SCALES`.
+    batch: batch size.
+  """
+  if method == 'AGC':
+    return {'optimizer.clipping': threshold}
+  if method == 'global norm':
+    return {'optimizer.clip': 'global_norm', 'optimizer.max_norm': threshold}
+  if method == 'none':
+    return {}
+  sgd = resnet('NF', scale, batch).optimizer.learning_rate_per_256
+  rate = threshold * 256 / batch
+  return {
+    'optimizer.name': 'lars',
+    'optimizer.learning_rate_per_256': rate,
+    # Gains and biases have no trust ratio: they keep the rate of SGD.
+    'optimizer.learning_rate_groups': f'/w$=1,.={sgd / rate:g}',
+  }
+
+
+def unclipped(scale: str) -> dict[str, str | None]:
+  """Returns regular expressions of what AGC may exclude, by label."""
+  classifier = defaults.get_config().optimizer.unclipped
+  depth = resnet('NF', scale, 1).model.depth
+  excluded = {
+    EXCLUDED: classifier,
+    'nothing': None,
+    'and the first convolution': f'{classifier}|/initial_conv/',
+  }
+  for stage in range(len(depth)):
+    indices = range(sum(depth[:stage]), sum(depth[: stage + 1]))
+    suffixes = '|'.join('' if i == 0 else f'_{i}' for i in indices)
+    excluded[f'and stage {stage + 1}'] = (
+      f'{classifier}|/nf_res_block({suffixes})(/|$)'
+    )
+  excluded[f'all {len(depth)} stages'] = f'{classifier}|/nf_res_block'
+  return excluded
 
 
 def adapt_nfnet(
@@ -155,8 +204,7 @@ def adapt_nfnet(
 ) -> config_dict.ConfigDict:
   """Sets the seed of an NFNet for ImageNet and shrinks it to a scale.
 
-  Elsewhere than at 'paper' it becomes a narrow and shallow NFNet for CIFAR-10,
-  at 'small' one for few images seen often, so that regularization may matter.
+  Elsewhere than at 'paper' it becomes a narrow and shallow NFNet for CIFAR-10.
   """
   config.seed = seed
   config.max_loss = MAX_LOSS
@@ -164,9 +212,6 @@ def adapt_nfnet(
     return config
   small = scale == 'small'
   _use_cifar10(config, scale)
-  if small:
-    config.data.train_split = 'train[:2560]'
-    set_epochs(config, 20.0)
   if config.augment.rand_augment is not None:
     # F0's magnitude, in pixels of the smaller image; half the layers, for a net
     # that learns far less.
@@ -181,24 +226,26 @@ def adapt_nfnet(
   config.model.stem_width = (16, 32) if small else (32, 64)
   config.model.stem_strides = (1, 2)
   config.optimizer.learning_rate_per_256 = 0.4 if small else 0.1
-  config.optimizer.clip_eps = 0.1 if small else 1e-3
-  config.optimizer.clipping = 0.1 if small else 0.01
   return config
 
 
-def set_epochs(config: config_dict.ConfigDict, epochs: float) -> None:
-  """Sets the length of a run, which is evaluated and saved at its end."""
-  config.epochs = epochs
-  config.eval_every_epochs = config.checkpoint_every_epochs = epochs
+def halve_width(config: config_dict.ConfigDict) -> None:
+  """Halves the width of an NFNet and its first stage's groups."""
+  config.model.width = tuple(x // 2 for x in config.model.width)
+  # A group is at most as wide as the first stage's bottleneck.
+  first, *others = config.model.group_width
+  config.model.group_width = (first // 2, *others)
 
 
 def _use_cifar10(config: config_dict.ConfigDict, scale: str) -> None:
   """Changes an ImageNet config into one for CIFAR-10."""
   small = scale == 'small'
-  set_epochs(config, _EPOCHS[scale])
+  if not small:  # whose claims set their own
+    config.epochs = 15.0
+    config.eval_every_epochs = config.checkpoint_every_epochs = config.epochs
   config.eval_batch_size = 500
   config.data.name = 'cifar10'
-  config.data.train_split, _ = _SPLITS[scale]
+  config.data.train_split, _ = SPLITS[scale]
   config.data.test_split = 'test'
   config.data.image_size = config.data.eval_image_size = 16 if small else 32
   config.data.crop = 'pad_2' if small else 'pad_4'

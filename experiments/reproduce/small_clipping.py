@@ -10,7 +10,6 @@ from typing import Any
 from experiments.reproduce import claim, scales, small_nets
 from experiments.reproduce.results import Results
 from experiments.reproduce.small_nets import CLIPPINGS, HELD_OUT, SEEDS
-from nfnets_jax.training import config as defaults
 
 # Of `batch-size` at the largest batch.
 MANY_SEEDS = (0, 1, 2, 3, 4)
@@ -98,20 +97,7 @@ def _method(
   method: str, threshold: float, seed: int, batch: int = _LARGEST
 ) -> claim.Run:
   """Returns a run; the threshold of LARS is its peak learning rate."""
-  changes: dict[str, Any] = {}
-  if method == 'AGC':
-    changes = {'optimizer.clipping': threshold}
-  elif method == 'global norm':
-    changes = {'optimizer.clip': 'global_norm', 'optimizer.max_norm': threshold}
-  elif method == 'LARS':
-    sgd = scales.resnet('NF', 'small', batch).optimizer.learning_rate_per_256
-    rate = threshold * 256 / batch
-    changes = {
-      'optimizer.name': 'lars',
-      'optimizer.learning_rate_per_256': rate,
-      # Gains and biases have no trust ratio: they keep the rate of SGD.
-      'optimizer.learning_rate_groups': f'/w$=1,.={sgd / rate:g}',
-    }
+  changes = scales.clip_changes(method, threshold, 'small', batch)
   labels = {'method': method, 'threshold': threshold, 'batch': batch}
   net = 'NF + AGC' if method == 'AGC' else 'NF'
   return _resnet_run(net, batch, seed, _SHORT, changes, labels)
@@ -138,34 +124,15 @@ def clip_methods(results: Results) -> list[claim.Run]:
   return runs
 
 
-def _excluded() -> dict[str, str | None]:
-  """Returns regular expressions of what is excluded from AGC, by label."""
-  classifier = defaults.get_config().optimizer.unclipped
-  excluded: dict[str, str | None] = {
-    'the classifier (paper)': classifier,
-    'nothing': None,
-    'and the first convolution': f'{classifier}|/initial_conv/',
-  }
-  depth = scales.resnet('NF', 'small', _LARGEST).model.depth
-  for stage in range(len(depth)):
-    indices = range(sum(depth[:stage]), sum(depth[: stage + 1]))
-    suffixes = '|'.join('' if i == 0 else f'_{i}' for i in indices)
-    excluded[f'and stage {stage + 1}'] = (
-      f'{classifier}|/nf_res_block({suffixes})(/|$)'
-    )
-  excluded[f'all {len(depth)} stages'] = f'{classifier}|/nf_res_block'
-  return excluded
-
-
 def clip_layers(results: Results) -> list[claim.Run]:
   """Returns the runs of `clip-layers`."""
   del results
   runs = []
-  for name, pattern in _excluded().items():
+  for name, pattern in scales.unclipped('small').items():
     for seed in SEEDS:
       run = _method('AGC', CLIPPINGS[0], seed)
       labels = {'unclipped': name, 'batch': _LARGEST, 'seed': seed}
-      if 'paper' not in name:
+      if name != scales.EXCLUDED:
         run.config.optimizer.unclipped = pattern
         folder = claim.run_name('small', 'clip-layers', labels)
         run = dataclasses.replace(run, name=folder, held_out=None)

@@ -12,7 +12,7 @@ from typing import Any
 from ml_collections import config_dict
 
 from experiments import ablation_imagenet
-from experiments.reproduce import claim, small_clipping, small_nets
+from experiments.reproduce import claim, scales, small_clipping, small_nets
 from experiments.reproduce.results import Results
 from experiments.reproduce.small_nets import CLIPPINGS, HELD_OUT, SEEDS
 
@@ -138,11 +138,7 @@ def _regularisation(results: Results) -> list[claim.Run]:
           runs.append(dataclasses.replace(run, labels=labels))
           continue
         if net == 'narrow':
-          model = run.config.model
-          model.width = tuple(x // 2 for x in model.width)
-          # A group is at most as wide as the first stage's bottleneck.
-          first, *others = model.group_width
-          model.group_width = (first // 2, *others)
+          scales.halve_width(run.config)
         run.config.update_from_flattened_dict(dict(changes))
         name = claim.run_name('small', 'regularisation', labels)
         runs.append(claim.Run(name, labels, run.config))

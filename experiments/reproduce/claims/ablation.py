@@ -7,10 +7,8 @@ Varied: the rows of experiments/ablation_imagenet.py, each on top of the one
   At `paper` also an NF-ResNet-50 with RandAugment, without AGC and with it, at
   its batch of 1024 and with F1's policy, which the paper does not give.
 Scales:
-  small  a narrow F0 (0.42 million parameters) without dropout and stochastic
-         depth, 2,560 images, 20 epochs at batch 64, AGC with λ and ε 0.1, half
-         of F0's RandAugment, two seeds
-  gpu    half of F0's width, 15 epochs of CIFAR-10 at batch 256, two seeds
+  gpu    half of F0's width without dropout and stochastic depth, 15 epochs of
+         CIFAR-10 at batch 256, two seeds
   paper  F0 to F3 on ImageNet, three seeds
 Command: make reproduce-ablation SCALE=small
 At small: see ../small_scale.py and its rule, ../preregistered.

@@ -6,7 +6,6 @@ Varied: the net (BN, NF, NF + AGC) and the batch size. AGC takes the λ of 0.01,
   on held-out images with the first seed. All nets have one rate of stochastic
   depth: 0, at `paper` 0.1, which the paper does not give.
 Scales:
-  small  20 layers, 61 thousand parameters, batches 32 to 512, two seeds
   gpu    20 layers, 3.5 million parameters, batches 256 to 4096, two seeds
   paper  ResNet-50 and -200 on ImageNet, batches 256 to 4096, five seeds, of
          which the best four count, as in the paper

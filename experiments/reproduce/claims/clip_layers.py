@@ -11,42 +11,20 @@ import dataclasses
 
 from experiments.reproduce import claim, scales
 from experiments.reproduce.results import Results
-from nfnets_jax.training import config as defaults
 
-_PAPER = 'the classifier (paper)'
 _STEM = 'and the first convolution'
-
-
-def _excluded(scale: str, batch: int) -> dict[str, str | None]:
-  """Returns regular expressions of what is excluded, by label."""
-  classifier = defaults.get_config().optimizer.unclipped
-  depth = scales.resnet('NF', scale, batch).model.depth
-  excluded = {
-    _PAPER: classifier,
-    'nothing': None,
-    _STEM: f'{classifier}|/initial_conv/',
-  }
-  for stage in range(len(depth)):
-    indices = range(sum(depth[:stage]), sum(depth[: stage + 1]))
-    suffixes = '|'.join('' if i == 0 else f'_{i}' for i in indices)
-    excluded[f'and stage {stage + 1}'] = (
-      f'{classifier}|/nf_res_block({suffixes})(/|$)'
-    )
-  excluded[f'all {len(depth)} stages'] = f'{classifier}|/nf_res_block'
-  return excluded
 
 
 def _runs(scale: str, results: Results) -> list[claim.Run]:
   del results
   batch = scales.batches(scale)[4]
-  excluded = _excluded(scale, batch)
   runs = []
-  for name, pattern in excluded.items():
+  for name, pattern in scales.unclipped(scale).items():
     for seed in (0, 1, 2):  # the differences are small
       labels = {'unclipped': name, 'batch': batch, 'seed': seed}
       changes = {'optimizer.clipping': 0.01}
       run = scales.resnet_run('NF + AGC', scale, batch, seed, changes, labels)
-      if name != _PAPER:
+      if name != scales.EXCLUDED:
         run.config.optimizer.unclipped = pattern
         named = {'unclipped': name, 'seed': seed}
         folder = claim.run_name(scale, 'clip-layers', named)
@@ -56,7 +34,7 @@ def _runs(scale: str, results: Results) -> list[claim.Run]:
 
 
 def _statements(measured: claim.Measured) -> list[claim.Statement]:
-  paper = measured.at(unclipped=_PAPER)
+  paper = measured.at(unclipped=scales.EXCLUDED)
   names = [point.labels['unclipped'] for point in measured.points]
   stages = {x: measured.at(unclipped=x) for x in names if x.startswith('and s')}
   every = measured.at(unclipped=f'all {len(stages)} stages')

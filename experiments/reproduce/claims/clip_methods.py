@@ -12,7 +12,6 @@ At small: see ../small_scale.py and its rule, ../preregistered.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 from experiments.reproduce import claim, scales
 from experiments.reproduce.results import Results
@@ -67,25 +66,12 @@ def _run(
 ) -> claim.Run:
   """Returns one run; `clipping` is λ of LARS + AGC."""
   net = 'NF + AGC' if 'AGC' in method else 'NF'
-  changes: dict[str, Any] = {}
-  if method == 'AGC':
-    changes = {'optimizer.clipping': threshold}
-  elif method == 'global norm':
-    changes = {
-      'optimizer.clip': 'global_norm',
-      'optimizer.max_norm': threshold,
-    }
-  elif 'LARS' in method:
-    sgd = scales.resnet(net, scale, batch).optimizer.learning_rate_per_256
-    rate = threshold * 256 / batch
-    changes = {
-      'optimizer.name': 'lars',
-      'optimizer.learning_rate_per_256': rate,
-      # Gains and biases have no trust ratio: they keep the rate of SGD.
-      'optimizer.learning_rate_groups': f'/w$=1,.={sgd / rate:g}',
-    }
-    if method == 'LARS + AGC':
-      changes['optimizer.clipping'] = clipping
+  both = method == 'LARS + AGC'
+  changes = scales.clip_changes(
+    'LARS' if both else method, threshold, scale, batch
+  )
+  if both:
+    changes['optimizer.clipping'] = clipping
   labels = {'method': method, 'threshold': threshold, 'batch': batch}
   labels['seed'] = seed
   return scales.resnet_run(net, scale, batch, seed, changes, labels)

@@ -1,9 +1,9 @@
 """The larger the batch, the smaller the λ of AGC that trains.
 
 Source: Brock et al. 2021, section 4.1 and figure 2b.
-Varied: λ (0.01 to 0.16) and the batch size, with one seed.
-Scales: those of batch_size.py, with which it shares runs; at `paper` also its
-  ResNet-200 (figure 7) and its five seeds, of which the best four count.
+Varied: λ (0.01 to 0.16) and the batch size.
+Scales: those of batch_size.py, with which it shares runs, `gpu` with one seed;
+  `paper` includes the ResNet-200 (figure 7).
 Command: make reproduce-clipping SCALE=small
 At small: see ../small_scale.py and its rule, ../preregistered.
 """

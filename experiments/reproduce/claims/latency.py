@@ -174,7 +174,7 @@ def _execute_small(
     for model in pair:
       began = time.monotonic()
       program = programs.pop(0)
-      result = _measured(model, program, reference, 'small', image_size)
+      result = _measured(model, program, reference, image_size)
       seconds = shared + time.monotonic() - began
       result['seconds'] = round(seconds, 1)
       results.append(output / 'results.jsonl', result)
@@ -206,11 +206,10 @@ def _measured(
   model: str,
   program: programs_lib.Program,
   reference: programs_lib.Program,
-  scale: str,
   image_size: int | None,
 ) -> dict[str, Any]:
   """Returns a net's result without `seconds`, at `small`."""
-  result = _counts(scale, model, image_size) | {
+  result = _counts('small', model, image_size) | {
     'compile_seconds': round(program.compile_seconds, 1),
     'memory': program.memory,
   }

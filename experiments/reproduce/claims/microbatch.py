@@ -5,7 +5,6 @@ Source: Brock, De and Smith 2021, https://arxiv.org/abs/2101.08692; its numbers
 Varied: the net (NF without AGC, or BN) and the batch size, with a learning rate
   linear in it. A batch of 4 needs a single device.
 Scales:
-  small  20 layers, 4 epochs, a learning rate of 0.4 at batch 256
   gpu    20 layers, 15 epochs
   paper  ResNet-50 on ImageNet, both nets with stochastic depth 0.1
   Two seeds.
@@ -27,12 +26,6 @@ def _runs(scale: str, results: Results) -> list[claim.Run]:
     for net in ('NF', 'BN'):
       for seed in scales.SEEDS[scale][:2]:
         config = scales.resnet(net, scale, batch, seed)
-        if scale == 'small':
-          scales.set_epochs(config, 4.0)
-          config.data.test_split = 'test'
-          config.optimizer.warmup_epochs = 1.0
-          # NF is stable at this rate at the largest batch.
-          config.optimizer.learning_rate_per_256 = 0.4
         labels = {'net': net, 'batch': batch, 'seed': seed}
         name = claim.run_name(scale, 'microbatch', labels)
         runs.append(claim.Run(name, labels, config))

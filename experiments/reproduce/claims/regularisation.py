@@ -4,9 +4,8 @@ Source: Brock et al. 2021, section 5.1 and appendix A, table 3.
 Varied: the kind of regularization and the net. At `paper` one kind at a time is
   removed from the recipe, or SAM added; elsewhere one is added to none.
 Scales:
-  small  the F0 of ablation.py (`wide`) and half of it (`narrow`, 0.13 million
-         parameters), without augmentation, two seeds
-  gpu    likewise, with the F0 of that scale
+  gpu    the F0 of ablation.py (`wide`) and half of it (`narrow`), without
+         augmentation, two seeds
   paper  F0, F1, F5 and F6 on ImageNet, two seeds
 Command: make reproduce-regularisation SCALE=small
 At small: see ../small_scale.py and its rule, ../preregistered.
@@ -55,10 +54,7 @@ def _runs(scale: str, results: Results) -> list[claim.Run]:
           config.augment.rand_augment = None
         scales.adapt_nfnet(config, scale, seed)
         if net == 'narrow':
-          config.model.width = tuple(x // 2 for x in config.model.width)
-          # A group is at most as wide as the first stage's bottleneck.
-          first, *others = config.model.group_width
-          config.model.group_width = (first // 2, *others)
+          scales.halve_width(config)
         config.update_from_flattened_dict(changes)
         labels = {'net': net, 'kind': kind, 'seed': seed}
         name = claim.run_name(scale, 'regularisation', labels)

@@ -2,24 +2,23 @@
 
 Source: Brock et al. 2021, section 6.2 and table 4.
 Varied: the net (BN or NF), its depth, and at `paper` the size of the images, at
-  the other scales where it starts from: weights that were pre-trained on one
-  half of the classes, or none, for the other half.
+  `gpu` where it starts from: weights that were pre-trained on one half of the
+  classes, or none, for the other half.
 Scales:
-  small  11, 20 and 38 layers; 20,480 images of classes 0-4, then 2,048 of 5-9
-  gpu    50 and 101 layers; 43,000 images, then 5,000
+  gpu    50 and 101 layers; 43,000 images of classes 0-4, then 5,000 of 5-9;
+         two seeds; weight decay is 1e-5 and then 0, and fine-tuning has a tenth
+         of the learning rate
   paper  50 to 200 layers, one seed; experiments/pretrain.py, then
          experiments/finetune.py on ImageNet at 224, 320 and 384 pixels. In
          place of JFT-300M, which is not public, Places365, or as DATA_NAME any
          TFDS data set or folder of photographs. Stochastic depth is 0.1 in
          pre-training for both nets, as the paper does not give it
-  Else two seeds; weight decay is 1e-5 and then 0, and fine-tuning has a tenth
-  of the learning rate.
 Command: make reproduce-transfer SCALE=small
 At small: see ../small_scale.py and its rule, ../preregistered.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ml_collections import config_dict
@@ -28,18 +27,15 @@ from experiments import finetune, pretrain
 from experiments.reproduce import claim, scales
 from experiments.reproduce.results import Results
 
-# Blocks of each stage at `small`, else layers.
-_SIZES: dict[str, Sequence[Any]] = {
-  'small': ((1, 1, 1), (2, 2, 2), (4, 4, 4)),
+_DEPTHS: Mapping[str, tuple[int, ...]] = {
+  'small': (11, 20),
   'gpu': (50, 101),
   'paper': (50, 101, 152, 200),
 }
 _PIXELS = (224, 320, 384)  # at `paper`
-# Classes and images of the pre-training, and of what follows.
-_PARTS = {
-  'small': (('0-4', 'train[:20480]'), ('5-9', 'train[40000:42048]')),
-  'gpu': (('0-4', 'train[:43000]'), ('5-9', 'train[43000:48000]')),
-}
+# Classes and images of the pre-training at `gpu`, and of what follows.
+_BEFORE = ('0-4', 'train[:43000]')
+_AFTER = ('5-9', 'train[43000:48000]')
 _PUBLISHED = {
   'BN-ResNet-50': (78.1, 79.6, 79.9),
   'NF-ResNet-50': (79.5, 80.9, 81.1),
@@ -52,33 +48,24 @@ _PUBLISHED = {
 }
 
 
-def _layers(scale: str, size: Any) -> int:
-  return 2 + 3 * sum(size) if scale == 'small' else size
-
-
 def _runs(scale: str, results: Results) -> list[claim.Run]:
   del results
   if scale == 'paper':
     return list(_paper_runs())
   batch = scales.batches(scale)[2]
   runs: list[claim.Run] = []
-  for size in _SIZES[scale]:
+  for depth in _DEPTHS[scale]:
     for net in ('NF', 'BN'):
-      for seed in scales.SEEDS[scale][:2]:
-        if scale == 'small':
-          changes = {'model.depth': size}
-          config = scales.resnet(net, scale, batch, seed, changes=changes)
-        else:
-          config = scales.resnet(net, scale, batch, seed, size)
-        config.data.test_split = 'test'
-        labels = {'depth': _layers(scale, size), 'net': net, 'seed': seed}
+      for seed in scales.SEEDS[scale]:
+        config = scales.resnet(net, scale, batch, seed, depth)
+        labels = {'depth': depth, 'net': net, 'seed': seed}
         runs += _three(scale, config, labels)
   return runs
 
 
 def _paper_runs() -> Iterator[claim.Run]:
   """Yields the pre-trainings and fine-tunings of table 4."""
-  for layers in _SIZES['paper']:
+  for layers in _DEPTHS['paper']:
     for net, model in (('NF', f'nf_resnet{layers}'), ('BN', f'resnet{layers}')):
       labels = {'depth': layers, 'net': net, 'seed': 0}
       folder = claim.run_name('paper', 'transfer', labels)
@@ -109,7 +96,7 @@ def _three(
 ) -> Iterator[claim.Run]:
   """Yields a pre-training, a fine-tuning, and a training from scratch."""
   folder = claim.run_name(scale, 'transfer', labels)
-  (config.data.classes, config.data.train_split), then = _PARTS[scale]
+  config.data.classes, config.data.train_split = _BEFORE
   config.optimizer.weight_decay = 1e-5
   first = claim.Run(f'{folder}/pre-training', {**labels, 'part': 0}, config)
   yield first
@@ -118,7 +105,7 @@ def _three(
     ('from scratch', 'from-scratch', None),
   ):
     tuned = config.copy_and_resolve_references()
-    tuned.data.classes, tuned.data.train_split = then
+    tuned.data.classes, tuned.data.train_split = _AFTER
     tuned.optimizer.weight_decay = 0.0
     if after is not None:
       tuned.init_new_head = True
@@ -132,8 +119,7 @@ def _statements(measured: claim.Measured) -> list[claim.Statement]:
   holds: dict[Any, bool | None] = {}
   at_paper = measured.scale == 'paper'
   starts = map(_start, _PIXELS) if at_paper else ['pre-trained']
-  for start, size in itertools.product(starts, _SIZES[measured.scale]):
-    layers = _layers(measured.scale, size)
+  for start, layers in itertools.product(starts, _DEPTHS[measured.scale]):
     nf, bn = (
       measured.at(depth=layers, net=net, start=start) for net in ('NF', 'BN')
     )
@@ -142,7 +128,7 @@ def _statements(measured: claim.Measured) -> list[claim.Statement]:
 
 
 def _paper(scale: str) -> claim.Curve:
-  depths = _SIZES['paper'][: len(_SIZES[scale])]
+  depths = _DEPTHS['paper'][: len(_DEPTHS[scale])]
   if scale == 'paper':
     top_1 = {
       (depth, net, _start(pixels)): value
@@ -154,10 +140,8 @@ def _paper(scale: str) -> claim.Curve:
     }
     return claim.Curve(top_1, 'from JFT-300M')
   top_1 = {
-    (_layers(scale, size), net, 'pre-trained'): (
-      _PUBLISHED[f'{net}-ResNet-{depth}'][0]
-    )
-    for size, depth in zip(_SIZES[scale], depths, strict=True)
+    (ours, net, 'pre-trained'): _PUBLISHED[f'{net}-ResNet-{theirs}'][0]
+    for ours, theirs in zip(_DEPTHS[scale], depths, strict=True)
     for net in ('NF', 'BN')
   }
   names = ', '.join(map(str, depths))

@@ -233,7 +233,7 @@ def test_what_does_not_fit_is_counted_but_not_run(large):
     )
 
   result = latency._measured(
-    'resnet50', program('resnet50'), program(latency.REFERENCE), 'small', None
+    'resnet50', program('resnet50'), program(latency.REFERENCE), None
   )
   assert result['status'] == 'too large'
   assert result['message'].startswith(f'{large} needs 1000000 GB of ')
