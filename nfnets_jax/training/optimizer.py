@@ -59,7 +59,7 @@ def create_optimizer(
 
   Returns:
     A transformation of the gradient of the whole batch into the update. Its
-    `init` raises a ValueError if `unclipped` matches no parameter.
+    `init` raises a ValueError if `unclipped` or `decayed` matches no parameter.
 
   Raises:
     ValueError: for an unknown `name` or `clip`, or an invalid `unclipped` or
@@ -161,9 +161,11 @@ def decay_mask(
 
   `decayed` is searched in 'module/parameter'. By default these are the
   parameters `w`, all weights, including classifier and squeeze-excite; gains,
-  biases and SkipInit scalars do not decay.
+  biases and SkipInit scalars do not decay. Raises a ValueError if it matches no
+  parameter.
   """
   pattern = re.compile(decayed)
+  groups.check_matches('decayed', pattern, params)
   return {
     module: {name: bool(pattern.search(f'{module}/{name}')) for name in leaves}
     for module, leaves in params.items()

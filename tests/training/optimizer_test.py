@@ -175,6 +175,17 @@ def test_matrices_and_kernels_decay(f0):
   assert len(gates) == 2 * 12  # two matrices in each of F0's twelve blocks
 
 
+def test_what_decays_is_an_expression(f0):
+  config = _config(decayed='/(w|b)$', unclipped=None)
+  marks = optimizers.decay_mask(f0, config.decayed)
+  assert {name for _, name in _marked(marks, True)} == {'w', 'b'}
+  params = {'net/~/head': {'w': jnp.ones((2, 3))}}
+  _create(config, lambda step: 1.0, DEPTH).init(params)
+  config.decayed = '/kernel$'
+  with pytest.raises(ValueError, match=r'decayed: .*kernel.* net/~/head/w'):
+    _create(config, lambda step: 1.0, DEPTH).init(params)
+
+
 def _clipped(params, unclipped):
   """Marks what AGC clips: gradients of 1 where parameters are 0."""
   # The other blocks have parameters of the same names.
