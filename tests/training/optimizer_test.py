@@ -31,6 +31,7 @@ def _config(**changes):
     'max_norm': 1.0,
     'momentum': 0.9,
     'weight_decay': 2e-5,
+    'decayed': '/w$',
     'skip_nonfinite': 0,
     'learning_rate_groups': None,
   }
@@ -165,8 +166,8 @@ def _marked(marks, value):
 
 
 def test_matrices_and_kernels_decay(f0):
-  decayed = _marked(optimizers.decay_mask(f0), True)
-  others = _marked(optimizers.decay_mask(f0), False)
+  marks = optimizers.decay_mask(f0, _config().decayed)
+  decayed, others = (_marked(marks, value) for value in (True, False))
   assert len(decayed) + len(others) == len(jax.tree.leaves(f0))
   assert all(f0[module][name].ndim >= 2 for module, name in decayed)
   assert all(f0[module][name].ndim <= 1 for module, name in others)
