@@ -21,8 +21,6 @@ _SERVERS = {
   'gs': ('gcsfs', 'gcp_storage_emulator'),
   's3': ('s3fs', 'moto'),
 }
-
-
 _GCS = pathlib.Path(__file__).with_name('gcs.py')
 
 

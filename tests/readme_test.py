@@ -20,7 +20,7 @@ from nfnets_jax.models import variants
 ROOT = pathlib.Path(__file__).parents[1]
 PYTHON = '.venv/bin/python'
 PYTHONS = [PYTHON, '.venv-tensorflow/bin/python']
-# `tests/launch_test.py` has those of experiments/launch/README.md.
+# `launch_test.py` has those of experiments/launch/README.md.
 DOCUMENTS = [
   'README.md',
   'CONTRIBUTING.md',

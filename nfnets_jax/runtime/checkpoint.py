@@ -219,7 +219,7 @@ class Checkpointer:
             'there when it is started again'
           )
     except Exception as error:  # must not hide the write error
-      return f'Earlier checkpoints cannot be read now: {error}'
+      return f'Earlier checkpoints cannot be read now: {stored.brief(error)}'
     return 'There is no earlier checkpoint'
 
   def check(self) -> None:

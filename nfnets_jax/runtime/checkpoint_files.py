@@ -73,6 +73,11 @@ def set_aside(folder: paths.Path) -> epath.Path:
   return moved
 
 
+def brief(error: Exception) -> str:
+  """Returns the first line of an error, or its type."""
+  return (str(error) or type(error).__name__).splitlines()[0][:300]
+
+
 def is_copied(folder: paths.Path) -> bool:
   """Returns whether Orbax cannot reach a folder."""
   return os.fspath(folder).startswith('s3://')
@@ -120,8 +125,7 @@ def _reports_corruption(folder: epath.Path) -> Iterator[None]:
     raise
   except Exception as error:
     folder.exists()  # raises if the bucket cannot be reached
-    reason = (str(error) or type(error).__name__).splitlines()[0][:300]
-    raise CorruptError(reason) from error
+    raise CorruptError(brief(error)) from error
 
 
 def _check_arrays(

@@ -18,8 +18,6 @@ from nfnets_jax import agc
 from nfnets_jax.training import groups
 from nfnets_jax.training.schedules import Schedule, check_known
 
-DECAYED = '/w$'  # all weights
-
 
 def create_optimizer(
   name: str,
@@ -27,6 +25,7 @@ def create_optimizer(
   *,
   momentum: float,
   weight_decay: float,
+  decayed: str,
   clip: str | None,
   clipping: chex.Numeric,
   clip_eps: float,
@@ -35,7 +34,6 @@ def create_optimizer(
   learning_rate_groups: str | None,
   skip_nonfinite: int,
   depth: Sequence[int],
-  decayed: str = DECAYED,
 ) -> optax.GradientTransformation:
   """Builds an optimizer.
 
@@ -45,6 +43,7 @@ def create_optimizer(
     schedule: step → learning rate.
     momentum: for 'sgd', 'rmsprop' and 'lars', in [0, 1).
     weight_decay: L2 coefficient, at least 0; decoupled for 'adamw'.
+    decayed: regular expression of the parameters that decay; see `decay_mask`.
     clip: 'agc', 'global_norm' or None.
     clipping: λ of AGC; may be traced, then unchecked.
     clip_eps: ε of AGC.
@@ -55,11 +54,10 @@ def create_optimizer(
     skip_nonfinite: maximum consecutive non-finite gradients, skipped through
       `optax.apply_if_finite`; skipped steps advance the schedule.
     depth: blocks per stage, for `clipping_metrics`.
-    decayed: regular expression of what decays, as in `decay_mask`.
 
   Returns:
     A transformation of the gradient of the whole batch into the update. Its
-    `init` raises a ValueError if `unclipped` matches no parameter.
+    `init` raises a ValueError if `unclipped` or `decayed` matches no parameter.
 
   Raises:
     ValueError: for an unknown `name` or `clip`, or an invalid `unclipped` or
@@ -154,16 +152,15 @@ def _adaptive_grad_clip(
   return optax.GradientTransformation(init, clip.update)
 
 
-def decay_mask(
-  params: chex.ArrayTree, decayed: str = DECAYED
-) -> chex.ArrayTree:
+def decay_mask(params: chex.ArrayTree, decayed: str) -> chex.ArrayTree:
   """Marks the parameters of a Haiku tree to decay.
 
-  `decayed` is searched in 'module/parameter'. By default these are the
-  parameters `w`, all weights, including classifier and squeeze-excite; gains,
-  biases and SkipInit scalars do not decay.
+  `decayed` is searched in 'module/parameter'; a ValueError is raised if it
+  matches none. '/w$' is all weights, including classifier and squeeze-excite,
+  without gains, biases and SkipInit scalars.
   """
   pattern = re.compile(decayed)
+  groups.check_matches('decayed', pattern, params)
   return {
     module: {name: bool(pattern.search(f'{module}/{name}')) for name in leaves}
     for module, leaves in params.items()

@@ -31,6 +31,7 @@ def _config(**changes):
     'max_norm': 1.0,
     'momentum': 0.9,
     'weight_decay': 2e-5,
+    'decayed': '/w$',
     'skip_nonfinite': 0,
     'learning_rate_groups': None,
   }
@@ -165,14 +166,25 @@ def _marked(marks, value):
 
 
 def test_matrices_and_kernels_decay(f0):
-  decayed = _marked(optimizers.decay_mask(f0), True)
-  others = _marked(optimizers.decay_mask(f0), False)
+  marks = optimizers.decay_mask(f0, _config().decayed)
+  decayed, others = (_marked(marks, value) for value in (True, False))
   assert len(decayed) + len(others) == len(jax.tree.leaves(f0))
   assert all(f0[module][name].ndim >= 2 for module, name in decayed)
   assert all(f0[module][name].ndim <= 1 for module, name in others)
   assert {name for _, name in others} == {'b', 'bias', 'gain', 'skip_gain'}
   gates = {module for module, _ in decayed if 'squeeze_excite' in module}
   assert len(gates) == 2 * 12  # two matrices in each of F0's twelve blocks
+
+
+def test_what_decays_is_an_expression(f0):
+  config = _config(decayed='/(w|b)$', unclipped=None)
+  marks = optimizers.decay_mask(f0, config.decayed)
+  assert {name for _, name in _marked(marks, True)} == {'w', 'b'}
+  params = {'net/~/head': {'w': jnp.ones((2, 3))}}
+  _create(config, lambda step: 1.0, DEPTH).init(params)
+  config.decayed = '/kernel$'
+  with pytest.raises(ValueError, match=r'decayed: .*kernel.* net/~/head/w'):
+    _create(config, lambda step: 1.0, DEPTH).init(params)
 
 
 def _clipped(params, unclipped):

@@ -137,11 +137,8 @@ def test_step_does_not_depend_on_devices_and_micro_batches(make_config, splits):
 @pytest.mark.thorough
 def test_alone_it_depends_on_the_devices_only(make_config):
   changes = {'optimizer.sam_per_device': True}
-  config, net, batch = (
-    make_config(1, _RECIPE | changes),
-    _dense(),
-    steps.random_batch(32),
-  )
+  config = make_config(1, _RECIPE | changes)
+  net, batch = _dense(), steps.random_batch(32)
   found = {
     split: _gradient(config, net, *split, batch)[1]
     for split in ((1, 1), (2, 1), (2, 4))

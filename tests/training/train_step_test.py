@@ -138,10 +138,8 @@ def _dropout_step(config):
 def test_each_step_and_each_run_draws_anew(make_config):
   """The same images, of which other features are dropped."""
   step, start = _dropout_step(make_config(1, {'optimizer.clip': None}))
-  step, batch = (
-    _on_one_device(step),
-    jax.tree.map(lambda x: x[None], steps.random_batch(2)),
-  )
+  step = _on_one_device(step)
+  batch = jax.tree.map(lambda x: x[None], steps.random_batch(2))
   losses = {
     float(step(state, batch)[1]['loss'])
     for state in (

@@ -1,6 +1,6 @@
 """TFRecord copies are converted whole, or gone on with, and never touched.
 
-What tensorflow would read is read here without it; `prepare_slow_test` has
+What tensorflow would read is read here without it; `build_slow_test` has
 tensorflow read.
 """
 
