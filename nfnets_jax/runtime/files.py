@@ -28,6 +28,14 @@ def write(path: paths.Path, data: bytes) -> None:
     partial.replace(path)
 
 
+def read(path: paths.Path) -> bytes:
+  """Reads a file that another process may replace meanwhile."""
+  if not paths.in_bucket(path):
+    return path.read_bytes()
+  # By one request: an open file in S3 is of the version that it was opened at.
+  return _file_system(path).cat_file(os.fspath(path))
+
+
 def create(path: paths.Path, data: bytes) -> None:
   """Writes a new file; raises a FileExistsError if it exists."""
   if not paths.in_bucket(path):
@@ -42,7 +50,7 @@ def create(path: paths.Path, data: bytes) -> None:
 def append(path: paths.Path, data: bytes) -> None:
   """Appends to a file, which may be missing; in a bucket, rewrites it."""
   if paths.in_bucket(path):
-    path.write_bytes((path.read_bytes() if path.exists() else b'') + data)
+    path.write_bytes((read(path) if path.exists() else b'') + data)
   else:
     with path.open('ab') as file:
       file.write(data)

@@ -98,7 +98,7 @@ def read(workdir: paths.Path) -> list[dict[str, Any]]:
   path = workdir / 'metrics.jsonl'
   if not path.exists():
     return []
-  lines = path.read_bytes().decode().splitlines(keepends=True)
+  lines = files.read(path).decode().splitlines(keepends=True)
   if lines and not lines[-1].endswith('\n'):
     lines.pop()
   metrics = []

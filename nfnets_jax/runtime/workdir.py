@@ -53,7 +53,7 @@ def read_config(workdir: paths.Path) -> dict[str, Any] | None:
   if not path.exists():
     return None
   try:
-    config = json.loads(path.read_bytes())
+    config = json.loads(files.read(path))
   except ValueError as error:
     raise ValueError(f'{path} is corrupt: {error}; use another folder') from (
       error
@@ -88,7 +88,7 @@ def read_data(workdir: paths.Path) -> dict[str, Any] | None:
   if not path.exists():
     return None
   try:
-    data = json.loads(path.read_bytes())
+    data = json.loads(files.read(path))
     names = data['class_names']
     counts = [data['splits'][part]['count'] for part in ('train', 'test')]
     valid = (
@@ -188,7 +188,7 @@ def write_json(path: paths.Path, value: Any) -> None:
 def read_report(workdir: paths.Path) -> dict[str, Any] | None:
   """Returns `report.json`, or None if the run has not finished."""
   path = workdir / 'report.json'
-  return json.loads(path.read_bytes()) if path.exists() else None
+  return json.loads(files.read(path)) if path.exists() else None
 
 
 def format_report(report: Mapping[str, Any], workdir: paths.Path) -> str:

@@ -40,6 +40,24 @@ def test_files(bucket, tmp_path):
     assert sorted(x.name for x in folder.iterdir()) == ['a.csv', 'b.csv']
 
 
+def test_a_file_that_is_replaced_is_read(bucket):
+  versions = [bytes([i]) * (i + 1) for i in range(40)]
+  files.write(bucket / 'log', versions[0])
+
+  def replace():
+    for version in versions[1:]:
+      files.write(bucket / 'log', version)
+
+  writer = threading.Thread(target=replace)
+  writer.start()
+  found = []
+  while writer.is_alive():
+    found.append(files.read(bucket / 'log'))
+  writer.join()
+  assert set(found) <= set(versions)
+  assert len(set(found)) > 1
+
+
 def test_records_of_a_run(bucket):
   config = config_dict.ConfigDict({'seed': 0, 'data': {'name': 'digits'}})
   assert workdirs.read_config(bucket) is None
