@@ -24,7 +24,6 @@ flatbuffers run it without this package, on CPU, GPU and TPU:
 import argparse
 import dataclasses
 import io
-import json
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -36,6 +35,7 @@ from nfnets_jax import extras
 extras.need('train', 'haiku')
 
 from nfnets_jax import devices, exported, inference, paths, weights
+from nfnets_jax.runtime import workdir as workdirs
 from nfnets_jax.weights import card, metadata, recognize, writing
 
 _ENDINGS = ('.npz', '.safetensors', *exported.SUFFIXES)
@@ -161,11 +161,10 @@ def _facts_of_run(source: str) -> dict[str, Any]:
   if not run.is_dir() or not recognize.is_run(run):
     return {}
   facts: dict[str, Any] = {}
-  recorded = json.loads((run / 'config.json').read_bytes())
-  facts['dataset'] = recorded['data'].get('name')
-  report = run / 'report.json'
-  if report.exists():
-    facts['report'] = json.loads(report.read_bytes())
+  if recorded := workdirs.read_config(run):
+    facts['dataset'] = recorded['data'].get('name')
+  if report := workdirs.read_report(run):
+    facts['report'] = report
   return facts
 
 

@@ -193,7 +193,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     prog='python -m nfnets_jax.predict',
     description=(__doc__ or '').split('\n')[0],
   )
-  parser.add_argument('images', nargs='+', metavar='IMAGE')
+  parser.add_argument(
+    'images', nargs='+', metavar='IMAGE', help='photographs, or folders of them'
+  )
   parser.add_argument('--model', help='the variant; default: of the weights')
   parser.add_argument(
     '--weights',

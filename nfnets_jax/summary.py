@@ -25,13 +25,14 @@ import jax.numpy as jnp
 from ml_collections import config_dict
 
 from nfnets_jax import devices, models, topologies
+from nfnets_jax.data import imagenet
 from nfnets_jax.models import cost, published, variants
 from nfnets_jax.training import config as configs
 from nfnets_jax.training import estimates, fit
 
 _DEFAULT = tuple(f'nfnet_f{n}' for n in range(7))
 _NUM_CLASSES = 1000
-_EPOCH_STEPS = 1_281_167 / 4096
+_EPOCH_STEPS = imagenet.SPLITS['train'] / 4096
 _MIB = 2**20
 
 

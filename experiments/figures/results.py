@@ -2,14 +2,13 @@
 
   python -m experiments.figures.results
 
-A page marks each part with the line `<!-- begin KIND ARGUMENTS -->` before it
-and `<!-- end -->` after it. The rest of the page is left as it is. The parts
-are made from `experiments/gpu/results`.
+A page marks each part with the line `<!-- begin gpu NAME -->` before it and
+`<!-- end -->` after it, and the rest is left as it is. The part has the tables
+of `experiments/gpu/results/NAME.jsonl`.
 """
 
 import pathlib
 import re
-from collections.abc import Callable, Mapping
 
 from experiments.gpu import common
 from experiments.gpu import report as gpu_report
@@ -17,7 +16,7 @@ from experiments.gpu import report as gpu_report
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = ROOT / 'docs' / 'results'
 _GPU = ROOT / 'experiments' / 'gpu' / 'results'
-_PART = re.compile(r'(<!-- begin (.+?) -->\n).*?(<!-- end -->)', re.S)
+_PART = re.compile(r'(<!-- begin gpu (.+?) -->\n).*?(<!-- end -->)', re.S)
 
 
 def gpu(name: str) -> str:
@@ -28,9 +27,6 @@ def gpu(name: str) -> str:
   return '\n\n'.join(blocks).rstrip()
 
 
-_KINDS: Mapping[str, Callable[..., str]] = {'gpu': gpu}
-
-
 def render(page: str) -> str:
   """Returns a page with its generated parts made anew.
 
@@ -38,12 +34,7 @@ def render(page: str) -> str:
     >>> render('no generated part')
     'no generated part'
   """
-
-  def make(match: re.Match[str]) -> str:
-    kind, *arguments = match[2].split()
-    return f'{match[1]}\n{_KINDS[kind](*arguments)}\n\n{match[3]}'
-
-  return _PART.sub(make, page)
+  return _PART.sub(lambda x: f'{x[1]}\n{gpu(x[2])}\n\n{x[3]}', page)
 
 
 def main() -> None:

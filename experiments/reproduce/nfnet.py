@@ -26,7 +26,7 @@ from experiments.benchmarks import peak, programs
 from experiments.reproduce import nfnet_report
 from nfnets_jax import command_line, paths
 from nfnets_jax import main as main_lib
-from nfnets_jax.data import datasets, decode, reader
+from nfnets_jax.data import datasets, decode, imagenet, reader
 from nfnets_jax.runtime import (
   checkpoint,
   interrupt,
@@ -41,7 +41,7 @@ _REHEARSE = flags.DEFINE_bool(
   'rehearse', False, 'Accept any data; kill the training once and resume it.'
 )
 
-_NUM_TRAIN, _NUM_TEST, _NUM_CLASSES = 1_281_167, 50_000, 1000
+_NUM_CLASSES = 1000
 
 _REMEDY = """\
 To get ImageNet:
@@ -84,7 +84,10 @@ def check_data(config: config_dict.ConfigDict, rehearse: bool) -> None:
   """
   name, data_dir = config.data.name, config.data.data_dir
   remedy = _REHEARSAL_REMEDY if rehearse else _REMEDY
-  expected = {'train_split': _NUM_TRAIN, 'test_split': _NUM_TEST}
+  expected = {
+    'train_split': imagenet.SPLITS['train'],
+    'test_split': imagenet.SPLITS['validation'],
+  }
   for field, count in expected.items():
     split = config.data[field]
     try:

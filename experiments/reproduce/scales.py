@@ -18,6 +18,7 @@ from ml_collections import config_dict
 
 from experiments import nf_resnet_imagenet, resnet_imagenet
 from experiments.reproduce import claim
+from nfnets_jax.data import imagenet
 from nfnets_jax.training import config as defaults
 
 SCALES = ('small', 'gpu', 'paper')
@@ -49,7 +50,7 @@ STOCHDEPTH_RATE = 0.1
 # scenes. The sweep's --data_name replaces it.
 STAND_IN = 'places365_small'
 # Training images, of which splits are taken.
-IMAGES = {'imagenet2012': 1_281_167, STAND_IN: 1_803_460}
+IMAGES = {'imagenet2012': imagenet.SPLITS['train'], STAND_IN: 1_803_460}
 
 
 def batches(scale: str) -> tuple[int, ...]:

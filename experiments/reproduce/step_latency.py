@@ -10,6 +10,7 @@ import numpy as np
 from experiments.benchmarks import programs as programs_lib
 from experiments.benchmarks import step, timing
 from nfnets_jax import devices, topologies
+from nfnets_jax.data import imagenet
 from nfnets_jax.models import variants
 from nfnets_jax.runtime import parallel
 from nfnets_jax.training import build, estimates, fit
@@ -74,7 +75,7 @@ def measure(
 
 def _compile(config: Any, local: topologies.Topology) -> fit.Fitting:
   """Compiles the step in the fewest micro-batches that fit."""
-  epoch_steps = 1_281_167 / config.batch_size
+  epoch_steps = imagenet.SPLITS['train'] / config.batch_size
   return estimates.fit_training(
     config, local, devices.memory(), step.NUM_CLASSES, epoch_steps
   )

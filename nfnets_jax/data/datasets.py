@@ -9,10 +9,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from nfnets_jax.data import builders, decode, folder, splits
+from nfnets_jax.data import builders, decode, folder, imagenet, splits
 
-_FAKE_SPLITS = {'train': 1_281_167, 'validation': 50_000}  # as ImageNet
-_FAKE_CLASSES = 1000
+_FAKE_CLASSES = 1000  # as ImageNet, with its splits
 _FAKE_SHAPE = (256, 256, 3)
 
 
@@ -272,13 +271,13 @@ class _FakeImages:
   def __init__(self, split: str):
     # Splits have disjoint seeds.
     first, total = {}, 0
-    for name, size in _FAKE_SPLITS.items():
+    for name, size in imagenet.SPLITS.items():
       first[name] = total
       total += size
     self._seeds = np.concatenate(
       [
         first[name] + np.arange(numbers.start, numbers.stop)
-        for name, numbers in splits.ranges(split, _FAKE_SPLITS)
+        for name, numbers in splits.ranges(split, imagenet.SPLITS)
       ]
     )
 

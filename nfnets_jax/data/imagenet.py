@@ -1,10 +1,12 @@
-"""The 1,000 classes of ImageNet."""
+"""ImageNet's 1,000 classes and the sizes of its splits."""
 
 import functools
 import pathlib
 
 from nfnets_jax import paths
 
+# Images; the paper tests on `validation`.
+SPLITS = {'train': 1_281_167, 'validation': 50_000}
 _FILE = pathlib.Path(__file__).with_name('imagenet_classes.txt')
 
 

@@ -12,6 +12,7 @@ import jax
 from ml_collections import config_dict
 
 from nfnets_jax import topologies
+from nfnets_jax.data import imagenet
 from nfnets_jax.training import (
   build,
   check,
@@ -23,7 +24,7 @@ from nfnets_jax.training import (
 from nfnets_jax.training import config as configs
 
 # ImageNet classes and training images, used if the data set is missing.
-_IMAGENET = (1000, 1_281_167)
+_IMAGENET = (1000, imagenet.SPLITS['train'])
 
 
 def measure(

@@ -56,7 +56,7 @@ def check(workdir: paths.Path) -> None:
   """Raises a ValueError if `evaluations.csv` has other columns than ours."""
   path = workdir / _TABLE
   if path.exists():
-    text = path.read_bytes().decode()
+    text = files.read(path).decode()
     header = tuple(next(csv.reader(io.StringIO(text)), ()))
     if header != _COLUMNS:
       different = sorted(set(header) ^ set(_COLUMNS)) or ['their order']

@@ -24,6 +24,7 @@ from typing import BinaryIO
 import tqdm
 
 from nfnets_jax import paths
+from nfnets_jax.data.imagenet import SPLITS
 
 # Bytes. Headers and contents are padded to whole blocks; a zero block in place
 # of a header ends an archive.
@@ -50,14 +51,14 @@ ARCHIVES = {
     title='Training images (Task 1 & 2)',
     num_bytes=147_897_477_120,
     md5='1d675b47d978889d74fa0da5fadfb00e',
-    num_images=1_281_167,
+    num_images=SPLITS['train'],
   ),
   'validation': Archive(
     name='ILSVRC2012_img_val.tar',
     title='Validation images (all tasks)',
     num_bytes=6_744_924_160,
     md5='29b22e2961454d5413ddabcf34fc5622',
-    num_images=50_000,
+    num_images=SPLITS['validation'],
   ),
 }
 
