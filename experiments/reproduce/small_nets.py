@@ -16,7 +16,7 @@ CLIPPINGS = (0.01, 0.04, 0.16)  # of the paper's list
 _, HELD_OUT = scales.SPLITS['small']
 _EVALUATIONS = 5  # in a run
 # For NFNets: so few images that a net without regularisation overfits.
-_IMAGES, _EPOCHS = 1024, 68.0
+_IMAGES, _EPOCHS = 640, 108.0
 
 
 def set_length(config: config_dict.ConfigDict, epochs: float) -> None:
