@@ -179,8 +179,8 @@ def as_markdown(title: str, sections: Sequence[Section]) -> str:
   """Returns a page beside the files of its pictures."""
   parts = [f'# {title}']
   for section in sections:
-    # GitHub derives anchors from titles, which may differ from `anchor`.
-    parts.append(f'<a id="{section.anchor}"></a>\n\n## {section.title}')
+    # GitHub and MyST derive the anchor from the title.
+    parts.append(f'## {section.title}')
     parts += map(_markdown_block, section.blocks)
   return '\n\n'.join(parts) + '\n'
 
