@@ -74,7 +74,7 @@ def _digits_row(data_dir):
         config.batch_size = 60
       labels = {'batch': name, 'net': 'NF', 'seed': 0}
       config.ema_decay = 0.99999 if name == 'first' else 0.0
-      held_out = 'train[400:500]' if name == 'first' else None
+      held_out = {'first': 'train[400:500]', 'then': 'test'}.get(name)
       made.append(claim.Run(name, labels, config, after, held_out))
     return made
 
@@ -185,7 +185,12 @@ def test_a_sweep_makes_what_is_missing_and_no_more(tmp_path, capsys):
   ]
   assert 0 <= found['first']['held_out_top_1'] <= 1
   assert found['first']['top_1'] == found['first']['report']['ema_eval_top_1']
-  assert found['first']['curve'][-1]['top_1'] == found['first']['top_1']
+  last = found['first']['curve'][-1]['top_1']  # rounded
+  assert last == pytest.approx(found['first']['top_1'], abs=1e-4)
+  # By its own weights, not those that it began with.
+  then = found['then']
+  assert then['held_out_top_1'] == pytest.approx(then['top_1'])
+  assert then['held_out_top_1'] != found['first']['top_1']
   assert 'step' in found['bad']['message']
   assert made.refused.keys() == {'odd'}
   assert '60 is not divisible by 8' in made.refused['odd']
