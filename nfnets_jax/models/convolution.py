@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental import layout
 
 from nfnets_jax.models import checks, cpu_convolution, xla_convolution
 
@@ -95,6 +96,30 @@ def per_platform(
 
   call.defvjp(forward, backward)
   return call
+
+
+def keep_layout(w: jax.Array) -> jax.Array:
+  """Returns a weight, for TPUs in the layout of parameters, as its gradient.
+
+  TPUs want weights of grouped convolutions in another layout, and XLA would
+  transpose the parameters and their gradients, which are float32. After this,
+  it transposes the weight in its own dtype. `jax.export` refuses it for TPUs.
+
+  Args:
+    w: weights `[kh, kw, I / groups, O]`.
+
+  Returns:
+    The weights.
+
+  Example:
+    >>> keep_layout(jnp.ones((3, 3, 2, 6))).shape
+    (3, 3, 2, 6)
+  """
+  rows_first = layout.Layout(tuple(range(w.ndim)))
+  return per_platform(
+    default=lambda w: w,
+    tpu=lambda w: layout.with_layout_constraint(w, rows_first),
+  )(w)
 
 
 @jax.custom_vjp

@@ -179,6 +179,26 @@ def test_convolution_for_accelerators_is_that_of_the_cpu(
   )
 
 
+def test_the_layout_of_weights_is_kept_on_tpus_alone():
+  def gradient(w):
+    return jax.grad(lambda w: jnp.sum(jnp.square(convolution.keep_layout(w))))(
+      w
+    )
+
+  w = _normal(0, (3, 3, 2, 6))
+  np.testing.assert_array_equal(gradient(w), 2 * w)
+  lowered = {
+    platform: jax.jit(gradient)
+    .trace(w)
+    .lower(lowering_platforms=(platform,))
+    .as_text()
+    for platform in ('cpu', 'tpu', 'cuda')
+  }
+  # In the forward and the backward pass.
+  counts = {k: x.count('@LayoutConstraint') for k, x in lowered.items()}
+  assert counts == {'cpu': 0, 'tpu': 2, 'cuda': 0}
+
+
 def test_unknown_padding():
   with pytest.raises(
     ValueError, match="padding is 'valid'; choose one of 'same', 's"
