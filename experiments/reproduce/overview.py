@@ -82,14 +82,11 @@ def small(name: str, found: results.Results) -> list[protocol.Judgement]:
 
 
 def latency_points(scale: str, found: results.Results) -> claims_lib.Points:
-  """Returns each net's time over F1's, by round in place of the seed.
-
-  Results that are older than the first text do not count.
-  """
+  """Returns each net's time over F1's, by round in place of the seed."""
   points = []
   for model in latency.MODELS:
     result = found.get(latency.name_of(scale, model), {})
-    if 'preregistered' in result and 'ratios' in result:
+    if 'ratios' in result:
       by_seed: dict[int, float | None] = dict(enumerate(result['ratios']))
       points.append(claims_lib.Point({'model': model}, by_seed=by_seed))
   return claims_lib.Points(points, len(latency.MODELS) - len(points))

@@ -135,27 +135,6 @@ def _section(
   return page.Section(f'{name}, {scale}', f'{name}-{scale}', [*head, *parts])
 
 
-def _earlier(
-  name: str, text: str, source: str, found: results.Results
-) -> page.Section | None:
-  """Returns the section of a claim at `small` with earlier results alone."""
-  old = {k: x for k, x in found.items() if _digest(x, name) is None}
-  for folder in (name, 'resnet'):  # of runs that several claims shared
-    earlier = [x for k, x in old.items() if k.startswith(f'small/{folder}/')]
-    if earlier:
-      break
-  else:
-    return None
-  dates = sorted({x['date'] for x in earlier})
-  note = (
-    f'Not run yet by the method of preregistered/{name}.md (digest '
-    f'{protocol.read(name).digest}). The {len(earlier)} stored results of '
-    f'{dates[0]} to {dates[-1]} are of an earlier method and are not judged.'
-  )
-  parts = [page.Text([page.Verdict('incomplete'), note])]
-  return _section(name, 'small', text, source, parts)
-
-
 def claim_section(
   claim: claims_lib.Claim,
   scale: str,
@@ -165,9 +144,7 @@ def claim_section(
   """Returns a claim's section and writes its figure; None without results."""
   measured = claims_lib.Measured(claim, scale, found)
   if not measured.points:
-    if scale != 'small':
-      return None
-    return _earlier(claim.name, claim.text, claim.source, found)
+    return None
   judged = (
     _hypotheses(protocol.read(claim.name), measured, measured.results)
     if scale == 'small'
@@ -212,10 +189,6 @@ def latency_section(
   """Returns the section of `latency` and writes its figure, or None."""
   names = {x: latency.name_of(scale, x) for x in latency.MODELS}
   used = {model: found[x] for model, x in names.items() if x in found}
-  if scale == 'small' and all(
-    _digest(x, 'latency') is None for x in used.values()
-  ):
-    return _earlier('latency', latency.TEXT, latency.SOURCE, found)
   if not used:
     return None
   ratios = {
