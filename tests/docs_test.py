@@ -10,7 +10,13 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / 'docs'
-PAGES = sorted([*DOCS.rglob('*.md'), *DOCS.rglob('*.rst')])
+# Without docs/_build, where `make docs` copies the pages.
+PAGES = sorted(
+  x
+  for suffix in ('md', 'rst')
+  for x in DOCS.rglob(f'*.{suffix}')
+  if '_build' not in x.parts
+)
 
 
 def _definitions(path):

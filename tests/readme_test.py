@@ -18,6 +18,8 @@ from nfnets_jax import command_line, main
 from nfnets_jax.models import variants
 
 ROOT = pathlib.Path(__file__).parents[1]
+# Without docs/_build, where `make docs` copies the pages.
+PAGES = [x for x in (ROOT / 'docs').rglob('*.md') if '_build' not in x.parts]
 PYTHON = '.venv/bin/python'
 PYTHONS = [PYTHON, '.venv-tensorflow/bin/python']
 # `launch_test.py` has those of experiments/launch/README.md.
@@ -25,7 +27,7 @@ DOCUMENTS = [
   'README.md',
   'CONTRIBUTING.md',
   'experiments/README.md',
-  *sorted(str(x.relative_to(ROOT)) for x in (ROOT / 'docs').rglob('*.md')),
+  *sorted(str(x.relative_to(ROOT)) for x in PAGES),
 ]
 
 
@@ -157,7 +159,7 @@ def test_links_lead_somewhere():
 def test_files_and_modules_that_are_named_exist():
   documents = {
     *ROOT.glob('*.md'),
-    *(ROOT / 'docs').rglob('*.md'),
+    *PAGES,
     *(ROOT / 'experiments').rglob('*.md'),
   }
   # The changelog names what is gone, too.
