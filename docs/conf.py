@@ -96,6 +96,7 @@ _INCLUDED = {
   'CONTRIBUTING.md': 'contributing.md',
   'experiments/benchmarks/NOTES.md': 'notes.md',
   'experiments/launch/README.md': 'launch.md',
+  'experiments/reproduce/small/report.md': 'results/claims.md',
 }
 
 
