@@ -1,7 +1,7 @@
 """The three scales at which a claim is run, with nets and recipes for each.
 
 * `small`: CPU. CIFAR-10 at 16 × 16 pixels, 10,240 training images (640 for
-  NFNets), nets of 0.06 to 0.4 million parameters. Batch sizes are an eighth of
+  NFNets), nets of 0.04 to 0.5 million parameters. Batch sizes are an eighth of
   the paper's, with the paper's learning rates. The runs are in small_scale.py.
 * `gpu`: one accelerator. CIFAR-10 at 32 × 32 pixels, 15 epochs, the paper's
   batch sizes.

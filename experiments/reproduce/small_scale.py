@@ -1,4 +1,4 @@
-"""The runs of the claims on two CPU cores, in three hours.
+"""The runs of the claims on two CPU cores, in two hours.
 
 The settings and their reasons are in `preregistered/NAME.md`, with the rules by
 which the claims are judged; the nets are in small_nets.py.

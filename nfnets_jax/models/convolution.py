@@ -99,11 +99,11 @@ def per_platform(
 
 
 def keep_layout(w: jax.Array) -> jax.Array:
-  """Returns a weight, for TPUs in the layout of parameters, as its gradient.
+  """Keeps a weight and its gradient in the layout of parameters on TPUs.
 
-  TPUs want weights of grouped convolutions in another layout, and XLA would
-  transpose the parameters and their gradients, which are float32. After this,
-  it transposes the weight in its own dtype. `jax.export` refuses it for TPUs.
+  TPUs want the weights of grouped convolutions in another layout. Without this,
+  XLA transposes the float32 parameters and gradients; with it, the weight in
+  its own dtype. `jax.export` refuses the constraint for TPUs.
 
   Args:
     w: weights `[kh, kw, I / groups, O]`.
@@ -115,10 +115,10 @@ def keep_layout(w: jax.Array) -> jax.Array:
     >>> keep_layout(jnp.ones((3, 3, 2, 6))).shape
     (3, 3, 2, 6)
   """
-  rows_first = layout.Layout(tuple(range(w.ndim)))
+  row_major = layout.Layout(tuple(range(w.ndim)))
   return per_platform(
     default=lambda w: w,
-    tpu=lambda w: layout.with_layout_constraint(w, rows_first),
+    tpu=lambda w: layout.with_layout_constraint(w, row_major),
   )(w)
 
 
