@@ -104,8 +104,12 @@ class Section(NamedTuple):
   """A claim at a scale."""
 
   title: str
-  anchor: str
   blocks: Sequence[Block]
+
+  @property
+  def anchor(self) -> str:
+    """As GitHub and MyST derive it from the title."""
+    return self.title.lower().replace(',', '').replace(' ', '-')
 
 
 def picture(
@@ -179,7 +183,6 @@ def as_markdown(title: str, sections: Sequence[Section]) -> str:
   """Returns a page beside the files of its pictures."""
   parts = [f'# {title}']
   for section in sections:
-    # GitHub and MyST derive the anchor from the title.
     parts.append(f'## {section.title}')
     parts += map(_markdown_block, section.blocks)
   return '\n\n'.join(parts) + '\n'

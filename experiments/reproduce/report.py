@@ -84,11 +84,14 @@ def _hypotheses(
     'the setting and its reasons.'
   )
   others = collections.Counter(
-    digest for x in used if (digest := _digest(x, text.name)) != text.digest
+    digest
+    for x in used
+    if (digest := x['preregistered'][text.name]) != text.digest
   )
   for digest, count in others.items():
-    made = f'when its digest was {digest}' if digest else 'without it'
-    note += f' {count} of {len(used)} results were made {made}.'
+    note += (
+      f' {count} of {len(used)} results were made when its digest was {digest}.'
+    )
   yield page.Text([note])
 
 
@@ -103,11 +106,6 @@ def _overfitting(
     f'{name} should overfit: final training accuracies {train} %; test loss '
     f'{least:.2f} at its least and {last:.2f} at the end.'
   )
-
-
-def _digest(result: Mapping[str, Any], name: str) -> str | None:
-  """Returns the digest of a claim's text when a result was made."""
-  return result.get('preregistered', {}).get(name)
 
 
 def _machines(used: Sequence[Mapping[str, Any]]) -> str:
@@ -132,7 +130,7 @@ def _section(
     page.Text([f'{text} ({source})']),
     page.Text([page.Code(f'make reproduce-{name} SCALE={scale}')]),
   ]
-  return page.Section(f'{name}, {scale}', f'{name}-{scale}', [*head, *parts])
+  return page.Section(f'{name}, {scale}', [*head, *parts])
 
 
 def claim_section(
@@ -263,7 +261,7 @@ def write(output: pathlib.Path) -> pathlib.Path:
   anchors = {section.anchor for section in drawn}
   costs = {name: str(cost.cost(name)) for name in CLAIMS}
   table = overview.table(found, anchors, _compiled(), costs)
-  first = page.Section('Overview', 'overview', [page.Text(notes), *table])
+  first = page.Section('Overview', [page.Text(notes), *table])
   html = output / 'report.html'
   html.write_text(page.as_html(_TITLE, [first, *drawn]))
   html.with_suffix('.md').write_text(page.as_markdown(_TITLE, [first, *drawn]))

@@ -246,7 +246,7 @@ class Runner:
     if held_out is not None:
       config.data.test_split = _HELD_OUT if self._rehearse else held_out
       # Else `init_from` is evaluated, not the fine-tuned weights.
-      config.init_from, config.init_new_head = None, False
+      config.init_from = None
       metrics = evaluate.evaluate_checkpoint(config, folder)
       result['held_out_top_1'] = metrics['ema_eval_top_1']
     return result

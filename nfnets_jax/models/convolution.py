@@ -98,12 +98,14 @@ def per_platform(
   return call
 
 
+@jax.custom_vjp
 def keep_layout(w: jax.Array) -> jax.Array:
-  """Keeps a weight and its gradient in the layout of parameters on TPUs.
+  """Keeps a weight in the layout of parameters where it is trained on TPUs.
 
   TPUs want the weights of grouped convolutions in another layout. Without this,
   XLA transposes the float32 parameters and gradients; with it, the weight in
-  its own dtype. `jax.export` refuses the constraint for TPUs.
+  its own dtype. Programs that do not differentiate are as without it, since
+  `jax.export` refuses layouts.
 
   Args:
     w: weights `[kh, kw, I / groups, O]`.
@@ -115,11 +117,22 @@ def keep_layout(w: jax.Array) -> jax.Array:
     >>> keep_layout(jnp.ones((3, 3, 2, 6))).shape
     (3, 3, 2, 6)
   """
+  return w
+
+
+def _row_major_on_tpu(w: jax.Array) -> jax.Array:
   row_major = layout.Layout(tuple(range(w.ndim)))
-  return per_platform(
+  return lax.platform_dependent(
+    w,
     default=lambda w: w,
     tpu=lambda w: layout.with_layout_constraint(w, row_major),
-  )(w)
+  )
+
+
+keep_layout.defvjp(
+  lambda w: (_row_major_on_tpu(w), None),
+  lambda _, dw: (_row_major_on_tpu(dw),),
+)
 
 
 @jax.custom_vjp

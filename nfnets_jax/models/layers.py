@@ -103,11 +103,12 @@ class WSConv2D(hk.Module):
     w = _parameter('w', shape, init)
     if not self.standardized:
       gain = _parameter('gain', (channels,), hk.initializers.Constant(1.0))
-      w = standardization.standardize_weight(w, gain).astype(x.dtype)
-      if self.groups > 1:
-        w = convolution.keep_layout(w)
+      w = standardization.standardize_weight(w, gain)
+    w = w.astype(x.dtype)
+    if self.groups > 1 and not self.standardized:
+      w = convolution.keep_layout(w)
     bias = _parameter('bias', (channels,), hk.initializers.Constant(0.0))
-    return w.astype(x.dtype), bias
+    return w, bias
 
 
 class Conv2D(hk.Module):

@@ -1,6 +1,7 @@
 import functools
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -179,7 +180,7 @@ def test_convolution_for_accelerators_is_that_of_the_cpu(
   )
 
 
-def test_the_layout_of_weights_is_kept_on_tpus_alone():
+def test_the_layout_of_weights_is_kept_in_training_on_tpus_alone():
   def gradient(w):
     return jax.grad(lambda w: jnp.sum(jnp.square(convolution.keep_layout(w))))(
       w
@@ -197,6 +198,9 @@ def test_the_layout_of_weights_is_kept_on_tpus_alone():
   # In the forward and the backward pass.
   counts = {k: x.count('@LayoutConstraint') for k, x in lowered.items()}
   assert counts == {'cpu': 0, 'tpu': 2, 'cuda': 0}
+  # Else it could not be exported.
+  forward = jax.jit(convolution.keep_layout)
+  assert jax.export.export(forward, platforms=['tpu'])(w).serialize()
 
 
 def test_unknown_padding():
