@@ -371,7 +371,8 @@ def test_the_report_shows_whether_the_baseline_overfits(tmp_path):
   ]
   for _ in range(2):  # first λ is chosen
     for run in CLAIMS['regularisation'].runs('small', found):
-      found[run.name] = {**_result(run), 'curve': curve}
+      digests = {'preregistered': results.digests()}
+      found[run.name] = {**_result(run), **digests, 'curve': curve}
   section = report.claim_section(
     CLAIMS['regularisation'], 'small', found, tmp_path
   )
