@@ -87,13 +87,7 @@ def _gelu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _gelu_backward(x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
   dx = lax.platform_dependent(
-    x,
-    dy,
-    cpu=_wide_gelu_gradient,
-    tpu=_gelu_gradient,
-    # Otherwise a bfloat16 gradient is stored as float32, since the gradient of
-    # the bias before it is summed in float32.
-    default=lambda x, dy: lax.optimization_barrier(_wide_gelu_gradient(x, dy)),
+    x, dy, tpu=_gelu_gradient, default=_wide_gelu_gradient
   )
   return (dx,)
 

@@ -165,8 +165,21 @@ def _add_bias_forward(
 def _add_bias_backward(
   bias: jax.Array, dy: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  total = jnp.sum(dy.astype(bias.dtype), axis=(0, 1, 2))
-  return dy, total
+  wide = dy.astype(bias.dtype)
+  if (dy.dtype, bias.dtype) == (jnp.bfloat16, jnp.float32):
+    wide = lax.platform_dependent(dy, default=_widen, cuda=_widen_bits)
+  return dy, jnp.sum(wide, axis=(0, 1, 2))
+
+
+def _widen(x: jax.Array) -> jax.Array:
+  return x.astype(jnp.float32)
+
+
+def _widen_bits(x: jax.Array) -> jax.Array:
+  # XLA removes the rounding of a gradient that is widened again, and then
+  # stores it as float32. It does not see through bits.
+  bits = lax.bitcast_convert_type(x, jnp.uint16).astype(jnp.uint32) << 16
+  return lax.bitcast_convert_type(bits, jnp.float32)
 
 
 add_bias.defvjp(_add_bias_forward, _add_bias_backward)

@@ -203,6 +203,22 @@ def test_the_layout_of_weights_is_kept_in_training_on_tpus_alone():
   assert jax.export.export(forward, platforms=['tpu'])(w).serialize()
 
 
+@pytest.mark.parametrize('dtype', [jnp.bfloat16, jnp.float32])
+def test_the_gradient_of_a_bias_is_summed_in_float32(dtype):
+  dy = _normal(0, (8, 32, 32, 4)).astype(dtype)
+  _, pull_back = jax.vjp(convolution.add_bias, dy, jnp.zeros(4))
+  dx, total = pull_back(dy)
+  assert (dx.dtype, total.dtype) == (dtype, jnp.float32)
+  exact = np.asarray(dy, np.float64).sum((0, 1, 2))
+  np.testing.assert_allclose(total, exact, rtol=1e-4, atol=1e-3)
+
+
+def test_widening_by_bits_is_widening():
+  every = np.arange(2**16, dtype=np.uint16).view(jnp.bfloat16)
+  widened = jax.jit(convolution._widen_bits)(every)
+  np.testing.assert_array_equal(widened, every.astype(np.float32))
+
+
 def test_unknown_padding():
   with pytest.raises(
     ValueError, match="padding is 'valid'; choose one of 'same', 's"
