@@ -35,6 +35,11 @@ _SOURCE = (
   "the nets and the data are not the paper's: compare effects, not accuracies. "
   'Intervals are 95 % t intervals over seeds.'
 )
+_ESTIMATES = (
+  'Compilers: for v3 the sum of cycles, which is above the times of the paper '
+  'for EfficientNets and below them for NFNets; for H100 the memory traffic at '
+  'peak bandwidth, a lower bound.'
+)
 _REHEARSAL = 'A rehearsal: no number here means anything.'
 
 
@@ -211,6 +216,7 @@ def latency_section(
     ),
     page.Table(latency_table.table(scale, used)),
     page.Text([f'{_machines(results_used)} Batches of {batch}.']),
+    page.Text([_ESTIMATES]),
   ]
   return _section('latency', scale, latency.TEXT, latency.SOURCE, parts)
 

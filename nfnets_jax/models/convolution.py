@@ -140,7 +140,7 @@ def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
   """Adds a bias in the dtype of the features.
 
   XLA fuses the addition into a convolution of the same dtype. The gradient of
-  the bias, a sum over all pixels, is float32.
+  the bias, a sum over all pixels, is computed in the dtype of the bias.
 
   Args:
     x: features `[B, H, W, C]`.
@@ -167,7 +167,9 @@ def _add_bias_backward(
 ) -> tuple[jax.Array, jax.Array]:
   wide = dy.astype(bias.dtype)
   if (dy.dtype, bias.dtype) == (jnp.bfloat16, jnp.float32):
-    wide = lax.platform_dependent(dy, default=_widen, cuda=_widen_bits)
+    wide = lax.platform_dependent(
+      dy, cpu=_widen, tpu=_widen, default=_widen_bits
+    )
   return dy, jnp.sum(wide, axis=(0, 1, 2))
 
 
@@ -175,11 +177,16 @@ def _widen(x: jax.Array) -> jax.Array:
   return x.astype(jnp.float32)
 
 
+@jax.custom_jvp
 def _widen_bits(x: jax.Array) -> jax.Array:
-  # XLA removes the rounding of a gradient that is widened again, and then
-  # stores it as float32. It does not see through bits.
+  # On GPUs, XLA removes the rounding of a gradient that is widened again, and
+  # stores it as float32. It does not simplify a shift of the bits.
   bits = lax.bitcast_convert_type(x, jnp.uint16).astype(jnp.uint32) << 16
   return lax.bitcast_convert_type(bits, jnp.float32)
+
+
+# A bitcast has no derivative.
+_widen_bits.defjvps(lambda dx, _, x: _widen(dx))
 
 
 add_bias.defvjp(_add_bias_forward, _add_bias_backward)

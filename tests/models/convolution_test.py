@@ -217,6 +217,21 @@ def test_widening_by_bits_is_widening():
   every = np.arange(2**16, dtype=np.uint16).view(jnp.bfloat16)
   widened = jax.jit(convolution._widen_bits)(every)
   np.testing.assert_array_equal(widened, every.astype(np.float32))
+  slope = jax.grad(lambda x: convolution._widen_bits(x).sum())(every[:3])
+  np.testing.assert_array_equal(slope, jnp.ones(3, jnp.bfloat16))
+
+
+def test_gradients_are_widened_by_bits_on_gpus_alone():
+  def gradient(dy):
+    return jax.vjp(convolution.add_bias, dy, jnp.zeros(4))[1](dy)
+
+  traced = jax.jit(gradient).trace(jnp.ones((2, 3, 3, 4), jnp.bfloat16))
+  uses_bits = {
+    platform: 'bitcast_convert'
+    in traced.lower(lowering_platforms=(platform,)).as_text()
+    for platform in ('cpu', 'tpu', 'cuda')
+  }
+  assert uses_bits == {'cpu': False, 'tpu': False, 'cuda': True}
 
 
 def test_unknown_padding():
