@@ -6,7 +6,8 @@ Command:
     --xla_cpu_multi_thread_eigen=false'
   python -m nfnets_jax.main --config=experiments/cifar10.py --workdir=DIR
   python -m nfnets_jax.main --config=experiments/cifar10.py:1h --workdir=DIR
-Expected: see docs/results/cifar10.md.
+Expected: 81.8 % (EMA 81.6 %), and in one hour 87.3 % (EMA 87.6 %); see
+  docs/results/cifar10.md.
 
 The flags make each core a device, which is faster than two threads on one
 device. Give --config.epochs for a machine of another speed.
