@@ -9,7 +9,12 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import layout
 
-from nfnets_jax.models import checks, cpu_convolution, xla_convolution
+from nfnets_jax.models import (
+  checks,
+  cpu_convolution,
+  precision,
+  xla_convolution,
+)
 
 
 # Jitted so that each shape is traced once, however many blocks share it.
@@ -165,16 +170,13 @@ def _add_bias_forward(
 def _add_bias_backward(
   bias: jax.Array, dy: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  wide = dy.astype(bias.dtype)
   if (dy.dtype, bias.dtype) == (jnp.bfloat16, jnp.float32):
     wide = lax.platform_dependent(
-      dy, cpu=_widen, tpu=_widen, default=_widen_bits
+      dy, cpu=precision.widen, tpu=precision.widen, default=_widen_bits
     )
+  else:
+    wide = dy.astype(bias.dtype)
   return dy, jnp.sum(wide, axis=(0, 1, 2))
-
-
-def _widen(x: jax.Array) -> jax.Array:
-  return x.astype(jnp.float32)
 
 
 @jax.custom_jvp
@@ -186,7 +188,7 @@ def _widen_bits(x: jax.Array) -> jax.Array:
 
 
 # A bitcast has no derivative.
-_widen_bits.defjvps(lambda dx, _, x: _widen(dx))
+_widen_bits.defjvps(lambda dx, _, x: precision.widen(dx))
 
 
 add_bias.defvjp(_add_bias_forward, _add_bias_backward)
