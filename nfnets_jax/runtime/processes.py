@@ -18,7 +18,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from nfnets_jax import devices as platforms
 from nfnets_jax import paths
@@ -219,7 +218,7 @@ def agree(what: str, value: Any) -> None:
     return
   text = json.dumps(value, sort_keys=True)
   digest = hashlib.sha256(text.encode()).digest()
-  digests = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8))
+  digests = _gather(np.frombuffer(digest, np.uint8))
   if others := np.flatnonzero((digests != digests[0]).any(axis=1)).tolist():
     shown = text if len(text) <= 200 else f'{text[:200]}...'
     raise ValueError(
@@ -232,7 +231,26 @@ def all_agree(yes: bool) -> bool:
   """Returns the logical and over all processes, which must all call this."""
   if jax.process_count() == 1:
     return yes
-  return bool(multihost_utils.process_allgather(np.uint8(yes)).all())
+  return bool(_gather(np.uint8(yes)).all())
+
+
+def _gather(value: np.ndarray | np.generic) -> np.ndarray:
+  """Returns the values of all processes, stacked."""
+  devices = np.array(jax.devices()).reshape(jax.process_count(), -1)
+  mesh = jax.sharding.Mesh(devices, ('process', 'device'))
+  spec = jax.sharding.PartitionSpec
+  values = jax.make_array_from_process_local_data(
+    jax.sharding.NamedSharding(mesh, spec('process')), value[np.newaxis]
+  )
+  replicated = jax.sharding.NamedSharding(mesh, spec())
+  gathered = jax.jit(_identity, out_shardings=replicated)(values)
+  # On all local devices. process_allgather waits for the first only: a process
+  # that ended next would leave the others' collectives without their partners.
+  return np.asarray(jax.block_until_ready(gathered))
+
+
+def _identity(x: jax.Array) -> jax.Array:
+  return x
 
 
 def check_shared(folder: paths.Path) -> None:
@@ -243,8 +261,8 @@ def check_shared(folder: paths.Path) -> None:
   """
   if jax.process_count() == 1:
     return
-  number = np.frombuffer(os.urandom(4), np.uint32)
-  mark = f'.shared-{multihost_utils.broadcast_one_to_all(number)[0]:08x}'
+  number = np.frombuffer(os.urandom(4), np.uint32)[0]
+  mark = f'.shared-{_gather(number)[0]:08x}'
   if jax.process_index() == 0:
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob('.shared-*'):
@@ -257,7 +275,7 @@ def check_shared(folder: paths.Path) -> None:
     if time.monotonic() > deadline:
       break
     time.sleep(0.2)
-  shared = multihost_utils.process_allgather(np.uint8(seen))
+  shared = _gather(np.uint8(seen))
   if jax.process_index() == 0:
     (folder / mark).unlink()
   if not shared.all():

@@ -8,14 +8,13 @@ import haiku as hk
 import jax
 import numpy as np
 import optax
-from jax.experimental import multihost_utils
 from ml_collections import config_dict
 
 from nfnets_jax import models
 from nfnets_jax.data import datasets, folder, mixing, prepare, transforms
 from nfnets_jax.data import loader as loaders
 from nfnets_jax.models import variants
-from nfnets_jax.runtime import parallel, progress
+from nfnets_jax.runtime import parallel, processes, progress
 from nfnets_jax.runtime import workdir as workdirs
 from nfnets_jax.training import (
   eval_step,
@@ -37,7 +36,7 @@ def load_data(
   if config.data.prepare:
     if jax.process_index() == 0:
       prepare.prepare(name, data_dir)
-    multihost_utils.sync_global_devices('data prepared')
+    processes.all_agree(True)  # wait for process 0
   train_set = load_split(config, config.data.train_split)
   test_set = load_split(config, config.data.test_split)
   if test_set.note:
