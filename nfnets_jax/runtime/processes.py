@@ -234,13 +234,14 @@ def all_agree(yes: bool) -> bool:
   return bool(_gather(np.uint8(yes)).all())
 
 
-def _gather(value: np.ndarray | np.generic) -> np.ndarray:
+def _gather(value: np.typing.ArrayLike) -> np.ndarray:
   """Returns the values of all processes, stacked."""
   devices = np.array(jax.devices()).reshape(jax.process_count(), -1)
   mesh = jax.sharding.Mesh(devices, ('process', 'device'))
   spec = jax.sharding.PartitionSpec
   values = jax.make_array_from_process_local_data(
-    jax.sharding.NamedSharding(mesh, spec('process')), value[np.newaxis]
+    jax.sharding.NamedSharding(mesh, spec('process')),
+    np.asarray(value)[np.newaxis],
   )
   replicated = jax.sharding.NamedSharding(mesh, spec())
   gathered = jax.jit(_identity, out_shardings=replicated)(values)
