@@ -152,7 +152,7 @@ compile-table: $(VENV)-tpu/.installed $(VENV)-cuda/.installed  ## Estimate nets 
 	$(VENV)-tpu/bin/python -m experiments.benchmarks.compile_table --output='$(WORKDIR)' \
 	  --tpu_python=$(VENV)-tpu/bin/python --cuda_python=$(VENV)-cuda/bin/python $(ARGS)
 
-tables: $(STAMP)  ## Write the tables of docs/models.md and docs/results from code and results.
+tables: $(STAMP)  ## Write the tables in docs from code and results.
 	$(BIN)/python -m experiments.figures.tables $(ARGS)
 	$(BIN)/python -m experiments.figures.results
 

@@ -123,6 +123,16 @@ def report(cells: dict[tuple[str, str], dict[str, Any]]) -> str:
   return markdown.table(_HEAD, rows)
 
 
+def kept_report(cells: pathlib.Path = cost.CELLS) -> str:
+  """Returns the table of NFNets at a batch of 4096 that are in a folder."""
+  kept = {}
+  for topology, variant in itertools.product(TOPOLOGIES, _SHORT):
+    path = cost.cell_file(cells, variant, topology)
+    if path.exists():
+      kept[variant, topology] = json.loads(path.read_text())['result']
+  return report(dict(sorted(kept.items(), key=lambda x: x[0][0])))
+
+
 def _row(name: str, topology: str, x: dict[str, Any]) -> list[Any]:
   first = [name, f'{topology}: {x["devices"]} × {x["per_device_batch"]}']
   if not x['fits']:

@@ -1,22 +1,27 @@
-"""Rewrites the generated parts of the pages in docs/results.
+"""Rewrites the generated parts of docs/compile.md and the pages of results.
 
   python -m experiments.figures.results
 
-A page marks each part with the line `<!-- begin gpu NAME -->` before it and
-`<!-- end -->` after it, and the rest is left as it is. The part has the tables
-of `experiments/gpu/results/NAME.jsonl`.
+A page marks each part with the line `<!-- begin KIND NAME -->` before it and
+`<!-- end -->` after it, and the rest is left as it is. `gpu NAME` has the
+tables of `experiments/gpu/results/NAME.jsonl`; `compiled batch` and `compiled
+latency` those of the cells in `experiments/reproduce/cells`.
 """
 
 import pathlib
 import re
 
+from experiments.benchmarks import compile_table
 from experiments.gpu import common
 from experiments.gpu import report as gpu_report
+from experiments.reproduce import latency_table
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = ROOT / 'docs' / 'results'
 _GPU = ROOT / 'experiments' / 'gpu' / 'results'
-_PART = re.compile(r'(<!-- begin gpu (.+?) -->\n).*?(<!-- end -->)', re.S)
+_PART = re.compile(
+  r'(<!-- begin (gpu|compiled) (.+?) -->\n).*?(<!-- end -->)', re.S
+)
 
 
 def gpu(name: str) -> str:
@@ -27,6 +32,20 @@ def gpu(name: str) -> str:
   return '\n\n'.join(blocks).rstrip()
 
 
+def compiled(name: str) -> str:
+  """Returns a table of compiled steps, `batch` or `latency`."""
+  if name == 'batch':
+    return compile_table.kept_report()
+  if name == 'latency':
+    return latency_table.compilers()
+  raise ValueError(f'compiled {name} is neither batch nor latency')
+
+
+def pages() -> list[pathlib.Path]:
+  """Returns the pages that may have generated parts."""
+  return [ROOT / 'docs' / 'compile.md', *sorted(PAGES.glob('*.md'))]
+
+
 def render(page: str) -> str:
   """Returns a page with its generated parts made anew.
 
@@ -34,11 +53,14 @@ def render(page: str) -> str:
     >>> render('no generated part')
     'no generated part'
   """
-  return _PART.sub(lambda x: f'{x[1]}\n{gpu(x[2])}\n\n{x[3]}', page)
+  return _PART.sub(lambda x: f'{x[1]}\n{_MAKE[x[2]](x[3])}\n\n{x[4]}', page)
+
+
+_MAKE = {'gpu': gpu, 'compiled': compiled}
 
 
 def main() -> None:
-  for path in sorted(PAGES.glob('*.md')):
+  for path in pages():
     old = path.read_text()
     if (new := render(old)) != old:
       path.write_text(new)

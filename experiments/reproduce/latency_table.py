@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from experiments.benchmarks import timing
+from experiments.figures import markdown
 from experiments.reproduce import claim, cost, paper
 from experiments.reproduce.claims import latency
 
@@ -18,14 +19,54 @@ def estimated_ms(
 
   By the compiler's cycles if it gives them, as for TPUs.
   """
-  path = cost.cell_file(cells / 'latency', model, topology)
-  if not path.exists():
-    return None
-  result = json.loads(path.read_text())['result']
-  if not result['fits']:
+  result = _cell(model, topology, cells)
+  if not result or not result['fits']:
     return None
   step = result['training']
   return 1e3 * (step['cycle_seconds'] or step['seconds'])
+
+
+def compilers(cells: pathlib.Path = cost.CELLS) -> str:
+  """Returns the table of the compilers' estimates, in Markdown.
+
+  A net has a row if it is compiled for the TPU and fits.
+  """
+  head = (
+    'net',
+    'pixels',
+    "paper's on v3, ms",
+    'by cycles, ms',
+    '`optimal_seconds`, ms',
+    'GiB',
+    'H100, ms',
+  )
+  rows = []
+  for model in latency.COMPILED:
+    result = _cell(model, latency.TOPOLOGIES[0], cells)
+    if result is None or not result['fits']:
+      continue
+    step, parts = result['training'], result['micro_batches']
+    known = paper.LATENCY.get(model)
+    gpu = estimated_ms(model, latency.TOPOLOGIES[1], cells)
+    rows.append(
+      (
+        f'`{model}`' + f', in {parts} micro-batches' * (parts > 1),
+        result['image_size'],
+        f'{known.tpu_ms:,}' if known else '',
+        f'{1e3 * step["cycle_seconds"]:,.1f}',
+        f'{1e3 * step["seconds"]:,.1f}',
+        f'{step["total"] / 2**30:.2f}',
+        '' if gpu is None else f'{gpu:.1f}',
+      )
+    )
+  return markdown.table(head, rows)
+
+
+def _cell(
+  model: str, topology: str, cells: pathlib.Path
+) -> dict[str, Any] | None:
+  path = cost.cell_file(cells / 'latency', model, topology)
+  return json.loads(path.read_text())['result'] if path.exists() else None
 
 
 def table(

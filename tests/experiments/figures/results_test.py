@@ -9,13 +9,18 @@ from experiments.figures import results
 PAGES = sorted(results.PAGES.glob('*.md'))
 
 
-@pytest.mark.parametrize('path', PAGES, ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', results.pages(), ids=lambda path: path.stem)
 def test_tables_are_those_of_the_results(path):
   page = path.read_text()
   assert results.render(page) == page, (
     f'{path.name} differs from the results; run '
     'python -m experiments.figures.results'
   )
+
+
+def test_part_of_no_known_kind():
+  with pytest.raises(ValueError, match='compiled speed is neither batch nor'):
+    results.render('<!-- begin compiled speed -->\n<!-- end -->')
 
 
 def test_links_lead_somewhere():
