@@ -97,6 +97,26 @@ def test_cell_is_made_once(tmp_path):
   assert not (tmp_path / 'b.json').exists()
 
 
+def test_less_effort_reaches_the_compiler_and_is_kept(tmp_path):
+  python = tmp_path / 'python'
+  python.write_text(
+    '#!/bin/sh\ntest "$JAX_EXEC_TIME_OPTIMIZATION_EFFORT" = -1.0 || exit 3\n'
+    f"cat <<'END'\n{json.dumps(_FITS)}\nEND\n"
+  )
+  python.chmod(0o755)
+  path, arguments = tmp_path / 'a.json', ['-m', 'it']
+  with pytest.raises(ValueError, match='failed with code 3'):
+    compile_table.make(path, str(python), arguments)
+  made = compile_table.make(
+    path, str(python), arguments, compile_table.LESS_EFFORT
+  )
+  # Cycles are those of a schedule that nobody would run.
+  assert made['training']['cycle_seconds'] is None
+  assert made['training']['seconds'] == _FITS['training']['seconds']
+  with pytest.raises(ValueError, match='made by other arguments'):
+    compile_table.make(path, str(python), arguments)
+
+
 def test_failed_cells_do_not_stop_the_others(tmp_path, capsys):
   python = tmp_path / 'python'
   python.write_text(
