@@ -3,8 +3,9 @@ r"""Device-days of the claims at the paper's scale, from compiled steps.
   make compile-table ARGS=--claims WORKDIR=experiments/reproduce/cells
   python -m experiments.reproduce.cost
 
-The first command compiles each distinct training step for v3:4x4, cell by cell,
-and can be stopped and repeated. The second counts with the cells that exist.
+The first command compiles each distinct training step for v3:4x4, or for one
+chip where its images are fewer than the 32 cores, cell by cell, and can be
+stopped and repeated. The second counts with the cells that exist.
 They do not include the time of collectives, input and evaluation. A device of
 v3 is a core.
 """
@@ -184,6 +185,16 @@ def distinct() -> dict[str, claims_lib.Run]:
   return runs
 
 
+def topology(batch: int) -> str:
+  """Returns where a step of a batch is compiled for.
+
+  Example:
+    >>> topology(4096), topology(4)
+    ('v3:4x4', 'v3:1x1')
+  """
+  return 'v3:1x1' if batch % 32 else TOPOLOGY
+
+
 def cell_file(cells: pathlib.Path, name: str, topology: str) -> pathlib.Path:
   """Returns the file of a compiled step, in `compile_table`'s folder."""
   return cells / f'{name},{topology.replace(":", "_")}.json'
@@ -214,7 +225,8 @@ def cost(name: str, cells: pathlib.Path = CELLS) -> Cost:
   by_program = programs(name)
   days, counted, compiled = 0.0, 0, 0
   for key, runs in by_program.items():
-    path = cell_file(cells / 'claims', key, TOPOLOGY)
+    batch = derived(runs[0].config).batch_size
+    path = cell_file(cells / 'claims', key, topology(batch))
     if not path.exists():
       continue
     compiled += 1
@@ -228,7 +240,7 @@ def cost(name: str, cells: pathlib.Path = CELLS) -> Cost:
 
 def table(cells: pathlib.Path = CELLS) -> str:
   """Returns the costs of all claims, in Markdown."""
-  head = ('claim', 'runs', 'distinct steps', f'device-days on {TOPOLOGY}')
+  head = ('claim', 'runs', 'distinct steps', 'device-days of v3')
   costs = {name: cost(name, cells) for name in CLAIMS}
   return markdown.table(
     head, [(name, x.runs, x.programs, str(x)) for name, x in costs.items()]
