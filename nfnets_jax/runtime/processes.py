@@ -234,7 +234,7 @@ def all_agree(yes: bool) -> bool:
   return bool(_gather(np.uint8(yes)).all())
 
 
-def _gather(value: np.typing.ArrayLike) -> np.ndarray:
+def _gather(value: np.ndarray | np.generic) -> np.ndarray:
   """Returns the values of all processes, stacked."""
   devices = np.array(jax.devices()).reshape(jax.process_count(), -1)
   mesh = jax.sharding.Mesh(devices, ('process', 'device'))
