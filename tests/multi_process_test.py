@@ -304,8 +304,8 @@ def test_layouts_make_the_same_run(folders, tmp_path):
   over 2 and then over the devices. Such a difference is of a few 2^-24 relative
   to the largest number in a sum, and the parameters take ten updates of it.
   Sums of both signs, as of a bias's gradient, are smaller than their terms, so
-  5e-5 of an array's largest number is allowed; that the updates themselves are
-  far larger is asserted as well.
+  5e-5 of an array's largest number is allowed (1.1e-5 was seen). That the
+  parameters move by more than five times as much is asserted as well.
   """
   layouts = {'1 x 1': (1, 1), '1 x 8': (1, 8), '2 x 4': (2, 4)}
   states, reports, lines = {}, {}, {}
@@ -344,14 +344,14 @@ def test_layouts_make_the_same_run(folders, tmp_path):
     if field.startswith(('eval_', 'ema_eval_')):
       assert found[field] == pytest.approx(reports['2 x 4'][field], rel=1e-6)
   assert found['images'] == 101
-  # Ten steps move the parameters away from their averages, by far more.
+  # Ten steps move the parameters away from their averages (5.5e-4 was seen).
   params, ema = states['1 x 1']['params'], states['1 x 1']['ema_params']
   moved = [
     np.max(np.abs(x - y)) / np.max(np.abs(x))
     for x, y in zip(jax.tree.leaves(params), jax.tree.leaves(ema), strict=True)
     if np.any(x)
   ]
-  assert np.median(moved) > 3e-4
+  assert np.median(moved) > 5 * 5e-5
 
 
 def wait_for_checkpoint(processes, workdir, step, timeout=150):

@@ -45,12 +45,11 @@ def _save(
   """Saves and restores in this process; returns seconds and gigabytes."""
   import jax
   import orbax.checkpoint as ocp
-  from jax.experimental import multihost_utils
 
-  from nfnets_jax.runtime import checkpoint, parallel
+  from nfnets_jax.runtime import checkpoint, parallel, processes
 
   state = parallel.replicate(_state(gigabytes))
-  multihost_utils.sync_global_devices('start')
+  processes.all_agree(True)  # start together
   cpu, begun, before = time.process_time(), time.monotonic(), _written()
   if writers == 'one':
     saver = checkpoint.Checkpointer(folder, keep=1)
@@ -65,7 +64,7 @@ def _save(
   took, cpu = time.monotonic() - begun, time.process_time() - cpu
   written = _written() - before
   state = jax.tree.map(_abstract, state)
-  multihost_utils.sync_global_devices('saved')
+  processes.all_agree(True)
   begun = time.monotonic()
   if writers == 'one':
     checkpoint.Checkpointer(folder, keep=1).restore(state)
@@ -74,7 +73,7 @@ def _save(
       1, args=ocp.args.StandardRestore(state)
     )
   restored = time.monotonic() - begun
-  multihost_utils.sync_global_devices('restored')
+  processes.all_agree(True)
   return {
     'blocked_s': blocked,
     'saved_s': took,

@@ -5,17 +5,16 @@
 compiles NFNets with the paper's batch of 4096. With `--latency`, instead, all
 nets of the paper's table 3 and NF-ResNets with 32 images a device, for the
 columns of `make reproduce-latency`; with `--claims`, each distinct training
-step of the claims at the paper's scale, for `experiments.reproduce.cost`. These
-are compiled with less optimisation, which takes a fifth of the time and hardly
-changes the estimated one.
+step of the claims at the paper's scale, for `experiments.reproduce.cost`.
 
 Every cell is one `python -m nfnets_jax.compile`, which on two cores takes
 minutes for F0 and tens of minutes for F6. Cells are kept in the folder as JSON
 files, so the command can be stopped and repeated. A cell that fails is reported
 at the end and made again next time. The table has the paper's measured times of
 a step of 32 images per TPUv3 core; all other times are estimates of the
-devices' compilers. `--less_effort` and `--claims` optimise less, which on TPU
-takes a fifth of the time and hardly changes the estimated one.
+devices' compilers. With `--less_effort`, which `--claims` implies, the TPU
+compiler takes a fifth of the time. On v3 its estimate changes by at most 1.2 %
+for the nets in docs/compile.md, on v5e by a third.
 """
 
 import argparse
@@ -26,8 +25,7 @@ import os
 import pathlib
 import subprocess
 import sys
-import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from experiments.benchmarks import compile_nets
@@ -39,11 +37,7 @@ from nfnets_jax import command_line, paths
 ROOT = pathlib.Path(__file__).parents[2]
 VARIANTS = ('F0', 'F1', 'F3', 'F6')
 TOPOLOGIES = ('v3:4x4', 'v5e:8x8', 'h100x8')
-# XLA's own option. On v3, `optimal_seconds` of F0 and ResNet-50 do not change,
-# those of NF-ResNet-50 by 1.2 %; the program in memory is smaller.
-LESS_EFFORT = types.MappingProxyType(
-  {'JAX_EXEC_TIME_OPTIMIZATION_EFFORT': '-1.0'}
-)
+_LESS_EFFORT = {'JAX_EXEC_TIME_OPTIMIZATION_EFFORT': '-1.0'}
 _HEAD = (
   'net',
   'devices × images',
@@ -89,7 +83,8 @@ def make(
   path: pathlib.Path,
   python: str,
   arguments: list[str],
-  environment: Mapping[str, str] = types.MappingProxyType({}),
+  *,
+  less_effort: bool = False,
 ) -> dict[str, Any]:
   """Makes a cell, or reads it if it exists.
 
@@ -97,7 +92,8 @@ def make(
     path: from `cost.cell_file`.
     python: interpreter with the topology's compiler.
     arguments: from `command`.
-    environment: variables to set, such as `LESS_EFFORT`.
+    less_effort: whether the compiler optimises less. The cell has no cycles
+      then, which are those of a schedule that nobody would run.
 
   Returns:
     The output of the command.
@@ -105,16 +101,19 @@ def make(
   Raises:
     ValueError: if the file is the cell of another command, or it fails.
   """
+  environment = _LESS_EFFORT if less_effort else {}
   if path.exists():
     kept = json.loads(path.read_text())
     if kept.get('sources') != sources_digest():
       print(f'{path} was made by other sources', file=sys.stderr, flush=True)
-    if kept['command'] != arguments or kept.get('environment', {}) != dict(
-      environment
+    if (kept['command'], kept.get('environment', {})) != (
+      arguments,
+      environment,
     ):
+      set_to = [f'{x}={y}' for x, y in kept.get('environment', {}).items()]
       raise ValueError(
-        f'{path} was made by other arguments, {" ".join(kept["command"])}; '
-        'use another --output'
+        f'{path} was made by other arguments, '
+        f'{" ".join(set_to + kept["command"])}; use another --output'
       )
     return kept['result']
   done = subprocess.run(
@@ -130,12 +129,11 @@ def make(
     raise ValueError(
       f'{python} {" ".join(arguments)} failed with code {done.returncode}'
     ) from error
-  if environment and result['fits']:
-    # Those of a program that is hardly optimised, half as many again.
+  if less_effort and result['fits']:
     result['training'].update(cycles=None, cycle_seconds=None)
   cell = {'command': arguments, 'sources': sources_digest(), 'result': result}
   if environment:
-    cell['environment'] = dict(environment)
+    cell['environment'] = environment
   partial = path.with_suffix('.partial')
   partial.write_text(json.dumps(cell, indent=2) + '\n')
   partial.replace(path)
@@ -149,7 +147,7 @@ def report(cells: dict[tuple[str, str], dict[str, Any]]) -> str:
 
 
 def kept_report(cells: pathlib.Path = cost.CELLS) -> str:
-  """Returns the table of NFNets at a batch of 4096 that are in a folder."""
+  """Returns the table of the NFNet cells in a folder."""
   kept = {}
   for topology, variant in itertools.product(TOPOLOGIES, _SHORT):
     path = cost.cell_file(cells, variant, topology)
@@ -232,7 +230,7 @@ def _parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
   parser.add_argument(
     '--less_effort',
     action='store_true',
-    help='optimise less, in a fifth of the time on TPU; --claims implies it',
+    help='let the TPU compiler optimise less; --claims implies it',
   )
   for name, compiler in (('tpu', 'libtpu'), ('cuda', "CUDA's plugin")):
     parser.add_argument(
@@ -247,6 +245,8 @@ def _parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
   for text in overrides:
     if not text.startswith('--config.'):
       parser.error(f'unrecognized argument: {text}')
+  if args.latency and args.less_effort:
+    parser.error('--latency takes no --less_effort: its figures are cycles')
   if args.claims and (args.nets or args.topologies):
     parser.error('--claims takes no --nets and no --topologies')
   if args.topologies is None:
@@ -263,7 +263,7 @@ def main(argv: list[str] | None = None) -> None:
     output.mkdir(parents=True, exist_ok=True)
     numbered = list(enumerate(nets, start=1))
     if args.claims:
-      places = [(cost.topology(net.batch), (i, net)) for i, net in numbered]
+      places = [(cost.topology_of(net.batch), (i, net)) for i, net in numbered]
     else:
       # A whole topology first: half a table of one is more than half of each.
       places = list(itertools.product(args.topologies, numbered))
@@ -288,9 +288,8 @@ def main(argv: list[str] | None = None) -> None:
       python = args.cuda_python if gpu else args.tpu_python
       arguments = command(net, topology, overrides)
       try:
-        less = args.less_effort or args.claims
-        environment = LESS_EFFORT if less else {}
-        result = make(path, python, arguments, environment)
+        less = (args.less_effort or args.claims) and not gpu
+        result = make(path, python, arguments, less_effort=less)
         cells[net.title or net.name, topology] = result
       except ValueError as error:
         failed.append(f'{net.name} on {topology}: {error}')

@@ -4,10 +4,10 @@ r"""Device-days of the claims at the paper's scale, from compiled steps.
   python -m experiments.reproduce.cost
 
 The first command compiles each distinct training step for v3:4x4, or for one
-chip where its images are fewer than the 32 cores, cell by cell, and can be
-stopped and repeated. The second counts with the cells that exist.
-They do not include the time of collectives, input and evaluation. A device of
-v3 is a core.
+chip of two cores where its images are fewer than the 32, cell by cell, and can
+be stopped and repeated. The second counts with the cells that exist. The days
+do not include the time of collectives, input and evaluation. A device of v3 is
+a core.
 """
 
 import argparse
@@ -185,14 +185,14 @@ def distinct() -> dict[str, claims_lib.Run]:
   return runs
 
 
-def topology(batch: int) -> str:
-  """Returns where a step of a batch is compiled for.
+def topology_of(batch: int) -> str:
+  """Returns the topology that a step of a batch is compiled for.
 
   Example:
-    >>> topology(4096), topology(4)
+    >>> topology_of(4096), topology_of(4)
     ('v3:4x4', 'v3:1x1')
   """
-  return 'v3:1x1' if batch % 32 else TOPOLOGY
+  return 'v3:1x1' if batch < 32 else TOPOLOGY
 
 
 def cell_file(cells: pathlib.Path, name: str, topology: str) -> pathlib.Path:
@@ -226,7 +226,7 @@ def cost(name: str, cells: pathlib.Path = CELLS) -> Cost:
   days, counted, compiled = 0.0, 0, 0
   for key, runs in by_program.items():
     batch = derived(runs[0].config).batch_size
-    path = cell_file(cells / 'claims', key, topology(batch))
+    path = cell_file(cells / 'claims', key, topology_of(batch))
     if not path.exists():
       continue
     compiled += 1

@@ -107,14 +107,22 @@ def test_less_effort_reaches_the_compiler_and_is_kept(tmp_path):
   path, arguments = tmp_path / 'a.json', ['-m', 'it']
   with pytest.raises(ValueError, match='failed with code 3'):
     compile_table.make(path, str(python), arguments)
-  made = compile_table.make(
-    path, str(python), arguments, compile_table.LESS_EFFORT
-  )
-  # Cycles are those of a schedule that nobody would run.
+  made = compile_table.make(path, str(python), arguments, less_effort=True)
   assert made['training']['cycle_seconds'] is None
   assert made['training']['seconds'] == _FITS['training']['seconds']
-  with pytest.raises(ValueError, match='made by other arguments'):
+  with pytest.raises(
+    ValueError, match='other arguments, JAX_EXEC_TIME.* -m it'
+  ):
     compile_table.make(path, str(python), arguments)
+
+
+def test_claims_choose_their_own_steps(tmp_path, capsys):
+  with pytest.raises(SystemExit):
+    compile_table.main([f'--output={tmp_path}', '--claims', '--nets', 'F0'])
+  assert '--claims takes no --nets' in capsys.readouterr().err
+  with pytest.raises(SystemExit):
+    compile_table.main([f'--output={tmp_path}', '--latency', '--less_effort'])
+  assert '--latency takes no --less_effort' in capsys.readouterr().err
 
 
 def test_failed_cells_do_not_stop_the_others(tmp_path, capsys):

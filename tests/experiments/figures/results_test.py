@@ -18,7 +18,7 @@ def test_tables_are_those_of_the_results(path):
   )
 
 
-def test_part_of_no_known_kind():
+def test_part_of_no_known_name():
   with pytest.raises(ValueError, match='compiled speed is neither batch nor'):
     results.render('<!-- begin compiled speed -->\n<!-- end -->')
 

@@ -148,19 +148,24 @@ def test_each_step_has_a_command():
     run_config.get_config('paper/resnet/net=NB,batch=256,seed=0')
 
 
-def test_cost_counts_with_the_cells_that_exist(tmp_path):
+@pytest.mark.parametrize(
+  ('batch', 'topology', 'devices'), [(256, 'v3:4x4', 32), (4, 'v3:1x1', 2)]
+)
+def test_cost_counts_with_the_cells_that_exist(
+  batch, topology, devices, tmp_path
+):
   assert str(cost.cost('microbatch', tmp_path)) == 'not compiled'
   key, runs = next(
     (key, runs)
     for key, runs in cost.programs('microbatch').items()
-    if runs[0].labels['batch'] == 256
+    if runs[0].labels['batch'] == batch
   )
-  path = cost.cell_file(tmp_path / 'claims', key, cost.TOPOLOGY)
+  path = cost.cell_file(tmp_path / 'claims', key, topology)
   path.parent.mkdir()
-  result = {'fits': True, 'devices': 32, 'training': {'seconds': 0.1}}
+  result = {'fits': True, 'devices': devices, 'training': {'seconds': 0.1}}
   path.write_text(json.dumps({'result': result}))
   found = cost.cost('microbatch', tmp_path)
-  days = len(runs) * 90 * 1_281_167 / 256 * 0.1 * 32 / 86_400
+  days = len(runs) * 90 * 1_281_167 / batch * 0.1 * devices / 86_400
   assert found.days == pytest.approx(days)
   assert (found.counted, found.runs) == (2, 16)
   assert str(found).endswith('for 2 of 16 runs; 1 of 8 steps compiled')
