@@ -6,6 +6,8 @@ Command:
     --config=experiments/reproduce/run_config.py:paper/resnet/net=BN,batch=256,seed=0
 """
 
+import copy
+
 from ml_collections import config_dict
 
 from experiments import arguments
@@ -23,4 +25,6 @@ def get_config(
     if name in runs:
       break
   arguments.check('run', name, runs)
-  return runs[name].config.copy_and_resolve_references()
+  # Not copy_and_resolve_references, after which fields that are None have no
+  # type and cannot be overridden.
+  return copy.deepcopy(runs[name].config)

@@ -148,6 +148,18 @@ def test_each_step_has_a_command():
     run_config.get_config('paper/resnet/net=NB,batch=256,seed=0')
 
 
+def test_fields_of_a_run_can_be_overridden():
+  name = 'paper/transfer/depth=50,net=NF,seed=0/224'
+  config = run_config.get_config(name)
+  for field in ('batch_size', 'micro_batches'):
+    assert config[field] is None
+    assert config.get_type(field) is int
+  config.batch_size, config.model.drop_rate = 64, 0.5
+  again = run_config.get_config(name)
+  assert again.batch_size is None
+  assert again.model.drop_rate != 0.5
+
+
 @pytest.mark.parametrize(
   ('batch', 'topology', 'devices'), [(256, 'v3:4x4', 32), (4, 'v3:1x1', 2)]
 )
