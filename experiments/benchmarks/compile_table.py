@@ -13,8 +13,7 @@ files, so the command can be stopped and repeated. A cell that fails is reported
 at the end and made again next time. The table has the paper's measured times of
 a step of 32 images per TPUv3 core; all other times are estimates of the
 devices' compilers. With `--less_effort`, which `--claims` implies, the TPU
-compiler takes a fifth of the time. On v3 its estimate changes by at most 1.2 %
-for the nets in docs/compile.md, on v5e by a third.
+compiler takes a fifth of the time. docs/compile.md says what that changes.
 """
 
 import argparse
@@ -102,18 +101,15 @@ def make(
     ValueError: if the file is the cell of another command, or it fails.
   """
   environment = _LESS_EFFORT if less_effort else {}
+  words = [*(f'{x}={y}' for x, y in environment.items()), *arguments]
   if path.exists():
     kept = json.loads(path.read_text())
     if kept.get('sources') != sources_digest():
       print(f'{path} was made by other sources', file=sys.stderr, flush=True)
-    if (kept['command'], kept.get('environment', {})) != (
-      arguments,
-      environment,
-    ):
-      set_to = [f'{x}={y}' for x, y in kept.get('environment', {}).items()]
+    if kept['command'] != words:
       raise ValueError(
-        f'{path} was made by other arguments, '
-        f'{" ".join(set_to + kept["command"])}; use another --output'
+        f'{path} was made by other arguments, {" ".join(kept["command"])}; '
+        'use another --output'
       )
     return kept['result']
   done = subprocess.run(
@@ -131,9 +127,7 @@ def make(
     ) from error
   if less_effort and result['fits']:
     result['training'].update(cycles=None, cycle_seconds=None)
-  cell = {'command': arguments, 'sources': sources_digest(), 'result': result}
-  if environment:
-    cell['environment'] = environment
+  cell = {'command': words, 'sources': sources_digest(), 'result': result}
   partial = path.with_suffix('.partial')
   partial.write_text(json.dumps(cell, indent=2) + '\n')
   partial.replace(path)
