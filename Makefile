@@ -153,7 +153,7 @@ compile-table: $(VENV)-tpu/.installed $(VENV)-cuda/.installed  ## Estimate nets 
 	  --tpu_python=$(VENV)-tpu/bin/python --cuda_python=$(VENV)-cuda/bin/python $(ARGS)
 
 tables: $(STAMP)  ## Write the tables in docs from code and results.
-	$(BIN)/python -m experiments.figures.tables $(ARGS)
+	$(BIN)/python -m experiments.figures.tables
 	$(BIN)/python -m experiments.figures.results
 
 notebook: $(VENV)-notebook/.installed  ## Execute the notebook and keep its outputs.
@@ -177,6 +177,6 @@ gpu-pack: $(STAMP)  ## Gather wheels and CIFAR-10 for a machine without a networ
 	$(BIN)/python -m experiments.gpu.pack $(data_dir) \
 	  $(if $(DATA_NAME),--data_name='$(DATA_NAME)') $(ARGS)
 
-clean:  ## Remove the environment and caches; runs and data stay.
+clean:  ## Remove the environments, builds and caches; runs and data stay.
 	rm -rf $(VENV) $(addprefix $(VENV)-,notebook docs tensorflow timm tpu cuda) build dist docs/_build *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

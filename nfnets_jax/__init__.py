@@ -6,7 +6,9 @@ There is one subpackage per concern; none is imported by default:
 * `nfnets_jax.models`: the networks, as Haiku modules;
 * `nfnets_jax.data`: data sets and the input pipeline, with MixUp, CutMix and
   RandAugment, all on the host;
-* `nfnets_jax.training`: the recipe and the training loop.
+* `nfnets_jax.training`: the recipe and the training loop;
+* `nfnets_jax.runtime`: devices, processes and files of a run;
+* `nfnets_jax.weights`: reads and writes published weights.
 
 Reference:
   Brock, De, Smith, Simonyan, "High-Performance Large-Scale Image Recognition

@@ -118,7 +118,10 @@ def _measure(writers: str, processes: int, gigabytes: float) -> list[dict]:
 
 def main(argv: Sequence[str] | None = None) -> None:
   """Prints a line for each number of processes and writers."""
-  parser = argparse.ArgumentParser(description='Times checkpoints.')
+  parser = argparse.ArgumentParser(
+    prog='python -m experiments.benchmarks.checkpoints',
+    description='Times checkpoints.',
+  )
   parser.add_argument('--gigabytes', type=float, default=1.0)
   parser.add_argument('--processes', type=int, default=4)
   for name in ('writers', 'folder', 'address', 'process'):

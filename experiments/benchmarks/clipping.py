@@ -63,7 +63,10 @@ def _compile(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-  parser = argparse.ArgumentParser(description=(__doc__ or '').split('\n')[0])
+  parser = argparse.ArgumentParser(
+    prog='python -m experiments.benchmarks.clipping',
+    description=(__doc__ or '').split('\n')[0],
+  )
   parser.add_argument('--model', default='nfnet_f1', help='a variant')
   parser.add_argument('--repeats', type=int, default=15, help='timed rounds')
   args = parser.parse_args(argv)

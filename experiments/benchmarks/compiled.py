@@ -121,7 +121,9 @@ def table(released: dict[str, Any], ours: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
   parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    prog='python -m experiments.benchmarks.compiled',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument('--name', default='nfnet_f0', help='a variant')
   parser.add_argument('--batch', type=int, default=32, help='number of images')

@@ -74,7 +74,10 @@ def measure(
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description='Times grouped convolutions.')
+  parser = argparse.ArgumentParser(
+    prog='python -m experiments.benchmarks.convolutions',
+    description='Times grouped convolutions.',
+  )
   parser.add_argument('--batch', type=int, default=8, help='number of images')
   parser.add_argument('--repeats', type=int, default=5, help='timed steps')
   parser.add_argument('--loop', action='store_true', help='run two in a loop')

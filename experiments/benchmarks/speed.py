@@ -186,7 +186,9 @@ def _row(x: dict[str, Any], kind: str, name: str) -> str:
 
 def parse(argv: list[str]) -> argparse.Namespace:
   """Parses and checks the command line."""
-  parser = argparse.ArgumentParser(description='Times a net.')
+  parser = argparse.ArgumentParser(
+    prog='python -m experiments.benchmarks.speed', description='Times a net.'
+  )
   parser.add_argument('--model', default='nfnet_f0', help='a variant')
   parser.add_argument('--batch', type=int, default=8, help='number of images')
   parser.add_argument(

@@ -131,7 +131,10 @@ Runs = list[tuple[list[float], float]]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-  parser = argparse.ArgumentParser(description=(__doc__ or '').split('\n')[0])
+  parser = argparse.ArgumentParser(
+    prog='python -m experiments.examples.flax_agc',
+    description=(__doc__ or '').split('\n')[0],
+  )
   parser.add_argument('--output', type=paths.argument, help='a PNG file')
   parser.add_argument('--seeds', type=int, default=3, help='number of seeds')
   parser.add_argument('--first_rate', type=float, default=0.008)

@@ -43,7 +43,10 @@ def draw(runs: dict[str, pathlib.Path], output: pathlib.Path) -> None:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description='Compares the curves of runs.')
+  parser = argparse.ArgumentParser(
+    prog='python -m experiments.figures.compare_curves',
+    description='Compares the curves of runs.',
+  )
   parser.add_argument('--output', type=paths.argument, default='curves.png')
   parser.add_argument('runs', nargs='+', metavar='NAME=WORKDIR')
   args = parser.parse_args()

@@ -8,6 +8,7 @@ tables of `experiments/gpu/results/NAME.jsonl`; `compiled batch` and `compiled
 latency` those of the cells in `experiments/reproduce/cells`.
 """
 
+import argparse
 import pathlib
 import re
 
@@ -59,7 +60,11 @@ def render(page: str) -> str:
 _MAKE = {'gpu': gpu, 'compiled': compiled}
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
+  argparse.ArgumentParser(
+    prog='python -m experiments.figures.results',
+    description='Rewrites the generated parts of docs/compile.md and results.',
+  ).parse_args(argv)
   for path in pages():
     old = path.read_text()
     if (new := render(old)) != old:

@@ -248,7 +248,10 @@ def _draw_panel(
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description='Signal at initialisation.')
+  parser = argparse.ArgumentParser(
+    prog='python -m experiments.figures.signal_plots',
+    description='Signal at initialisation.',
+  )
   parser.add_argument('--output_dir', default='runs/signal-plots')
   parser.add_argument('--photos', help="folder (default: scikit-learn's two)")
   parser.add_argument('--images', type=int, default=16, help='batch size')

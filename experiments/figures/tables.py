@@ -5,6 +5,7 @@
 Networks are only traced, at their test size.
 """
 
+import argparse
 import pathlib
 
 from nfnets_jax import devices, summary
@@ -47,7 +48,11 @@ def _beside(ours: float, theirs: float | None) -> tuple[str, str]:
   return f'{theirs:g}', f'{100 * (ours / theirs - 1):+.1f} %'
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
+  argparse.ArgumentParser(
+    prog='python -m experiments.figures.tables',
+    description='Writes docs/models.md.',
+  ).parse_args(argv)
   devices.start_or_exit()
   lines = [row(name) for name in variants.VARIANTS]
   _FILE.write_text(_HEAD + '\n'.join(lines) + '\n')

@@ -108,5 +108,5 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
 
 def data_set() -> tuple[str, pathlib.Path]:
   """Returns the name of the CIFAR-10 data set and its folder."""
-  name = os.environ.get('GPU_DATA_NAME') or 'cifar10_jpeg'
+  name = os.environ.get('GPU_DATA_NAME') or 'cifar10'
   return name, paths.from_environment('GPU_DATA_DIR', scratch() / 'tfds')

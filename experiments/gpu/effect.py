@@ -50,7 +50,8 @@ def create_run(number: int) -> claim.Run:
 def main(argv: list[str] | None = None) -> None:
   """Makes a run and records it, even if it is stopped."""
   parser = argparse.ArgumentParser(
-    description='Makes a run of the main effect.'
+    prog='python -m experiments.gpu.effect',
+    description='Makes a run of the main effect.',
   )
   parser.add_argument('number', type=int, choices=range(len(RUNS)))
   number = parser.parse_args(argv).number

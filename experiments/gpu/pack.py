@@ -151,7 +151,7 @@ def main(argv: list[str] | None = None) -> None:
     help="folder of TFDS's data sets",
   )
   parser.add_argument(
-    '--data_name', default='cifar10_jpeg', help='name of CIFAR-10 there'
+    '--data_name', default='cifar10', help='name of CIFAR-10 there'
   )
   args = parser.parse_args(argv)
   output = paths.local_literal(args.output, '--output')

@@ -103,7 +103,9 @@ def _measure_largest(model: str, layout: str) -> None:
 
 def main(argv: list[str] | None = None) -> None:
   """Warms up, waits and measures."""
-  parser = argparse.ArgumentParser(description='Times timm in PyTorch.')
+  parser = argparse.ArgumentParser(
+    prog='python -m experiments.gpu.peer', description='Times timm in PyTorch.'
+  )
   parser.add_argument('model', choices=_SIZES)
   parser.add_argument('mode', choices=['eager', 'compiled', 'largest'])
   args = parser.parse_args(argv)

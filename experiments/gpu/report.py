@@ -5,13 +5,14 @@
 prints the report of other results.
 """
 
+import argparse
 import math
 import pathlib
-import sys
 from typing import Any
 
 from experiments.figures import markdown
 from experiments.gpu import common
+from nfnets_jax import command_line, paths
 
 # The paper's step time of EfficientNet-B7 divided by F1's.
 _B7_GOAL = 8.7
@@ -258,5 +259,17 @@ def write(folder: pathlib.Path) -> None:
   partial.replace(folder / 'report.md')
 
 
+def main(argv: list[str] | None = None) -> None:
+  """Prints the page of a file of results."""
+  parser = argparse.ArgumentParser(
+    prog='python -m experiments.gpu.report',
+    description='Prints the report of a file of results.',
+  )
+  parser.add_argument('results', help='results.jsonl of `make gpu`')
+  args = parser.parse_args(argv)
+  with command_line.telling():
+    print(page(common.read(paths.existing(args.results, 'results', 'file'))))
+
+
 if __name__ == '__main__':
-  print(page(common.read(pathlib.Path(sys.argv[1]))))
+  main()

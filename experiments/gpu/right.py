@@ -232,7 +232,10 @@ def check_digits() -> None:
 
 def main(argv: list[str] | None = None) -> None:
   """Runs one job."""
-  parser = argparse.ArgumentParser(description='Checks results on this device.')
+  parser = argparse.ArgumentParser(
+    prog='python -m experiments.gpu.right',
+    description='Checks results on this device.',
+  )
   jobs: dict[str, Callable[..., None]] = {
     'agc': check_agc,
     'f0': check_f0,

@@ -156,7 +156,9 @@ def _compile_largest(
 
 def main(argv: list[str] | None = None) -> None:
   """Runs one job."""
-  parser = argparse.ArgumentParser(description='Times training steps.')
+  parser = argparse.ArgumentParser(
+    prog='python -m experiments.gpu.speed', description='Times training steps.'
+  )
   parser.add_argument('model', help="a variant, or 'peak'")
   parser.add_argument('batch', nargs='?', help="a number, or 'largest'")
   parser.add_argument('form', nargs='?', choices=['ours', 'released'])

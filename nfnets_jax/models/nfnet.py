@@ -6,9 +6,9 @@ deviation of h_i: Var grows by α² per block and is reset to 1 at each transiti
 between stages.
 
 The prediction assumes that neighbouring pixels are equal. On white noise, each
-2×2 average pooling in a strided shortcut divides the variance by four (0.92 →
-0.26 → 0.06 → 0.01 over the stages of F0, as in the released code). Photographs
-lose about half at each transition (`experiments/figures/signal_plots.py`).
+2×2 average pooling in a strided shortcut divides the variance by four (0.96 →
+0.28 → 0.06 → 0.01 from the stem to the last stage of F0). Photographs lose
+about half at each transition (`experiments/figures/signal_plots.py`).
 
 Differences:
   * Appendix C once calls β the predicted variance; the code, as here, divides

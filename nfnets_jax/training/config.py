@@ -41,7 +41,11 @@ def model(name: str) -> config_dict.ConfigDict:
 
 
 def get_config() -> config_dict.ConfigDict:
-  """Returns the paper's config for NFNet-F0 on ImageNet."""
+  """Returns the paper's recipe for ImageNet, with NFNet-F0 as the network.
+
+  Image sizes and RandAugment depend on the variant:
+  `experiments/nfnet_imagenet.py` sets them.
+  """
   config = config_dict.ConfigDict()
 
   # Length and size. An epoch is one output image per training example.
