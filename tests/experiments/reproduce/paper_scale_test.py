@@ -1,6 +1,7 @@
 """The claims at the paper's scale: their configs, their steps, their cost."""
 
 import functools
+import itertools
 import json
 
 import jax
@@ -257,13 +258,14 @@ def _take_step(config):
 def _shrunk_steps():
   """The shrunk configs that differ."""
   found = {}
-  for run in cost.distinct().values():
+  for run in itertools.chain(*map(cost.planned, CLAIMS)):
     config = _shrunk(cost.derived(run.config))
     # With one block a stage the depths of a family are one net.
     family = variants.get(config.model.name).family
     unnamed = config.copy_and_resolve_references()
     unnamed.model.name = family
-    found.setdefault(cost.program(unnamed), config)
+    rates = config.model.drop_rate > 0, config.model.stochdepth_rate > 0
+    found.setdefault((cost.program(unnamed), *rates), config)
   return list(found.values())
 
 
