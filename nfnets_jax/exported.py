@@ -95,9 +95,9 @@ def write(
     },
     'output': {'dtype': 'float32', 'shape': [dims, net_weights.num_classes]},
   }
-  writing.write_sidecar(path, facts)
   with writing.new_file(path) as partial:
     partial.write_bytes(data)
+    writing.write_sidecar(path, facts)
 
 
 def check_onnx() -> None:

@@ -144,8 +144,16 @@ def _check_workdir(workdir: paths.Path) -> None:
   folder = next(x for x in folders if x.exists())
   if not folder.is_dir():
     raise NotADirectoryError(f'--workdir={workdir}: {folder} is not a folder')
-  if _MODE.value == 'train' and not os.access(folder, os.W_OK):
-    raise PermissionError(f'--workdir={workdir}: {folder} is not writable')
+  if not os.access(folder, os.W_OK):
+    remedy = (
+      ''
+      if _MODE.value == 'train'
+      else f'; for a run of others, give a folder of yours and '
+      f'--config.init_from={workdir}'
+    )
+    raise PermissionError(
+      f'--workdir={workdir}: {folder} is not writable{remedy}'
+    )
 
 
 def main(argv: list[str]) -> None:
@@ -172,10 +180,13 @@ def main(argv: list[str]) -> None:
         _ALLOW_CONFIG_CHANGE.value,
         _LABEL_SETS.value,
       )
-      files = []
+      # Before it is written, which can fail.
+      progress.say(evaluation_files.describe(evaluation))
       if jax.process_index() == 0:
-        files = evaluation_files.write(workdir, evaluation, _PER_CLASS.value)
-      progress.say(evaluation_files.describe(evaluation, files))
+        for path in evaluation_files.write(
+          workdir, evaluation, _PER_CLASS.value
+        ):
+          progress.say(f'wrote {path}')
 
 
 if __name__ == '__main__':

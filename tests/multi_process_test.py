@@ -269,7 +269,7 @@ processes.agree('the config', {'seed': 1})
 text = refusal(processes.agree, 'the config', {'seed': process})
 assert 'the config is not the same in all processes: [1] differ' in text, text
 processes._SHARED_TIMEOUT = 1.0
-text = refusal(checkpoint.Checkpointer, folder / f'own {process}', 3)
+text = refusal(processes.check_shared, folder / f'own {process}')
 assert 'is not one folder for all processes' in text and '[1] do not' in text
 assert processes.all_agree(True) and not processes.all_agree(process == 0)
 print('all is well')

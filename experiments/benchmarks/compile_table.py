@@ -191,10 +191,7 @@ def _nets(
     return compile_nets.latency_nets(
       args.nets or latency.COMPILED
     ), pathlib.Path('latency')
-  nets = [
-    compile_nets.Net(x, compile_nets.config_of(x), args.batch_size)
-    for x in args.nets or VARIANTS
-  ]
+  nets = compile_nets.batch_nets(args.nets or VARIANTS, args.batch_size)
   return nets, pathlib.Path()
 
 

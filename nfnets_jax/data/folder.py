@@ -23,6 +23,7 @@ the like.
 import hashlib
 import os
 import pathlib
+import unicodedata
 from typing import Any
 
 from nfnets_jax import paths
@@ -90,12 +91,7 @@ class FolderImages:
       if name not in known:
         raise FileNotFoundError(
           f'no folder {name!r} in {shown}, which holds '
-          f'{image_files.describe(self._folder)}; '
-          + (
-            'these are classes, and their images the split train'
-            if prefixes == {'train': ''}
-            else 'images lie in <split>/<class>/'
-          )
+          f'{image_files.describe(self._folder)}; ' + _advice(name, prefixes)
         )
     classes = _classes(self._folder, prefixes)
     self._labels = {name: i for i, name in enumerate(classes)}
@@ -142,10 +138,16 @@ class FolderImages:
     for name in _class_folders(self._folder, prefix, skipped):
       path = self._folder / prefix / name
       if name not in self._labels:
+        hint = (
+          '. One of them differs in the Unicode form of its accents only: '
+          'rename the folder'
+          if _composed(name) in map(_composed, self._labels)
+          else ''
+        )
         raise ValueError(
           f'{image_files.printable(path)} is not a class of '
           f'{image_files.printable(self._folder / "train")}, which has '
-          f'{image_files.shorten(list(self._labels))}'
+          f'{image_files.shorten(list(self._labels))}{hint}'
         )
       others: image_files.Skipped = {}
       files = image_files.walk(path, others, deep=False)
@@ -218,6 +220,17 @@ def _missing(test_split: str | None, prefixes: dict[str, str]) -> str | None:
   return names[0] if names else None
 
 
+def _advice(missing: str, prefixes: dict[str, str]) -> str:
+  """Returns what to do about a split that is missing."""
+  if prefixes == {'train': ''}:
+    return 'these are classes, and their images the split train'
+  for name in prefixes:
+    if name.casefold() == missing.casefold():
+      return f'rename {name!r}'
+  layouts = 'images lie in <split>/<class>/'
+  return layouts if 'train' in prefixes else f'{layouts} or <class>/, no deeper'
+
+
 def _hold_out(images: list[str], prefix: str) -> set[str]:
   """Returns the images of the held-out split."""
   hashes = {path: _hash(path.removeprefix(prefix)) for path in images}
@@ -262,6 +275,10 @@ def _class_folders(
       f'lie in {shown}/<class>/'
     )
   return classes
+
+
+def _composed(name: str) -> str:
+  return unicodedata.normalize('NFC', name)
 
 
 def _hash(path: str) -> bytes:

@@ -97,9 +97,14 @@ def printable(path: str | os.PathLike[str]) -> str:
   return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+def _is_hidden(name: str) -> bool:
+  """Returns whether it is hidden, or what macOS adds to a .zip file."""
+  return name.startswith('.') or name == '__MACOSX'
+
+
 def reason_to_skip(entry: os.DirEntry[str]) -> str:
   """Returns the reason to skip an entry; '' for an image."""
-  if entry.name.startswith('.'):
+  if _is_hidden(entry.name):
     return 'hidden files or folders'
   try:
     if entry.is_dir():
@@ -124,7 +129,7 @@ def describe(path: str | os.PathLike[str]) -> str:
   names = [
     entry.name + '/' * entry.is_dir()
     for entry in entries(path)
-    if not entry.name.startswith('.')
+    if not _is_hidden(entry.name)
   ]
   return shorten(names)
 

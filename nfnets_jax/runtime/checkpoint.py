@@ -60,10 +60,7 @@ class Checkpointer:
   """
 
   def __init__(self, directory: paths.Path, keep: int):
-    """Lists the checkpoints; call it in all processes.
-
-    Raises a ValueError if `keep` is below 1 or the directory is not shared.
-    """
+    """Raises a ValueError if `keep` is below 1; reads and writes nothing."""
     if keep < 1:
       raise ValueError(f'keep_checkpoints must be at least 1, got {keep}')
     self._directory = paths.absolute(directory)
@@ -75,8 +72,6 @@ class Checkpointer:
     self._manager: ocp.CheckpointManager | None = None
     self._written = self._directory  # where Orbax writes
     self._uploader: uploads.Uploader | None = None
-    processes.check_shared(self._directory)
-    processes.agree(f'what is in {self._directory}', self._steps())
 
   @property
   def latest_step(self) -> int | None:
@@ -272,16 +267,18 @@ class Checkpointer:
       The state, replicated over all devices, and the loader state.
 
     Raises:
-      FileNotFoundError: if there is no checkpoint.
-      ValueError: if the arrays differ from `template`, with a list; if all
-        checkpoints are corrupt, or the processes see different ones.
+      FileNotFoundError: if there is no checkpoint that all processes see.
+      ValueError: if the arrays differ from `template`, with a list; or if all
+        checkpoints are corrupt.
     """
-    if not self._steps():
-      raise FileNotFoundError(
-        f'there is no checkpoint in {self._directory}; train first'
-      )
     reports = []
-    for step in reversed(self._steps()):
+    tried: set[int] = set()
+    while True:
+      # The run that writes here may do so while the processes list the folder.
+      step = processes.of_first(max({*self._steps()} - tried, default=-1))
+      if step < 0:
+        break
+      tried.add(step)
       folder = self._directory / str(step)
       try:
         state, loader_state = stored.read(folder, template)
@@ -295,6 +292,11 @@ class Checkpointer:
       self._corrupt.append(step)
       reports.append(f'{folder}: {problem or "another process cannot read it"}')
       progress.say(f'skipped a corrupt checkpoint: {reports[-1]}')
+    if not reports:
+      where = ' that all processes see' if tried else ''
+      raise FileNotFoundError(
+        f'there is no checkpoint in {self._directory}{where}; train first'
+      )
     raise ValueError(
       'all checkpoints are corrupt; move them away to start over:\n  '
       + '\n  '.join(reports)

@@ -227,6 +227,13 @@ def agree(what: str, value: Any) -> None:
     )
 
 
+def of_first(number: int) -> int:
+  """Returns the number of process 0, below 2^31; all must call this."""
+  if jax.process_count() == 1:
+    return number
+  return int(_gather(np.int32(number))[0])
+
+
 def all_agree(yes: bool) -> bool:
   """Returns the logical and over all processes, which must all call this."""
   if jax.process_count() == 1:
@@ -257,7 +264,8 @@ def _identity(x: jax.Array) -> jax.Array:
 def check_shared(folder: paths.Path) -> None:
   """Checks that all processes, which must all call this, share a folder.
 
-  Creates the folder if there are several. A ValueError is raised in every
+  If there are several, process 0 creates the folder and, for a moment, a file
+  in it: nothing else may do so meanwhile. A ValueError is raised in every
   process if any sees another folder.
   """
   if jax.process_count() == 1:
@@ -267,7 +275,7 @@ def check_shared(folder: paths.Path) -> None:
   if jax.process_index() == 0:
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob('.shared-*'):
-      stale.unlink()
+      stale.unlink(missing_ok=True)
     (folder / mark).touch()
   all_agree(True)  # wait for process 0 to write
   deadline = time.monotonic() + _SHARED_TIMEOUT

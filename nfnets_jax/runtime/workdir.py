@@ -17,7 +17,9 @@ _CIRCUMSTANCES = (
   'data.num_workers',
   'data.prepare',
   'data.worker_type',
+  'eval_batch_size',
   'keep_checkpoints',
+  'log_every_steps',
 )
 
 

@@ -1,5 +1,9 @@
 """Checks a config before data are read and parameters drawn."""
 
+import functools
+import math
+import operator
+
 from ml_collections import config_dict
 
 from nfnets_jax import paths
@@ -8,12 +12,42 @@ from nfnets_jax.data import transforms
 from nfnets_jax.runtime import parallel
 from nfnets_jax.training import build, fit, sam, train_step
 
+# Fields by the range of their numbers; those that may be None can be.
+_RANGES = {
+  'a finite number above 0': (
+    lambda x: 0 < x < math.inf,
+    (
+      'log_every_steps',
+      'eval_every_epochs',
+      'checkpoint_every_epochs',
+      'max_loss',
+      'optimizer.max_norm',
+      'optimizer.decay_rate',
+      'optimizer.decay_epochs',
+    ),
+  ),
+  'a finite number of at least 0': (
+    lambda x: 0 <= x < math.inf,
+    (
+      'optimizer.learning_rate_per_256',
+      'optimizer.end_learning_rate',
+      'optimizer.weight_decay',
+      'optimizer.skip_nonfinite',
+    ),
+  ),
+  'a number in [0, 1)': (
+    lambda x: 0 <= x < 1,
+    ('label_smoothing', 'ema_decay', 'optimizer.momentum'),
+  ),
+}
+
 
 def check_config(config: config_dict.ConfigDict, devices: int) -> None:
   """Raises a ValueError for invalid fields, before any data are read.
 
   Derived fields (`config.DERIVED`) may be None.
   """
+  _check_ranges(config)
   build.create_optimizer(config, lambda step: 0.0)
   data = config.data
   if not 0 <= config.seed < 2**32:
@@ -45,6 +79,14 @@ def check_config(config: config_dict.ConfigDict, devices: int) -> None:
   _check_divisible('eval_batch_size', config.eval_batch_size, devices)
   if config.batch_size is not None:
     check_batch(config, devices)
+
+
+def _check_ranges(config: config_dict.ConfigDict) -> None:
+  for text, (holds, names) in _RANGES.items():
+    for name in names:
+      value = functools.reduce(operator.getitem, name.split('.'), config)
+      if value is not None and not holds(value):
+        raise ValueError(f'{name} is {value}; give {text}')
 
 
 def check_batch(

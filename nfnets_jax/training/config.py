@@ -158,7 +158,7 @@ def get_config() -> config_dict.ConfigDict:
   config.compilation_cache = 'compilation_cache'
 
   config.log_every_steps = 100
-  config.eval_every_epochs = 5.0
+  config.eval_every_epochs = 5.0  # more than `epochs`: at the end only
   config.checkpoint_every_epochs = 1.0
   config.keep_checkpoints = 3
   return config

@@ -243,10 +243,8 @@ def _plot(path: paths.Path, evaluation: evaluate.Evaluation) -> paths.Path:
   return path
 
 
-def describe(
-  evaluation: evaluate.Evaluation, written: Sequence[paths.Path] = ()
-) -> str:
-  """Formats an evaluation, with published figures and its files, as a table."""
+def describe(evaluation: evaluate.Evaluation) -> str:
+  """Formats an evaluation, with published figures, as a table."""
   about = evaluation.about
   values = [metrics_of(evaluation, x) for x in evaluation.images]
   columns = ['weights', 'EMA'][: len(values)]
@@ -282,5 +280,4 @@ def describe(
     notes.append('timm, paper: published for the released weights')
   if about['skipped']:
     notes.append(f'skipped: {about["skipped"]:,} images')
-  notes += [f'wrote {path}' for path in written]
   return '\n'.join([rule, *rows, rule, *notes])

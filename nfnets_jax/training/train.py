@@ -113,12 +113,13 @@ def train_and_evaluate(
     held = stack.enter_context(lock.hold(folder)) if first_process else None
 
     # Restore.
+    processes.check_shared(folder)
     checkpoints = checkpoint.Checkpointer(
       folder / 'checkpoints', config.keep_checkpoints
     )
     stack.callback(checkpoints.close)
     start = 0
-    if checkpoints.latest_step is not None:
+    if not processes.all_agree(checkpoints.latest_step is None):
       state, loader_state = checkpoints.restore(state)
       loader.set_state(loader_state)
       start = int(state.step)
@@ -172,9 +173,20 @@ def train_and_evaluate(
       if writer:
         writer.write(step, split, values)
 
+    def is_due(step: int) -> bool:
+      return step == total_steps or step % eval_every == 0
+
+    def evaluate_at(step: int) -> dict[str, float]:
+      with window.paused('evaluation'):
+        results = evaluate.evaluate(eval_fn, state, test_batches())
+      log(step, 'test', results)
+      return results
+
     signals = stack.enter_context(interrupt.Signals())
     stack.enter_context(_advice(checkpoints, folder))
     results: dict[str, float] = {}
+    if start and is_due(start) and not _is_evaluated(folder, start):
+      results = evaluate_at(start)  # the run was stopped before it
     for step in range(start + 1, total_steps + 1):
       with profiler.step(step):
         with window.waiting():
@@ -198,11 +210,7 @@ def train_and_evaluate(
         means = window.summarize()
         means['ema_distance'] = _ema_distance(state)
         log(step, 'train', means)
-      if last or step % eval_every == 0:
-        with window.paused('evaluation'):
-          results = evaluate.evaluate(eval_fn, state, test_batches())
-        log(step, 'test', results)
-      # Last, so that all metrics up to the checkpoint are on disk.
+      # Before the evaluation, for which a stopped run may lack the time.
       if save:
         if writer:
           writer.flush()
@@ -217,6 +225,8 @@ def train_and_evaluate(
           f'{signals.received or "another process"} stopped the run after '
           f'step {step}; the same command goes on'
         )
+      if is_due(step):
+        results = evaluate_at(step)
 
     # Report, once the last checkpoint is on disk.
     with window.waiting('checkpoint'):
@@ -237,6 +247,16 @@ def train_and_evaluate(
       logbook.plot_curves(folder)
       workdirs.write_json(folder / 'report.json', report)
   return report
+
+
+def _is_evaluated(folder: paths.Path, step: int) -> bool:
+  """Returns whether process 0 sees results of the test set at a step."""
+  return processes.all_agree(
+    jax.process_index() != 0
+    or any(
+      (x['step'], x['split']) == (step, 'test') for x in logbook.read(folder)
+    )
+  )
 
 
 def _init_state(

@@ -55,10 +55,10 @@ def write(
   metadata.check(weights)
   save = _writer(weights, form, folded, path.suffix)
   facts = metadata.describe(weights)
-  if form == 'released' and (weights.overrides or len(facts) > 2):
-    write_sidecar(path, facts)
   with new_file(path) as partial:
     save(partial)
+    if form == 'released' and (weights.overrides or len(facts) > 2):
+      write_sidecar(path, facts)
 
 
 def check_target(
@@ -113,18 +113,24 @@ def new_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
     yield partial
     partial.chmod(mode)  # safetensors restricts it to the owner
     try:
-      os.link(partial, path)  # fails if the file exists by now
+      _rename(partial, path)
     except FileExistsError:
-      raise
-    except OSError:  # not all file systems support links
-      path.touch(exist_ok=False)
-      partial.replace(path)
-  except FileExistsError:
-    raise FileExistsError(
-      f'{path} already exists; choose another name'
-    ) from None
+      raise FileExistsError(
+        f'{path} already exists; choose another name'
+      ) from None
   finally:
     partial.unlink(missing_ok=True)
+
+
+def _rename(partial: pathlib.Path, path: pathlib.Path) -> None:
+  """Renames a file, and fails if there is one of the new name."""
+  try:
+    os.link(partial, path)
+  except FileExistsError:
+    raise
+  except OSError:  # not all file systems support links
+    path.touch(exist_ok=False)
+    partial.replace(path)
 
 
 def _writer(

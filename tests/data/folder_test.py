@@ -148,6 +148,31 @@ def test_missing_folders_are_named(images, tmp_path):
   assert 'which holds nothing' in refused(empty, FileNotFoundError)
 
 
+def test_what_macos_adds_to_an_archive_is_hidden(images, tmp_path):
+  write(images, '__MACOSX/train/._1.jpg')
+  assert folder.find_test_split(images) == 'val'
+  write(tmp_path / 'flat', 'cat/1.jpg')
+  write(tmp_path / 'flat', '__MACOSX/cat/._1.jpg')
+  assert datasets.load('folder', 'train', tmp_path / 'flat').class_names == (
+    'cat',
+  )
+
+
+def test_layouts_that_are_almost_right_are_explained(tmp_path):
+  write(tmp_path / 'deep', 'cat/2020/1.jpg')
+  message = refused(tmp_path / 'deep', FileNotFoundError)
+  assert message.endswith('<split>/<class>/ or <class>/, no deeper')
+  write(tmp_path / 'upper', 'Train/cat/1.jpg')
+  assert refused(tmp_path / 'upper', FileNotFoundError).endswith(
+    "rename 'Train'"
+  )
+  # As ext4 and as macOS name it.
+  write(tmp_path / 'accents', 'train/\u00e9mu/1.jpg')
+  write(tmp_path / 'accents', 'val/e\u0301mu/1.jpg')
+  message = refused(tmp_path / 'accents', ValueError, 'val')
+  assert 'Unicode form of its accents only: rename the folder' in message
+
+
 def test_empty_folders_are_named(images):
   (images / 'test').mkdir()
   message = refused(images, ValueError, 'test')

@@ -97,6 +97,12 @@ def test_another_config_is_refused_or_allowed(tmp_path, changes, lines):
   assert _recorded(tmp_path) == before
 
 
+def test_sizes_of_evaluations_and_logs_may_change(tmp_path):
+  workdirs.record(tmp_path, _config(eval_batch_size=8, log_every_steps=2))
+  other = _config(eval_batch_size=6, log_every_steps=4)
+  assert workdirs.check(tmp_path, other, allow_change=False)
+
+
 def _split(split, count, names=('cat', 'dog')):
   return datasets.Dataset('folder', split, range(count), tuple(names))
 

@@ -246,7 +246,7 @@ class _Interruption:
 def test_resumed_equals_straight_through(
   config, straight, tmp_path, monkeypatch, capsys
 ):
-  # Once before the state of the same step is kept, once long after.
+  # Once during an evaluation, before which the state is kept; once long after.
   for step, name in ((20, 'eval_loss'), (36, 'loss')):
     with monkeypatch.context() as patch:
       show = _Interruption(step, name)
@@ -258,7 +258,7 @@ def test_resumed_equals_straight_through(
     assert not (tmp_path / 'report.json').exists()
   report = train.train_and_evaluate(config, tmp_path)
   resumed = re.findall(r'resumed after step (\d+)', capsys.readouterr().out)
-  assert resumed == ['10', '30']
+  assert resumed == ['20', '30']
 
   workdir, expected = straight
   assert _metrics(tmp_path) == _metrics(workdir)
@@ -452,6 +452,22 @@ def test_unknown_dtypes_are_refused(make_config, field):
       {'optimizer.sam_rho': 0.05, 'optimizer.sam_fraction': 2.0},
       r'optimizer.sam_fraction must be in \(0, 1\], got 2',
     ),
+    (
+      {'log_every_steps': 0},
+      'log_every_steps is 0; give a finite number above',
+    ),
+    ({'eval_every_epochs': -1.0}, 'eval_every_epochs is -1.0; give a finite'),
+    ({'checkpoint_every_epochs': np.nan}, 'checkpoint_every_epochs is nan; '),
+    ({'optimizer.max_norm': -1.0}, 'optimizer.max_norm is -1.0; give a finite'),
+    (
+      {'optimizer.learning_rate_per_256': np.nan},
+      'optimizer.learning_rate_per',
+    ),
+    ({'optimizer.weight_decay': -1.0}, 'optimizer.weight_decay is -1.0; give'),
+    ({'optimizer.skip_nonfinite': -1}, 'optimizer.skip_nonfinite is -1; give'),
+    ({'optimizer.momentum': 1.0}, r'optimizer.momentum is 1.0; .* in \[0, 1\)'),
+    ({'label_smoothing': 2.0}, 'label_smoothing is 2.0; give a number in'),
+    ({'ema_decay': -0.5}, 'ema_decay is -0.5; give a number in'),
   ],
 )
 def test_impossible_numbers_are_refused(make_config, changes, message):

@@ -384,6 +384,22 @@ def test_missing_and_wrong_variant(tmp_path, tiny):
     weights.load(path)
 
 
+def test_a_failed_write_leaves_nothing(tmp_path, tiny, monkeypatch):
+  described = dataclasses.replace(tiny, image_size=48, crop='crop_resize')
+  path = tmp_path / 'tiny.npz'
+
+  def dump(*arguments, **options):
+    raise OSError(28, 'No space left on device')
+
+  with monkeypatch.context() as patch:
+    patch.setattr(pickle, 'dump', dump)
+    with pytest.raises(OSError, match='No space'):
+      weights.write(path, described, 'released')
+  assert not list(tmp_path.iterdir())
+  weights.write(path, described, 'released')
+  assert weights.read(path).image_size == 48
+
+
 def test_nothing_is_overwritten(tmp_path, tiny):
   path = tmp_path / 'tiny.npz'
   path.write_text('mine')

@@ -37,7 +37,8 @@ _TOO_LARGE = {
 
 
 def _net(variant, batch=4096):
-  return compile_nets.Net(variant, compile_nets.config_of(variant), batch)
+  (net,) = compile_nets.batch_nets([variant], batch)
+  return net
 
 
 def _keep(output, net, topology, result):
@@ -46,6 +47,15 @@ def _keep(output, net, topology, result):
   path = cost.cell_file(output, net.name, topology)
   path.write_text(json.dumps({'command': arguments, 'result': result}))
   return path
+
+
+def test_nets_that_are_compiled_in_given_micro_batches():
+  f1, f6 = compile_nets.batch_nets(['F1', 'F6'], 4096)
+  assert not f1.overrides
+  assert f6.overrides == [
+    '--config.optimizer.sam_rho=None',
+    '--config.micro_batches=16',
+  ]
 
 
 def test_table_of_what_is_kept(tmp_path, capsys):
