@@ -91,8 +91,8 @@ class ResidualNet(hk.Module):
       the residual branch of block i.
 
     Raises:
-      ValueError: if `images` is not a floating-point array `[B, H, W, C]`, or
-        is empty.
+      ValueError: if `images` is not a floating-point array `[B, H, W, C]`, is
+        empty, or is sharded over explicit axes of a mesh.
     """
     _check_images(images)
     x, outputs = images, {}
@@ -215,6 +215,13 @@ def _check_images(images: jax.Array) -> None:
     raise ValueError(
       'images must be a floating array [B, H, W, C], got '
       f'{images.dtype}{list(images.shape)}; normalise uint8 images first'
+    )
+  # The backward passes of the convolutions do not say how results are sharded.
+  spec = jax.typeof(images).sharding.spec
+  if explicit := [axis for axis in spec if axis is not None]:
+    raise ValueError(
+      f'images are sharded over {explicit}, explicit axes of a mesh; make it '
+      'by jax.make_mesh(..., axis_types=(jax.sharding.AxisType.Auto,))'
     )
 
 

@@ -436,3 +436,46 @@ def test_the_narrowest_gate_has_one_channel_inside():
 def test_impossible_images_are_refused(name, images):
   with pytest.raises(ValueError, match=r'floating array \[B, H, W, C\], got'):
     _net(name).init(jax.random.key(0), images, True)
+
+
+def _on_a_mesh(axis_type):
+  """Parameters on all of four devices, and an image on each."""
+  mesh = jax.make_mesh(
+    (4,), ('data',), axis_types=(axis_type,), devices=jax.devices()[:4]
+  )
+  spec = jax.sharding.PartitionSpec
+  everywhere = jax.sharding.NamedSharding(mesh, spec())
+  split = jax.sharding.NamedSharding(mesh, spec('data'))
+  net = _net('nf_resnet50')
+  filled = _filled(net)
+  return (
+    filled,
+    jax.device_put(filled, everywhere),
+    jax.device_put(IMAGES, split),
+  )
+
+
+def test_gradients_of_sharded_images():
+  filled, (params, state), images = _on_a_mesh(jax.sharding.AxisType.Auto)
+
+  def loss(params, state, images):
+    outputs, _ = _net('nf_resnet50').apply(
+      params, state, jax.random.key(0), images, False
+    )
+    return jnp.sum(outputs['logits'] ** 2)
+
+  gradient = jax.jit(jax.grad(loss))
+  expected = gradient(*filled, IMAGES)
+  found = gradient(params, state, images)
+  assert len(jax.tree.leaves(found)[0].sharding.device_set) == 4
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, 1e-4, 1e-6 * np.abs(y).max()),
+    found,
+    expected,
+  )
+
+
+def test_explicit_axes_are_refused():
+  _, (params, state), images = _on_a_mesh(jax.sharding.AxisType.Explicit)
+  with pytest.raises(ValueError, match=r"over \['data'\], explicit axes of a"):
+    _net('nf_resnet50').apply(params, state, None, images, False)
