@@ -174,7 +174,7 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
   if not isinstance(config, dict) or 'architecture' not in config:
     return {}
   # Older files of timm have these fields at the top.
-  pretrained = config.get('pretrained_cfg', config)
+  pretrained = config.get('pretrained_cfg') or config
   mean, std = (tuple(pretrained.get(k) or ()) for k in ('mean', 'std'))
   if (mean or MEAN, std or STD) != (MEAN, STD):
     raise ValueError(
