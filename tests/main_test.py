@@ -108,6 +108,14 @@ def test_train_and_evaluate(tmp_path):
   for name in ('eval_loss', 'ema_eval_loss', 'eval_top_5'):
     assert written[name] == report[name]
 
+  # The results are shown even if they cannot be written.
+  (workdir / 'evaluation-digits-test-8px-2-classes.csv').touch()
+  code, out, err = _run([*evaluation, '--per_class'], config=None)
+  assert code == 1 and '8px-2-classes.csv' in err
+  assert ['top-1', top_1, '%', ema_top_1, '%'] in map(
+    str.split, out.split('\n')
+  )
+
   average = init_from.load_average(workdir)
   weights.write(tmp_path / 'tiny.safetensors', average)
   code, out, err = _run(

@@ -187,7 +187,7 @@ def stored_state(workdir, step):
 
 
 _LIBRARY = """
-import pathlib, sys
+import pathlib, shutil, sys
 import jax, numpy as np
 from absl import logging
 from nfnets_jax.runtime import checkpoint, integrity, parallel, processes
@@ -257,6 +257,25 @@ assert int(state.step) == 2
 np.testing.assert_array_equal(state.params['w'], np.arange(9))
 checkpoints.save(2, state, {'next_index': 16})
 checkpoints.close()
+
+# What one does not see yet is skipped by both.
+processes.all_agree(True)
+seen = checkpoint.steps
+checkpoint.steps = lambda path: seen(path)[: None if process else 1]
+reader = checkpoint.Checkpointer(folder / 'checkpoints', keep=3)
+assert reader.latest_step == (2 if process else 1)
+assert int(reader.restore(state)[0].step) == 1
+checkpoint.steps = seen
+alone = folder / f'alone {process}' / 'checkpoints'
+if process == 0:
+  shutil.copytree(folder / 'checkpoints' / '1', alone / '1')
+processes.all_agree(True)
+try:
+  checkpoint.Checkpointer(alone, keep=3).restore(state)
+  raise SystemExit('read what process 1 does not see')
+except FileNotFoundError as error:
+  assert 'that can be read; train first' in str(error)
+assert process == 0 or not alone.exists()
 
 # What differs is refused in both.
 def refusal(function, *arguments):

@@ -75,12 +75,13 @@ def config_of(model: str) -> str:
 
 
 def batch_nets(models: Sequence[str], batch: int) -> list[Net]:
-  """Returns steps of a global batch, without SAM, as the paper timed them."""
+  """Returns steps of a global batch, without SAM."""
   nets = []
   for model in models:
     overrides = []
     if model in _LARGEST:
-      overrides += ['--config.optimizer.sam_rho=None', _IN_PARTS]
+      overrides.append('--config.optimizer.sam_rho=None')
+      overrides += [_IN_PARTS] if batch == 4096 else []
     nets.append(Net(model, config_of(model), batch, overrides=overrides))
   return nets
 

@@ -85,8 +85,8 @@ def included(
       f'exclude={name} matches no parameter; {_advice(names)}, or drop it to '
       'clip all'
     )
-  dropped = set(excluded)
-  return [(path, x) for path, x in all_leaves if path not in dropped]
+  left_out = set(excluded)
+  return [(path, x) for path, x in all_leaves if path not in left_out]
 
 
 def _check_head(matches: Sequence[str], names: Sequence[str]) -> None:

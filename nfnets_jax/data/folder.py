@@ -138,10 +138,11 @@ class FolderImages:
     for name in _class_folders(self._folder, prefix, skipped):
       path = self._folder / prefix / name
       if name not in self._labels:
+        twins = [x for x in self._labels if _composed(x) == _composed(name)]
         hint = (
-          '. One of them differs in the Unicode form of its accents only: '
+          f'; its {twins[0]} differs in the Unicode form of the accents only: '
           'rename the folder'
-          if _composed(name) in map(_composed, self._labels)
+          if twins
           else ''
         )
         raise ValueError(
@@ -226,7 +227,7 @@ def _advice(missing: str, prefixes: dict[str, str]) -> str:
     return 'these are classes, and their images the split train'
   for name in prefixes:
     if name.casefold() == missing.casefold():
-      return f'rename {name!r}'
+      return f'rename {name!r} to {missing!r}'
   layouts = 'images lie in <split>/<class>/'
   return layouts if 'train' in prefixes else f'{layouts} or <class>/, no deeper'
 

@@ -220,8 +220,8 @@ def _check_images(images: jax.Array) -> None:
   spec = jax.typeof(images).sharding.spec
   if explicit := [axis for axis in spec if axis is not None]:
     raise ValueError(
-      f'images are sharded over {explicit}, explicit axes of a mesh; make it '
-      'by jax.make_mesh(..., axis_types=(jax.sharding.AxisType.Auto,))'
+      f'images are sharded over {explicit}, explicit axes of a mesh; create '
+      'it with jax.make_mesh(..., axis_types=(jax.sharding.AxisType.Auto,))'
     )
 
 

@@ -267,7 +267,7 @@ class Checkpointer:
       The state, replicated over all devices, and the loader state.
 
     Raises:
-      FileNotFoundError: if there is no checkpoint that all processes see.
+      FileNotFoundError: if there is no checkpoint that all processes can read.
       ValueError: if the arrays differ from `template`, with a list; or if all
         checkpoints are corrupt.
     """
@@ -283,19 +283,21 @@ class Checkpointer:
       try:
         state, loader_state = stored.read(folder, template)
         problem = None
-      except stored.CorruptError as error:
+      except (stored.CorruptError, FileNotFoundError) as error:
         problem = str(error)
       if processes.all_agree(problem is None):
         return parallel.replicate(state), loader_state
       if not processes.all_agree(folder.is_dir()):
-        continue  # removed meanwhile by the run that writes here
+        # Removed meanwhile by the run that writes here, or not seen yet.
+        progress.say(f'skipped {folder}, which not all processes see')
+        continue
       self._corrupt.append(step)
       reports.append(f'{folder}: {problem or "another process cannot read it"}')
       progress.say(f'skipped a corrupt checkpoint: {reports[-1]}')
     if not reports:
-      where = ' that all processes see' if tried else ''
       raise FileNotFoundError(
-        f'there is no checkpoint in {self._directory}{where}; train first'
+        f'there is no checkpoint in {self._directory} that can be read; train '
+        'first'
       )
     raise ValueError(
       'all checkpoints are corrupt; move them away to start over:\n  '

@@ -265,8 +265,8 @@ def check_shared(folder: paths.Path) -> None:
   """Checks that all processes, which must all call this, share a folder.
 
   If there are several, process 0 creates the folder and, for a moment, a file
-  in it: nothing else may do so meanwhile. A ValueError is raised in every
-  process if any sees another folder.
+  in it. Call it under the run's lock: another run would remove the file. A
+  ValueError is raised in every process if any sees another folder.
   """
   if jax.process_count() == 1:
     return

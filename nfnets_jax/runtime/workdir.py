@@ -29,8 +29,7 @@ def check(
   """Returns whether a run folder is new or of the same config; writes nothing.
 
   Another config raises a ValueError that lists the fields that differ, unless
-  `allow_change`. Fields that only affect where and how fast data are read may
-  always change.
+  `allow_change`. Fields that do not affect results may always change.
   """
   stored = read_config(workdir)
   if stored is None:

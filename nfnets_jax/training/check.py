@@ -17,6 +17,7 @@ _RANGES = {
   'a finite number above 0': (
     lambda x: 0 < x < math.inf,
     (
+      'epochs',
       'log_every_steps',
       'eval_every_epochs',
       'checkpoint_every_epochs',

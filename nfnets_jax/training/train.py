@@ -38,6 +38,11 @@ from nfnets_jax.training import (
 )
 from nfnets_jax.training import config as configs
 
+_REMEDY = (
+  'lower optimizer.learning_rate_per_256 or optimizer.clipping, or raise '
+  'optimizer.warmup_epochs'
+)
+
 
 def train_and_evaluate(
   config: config_dict.ConfigDict,
@@ -113,13 +118,13 @@ def train_and_evaluate(
     held = stack.enter_context(lock.hold(folder)) if first_process else None
 
     # Restore.
-    processes.check_shared(folder)
-    checkpoints = checkpoint.Checkpointer(
-      folder / 'checkpoints', config.keep_checkpoints
-    )
+    kept = folder / 'checkpoints'
+    processes.check_shared(kept)
+    processes.agree(f'what is in {kept}', checkpoint.steps(kept))
+    checkpoints = checkpoint.Checkpointer(kept, config.keep_checkpoints)
     stack.callback(checkpoints.close)
     start = 0
-    if not processes.all_agree(checkpoints.latest_step is None):
+    if checkpoints.latest_step is not None:
       state, loader_state = checkpoints.restore(state)
       loader.set_state(loader_state)
       start = int(state.step)
@@ -178,7 +183,16 @@ def train_and_evaluate(
 
     def evaluate_at(step: int) -> dict[str, float]:
       with window.paused('evaluation'):
-        results = evaluate.evaluate(eval_fn, state, test_batches())
+        try:
+          results = evaluate.evaluate(eval_fn, state, test_batches())
+        except FloatingPointError as error:
+          checkpoints.wait()
+          if checkpoints.latest_step != step:
+            raise
+          raise _EvaluationError(
+            f'{error} at step {step}; to go on from an earlier checkpoint, '
+            f'move {kept / str(step)} away and {_REMEDY}'
+          ) from error
       log(step, 'test', results)
       return results
 
@@ -186,7 +200,7 @@ def train_and_evaluate(
     stack.enter_context(_advice(checkpoints, folder))
     results: dict[str, float] = {}
     if start and is_due(start) and not _is_evaluated(folder, start):
-      results = evaluate_at(start)  # the run was stopped before it
+      results = evaluate_at(start)  # such as after a kill
     for step in range(start + 1, total_steps + 1):
       with profiler.step(step):
         with window.waiting():
@@ -234,6 +248,8 @@ def train_and_evaluate(
     progress.say(window.describe_waits())
     if not results:  # resumed after the last step
       results = evaluate.evaluate(eval_fn, state, test_batches())
+    if writer:
+      writer.flush()  # the report and the curves are of all metrics
     report = {
       **_describe(config),
       'steps': total_steps,
@@ -257,6 +273,10 @@ def _is_evaluated(folder: paths.Path, step: int) -> bool:
       (x['step'], x['split']) == (step, 'test') for x in logbook.read(folder)
     )
   )
+
+
+class _EvaluationError(FloatingPointError):
+  """The evaluation of a state that is already in a checkpoint diverged."""
 
 
 def _init_state(
@@ -298,14 +318,15 @@ def _advice(
   """Adds the last good checkpoint and a remedy to divergence errors."""
   try:
     yield
+  except _EvaluationError:
+    raise
   except FloatingPointError as error:
     checkpoints.wait()
     kept = checkpoints.latest_step
     where = f'step {kept}' if kept is not None else 'none yet'
     raise FloatingPointError(
       f'{error}; last good checkpoint in {workdir / "checkpoints"}: {where}. '
-      'Lower optimizer.learning_rate_per_256 or optimizer.clipping, or raise '
-      'optimizer.warmup_epochs'
+      f'Then {_REMEDY}'
     ) from error
 
 

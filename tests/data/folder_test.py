@@ -164,13 +164,13 @@ def test_layouts_that_are_almost_right_are_explained(tmp_path):
   assert message.endswith('<split>/<class>/ or <class>/, no deeper')
   write(tmp_path / 'upper', 'Train/cat/1.jpg')
   assert refused(tmp_path / 'upper', FileNotFoundError).endswith(
-    "rename 'Train'"
+    "rename 'Train' to 'train'"
   )
   # As ext4 and as macOS name it.
   write(tmp_path / 'accents', 'train/\u00e9mu/1.jpg')
   write(tmp_path / 'accents', 'val/e\u0301mu/1.jpg')
   message = refused(tmp_path / 'accents', ValueError, 'val')
-  assert 'Unicode form of its accents only: rename the folder' in message
+  assert '; its \u00e9mu differs in the Unicode form of the accents' in message
 
 
 def test_empty_folders_are_named(images):

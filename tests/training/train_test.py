@@ -452,6 +452,11 @@ def test_unknown_dtypes_are_refused(make_config, field):
       {'optimizer.sam_rho': 0.05, 'optimizer.sam_fraction': 2.0},
       r'optimizer.sam_fraction must be in \(0, 1\], got 2',
     ),
+    ({'epochs': np.nan}, 'epochs is nan; give a finite number above 0'),
+    ({'max_loss': 0.0}, 'max_loss is 0.0; give a finite number above 0'),
+    ({'optimizer.decay_rate': 0.0}, 'optimizer.decay_rate is 0.0; give a'),
+    ({'optimizer.decay_epochs': -1.0}, 'optimizer.decay_epochs is -1.0; give'),
+    ({'optimizer.end_learning_rate': -1.0}, 'optimizer.end_learning_rate is -'),
     (
       {'log_every_steps': 0},
       'log_every_steps is 0; give a finite number above',

@@ -109,6 +109,13 @@ def test_config_of_timm(tmp_path, changes, crop, size):
   assert found.class_names == ('cat', 'hot air', 'dog')
 
 
+def test_config_without_settings(tmp_path):
+  text = json.dumps({**config(), 'pretrained_cfg': None})
+  (tmp_path / 'config.json').write_text(text)
+  found = hub.read_config(tmp_path / 'model.safetensors')
+  assert 'image_size' not in found
+
+
 def test_other_normalisation_is_refused(tmp_path):
   text = json.dumps(config(mean=[0.5] * 3, std=[0.5] * 3))
   (tmp_path / 'config.json').write_text(text)

@@ -145,6 +145,15 @@ def test_each_step_has_a_command():
     config = cost.derived(run_config.get_config(name))
     assert cost.program(config) == net.name
     assert config.batch_size == net.batch
+  in_parts = {
+    net.title.split(',')[0]
+    for net in nets
+    if '--config.micro_batches=16' in net.overrides
+  }
+  assert in_parts == {
+    'paper/regularisation/net=F5',
+    'paper/regularisation/net=F6',
+  }
   with pytest.raises(ValueError, match="no run 'paper/resnet/net=NB"):
     run_config.get_config('paper/resnet/net=NB,batch=256,seed=0')
 
