@@ -19,7 +19,7 @@ _CIRCUMSTANCES = (
   'data.worker_type',
   'keep_checkpoints',
 )
-# Nor do they on these, but the fingerprints of the claims' results do.
+# Nor do results depend on these, but the claims' fingerprints of results do.
 _SIZES = ('eval_batch_size', 'log_every_steps')
 
 
