@@ -274,6 +274,22 @@ def test_resumed_equals_straight_through(
     )
 
 
+def test_a_kept_state_that_cannot_be_evaluated_is_named(
+  config, tmp_path, monkeypatch
+):
+  def diverged(*arguments):
+    raise FloatingPointError('eval_loss is nan')
+
+  monkeypatch.setattr(evaluate, 'evaluate', diverged)
+  message = (
+    'eval_loss is nan at step 20; to go on from an earlier checkpoint, move '
+    '.*/checkpoints/20 away and lower optimizer.learning_rate_per_256'
+  )
+  for _ in range(2):  # also when it is resumed
+    with pytest.raises(FloatingPointError, match=message):
+      train.train_and_evaluate(config, tmp_path)
+
+
 def test_finished_run_is_reported_as_it_is(config, straight, capsys):
   workdir, report = straight
   files = {path: path.stat().st_mtime_ns for path in workdir.rglob('*')}
