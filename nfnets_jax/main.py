@@ -145,15 +145,10 @@ def _check_workdir(workdir: paths.Path) -> None:
   if not folder.is_dir():
     raise NotADirectoryError(f'--workdir={workdir}: {folder} is not a folder')
   if not os.access(folder, os.W_OK):
-    remedy = (
-      ''
-      if _MODE.value == 'train'
-      else f'; for a run of others, give a folder of yours and '
-      f'--config.init_from={workdir}'
-    )
-    raise PermissionError(
-      f'--workdir={workdir}: {folder} is not writable{remedy}'
-    )
+    message = f'--workdir={workdir}: {folder} is not writable'
+    if _MODE.value == 'evaluate':
+      message += f'; give another, and --config.init_from={workdir}'
+    raise PermissionError(message)
 
 
 def main(argv: list[str]) -> None:

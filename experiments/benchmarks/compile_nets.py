@@ -9,7 +9,7 @@ from experiments.reproduce import cost, paper
 from nfnets_jax.models import variants
 
 # Nets whose batch of 4096 is in given micro-batches. A search for the fewest
-# starts with one, and to refuse that for F6 the compiler takes more than 22 GB.
+# starts with one, for which the compiler took 22 GB for F6 and had not refused.
 _LARGEST = ('F5', 'F6', 'nfnet_f5', 'nfnet_f6')
 _IN_PARTS = '--config.micro_batches=16'
 
@@ -81,7 +81,8 @@ def batch_nets(models: Sequence[str], batch: int) -> list[Net]:
     overrides = []
     if model in _LARGEST:
       overrides.append('--config.optimizer.sam_rho=None')
-      overrides += [_IN_PARTS] if batch == 4096 else []
+      if batch == 4096:
+        overrides.append(_IN_PARTS)
     nets.append(Net(model, config_of(model), batch, overrides=overrides))
   return nets
 

@@ -271,13 +271,12 @@ class Checkpointer:
       ValueError: if the arrays differ from `template`, with a list; or if all
         checkpoints are corrupt.
     """
-    reports = []
-    tried: set[int] = set()
-    while True:
-      # The run that writes here may do so while the processes list the folder.
-      step = processes.of_first(max({*self._steps()} - tried, default=-1))
-      if step < 0:
-        break
+
+    def newest() -> int:  # as process 0 sees it: the run may write meanwhile
+      return processes.of_first(max({*self._steps()} - tried, default=-1))
+
+    reports, tried = [], set[int]()
+    while (step := newest()) >= 0:
       tried.add(step)
       folder = self._directory / str(step)
       try:

@@ -23,8 +23,6 @@ _RANGES = {
       'checkpoint_every_epochs',
       'max_loss',
       'optimizer.max_norm',
-      'optimizer.decay_rate',
-      'optimizer.decay_epochs',
     ),
   ),
   'a finite number of at least 0': (

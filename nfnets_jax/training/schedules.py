@@ -98,7 +98,7 @@ def warmup_exponential(
     Tan and Le 2019, https://arxiv.org/abs/1905.11946, section 5.2.
   """
   _check_warmup(warmup_steps, total_steps)
-  if not 0 < decay_rate <= 1 or decay_steps <= 0:
+  if not (0 < decay_rate <= 1 and decay_steps > 0):
     raise ValueError(
       f'a learning rate cannot decay by {decay_rate:g} every {decay_steps:g} '
       'steps; use optimizer.decay_rate in (0, 1] and optimizer.decay_epochs '

@@ -39,7 +39,7 @@ from nfnets_jax.training import (
 from nfnets_jax.training import config as configs
 
 _REMEDY = (
-  'lower optimizer.learning_rate_per_256 or optimizer.clipping, or raise '
+  'Lower optimizer.learning_rate_per_256 or optimizer.clipping, or raise '
   'optimizer.warmup_epochs'
 )
 
@@ -191,7 +191,7 @@ def train_and_evaluate(
             raise
           raise _EvaluationError(
             f'{error} at step {step}; to go on from an earlier checkpoint, '
-            f'move {kept / str(step)} away and {_REMEDY}'
+            f'move {kept / str(step)} away. {_REMEDY}'
           ) from error
       log(step, 'test', results)
       return results
@@ -326,7 +326,7 @@ def _advice(
     where = f'step {kept}' if kept is not None else 'none yet'
     raise FloatingPointError(
       f'{error}; last good checkpoint in {workdir / "checkpoints"}: {where}. '
-      f'Then {_REMEDY}'
+      f'{_REMEDY}'
     ) from error
 
 

@@ -455,7 +455,8 @@ def _on_a_mesh(axis_type):
   )
 
 
-def test_gradients_of_sharded_images():
+@pytest.mark.parametrize('mapped', [False, True])
+def test_gradients_of_sharded_images(mapped):
   filled, (params, state), images = _on_a_mesh(jax.sharding.AxisType.Auto)
 
   def loss(params, state, images):
@@ -466,6 +467,17 @@ def test_gradients_of_sharded_images():
 
   gradient = jax.jit(jax.grad(loss))
   expected = gradient(*filled, IMAGES)
+  if mapped:
+    spec = jax.sharding.PartitionSpec
+    gradient = jax.jit(
+      jax.shard_map(
+        lambda *args: jax.lax.psum(jax.grad(loss)(*args), 'data'),
+        mesh=images.sharding.mesh,
+        in_specs=(spec(), spec(), spec('data')),
+        out_specs=spec(),
+        check_vma=False,
+      )
+    )
   found = gradient(params, state, images)
   assert len(jax.tree.leaves(found)[0].sharding.device_set) == 4
   jax.tree.map(

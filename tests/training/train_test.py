@@ -283,7 +283,7 @@ def test_a_kept_state_that_cannot_be_evaluated_is_named(
   monkeypatch.setattr(evaluate, 'evaluate', diverged)
   message = (
     'eval_loss is nan at step 20; to go on from an earlier checkpoint, move '
-    '.*/checkpoints/20 away and lower optimizer.learning_rate_per_256'
+    '.*/checkpoints/20 away. Lower optimizer.learning_rate_per_256'
   )
   for _ in range(2):  # also when it is resumed
     with pytest.raises(FloatingPointError, match=message):
@@ -470,8 +470,6 @@ def test_unknown_dtypes_are_refused(make_config, field):
     ),
     ({'epochs': np.nan}, 'epochs is nan; give a finite number above 0'),
     ({'max_loss': 0.0}, 'max_loss is 0.0; give a finite number above 0'),
-    ({'optimizer.decay_rate': 0.0}, 'optimizer.decay_rate is 0.0; give a'),
-    ({'optimizer.decay_epochs': -1.0}, 'optimizer.decay_epochs is -1.0; give'),
     ({'optimizer.end_learning_rate': -1.0}, 'optimizer.end_learning_rate is -'),
     (
       {'log_every_steps': 0},
