@@ -16,6 +16,7 @@ from jax import lax
 from nfnets_jax.models import (
   activations,
   convolution,
+  nfnet,
   pooling,
   standardization,
 )
@@ -25,10 +26,16 @@ from nfnets_jax.models import (
 def formulation() -> Iterator[None]:
   """Gives nets traced inside it the released formulation."""
   gelu = {'gelu': (jax.nn.gelu, activations.gain('gelu'))}
+  plain_stem = nfnet.NFNet._stem_of_pixels
   with (
     mock.patch.object(convolution, 'conv2d', conv2d),
     mock.patch.object(convolution, 'add_bias', add_bias),
     mock.patch.object(convolution, 'pointwise_with_mean', pointwise_with_mean),
+    mock.patch.object(convolution, 'keep_layout', lambda w: w),
+    mock.patch.object(
+      convolution, 'apply_in_groups', lambda f, x, groups: f(x)
+    ),
+    mock.patch.object(nfnet.NFNet, '_stem_of_blocks', plain_stem),
     mock.patch.object(pooling, 'avg_pool', avg_pool),
     mock.patch.object(
       standardization, 'standardize_weight', standardize_weight

@@ -70,9 +70,19 @@ class WSConv2D(hk.Module):
     self.padding = padding
     self.standardized = standardized
 
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Convolves `x` `[B, H, W, I]`; returns `[B, H', W', O]` of its dtype."""
-    w, bias = self._weights(x)
+  def __call__(
+    self, x: jax.Array, weights: tuple[jax.Array, jax.Array] | None = None
+  ) -> jax.Array:
+    """Convolves images.
+
+    Args:
+      x: inputs `[B, H, W, I]`.
+      weights: result of `weights`; None calls it.
+
+    Returns:
+      `[B, H', W', O]`, of the dtype of `x`.
+    """
+    w, bias = weights or self.weights(x.shape[3], x.dtype)
     out = convolution.conv2d(x, w, self.stride, self.groups, self.padding)
     return convolution.add_bias(out, bias)
 
@@ -93,18 +103,29 @@ class WSConv2D(hk.Module):
         f'with_mean is for 1×1 convolutions, not for kernel_size '
         f'{self.kernel_size}, stride {self.stride} and groups {self.groups}'
       )
-    return convolution.pointwise_with_mean(x, *self._weights(x))
+    weights = self.weights(x.shape[3], x.dtype)
+    return convolution.pointwise_with_mean(x, *weights)
 
-  def _weights(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The weight, in the dtype of `x`, and the bias."""
+  def weights(
+    self, in_channels: int, dtype: jax.typing.DTypeLike
+  ) -> tuple[jax.Array, jax.Array]:
+    """Returns the standardised weight and the bias.
+
+    Args:
+      in_channels: I, a multiple of `groups`.
+      dtype: that of the inputs.
+
+    Returns:
+      `[k, k, I / groups, O]` of `dtype`, and `[O]`, float32.
+    """
     channels = self.output_channels
-    shape = _kernel_shape(x, self.kernel_size, channels, self.groups)
+    shape = _kernel_shape(in_channels, self.kernel_size, channels, self.groups)
     init = hk.initializers.VarianceScaling(1.0, 'fan_in', 'normal')
     w = _parameter('w', shape, init)
     if not self.standardized:
       gain = _parameter('gain', (channels,), hk.initializers.Constant(1.0))
       w = standardization.standardize_weight(w, gain)
-    w = w.astype(x.dtype)
+    w = w.astype(dtype)
     if self.groups > 1 and not self.standardized:
       w = convolution.keep_layout(w)
     bias = _parameter('bias', (channels,), hk.initializers.Constant(0.0))
@@ -155,7 +176,7 @@ class Conv2D(hk.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """Convolves `x` `[B, H, W, I]`; returns `[B, H', W', O]` of its dtype."""
     channels = self.output_channels
-    shape = _kernel_shape(x, self.kernel_size, channels, self.groups)
+    shape = _kernel_shape(x.shape[3], self.kernel_size, channels, self.groups)
     he_normal = hk.initializers.VarianceScaling(2.0, 'fan_in', 'normal')
     w = _parameter('w', shape, self.w_init or he_normal)
     out = convolution.conv2d(x, w.astype(x.dtype), self.stride, self.groups)
@@ -256,14 +277,14 @@ class Linear(hk.Module):
 
 
 def _kernel_shape(
-  x: jax.Array, size: int, output_channels: int, groups: int
+  in_channels: int, size: int, output_channels: int, groups: int
 ) -> tuple[int, ...]:
-  for kind, channels in (('input', x.shape[3]), ('output', output_channels)):
+  for kind, channels in (('input', in_channels), ('output', output_channels)):
     if groups < 1 or channels % groups:
       raise ValueError(
         f'{channels} {kind} channels cannot be split into {groups} groups'
       )
-  return size, size, x.shape[3] // groups, output_channels
+  return size, size, in_channels // groups, output_channels
 
 
 def _parameter(

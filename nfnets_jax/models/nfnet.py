@@ -29,20 +29,33 @@ Reference:
 """
 
 import functools
+import math
+from collections.abc import Sequence
 
 import haiku as hk
 import jax
+import jax.numpy as jnp
+from jax import lax
 
 from nfnets_jax.models import (
   activations,
   blocks,
+  convolution,
   dropout,
   layers,
   layout,
   pooling,
   residual_net,
+  space_to_depth,
 )
 from nfnets_jax.models.settings import NFNetSettings
+
+# From this number on, XLA fills the lanes of a TPU with images, and blocks of
+# pixels only add products.
+_MANY_IMAGES = 64
+
+# Weights and biases of convolutions.
+_Weights = Sequence[tuple[jax.Array, jax.Array]]
 
 
 class NFBlock(hk.Module):
@@ -105,7 +118,8 @@ class NFBlock(hk.Module):
       pooled = pooling.avg_pool(out, self.stride) if self.stride > 1 else out
       shortcut = self.conv_shortcut(pooled)
     out = self.conv0(out)
-    out = self.conv1(self.act(out))
+    groups = self.conv1.groups
+    out = self.conv1(convolution.apply_in_groups(self.act, out, groups))
     if self.conv1b is not None:
       out = self.conv1b(self.act(out))
     branch, mean = self.conv2.with_mean(self.act(out))
@@ -160,9 +174,38 @@ class NFNet(residual_net.ResidualNet):
     self.final_conv = conv(settings.last_channels, 1, name='final_conv')
 
   def _stem(self, x: jax.Array, is_training: bool) -> list[jax.Array]:
-    maps = [self.stem[0](x)]
-    for conv in self.stem[1:]:
-      maps.append(conv(self.act(maps[-1])))
+    channels, stride, weights = x.shape[3], 1, []
+    for conv in self.stem:
+      weights.append(conv.weights(channels, x.dtype))
+      channels, stride = conv.output_channels, stride * conv.stride
+    whole = x.shape[1] % stride == x.shape[2] % stride == 0
+    if x.shape[0] >= _MANY_IMAGES or not whole:
+      return self._stem_of_pixels(x, weights)
+    return lax.platform_dependent(
+      x, weights, tpu=self._stem_of_blocks, default=self._stem_of_pixels
+    )
+
+  def _stem_of_pixels(self, x: jax.Array, weights: _Weights) -> list[jax.Array]:
+    maps: list[jax.Array] = []
+    for conv, of_conv in zip(self.stem, weights, strict=True):
+      maps.append(conv(self.act(maps[-1]) if maps else x, of_conv))
+    return maps
+
+  def _stem_of_blocks(self, x: jax.Array, weights: _Weights) -> list[jax.Array]:
+    """Computes all maps in blocks, each of which becomes a pixel of the last.
+
+    XLA splits images into blocks slowly, so the first convolution reads pixels.
+    """
+    maps: list[jax.Array] = []
+    block, rest = 1, [conv.stride for conv in self.stem]
+    for w, bias in weights:
+      stride, *rest = rest
+      out_block = math.prod(rest)
+      x = self.act(x) if maps else x
+      x = space_to_depth.conv2d(x, w, stride, block, out_block)
+      x = convolution.add_bias(x, jnp.tile(bias, out_block**2))
+      maps.append(space_to_depth.depth_to_space(x, out_block))
+      block = out_block
     return maps
 
   def _last_map(self, x: jax.Array) -> jax.Array:

@@ -13,6 +13,7 @@ from nfnets_jax.models import (
   cpu_convolution,
   xla_convolution,
 )
+from tests import forms
 
 
 def _normal(seed, shape):
@@ -201,6 +202,36 @@ def test_the_layout_of_weights_is_kept_in_training_on_tpus_alone():
   # Else it could not be exported.
   forward = jax.jit(convolution.keep_layout)
   assert jax.export.export(forward, platforms=['tpu'])(w).serialize()
+
+
+@pytest.mark.parametrize(
+  ('groups', 'counted'),
+  [(2, 1), (1, 0), (4, 0)],  # one group, and groups of 64 channels
+)
+def test_groups_are_apart_where_tpus_train(groups, counted):
+  x = _normal(0, (2, 4, 4, 256))
+
+  def forward(x):
+    return convolution.apply_in_groups(jnp.sin, x, groups)
+
+  def gradient(x):
+    return jax.grad(lambda x: jnp.sum(forward(x)))(x)
+
+  lowered = {
+    platform: jax.jit(gradient)
+    .trace(x)
+    .lower(lowering_platforms=(platform,))
+    .as_text()
+    for platform in ('cpu', 'tpu', 'cuda')
+  }
+  counts = {k: x.count('@LayoutConstraint') for k, x in lowered.items()}
+  assert counts == {'cpu': 0, 'tpu': counted, 'cuda': 0}
+  with forms.of('tpu'):
+    np.testing.assert_allclose(forward(x), jnp.sin(x), rtol=1e-6)
+    np.testing.assert_allclose(gradient(x), jnp.cos(x), rtol=1e-6)
+    per_image = jax.vmap(gradient)(x[:, None])
+    np.testing.assert_allclose(per_image[:, 0], jnp.cos(x), rtol=1e-6)
+  assert jax.export.export(jax.jit(forward), platforms=['tpu'])(x).serialize()
 
 
 @pytest.mark.parametrize('dtype', [jnp.bfloat16, jnp.float32])

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 
 import haiku as hk
@@ -11,6 +12,7 @@ import pytest
 from nfnets_jax import models
 from nfnets_jax.models import layout, nfnet, variants
 from nfnets_jax.models.settings import NFNetSettings
+from tests import forms
 from tests import golden as reference
 
 NFNETS = sorted(
@@ -45,9 +47,14 @@ def _released_name(name):
   return f'NFNet/F{name.removeprefix("nfnet_f").replace("plus", "+")}'
 
 
-@pytest.fixture(scope='module')
-def f0():
+@pytest.fixture(scope='module', params=['cpu', 'tpu', 'cuda'])
+def f0(request):
   """F0 with the golden parameters: its outputs, loss and gradients."""
+  with forms.of(request.param):
+    return _golden_f0()
+
+
+def _golden_f0():
   net = _transform('nfnet_f0')
   images = reference.image(2, 64)
   shapes = jax.eval_shape(net.init, jax.random.key(0), images)
@@ -175,6 +182,41 @@ def test_stream_grows_by_alpha_squared_a_block():
     np.diff(variance)[1:], 0.04 * np.asarray(branch[1:]), rtol=0.25
   )
   np.testing.assert_allclose(branch[1:], 1.0, atol=0.25)
+
+
+@pytest.mark.parametrize(
+  ('batch', 'height', 'in_blocks'),
+  [(2, 24, True), (2, 22, False), (64, 8, False)],
+)
+def test_a_stem_of_blocks_equals_the_plain_one(batch, height, in_blocks):
+  """As on TPUs, where all of a stem is computed in blocks of pixels."""
+  settings = {'width': (32,), 'depth': (1,), 'strides': (1,), 'alpha': 0.5}
+  settings |= {'group_width': (16,), 'final_conv_mult': 1, 'drop_rate': 0.0}
+  images = jax.random.normal(jax.random.key(0), (batch, height, 16, 3))
+
+  def forward(x):
+    net = nfnet.NFNet(3, NFNetSettings(stem_width=(4, 8, 16, 16), **settings))
+    return net.features(x, False)
+
+  net = hk.transform(forward)
+  params = net.init(jax.random.key(1), images)
+
+  def loss(params, images):
+    maps = net.apply(params, None, images)
+    return sum(jnp.sum(jnp.sin(x)) for x in maps), maps
+
+  gradient = jax.value_and_grad(loss, (0, 1), has_aux=True)
+  plain = jax.jit(gradient)(params, images)
+  with forms.of('tpu'):
+    traced = jax.jit(gradient).trace(params, images)
+    blocks = traced.lower().compile()(params, images)
+  # The weight of the stem's second convolution, for blocks of 2×2 pixels.
+  assert ('f32[3,3,16,32]' in str(traced.jaxpr)) == in_blocks
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4),
+    blocks,
+    plain,
+  )
 
 
 def test_betas_follow_the_predicted_variance():
