@@ -399,6 +399,10 @@ def test_weights_and_compiled_steps_in_a_bucket(tmp_path, bucket, monkeypatch):
     assert steps <= set(found), err
     flags.append(f'--config.init_from={bucket / "first"}')
   assert 'initialised from nfnet_tiny' in out
+  curves = bucket / 'second/curves.png'
+  drawn = curves.read_bytes()
+  logbook.plot_curves(bucket / 'second')
+  assert drawn == curves.read_bytes()  # of all metrics, the last ones too
 
 
 @pytest.mark.slow
