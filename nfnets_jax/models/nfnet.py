@@ -118,7 +118,8 @@ class NFBlock(hk.Module):
       pooled = pooling.avg_pool(out, self.stride) if self.stride > 1 else out
       shortcut = self.conv_shortcut(pooled)
     out = self.conv0(out)
-    groups = self.conv1.groups
+    # Nets of folded weights are not trained, and their gradients are exported.
+    groups = 1 if self.conv1.standardized else self.conv1.groups
     out = self.conv1(convolution.apply_in_groups(self.act, out, groups))
     if self.conv1b is not None:
       out = self.conv1b(self.act(out))

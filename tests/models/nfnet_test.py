@@ -4,6 +4,7 @@ import json
 
 import haiku as hk
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -217,6 +218,34 @@ def test_a_stem_of_blocks_equals_the_plain_one(batch, height, in_blocks):
     blocks,
     plain,
   )
+
+
+@pytest.mark.parametrize('standardized', [False, True])
+def test_gradients_of_folded_nets_can_be_exported_for_tpus(standardized):
+  """`jax.export` refuses the layouts that training asks for."""
+  settings = NFNetSettings(
+    width=(512,),
+    depth=(1,),
+    strides=(1,),
+    group_width=(128,),
+    drop_rate=0.0,
+  )
+  spec = layout.block_specs(settings)[0]
+  net = hk.transform(
+    lambda x: nfnet.NFBlock(settings, spec, 1.0, standardized=standardized)(
+      x, False
+    )[0]
+  )
+  x = jnp.ones((1, 4, 4, 128))
+  params = jax.tree.map(
+    lambda x: jnp.zeros(x.shape), jax.eval_shape(net.init, jax.random.key(0), x)
+  )
+  gradient = jax.jit(jax.grad(lambda x: jnp.sum(net.apply(params, None, x))))
+  lowered = gradient.trace(x).lower(lowering_platforms=('tpu',))
+  assert ('@LayoutConstraint' in lowered.as_text()) == (not standardized)
+  if standardized:
+    exported = jax.export.export(gradient, platforms=['tpu'])(x)
+    assert exported.serialize()
 
 
 def test_betas_follow_the_predicted_variance():
