@@ -32,9 +32,7 @@ def formulation() -> Iterator[None]:
     mock.patch.object(convolution, 'add_bias', add_bias),
     mock.patch.object(convolution, 'pointwise_with_mean', pointwise_with_mean),
     mock.patch.object(convolution, 'keep_layout', lambda w: w),
-    mock.patch.object(
-      convolution, 'apply_in_groups', lambda f, x, groups: f(x)
-    ),
+    mock.patch.object(convolution, 'keep_groups_apart', lambda x, groups: x),
     mock.patch.object(nfnet.NFNet, '_stem_of_blocks', plain_stem),
     mock.patch.object(pooling, 'avg_pool', avg_pool),
     mock.patch.object(

@@ -16,7 +16,7 @@ from nfnets_jax.models import (
   xla_convolution,
 )
 
-# Of a row of a TPU's vector registers.
+# Elements in a row of a TPU's vector register.
 _LANES = 128
 
 
@@ -128,53 +128,53 @@ def keep_layout(w: jax.Array) -> jax.Array:
   return w
 
 
-def apply_in_groups(
-  function: Callable[[jax.Array], jax.Array], x: jax.Array, groups: int
-) -> jax.Array:
-  """Applies a function to the features that a grouped convolution reads.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def keep_groups_apart(x: jax.Array, groups: int) -> jax.Array:
+  """Keeps features in the layout of grouped convolutions where TPUs train.
 
-  TPUs want the groups of such features apart. Without this, XLA copies them to
-  that layout and keeps the copy for the backward pass; with it, the operation
-  before writes them so. Groups must be of whole lanes, 128 channels, or nothing
-  changes. Programs that do not differentiate are as without it, since
-  `jax.export` refuses layouts.
+  TPUs want the groups of such features apart. Without this, XLA copies the
+  activated features to that layout and keeps the copy for the backward pass;
+  with it, the operation before writes them so, and the one after their
+  gradient. Groups must be of whole lanes,
+  128 channels, or nothing changes. Programs that do not differentiate are as
+  without it. `jax.export` refuses gradients with layouts for TPUs, unless
+  `disabled_checks` has
+  `jax.export.DisabledSafetyCheck.custom_call('LayoutConstraint')`.
 
   Args:
-    function: an elementwise function.
     x: features `[B, H, W, C]`.
     groups: number of groups, which divides C.
 
   Returns:
-    The function of `x`.
+    The features.
 
   Example:
-    >>> apply_in_groups(jnp.sin, jnp.ones((2, 8, 8, 256)), groups=2).shape
+    >>> keep_groups_apart(jnp.ones((2, 8, 8, 256)), 2).shape
     (2, 8, 8, 256)
   """
+  return x
+
+
+def _groups_apart_on_tpu(x: jax.Array, groups: int) -> jax.Array:
   width = x.shape[3] // groups
   if groups == 1 or width % _LANES:
-    return function(x)
+    return x
 
   def apart(x: jax.Array) -> jax.Array:
     split = x.reshape(*x.shape[:3], groups, width)
-    return function(_groups_apart(split)).reshape(x.shape)
+    return _with_layout(split, (1, 2, 3, 0, 4)).reshape(x.shape)
 
-  return lax.platform_dependent(x, tpu=apart, default=function)
+  return lax.platform_dependent(x, tpu=apart, default=lambda x: x)
 
 
-@jax.custom_vjp
-def _groups_apart(x: jax.Array) -> jax.Array:
-  return x
+keep_groups_apart.defvjp(
+  lambda x, groups: (_groups_apart_on_tpu(x, groups), None),
+  lambda groups, _, dx: (_groups_apart_on_tpu(dx, groups),),
+)
 
 
 def _with_layout(x: jax.Array, order: Sequence[int]) -> jax.Array:
   return layout.with_layout_constraint(x, layout.Layout(tuple(order)))
-
-
-_groups_apart.defvjp(
-  lambda x: (_with_layout(x, (1, 2, 3, 0, 4)), None),
-  lambda _, dx: (dx,),
-)
 
 
 def _row_major_on_tpu(w: jax.Array) -> jax.Array:

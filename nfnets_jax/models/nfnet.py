@@ -118,9 +118,11 @@ class NFBlock(hk.Module):
       pooled = pooling.avg_pool(out, self.stride) if self.stride > 1 else out
       shortcut = self.conv_shortcut(pooled)
     out = self.conv0(out)
-    # Nets of folded weights are not trained, and their gradients are exported.
-    groups = 1 if self.conv1.standardized else self.conv1.groups
-    out = self.conv1(convolution.apply_in_groups(self.act, out, groups))
+    # XLA writes the other grouped features in this layout by itself. Gradients
+    # of folded nets stay without layouts, so that they can be exported.
+    if not self.conv1.standardized:
+      out = convolution.keep_groups_apart(out, self.conv1.groups)
+    out = self.conv1(self.act(out))
     if self.conv1b is not None:
       out = self.conv1b(self.act(out))
     branch, mean = self.conv2.with_mean(self.act(out))
@@ -175,12 +177,18 @@ class NFNet(residual_net.ResidualNet):
     self.final_conv = conv(settings.last_channels, 1, name='final_conv')
 
   def _stem(self, x: jax.Array, is_training: bool) -> list[jax.Array]:
+    # Haiku's parameters cannot be made inside a branch.
     channels, stride, weights = x.shape[3], 1, []
     for conv in self.stem:
       weights.append(conv.weights(channels, x.dtype))
       channels, stride = conv.output_channels, stride * conv.stride
-    whole = x.shape[1] % stride == x.shape[2] % stride == 0
-    if x.shape[0] >= _MANY_IMAGES or not whole:
+    known = all(isinstance(n, int) for n in x.shape)  # in exports, some are not
+    if (
+      not known
+      or x.shape[0] >= _MANY_IMAGES
+      or x.shape[1] % stride
+      or x.shape[2] % stride
+    ):
       return self._stem_of_pixels(x, weights)
     return lax.platform_dependent(
       x, weights, tpu=self._stem_of_blocks, default=self._stem_of_pixels
@@ -193,7 +201,7 @@ class NFNet(residual_net.ResidualNet):
     return maps
 
   def _stem_of_blocks(self, x: jax.Array, weights: _Weights) -> list[jax.Array]:
-    """Computes all maps in blocks, each of which becomes a pixel of the last.
+    """Computes all maps in blocks of the pixels that one of the last covers.
 
     XLA splits images into blocks slowly, so the first convolution reads pixels.
     """

@@ -8,14 +8,15 @@ fill few of a TPU's 128 lanes, in its memory as well.
 import jax
 import jax.numpy as jnp
 
-from nfnets_jax.models import xla_convolution
+from nfnets_jax.models import precision, xla_convolution
 
 
 def conv2d(
   x: jax.Array, w: jax.Array, stride: int, block: int, out_block: int
 ) -> jax.Array:
-  """Convolves blocks of pixels; up to rounding that of the pixels.
+  """Convolves images stored as blocks of pixels.
 
+  Equals the convolution of the pixels up to rounding.
   Each position computes all pixels of a block from the blocks around it, so
   the weight is repeated and padded with zeros.
 
@@ -45,7 +46,9 @@ def conv2d(
       f'blocks of {out_block}×{out_block} pixels at stride {stride} cannot be '
       f'computed from {x.shape[1]}×{x.shape[2]} of {block}×{block} pixels'
     )
-  w, before = _weight_of_blocks(w, stride, block, out_block)
+  # The gradient of the weight is summed over the pixels of a block in float32.
+  wide, before = _weight_of_blocks(precision.widen(w), stride, block, out_block)
+  w = wide.astype(x.dtype)
   padding = (before, len(w) - step - before)
   return xla_convolution.conv(x, w, [padding, padding], stride=step)
 
@@ -53,9 +56,10 @@ def conv2d(
 def depth_to_space(x: jax.Array, block: int) -> jax.Array:
   """Returns the pixels `[B, n·H, n·W, C]` of blocks `[B, H, W, n²·C]`."""
   batch, height, width, channels = x.shape
-  x = x.reshape(batch, height, width, block, block, channels // block**2)
+  channels //= block**2
+  x = x.reshape(batch, height, width, block, block, channels)
   x = x.transpose(0, 1, 3, 2, 4, 5)
-  return x.reshape(batch, height * block, width * block, -1)
+  return x.reshape(batch, height * block, width * block, channels)
 
 
 def _weight_of_blocks(

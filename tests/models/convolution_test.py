@@ -206,13 +206,13 @@ def test_the_layout_of_weights_is_kept_in_training_on_tpus_alone():
 
 @pytest.mark.parametrize(
   ('groups', 'counted'),
-  [(2, 1), (1, 0), (4, 0)],  # one group, and groups of 64 channels
+  [(2, 2), (1, 0), (4, 0)],  # one group, and groups of 64 channels
 )
 def test_groups_are_apart_where_tpus_train(groups, counted):
   x = _normal(0, (2, 4, 4, 256))
 
   def forward(x):
-    return convolution.apply_in_groups(jnp.sin, x, groups)
+    return jnp.sin(convolution.keep_groups_apart(x, groups))
 
   def gradient(x):
     return jax.grad(lambda x: jnp.sum(forward(x)))(x)
@@ -226,6 +226,9 @@ def test_groups_are_apart_where_tpus_train(groups, counted):
   }
   counts = {k: x.count('@LayoutConstraint') for k, x in lowered.items()}
   assert counts == {'cpu': 0, 'tpu': counted, 'cuda': 0}
+  # Of [B, H, W, groups, C / groups], minor to major.
+  layout = 'result_layouts = [dense<[4, 0, 3, 2, 1]>'
+  assert lowered['tpu'].count(layout) == counted
   with forms.of('tpu'):
     np.testing.assert_allclose(forward(x), jnp.sin(x), rtol=1e-6)
     np.testing.assert_allclose(gradient(x), jnp.cos(x), rtol=1e-6)

@@ -1,6 +1,7 @@
 import dataclasses
 import functools
 import json
+import re
 
 import haiku as hk
 import jax
@@ -185,39 +186,67 @@ def test_stream_grows_by_alpha_squared_a_block():
   np.testing.assert_allclose(branch[1:], 1.0, atol=0.25)
 
 
-@pytest.mark.parametrize(
-  ('batch', 'height', 'in_blocks'),
-  [(2, 24, True), (2, 22, False), (64, 8, False)],
-)
-def test_a_stem_of_blocks_equals_the_plain_one(batch, height, in_blocks):
-  """As on TPUs, where all of a stem is computed in blocks of pixels."""
+def _small_net(**overrides):
   settings = {'width': (32,), 'depth': (1,), 'strides': (1,), 'alpha': 0.5}
   settings |= {'group_width': (16,), 'final_conv_mult': 1, 'drop_rate': 0.0}
-  images = jax.random.normal(jax.random.key(0), (batch, height, 16, 3))
+  settings |= {'stem_width': (4, 8, 16, 16)} | overrides
+  return nfnet.NFNet(3, NFNetSettings(**settings))
 
-  def forward(x):
-    net = nfnet.NFNet(3, NFNetSettings(stem_width=(4, 8, 16, 16), **settings))
-    return net.features(x, False)
 
-  net = hk.transform(forward)
+@pytest.mark.parametrize(
+  ('shape', 'platform', 'in_blocks'),
+  [
+    ((2, 24, 16), 'tpu', True),
+    ((63, 4, 4), 'tpu', True),
+    ((64, 4, 4), 'tpu', False),
+    ((2, 22, 16), 'tpu', False),
+    ((2, 24, 18), 'tpu', False),
+    ((2, 24, 16), 'cuda', False),
+  ],
+)
+def test_a_stem_of_blocks_equals_the_plain_one(shape, platform, in_blocks):
+  """As on TPUs, where few whole blocks of pixels are computed as blocks."""
+  images = jax.random.normal(jax.random.key(0), (*shape, 3))
+  net = hk.transform(lambda x: _small_net().features(x, False))
   params = net.init(jax.random.key(1), images)
 
   def loss(params, images):
     maps = net.apply(params, None, images)
-    return sum(jnp.sum(jnp.sin(x)) for x in maps) / batch, maps
+    return sum(jnp.sum(jnp.sin(x)) for x in maps) / len(images), maps
 
   gradient = jax.value_and_grad(loss, (0, 1), has_aux=True)
-  plain = jax.jit(gradient)(params, images)
-  with forms.of('tpu'):
-    traced = jax.jit(gradient).trace(params, images)
-    blocks = traced.lower().compile()(params, images)
+  traced = jax.jit(gradient).trace(params, images)
+  lowered = traced.lower(lowering_platforms=(platform,)).as_text()
   # The weight of the stem's second convolution, for blocks of 2×2 pixels.
-  assert ('f32[3,3,16,32]' in str(traced.jaxpr)) == in_blocks
+  block_weight = r'stablehlo.convolution.*tensor<3x3x16x32xf32>'
+  assert bool(re.search(block_weight, lowered)) == in_blocks
+  if not in_blocks:
+    return
+  plain = jax.jit(gradient)(params, images)
+  with forms.of(platform):
+    blocks = jax.jit(gradient)(params, images)
   jax.tree.map(
     functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4),
     blocks,
     plain,
   )
+
+
+def test_any_number_of_images_can_be_exported_for_all_platforms():
+  net = hk.transform(lambda x: _small_net()(x, False)['logits'])
+  params = net.init(jax.random.key(1), jnp.ones((1, 16, 16, 3)))
+  shape = jax.export.symbolic_shape('b, 16, 16, 3')
+  images = jax.ShapeDtypeStruct(shape, jnp.float32)
+  forward = jax.jit(lambda x: net.apply(params, None, x))
+  platforms = ['cpu', 'cuda', 'tpu']
+  exported = jax.export.export(forward, platforms=platforms)(images)
+  assert exported.call(jnp.ones((2, 16, 16, 3))).shape == (2, 3)
+
+
+def test_no_images_have_no_logits():
+  net = hk.transform(lambda x: _small_net()(x, False)['logits'])
+  params = net.init(jax.random.key(1), jnp.ones((1, 16, 16, 3)))
+  assert net.apply(params, None, jnp.ones((0, 16, 16, 3))).shape == (0, 3)
 
 
 @pytest.mark.parametrize('standardized', [False, True])

@@ -396,7 +396,8 @@ def test_bfloat16_is_for_products_and_float32_for_sums(
   for equation in products:
     assert _dtypes(equation.invars) == {bfloat16}
   sums = [x for x in equations if x.primitive.name == 'reduce_sum']
-  wide = {float32, jnp.dtype('int32'), jnp.dtype('complex64')}  # AGC's pairs
+  # AGC sums two squares at once, as a complex number.
+  wide = {float32, jnp.dtype('int32'), jnp.dtype('complex64')}
   for equation in sums:
     # A sum over axes of length 1 is none.
     if equation.invars[0].aval.size > equation.outvars[0].aval.size:

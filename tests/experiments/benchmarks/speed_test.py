@@ -1,11 +1,16 @@
 import json
 import os
+import re
 
+import haiku as hk
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments.benchmarks import released, speed
+from nfnets_jax.models import nfnet
+from nfnets_jax.models.settings import NFNetSettings
 
 
 def _tiny():
@@ -19,6 +24,33 @@ def test_released_formulation_computes_the_same():
     theirs = speed.programs(_tiny(), 2, 16, ['gradient'])['gradient'].run()
   for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
     np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_released_formulation_is_the_same_on_all_platforms():
+  settings = NFNetSettings(
+    width=(512,),
+    depth=(1,),
+    strides=(1,),
+    group_width=(128,),
+    drop_rate=0.0,
+  )
+  net = hk.transform(lambda x: nfnet.NFNet(3, settings)(x, False)['logits'])
+  images = jax.ShapeDtypeStruct((2, 16, 16, 3), jnp.float32)
+  params = jax.eval_shape(net.init, jax.random.key(0), images)
+
+  def convolutions(platform):
+    gradient = jax.grad(lambda params, x: jnp.sum(net.apply(params, None, x)))
+    traced = jax.jit(gradient).trace(params, images)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert '@LayoutConstraint' not in text
+    found = re.findall(r'stablehlo.convolution.* : (.*)', text)
+    assert len(found) >= 3 * len(settings.stem_width)
+    return sorted(found)
+
+  with released.formulation():
+    assert convolutions('tpu') == convolutions('cuda')
+  with pytest.raises(AssertionError):
+    convolutions('tpu')
 
 
 @pytest.mark.slow
