@@ -117,6 +117,9 @@ class WSConv2D(hk.Module):
 
     Returns:
       `[k, k, I / groups, O]` of `dtype`, and `[O]`, float32.
+
+    Raises:
+      ValueError: if `groups` does not divide the channels.
     """
     channels = self.output_channels
     shape = _kernel_shape(in_channels, self.kernel_size, channels, self.groups)
