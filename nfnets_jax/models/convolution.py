@@ -134,11 +134,10 @@ def keep_groups_apart(x: jax.Array, groups: int) -> jax.Array:
 
   TPUs want the groups of such features apart. Without this, XLA copies the
   activated features to that layout and keeps the copy for the backward pass;
-  with it, the operation before writes them so, and the one after their
-  gradient. Groups must be of whole lanes,
-  128 channels, or nothing changes. Programs that do not differentiate are as
-  without it. `jax.export` refuses gradients with layouts for TPUs, unless
-  `disabled_checks` has
+  with it, the operation before writes them so, and the one after writes their
+  gradient so. Nothing changes unless groups are of whole lanes, multiples of
+  128 channels, or in programs that do not differentiate. `jax.export` refuses
+  gradients with layouts for TPUs, unless `disabled_checks` has
   `jax.export.DisabledSafetyCheck.custom_call('LayoutConstraint')`.
 
   Args:

@@ -71,18 +71,18 @@ class WSConv2D(hk.Module):
     self.standardized = standardized
 
   def __call__(
-    self, x: jax.Array, weights: tuple[jax.Array, jax.Array] | None = None
+    self, x: jax.Array, params: tuple[jax.Array, jax.Array] | None = None
   ) -> jax.Array:
     """Convolves images.
 
     Args:
       x: inputs `[B, H, W, I]`.
-      weights: result of `weights`; None calls it.
+      params: result of `weight_and_bias`, which is called if None.
 
     Returns:
       `[B, H', W', O]`, of the dtype of `x`.
     """
-    w, bias = weights or self.weights(x.shape[3], x.dtype)
+    w, bias = params or self.weight_and_bias(x.shape[3], x.dtype)
     out = convolution.conv2d(x, w, self.stride, self.groups, self.padding)
     return convolution.add_bias(out, bias)
 
@@ -103,10 +103,10 @@ class WSConv2D(hk.Module):
         f'with_mean is for 1×1 convolutions, not for kernel_size '
         f'{self.kernel_size}, stride {self.stride} and groups {self.groups}'
       )
-    weights = self.weights(x.shape[3], x.dtype)
-    return convolution.pointwise_with_mean(x, *weights)
+    w, bias = self.weight_and_bias(x.shape[3], x.dtype)
+    return convolution.pointwise_with_mean(x, w, bias)
 
-  def weights(
+  def weight_and_bias(
     self, in_channels: int, dtype: jax.typing.DTypeLike
   ) -> tuple[jax.Array, jax.Array]:
     """Returns the standardised weight and the bias.

@@ -54,8 +54,8 @@ from nfnets_jax.models.settings import NFNetSettings
 # pixels only add products.
 _MANY_IMAGES = 64
 
-# Weights and biases of convolutions.
-_Weights = Sequence[tuple[jax.Array, jax.Array]]
+# The weight and bias of each convolution.
+_Params = Sequence[tuple[jax.Array, jax.Array]]
 
 
 class NFBlock(hk.Module):
@@ -177,37 +177,36 @@ class NFNet(residual_net.ResidualNet):
     self.final_conv = conv(settings.last_channels, 1, name='final_conv')
 
   def _stem(self, x: jax.Array, is_training: bool) -> list[jax.Array]:
-    # Haiku's parameters cannot be made inside a branch.
-    channels, stride, weights = x.shape[3], 1, []
+    # Haiku's parameters cannot be created inside a branch.
+    channels, stride, params = x.shape[3], 1, []
     for conv in self.stem:
-      weights.append(conv.weights(channels, x.dtype))
+      params.append(conv.weight_and_bias(channels, x.dtype))
       channels, stride = conv.output_channels, stride * conv.stride
-    known = all(isinstance(n, int) for n in x.shape)  # in exports, some are not
-    if (
-      not known
-      or x.shape[0] >= _MANY_IMAGES
-      or x.shape[1] % stride
-      or x.shape[2] % stride
-    ):
-      return self._stem_of_pixels(x, weights)
+    in_blocks = (
+      all(isinstance(n, int) for n in x.shape)  # else of a program to export
+      and x.shape[0] < _MANY_IMAGES
+      and x.shape[1] % stride == x.shape[2] % stride == 0
+    )
+    if not in_blocks:
+      return self._stem_of_pixels(x, params)
     return lax.platform_dependent(
-      x, weights, tpu=self._stem_of_blocks, default=self._stem_of_pixels
+      x, params, tpu=self._stem_of_blocks, default=self._stem_of_pixels
     )
 
-  def _stem_of_pixels(self, x: jax.Array, weights: _Weights) -> list[jax.Array]:
+  def _stem_of_pixels(self, x: jax.Array, params: _Params) -> list[jax.Array]:
     maps: list[jax.Array] = []
-    for conv, of_conv in zip(self.stem, weights, strict=True):
+    for conv, of_conv in zip(self.stem, params, strict=True):
       maps.append(conv(self.act(maps[-1]) if maps else x, of_conv))
     return maps
 
-  def _stem_of_blocks(self, x: jax.Array, weights: _Weights) -> list[jax.Array]:
+  def _stem_of_blocks(self, x: jax.Array, params: _Params) -> list[jax.Array]:
     """Computes all maps in blocks of the pixels that one of the last covers.
 
     XLA splits images into blocks slowly, so the first convolution reads pixels.
     """
     maps: list[jax.Array] = []
     block, rest = 1, [conv.stride for conv in self.stem]
-    for w, bias in weights:
+    for w, bias in params:
       stride, *rest = rest
       out_block = math.prod(rest)
       x = self.act(x) if maps else x

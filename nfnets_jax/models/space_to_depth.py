@@ -16,9 +16,9 @@ def conv2d(
 ) -> jax.Array:
   """Convolves images stored as blocks of pixels.
 
-  Equals the convolution of the pixels up to rounding.
-  Each position computes all pixels of a block from the blocks around it, so
-  the weight is repeated and padded with zeros.
+  Equals the convolution of the pixels up to rounding. Each position computes
+  all pixels of a block from the blocks around it, so the weight is repeated and
+  padded with zeros.
 
   Args:
     x: inputs in blocks, `[B, H, W, block² · I]`.

@@ -189,14 +189,8 @@ def test_the_layout_of_weights_is_kept_in_training_on_tpus_alone():
 
   w = _normal(0, (3, 3, 2, 6))
   np.testing.assert_array_equal(gradient(w), 2 * w)
-  lowered = {
-    platform: jax.jit(gradient)
-    .trace(w)
-    .lower(lowering_platforms=(platform,))
-    .as_text()
-    for platform in ('cpu', 'tpu', 'cuda')
-  }
   # In the forward and the backward pass.
+  lowered = forms.lowered(gradient, w)
   counts = {k: x.count('@LayoutConstraint') for k, x in lowered.items()}
   assert counts == {'cpu': 0, 'tpu': 2, 'cuda': 0}
   # Else it could not be exported.
@@ -217,13 +211,7 @@ def test_groups_are_apart_where_tpus_train(groups, counted):
   def gradient(x):
     return jax.grad(lambda x: jnp.sum(forward(x)))(x)
 
-  lowered = {
-    platform: jax.jit(gradient)
-    .trace(x)
-    .lower(lowering_platforms=(platform,))
-    .as_text()
-    for platform in ('cpu', 'tpu', 'cuda')
-  }
+  lowered = forms.lowered(gradient, x)
   counts = {k: x.count('@LayoutConstraint') for k, x in lowered.items()}
   assert counts == {'cpu': 0, 'tpu': counted, 'cuda': 0}
   # Of [B, H, W, groups, C / groups], minor to major.
@@ -259,12 +247,8 @@ def test_gradients_are_widened_by_bits_on_gpus_alone():
   def gradient(dy):
     return jax.vjp(convolution.add_bias, dy, jnp.zeros(4))[1](dy)
 
-  traced = jax.jit(gradient).trace(jnp.ones((2, 3, 3, 4), jnp.bfloat16))
-  uses_bits = {
-    platform: 'bitcast_convert'
-    in traced.lower(lowering_platforms=(platform,)).as_text()
-    for platform in ('cpu', 'tpu', 'cuda')
-  }
+  lowered = forms.lowered(gradient, jnp.ones((2, 3, 3, 4), jnp.bfloat16))
+  uses_bits = {k: 'bitcast_convert' in x for k, x in lowered.items()}
   assert uses_bits == {'cpu': False, 'tpu': False, 'cuda': True}
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from experiments.benchmarks import released, speed
 from nfnets_jax.models import nfnet
-from nfnets_jax.models.settings import NFNetSettings
+from tests import forms
 
 
 def _tiny():
@@ -27,21 +27,14 @@ def test_released_formulation_computes_the_same():
 
 
 def test_released_formulation_is_the_same_on_all_platforms():
-  settings = NFNetSettings(
-    width=(512,),
-    depth=(1,),
-    strides=(1,),
-    group_width=(128,),
-    drop_rate=0.0,
-  )
+  settings = forms.WHOLE_LANES
   net = hk.transform(lambda x: nfnet.NFNet(3, settings)(x, False)['logits'])
   images = jax.ShapeDtypeStruct((2, 16, 16, 3), jnp.float32)
   params = jax.eval_shape(net.init, jax.random.key(0), images)
 
   def convolutions(platform):
     gradient = jax.grad(lambda params, x: jnp.sum(net.apply(params, None, x)))
-    traced = jax.jit(gradient).trace(params, images)
-    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    text = forms.lowered(gradient, params, images)[platform]
     assert '@LayoutConstraint' not in text
     found = re.findall(r'stablehlo.convolution.* : (.*)', text)
     assert len(found) >= 3 * len(settings.stem_width)
